@@ -1,0 +1,88 @@
+"""How one attention weight is stored: ``float16``, or the one-byte logarithmic code ``log8``.
+
+log8 (format version 1): code 0 is zero; codes 1 to 254 are logarithmic levels over
+``2**-16 .. 1``, ``value = 2**(16 * (code - 254) / 253)``; code 255 is NaN (absent). A weight is
+coded by its nearest level in the logarithm; below ``2**-17`` (half the lowest level) it is 0.
+Within the levels the relative error is at most ``2**(8/253) - 1`` = 2.22 %.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Precision = Literal["float16", "log8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+LEVELS = 253
+"""Number of intervals between the lowest (code 1) and the highest level (code 254)."""
+OCTAVES = 16
+LOWEST = 2.0**-OCTAVES
+ZERO_BELOW = LOWEST / 2
+ABSENT = 255
+
+
+def dtype(precision: str) -> np.dtype[np.generic]:
+    """NumPy data type of the stored array."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is one of {', '.join(PRECISIONS)}; got {precision!r}")
+    return np.dtype(np.float16 if precision == "float16" else np.uint8)
+
+
+def log8_table() -> NDArray[np.float32]:
+    """Return the 256-entry table that decodes log8: ``lut[codes]``.
+
+    Examples
+    --------
+    >>> lut = log8_table()
+    >>> float(lut[0]), float(lut[254]), bool(np.isnan(lut[255]))
+    (0.0, 1.0, True)
+    """
+    lut = np.exp2(OCTAVES * (np.arange(256, dtype=np.float64) - 254) / LEVELS)
+    lut[0], lut[ABSENT] = 0.0, np.nan
+    return lut.astype(np.float32)
+
+
+_TABLE = log8_table()
+_TABLE.setflags(write=False)
+
+
+def encode(values: NDArray[np.floating], precision: str) -> NDArray[np.generic]:
+    """Code weights in 0..1 for storage; NaN stays absent.
+
+    Raises
+    ------
+    ValueError
+        If a weight lies outside 0..1 by more than rounding (1e-3).
+    """
+    target = dtype(precision)
+    array = np.asarray(values)
+    if array.size:
+        low, high = np.fmin.reduce(array, axis=None), np.fmax.reduce(array, axis=None)
+        if low < 0 or high > 1 + 1e-3:
+            raise ValueError(f"attention weights lie in 0..1; got {low:.6g} .. {high:.6g}")
+    if precision == "float16":
+        return array.astype(target)
+    work = array.astype(np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        code = np.rint(254 + np.log2(work) * (LEVELS / OCTAVES))
+    code = np.clip(code, 1, 254)
+    code[work < ZERO_BELOW] = 0
+    code[np.isnan(work)] = ABSENT
+    return code.astype(np.uint8)
+
+
+def decode(stored: NDArray[np.generic], precision: str) -> NDArray[np.floating]:
+    """Weights from what is stored: float16 as it is, log8 as float32 through the table."""
+    if precision == "float16":
+        return np.asarray(stored)
+    if precision == "log8":
+        return np.take(_TABLE, cast("NDArray[np.uint8]", stored))
+    raise ValueError(f"precision is one of {', '.join(PRECISIONS)}; got {precision!r}")
+
+
+def absent(precision: str) -> float | int:
+    """Return the stored value of a weight that does not exist: NaN, or code 255."""
+    return ABSENT if precision == "log8" else float("nan")
