@@ -1,0 +1,190 @@
+"""The Zarr groups of an episode: which arrays there are, with dims, coordinates and codecs.
+
+::
+
+    attention.zarr/                     attributes: the episode's description
+      <phase>/attention                 keyframe [step] layer head query key
+      maps/<phase>/<group>/<camera>/{mean,max}   keyframe [step] layer head row col   (log8)
+      policy/{actions,actions_recorded,state,denoising}
+
+Every dimension of every group has a numeric coordinate array beside it, and log8 arrays have
+their decoding table ``lut`` beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from .axes import attention_dims, map_dims
+from .chunking import ChunkPlan, attention_plan, blosc, map_plan
+from .episode import EpisodeSpec, PhaseSpec, spec_to_json
+from .paths import FORMAT_MAJOR, FORMAT_MINOR
+from .precision import absent, dtype, log8_table
+
+MAP_PRECISION = "log8"
+MAP_REDUCTIONS = ("mean", "max")
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyShapes:
+    """Lengths of the policy arrays' axes."""
+
+    horizon: int
+    """Actions in a chunk."""
+    action_dof: int
+    """The policy's action vector, padding included."""
+    recorded_dof: int
+    """The dataset's recorded action vector."""
+    state_dof: int
+    """The dataset's state vector."""
+    denoising_steps: int | None = None
+    """Intermediate action chunks kept per keyframe; None keeps none."""
+
+
+def create_arrays(path: Path, spec: EpisodeSpec, policy: PolicyShapes) -> None:
+    """Define every array of an episode, empty, with coordinates and consolidated metadata."""
+    root = zarr.open_group(str(path), mode="w-", zarr_format=3)
+    root.attrs.update(
+        {
+            "attnstore_format": [FORMAT_MAJOR, FORMAT_MINOR],
+            "attnstore_episode": spec_to_json(spec),
+        }
+    )
+    for phase in spec.phases.values():
+        _create_phase(root, spec, phase)
+    _create_policy(root, spec, policy)
+    zarr.consolidate_metadata(root.store)
+
+
+def _create_phase(root: Any, spec: EpisodeSpec, phase: PhaseSpec) -> None:
+    count = len(spec.frames)
+    plan = attention_plan(
+        phase.phase, count, phase.steps, phase.layers, phase.heads, len(phase.query), len(phase.key)
+    )
+    group = root.create_group(phase.phase)
+    dims = attention_dims(phase.phase)
+    description = f"{phase.phase} attention weights; rows over key sum to 1; absent tokens are NaN"
+    _attention_like(group, "attention", plan, dims, spec.precision, description)
+    _coordinates(group, dims, plan.shape, spec)
+    for camera in phase.cameras:
+        grid = spec.geometry[camera].grid
+        shape = map_plan(phase.phase, count, phase.steps, phase.layers, phase.heads, grid)
+        dims = map_dims(phase.phase)
+        for query_group in phase.query_groups:
+            maps = root.create_group(f"maps/{phase.phase}/{query_group}/{camera}")
+            for reduction in MAP_REDUCTIONS:
+                text = f"{reduction} over the {query_group} tokens of their attention to {camera}"
+                _attention_like(maps, reduction, shape, dims, MAP_PRECISION, text)
+            _coordinates(maps, dims, shape.shape, spec)
+
+
+def _create_policy(root: Any, spec: EpisodeSpec, shapes: PolicyShapes) -> None:
+    count = len(spec.frames)
+    group = root.create_group("policy")
+    definitions: dict[str, tuple[Sequence[str], tuple[int, ...], str]] = {
+        "actions": (
+            ("keyframe", "horizon", "action_dof"),
+            (count, shapes.horizon, shapes.action_dof),
+            "the policy's action chunk, in its normalised units",
+        ),
+        "actions_recorded": (
+            ("keyframe", "recorded_dof"),
+            (count, shapes.recorded_dof),
+            "the action recorded in the dataset at the keyframe, in the dataset's units",
+        ),
+        "state": (
+            ("keyframe", "state_dof"),
+            (count, shapes.state_dof),
+            "the robot state recorded at the keyframe, in the dataset's units",
+        ),
+    }
+    if shapes.denoising_steps is not None:
+        definitions["denoising"] = (
+            ("keyframe", "step", "horizon", "action_dof"),
+            (count, shapes.denoising_steps, shapes.horizon, shapes.action_dof),
+            "the action chunk after each denoising step, in the policy's normalised units",
+        )
+    coordinates: dict[str, int] = {}
+    for name, (dims, shape, text) in definitions.items():
+        if 0 in shape:
+            continue
+        array = group.create_array(
+            name,
+            shape=shape,
+            chunks=shape,
+            dtype="float32",
+            compressors=(BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), Crc32cCodec()),
+            fill_value=float("nan"),
+            dimension_names=dims,
+        )
+        array.attrs.update({"description": text, "coordinates": "frame"})
+        coordinates.update(zip(dims, shape, strict=True))
+    _coordinates(group, tuple(coordinates), tuple(coordinates.values()), spec)
+
+
+def _attention_like(
+    group: Any,
+    name: str,
+    plan: ChunkPlan,
+    dims: Sequence[str],
+    precision: str,
+    description: str,
+) -> None:
+    array = group.create_array(
+        name,
+        shape=plan.shape,
+        chunks=plan.chunk,
+        shards=plan.shard,
+        dtype=dtype(precision),
+        # crc32c last: without it, flipped bytes inside a Blosc frame decode without an error.
+        compressors=(BloscCodec(**blosc(precision)), Crc32cCodec()),
+        fill_value=absent(precision),
+        dimension_names=dims,
+    )
+    array.attrs.update({"description": description, "precision": precision, "coordinates": "frame"})
+    if precision == "log8" and "lut" not in group:
+        array.attrs["decode"] = "lut[code]"
+        _small(group, "lut", log8_table(), ("code",), "decodes log8: weight = lut[code]")
+        _small(group, "code", np.arange(256, dtype=np.uint8), ("code",), "log8 code")
+
+
+_COORDINATES: Mapping[str, str] = {
+    "keyframe": "ordinal of the keyframe in the episode",
+    "step": "denoising step, 0 is the noisiest; or decoded token, 0 is the first",
+    "layer": "0-based layer",
+    "head": "0-based head",
+    "query": "attending token, aligned over keyframes; spans are in the root's attributes",
+    "key": "attended token, aligned over keyframes; spans are in the root's attributes",
+    "row": "row of the camera's patch grid, 0 at the top",
+    "col": "column of the camera's patch grid, 0 at the left",
+    "horizon": "action in the chunk",
+    "action_dof": "component of the policy's action vector",
+    "recorded_dof": "component of the dataset's action vector",
+    "state_dof": "component of the dataset's state vector",
+}
+
+
+def _coordinates(group: Any, dims: Sequence[str], shape: Sequence[int], spec: EpisodeSpec) -> None:
+    for dim, length in zip(dims, shape, strict=True):
+        _small(group, dim, np.arange(length, dtype=np.int32), (dim,), _COORDINATES[dim])
+    frames = np.asarray(spec.frames, np.int32)
+    _small(group, "frame", frames, ("keyframe",), "frame index in the recording")
+
+
+def _small(group: Any, name: str, data: NDArray[Any], dims: Sequence[str], text: str) -> None:
+    array = group.create_array(
+        name,
+        data=data,
+        chunks=data.shape,
+        compressors=(Crc32cCodec(),),
+        dimension_names=dims,
+    )
+    array.attrs["description"] = text

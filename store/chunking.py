@@ -1,0 +1,94 @@
+"""Chunk and shard shapes, codecs, and the forecast of a run's size.
+
+Shards follow the order in which weights arrive, so nothing is rewritten: one shard per keyframe
+and layer for one-pass phases, one per keyframe and step for stepped ones. Inside a shard a chunk
+is one head's block of 64 query rows and all keys. Measured: docs/decisions/002-chunks.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .axes import STEPPED_PHASES
+from .precision import dtype
+
+QUERY_BLOCK = 64
+MAP_KEYFRAMES = 32
+"""Keyframes in one shard of overview maps; they are kept in memory until it is full."""
+
+EXPECTED_RATIO: Mapping[str, float] = {"float16": 1.3, "log8": 1.2}
+"""Raw stored bytes over compressed bytes for trained attention, the lower end of what was seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkPlan:
+    """Shapes of an array and of its shards and chunks."""
+
+    shape: tuple[int, ...]
+    shard: tuple[int, ...]
+    chunk: tuple[int, ...]
+
+
+def attention_plan(
+    phase: str, keyframes: int, steps: int | None, layers: int, heads: int, query: int, key: int
+) -> ChunkPlan:
+    """Plan a phase's attention array.
+
+    Examples
+    --------
+    >>> attention_plan("prefix", 23, None, 18, 8, 572, 572).shard
+    (1, 1, 8, 576, 572)
+    """
+    rows = min(QUERY_BLOCK, query)
+    padded = -(-query // rows) * rows
+    if phase in STEPPED_PHASES:
+        assert steps is not None
+        return ChunkPlan(
+            (keyframes, steps, layers, heads, query, key),
+            (1, 1, layers, heads, padded, key),
+            (1, 1, 1, 1, rows, key),
+        )
+    return ChunkPlan(
+        (keyframes, layers, heads, query, key), (1, 1, heads, padded, key), (1, 1, 1, rows, key)
+    )
+
+
+def map_plan(
+    phase: str, keyframes: int, steps: int | None, layers: int, heads: int, grid: tuple[int, int]
+) -> ChunkPlan:
+    """Plan an overview map: a chunk holds one step and layer of up to 32 keyframes."""
+    block = min(MAP_KEYFRAMES, keyframes)
+    step: tuple[int, ...] = (steps,) if phase in STEPPED_PHASES and steps is not None else ()
+    return ChunkPlan(
+        (keyframes, *step, layers, heads, *grid),
+        (block, *step, layers, heads, *grid),
+        (block, *(1 for _ in step), 1, heads, *grid),
+    )
+
+
+def blosc(precision: str) -> dict[str, Any]:
+    """Blosc settings: zstd level 1; bit shuffle pays for float16 and costs for log8."""
+    size = dtype(precision).itemsize
+    return {
+        "cname": "zstd",
+        "clevel": 1,
+        "shuffle": "bitshuffle" if size > 1 else "noshuffle",
+        "typesize": size,
+    }
+
+
+def attention_bytes(
+    layers: int, heads: int, query: int, key: int, steps: int | None, precision: str
+) -> int:
+    """Raw stored bytes of one keyframe of one phase.
+
+    Examples
+    --------
+    Pi0.5's prefix without padding, 572 tokens:
+
+    >>> attention_bytes(18, 8, 572, 572, None, "float16")
+    94228992
+    """
+    return layers * heads * query * key * (steps or 1) * dtype(precision).itemsize

@@ -1,0 +1,123 @@
+"""Reading a committed part: its description, its arrays, its tables, its integrity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from .arrays import MAP_PRECISION
+from .commit import Commit, hash_file
+from .engine import Block, Index, open_block
+from .episode import EpisodeSpec, spec_from_json
+from .errors import IntegrityError, NotFoundError
+from .paths import StorePaths, read_json
+from .precision import decode
+from .writer import ARRAYS
+
+
+class Part:
+    """A committed part of an episode, opened lazily; safe to share between threads.
+
+    Parameters
+    ----------
+    paths
+        The store.
+    commit
+        Which revision to read.
+    engine
+        ``tensorstore`` or ``zarr``; None is the default of this process.
+    """
+
+    def __init__(self, paths: StorePaths, commit: Commit, *, engine: str | None = None) -> None:
+        self.commit = commit
+        self.path = commit.directory(paths)
+        self._engine = engine
+        self._blocks: dict[str, Block] = {}
+        self._tables: dict[str, pa.Table] = {}
+
+    @cached_property
+    def spec(self) -> EpisodeSpec:
+        """Description of the episode, from the root group's attributes."""
+        path = self.path / ARRAYS / "zarr.json"
+        if not path.is_file():
+            raise IntegrityError(f"{self._name}: {ARRAYS}/zarr.json is missing")
+        attributes = read_json(path).get("attributes", {})
+        try:
+            return spec_from_json(attributes["attnstore_episode"])
+        except KeyError:
+            raise IntegrityError(f"{path}: no episode description in it") from None
+
+    def block(self, path: str) -> Block:
+        """Open an array by its path in ``attention.zarr``.
+
+        Raises
+        ------
+        NotFoundError
+            If this part has no such array.
+        """
+        block = self._blocks.get(path)
+        if block is None:
+            directory = self.path / ARRAYS / path
+            if not (directory / "zarr.json").is_file():
+                raise NotFoundError(f"{self._name}: no array {path}")
+            block = self._blocks[path] = open_block(directory, engine=self._engine)
+        return block
+
+    def attention(self, phase: str, index: Index) -> NDArray[np.floating]:
+        """Weights of a block of a phase's attention, decoded; absent tokens are NaN."""
+        return decode(self.block(f"{phase}/attention").read(index), self.spec.precision)
+
+    def map(
+        self, phase: str, group: str, camera: str, reduction: str, index: Index
+    ) -> NDArray[np.floating]:
+        """Values of a block of an overview map, float32."""
+        block = self.block(f"maps/{phase}/{group}/{camera}/{reduction}")
+        return decode(block.read(index), MAP_PRECISION)
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read a Parquet table; whole tables are kept."""
+        if name in self._tables:
+            table = self._tables[name]
+            return table.select(list(columns)) if columns else table
+        path = self.path / f"{name}.parquet"
+        if not path.is_file():
+            raise IntegrityError(f"{self._name}: {name}.parquet is missing")
+        try:
+            table = pq.read_table(path, columns=list(columns) if columns else None)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise IntegrityError(f"{path}: {str(error).splitlines()[0]}") from None
+        if columns is None:
+            self._tables[name] = table
+        return table
+
+    def problems(self) -> Iterator[str]:
+        """Check every committed file's presence, size and hash; yield a line per problem."""
+        for file in self.commit.files:
+            path = self.path / file.path
+            where = f"{self._name}: {file.path}"
+            if not path.is_file():
+                yield f"{where}: missing"
+            elif path.stat().st_size != file.size:
+                yield f"{where}: {path.stat().st_size} bytes, {file.size} were committed"
+            elif hash_file(path) != file.sha256:
+                yield f"{where}: its bytes differ from what was committed (SHA-256)"
+
+    @property
+    def _name(self) -> str:
+        name: Any = self.commit.summary.get("name", self.commit.episode)
+        return f"{name} ({self.commit.run}, {self.commit.part}, revision {self.commit.revision})"
+
+
+def resolve(path: Path, root: Path) -> Path:
+    """Resolve `path` and refuse one that leaves `root` through a link."""
+    resolved = path.resolve()
+    if not resolved.is_relative_to(root.resolve()):
+        raise IntegrityError(f"{path} leaves the store")
+    return resolved

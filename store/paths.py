@@ -1,0 +1,237 @@
+"""Where things are in a store, and which names are safe there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .errors import IntegrityError, NotFoundError, UnsupportedFormatError, UsageError
+
+FORMAT_MAJOR = 1
+FORMAT_MINOR = 0
+MARKER = "attnstore.json"
+_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def slug(name: str) -> str:
+    """Safe directory name for a name of any shape: its last parts, then a short digest.
+
+    Examples
+    --------
+    >>> slug("success/2025-12-10/2025-12-10_09-00-39")
+    '2025-12-10_09-00-39-7fb3cb4d'
+    """
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    last = PurePosixPath(name).name or "x"
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._")[:80] or "x"
+    return f"{readable}-{digest}"
+
+
+def check_id(value: str, what: str) -> str:
+    """Return `value` if it is a safe single directory name.
+
+    Raises
+    ------
+    IntegrityError
+        If it could leave the store or is not portable.
+    """
+    if not _SAFE.fullmatch(value):
+        raise IntegrityError(f"{what} must match {_SAFE.pattern}; got {value!r}")
+    return value
+
+
+def check_relative(path: str) -> PurePosixPath:
+    """Return a relative path that stays below its base.
+
+    Raises
+    ------
+    IntegrityError
+        If the path is absolute, empty, or contains ``..`` or a backslash.
+    """
+    pure = PurePosixPath(path)
+    if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path:
+        raise IntegrityError(f"a stored path must be relative and stay below its part; got {path!r}")
+    return pure
+
+
+@dataclass(frozen=True, slots=True)
+class StorePaths:
+    """The directories of one store on a file system."""
+
+    root: Path
+
+    @property
+    def runs(self) -> Path:
+        """Run configurations."""
+        return self.root / "runs"
+
+    @property
+    def commits(self) -> Path:
+        """Commit files: ``commits/<run>/<episode>/<part>/<revision>.json``."""
+        return self.root / "commits"
+
+    @property
+    def data(self) -> Path:
+        """Attempts: ``data/<run>/<episode>/<part>.<attempt>/``."""
+        return self.root / "data"
+
+    @property
+    def quarantine(self) -> Path:
+        """Reasons why an episode was not committed."""
+        return self.root / "quarantine"
+
+    @property
+    def catalog(self) -> Path:
+        """Catalog generations."""
+        return self.root / "catalog"
+
+    def part_commits(self, run: str, episode: str, part: str) -> Path:
+        """Directory of a part's revisions."""
+        return (
+            self.commits
+            / check_id(run, "run id")
+            / check_id(episode, "episode id")
+            / check_id(part, "part")
+        )
+
+    def attempt(self, run: str, episode: str, part: str, attempt: str) -> Path:
+        """Directory of one attempt's data."""
+        leaf = f"{check_id(part, 'part')}.{check_id(attempt, 'attempt id')}"
+        return self.data / check_id(run, "run id") / check_id(episode, "episode id") / leaf
+
+
+def create_store(root: Path) -> StorePaths:
+    """Make an empty store, or open the one that is there.
+
+    Raises
+    ------
+    UsageError
+        If the directory has other content, which is never overwritten.
+    """
+    if (root / MARKER).exists():
+        return open_store(root)
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"{root} is a file; a store is a directory")
+    if root.exists() and any(p.name not in _STORE_ENTRIES for p in root.iterdir()):
+        raise UsageError(
+            f"{root} exists, is not empty and has no {MARKER}; name a new or empty directory"
+        )
+    paths = StorePaths(root)
+    for directory in (paths.runs, paths.commits, paths.data, paths.catalog):
+        directory.mkdir(parents=True, exist_ok=True)
+    marker = {
+        "format": {"major": FORMAT_MAJOR, "minor": FORMAT_MINOR},
+        "store_id": uuid.uuid4().hex,
+        "created": now(),
+    }
+    create_exclusive(root / MARKER, marker)
+    return open_store(root)
+
+
+_STORE_ENTRIES = {MARKER, "runs", "commits", "data", "catalog", "quarantine"}
+
+
+def open_store(root: Path) -> StorePaths:
+    """Open a store and check its format version.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no store at `root`.
+    UnsupportedFormatError
+        If a newer major format version wrote it.
+    IntegrityError
+        If the marker file cannot be read.
+    """
+    marker = root / MARKER
+    if not marker.is_file():
+        what = "no such directory" if not root.exists() else f"it has no {MARKER}"
+        raise NotFoundError(f"{root} is not an attnstore store: {what}")
+    found = read_json(marker)
+    try:
+        major = int(found["format"]["major"])
+    except (KeyError, TypeError, ValueError):
+        raise IntegrityError(f"{marker}: no format version in it") from None
+    if major > FORMAT_MAJOR:
+        raise UnsupportedFormatError(
+            f"{root} has format version {major}; this attnstore reads up to {FORMAT_MAJOR}: "
+            "pip install --upgrade attnstore"
+        )
+    return StorePaths(root)
+
+
+def now() -> str:
+    """Current time, ISO 8601, UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises
+    ------
+    IntegrityError
+        If the file is not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise IntegrityError(f"{path}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise IntegrityError(f"{path}: a JSON object is expected")
+    return value
+
+
+def create_exclusive(path: Path, value: dict[str, Any]) -> bool:
+    """Create a JSON file whole and durable, unless it exists; say whether this call created it.
+
+    The content is written and synced under a temporary name, then hard-linked to `path`: the link
+    either creates the complete file or fails, whoever else tries at the same time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
+    data = (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:
+            # A file system without hard links: exclusive creation. A crash in between leaves a
+            # torn file, which readers ignore; the next writer takes the next revision.
+            try:
+                with path.open("xb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            except FileExistsError:
+                return False
+        sync_directory(path.parent)
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_directory(path: Path) -> None:
+    """Make a directory's entries durable, where the system can."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)

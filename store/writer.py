@@ -1,0 +1,215 @@
+"""Writing one episode of a run: arrays block by block, tables at the end, one commit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from .arrays import MAP_PRECISION, PolicyShapes, create_arrays
+from .axes import STEPPED_PHASES
+from .chunking import MAP_KEYFRAMES
+from .commit import Attempt, Commit
+from .engine import Block, open_block
+from .episode import EpisodeSpec, PhaseSpec
+from .precision import absent, dtype, encode
+from .tables import TABLES, write_table
+from .tokens import Axis, TokenLayout
+
+ARRAYS = "attention.zarr"
+Stored = NDArray[Any]
+
+
+class EpisodeWriter:
+    """Writer of one attempt; one thread writes attention, any thread may add rows.
+
+    Parameters
+    ----------
+    attempt
+        Where to write; published by `commit`.
+    spec
+        What the episode looks like.
+    policy
+        Lengths of the policy arrays.
+    """
+
+    def __init__(self, attempt: Attempt, spec: EpisodeSpec, policy: PolicyShapes) -> None:
+        self.attempt, self.spec = attempt, spec
+        self.path = attempt.path / ARRAYS
+        create_arrays(self.path, spec, policy)
+        self._blocks: dict[str, Block] = {}
+        self._steps: dict[tuple[str, int, int], tuple[Stored, set[int]]] = {}
+        self._maps: dict[tuple[str, int], tuple[Stored, set[int]]] = {}
+        self._rows: dict[str, list[pa.Table]] = {}
+        self._policy: dict[str, Stored] = {}
+        self._lock = threading.Lock()
+
+    def write_attention(
+        self,
+        phase: str,
+        keyframe: int,
+        layer: int,
+        weights: Stored,
+        layout: TokenLayout,
+        step: int | None = None,
+    ) -> None:
+        """Store one layer's weights of one keyframe (and step).
+
+        Parameters
+        ----------
+        weights
+            Already coded at the run's precision, (head, query, key), compact: padding stripped.
+        layout
+            The keyframe's own spans; they are moved to their aligned places.
+        """
+        spec = self.spec.phases[phase]
+        expected = (spec.heads, len(layout.query), len(layout.key))
+        if weights.shape != expected:
+            raise ValueError(f"{phase} layer {layer}: weights are {weights.shape}, the layout is {expected}")
+        block = self._block(f"{phase}/attention")
+        if phase not in STEPPED_PHASES:
+            block.write((keyframe, layer), self._align(spec, weights, layout))
+            self._finished(f"{phase}/attention/c/{keyframe}/{layer}/0/0/0")
+            return
+        assert step is not None
+        key = (phase, keyframe, step)
+        if key not in self._steps:
+            self._steps[key] = (self._empty(spec, (spec.layers, spec.heads)), set())
+        buffer, seen = self._steps[key]
+        self._put(spec, buffer[layer], weights, layout)
+        seen.add(layer)
+        if len(seen) == spec.layers:
+            del self._steps[key]
+            block.write((keyframe, step), buffer)
+            self._finished(f"{phase}/attention/c/{keyframe}/{step}/0/0/0/0")
+
+    def write_map(
+        self, phase: str, group: str, camera: str, reduction: str, keyframe: int, values: Stored
+    ) -> None:
+        """Store an overview map of one keyframe, ([step], layer, head, row, col), weights in 0..1.
+
+        Maps of 32 keyframes share a shard and are kept in memory until it is full.
+        """
+        path = f"maps/{phase}/{group}/{camera}/{reduction}"
+        start = keyframe // MAP_KEYFRAMES * MAP_KEYFRAMES
+        length = min(MAP_KEYFRAMES, len(self.spec.frames) - start)
+        coded = encode(values, MAP_PRECISION)
+        if (path, start) not in self._maps:
+            self._maps[path, start] = (np.empty((length, *coded.shape), coded.dtype), set())
+        buffer, seen = self._maps[path, start]
+        buffer[keyframe - start] = coded
+        seen.add(keyframe)
+        if len(seen) == length:
+            del self._maps[path, start]
+            self._block(path).write((slice(start, start + length),), buffer)
+
+    def write_policy(self, name: str, keyframe: int, values: Stored) -> None:
+        """Store one keyframe of a policy array: actions, actions_recorded, state, denoising."""
+        if values.size == 0:
+            return
+        if name not in self._policy:
+            shape = (len(self.spec.frames), *values.shape)
+            self._policy[name] = np.full(shape, np.nan, np.float32)
+        self._policy[name][keyframe] = values
+
+    def add_rows(self, table: str, columns: Mapping[str, Sequence[Any] | Stored | pa.Array]) -> None:
+        """Append rows to a table; run, episode and variant are filled in."""
+        schema = TABLES[table].schema
+        count = len(next(iter(columns.values())))
+        constant = {"run": self.attempt.run, "episode": self.attempt.episode, "variant": "base"}
+        arrays = []
+        for field in schema:
+            if field.name in columns:
+                values = columns[field.name]
+                if not isinstance(values, pa.Array):
+                    values = pa.array(values, type=field.type, from_pandas=True)
+                arrays.append(values)
+            elif field.name in constant:
+                arrays.append(pa.array([constant[field.name]] * count, field.type))
+            else:
+                raise ValueError(f"table {table}: column {field.name} is missing")
+        with self._lock:
+            self._rows.setdefault(table, []).append(pa.Table.from_arrays(arrays, schema=schema))
+
+    def rows(self, table: str) -> pa.Table:
+        """Return the rows added so far."""
+        with self._lock:
+            parts = self._rows.get(table, [])
+            return pa.concat_tables(parts) if parts else TABLES[table].schema.empty_table()
+
+    def commit(self, summary: Mapping[str, Any] | None = None, *, after: int | None = None) -> Commit:
+        """Write what is buffered, check that nothing is missing, and publish the part.
+
+        Raises
+        ------
+        ValueError
+            If a keyframe's layers, steps or maps did not all arrive.
+        ConflictError
+            If another writer committed first.
+        """
+        if self._steps or self._maps:
+            missing = [f"{k}: {len(s)} arrived" for k, (_, s) in (*self._steps.items(), *self._maps.items())]
+            raise ValueError(f"episode {self.spec.name}: incomplete: {'; '.join(missing[:3])}")
+        for name, values in self._policy.items():
+            self._block(f"policy/{name}").write((slice(None),), values)
+        for table in TABLES:
+            write_table(self.attempt.path / f"{table}.parquet", self.rows(table))
+        spec = self.spec
+        return self.attempt.publish(
+            {
+                "name": spec.name,
+                "outcome": spec.outcome,
+                "instruction": spec.instruction,
+                "task": spec.task,
+                "date": spec.date,
+                "rate": spec.rate,
+                "frames": spec.total_frames,
+                "keyframes": len(spec.frames),
+                "precision": spec.precision,
+                **(summary or {}),
+            },
+            after=after,
+        )
+
+    def _block(self, path: str) -> Block:
+        if path not in self._blocks:
+            self._blocks[path] = open_block(self.path / path, writable=True)
+        return self._blocks[path]
+
+    def _finished(self, relative: str) -> None:
+        file = self.path / relative
+        # A block that holds nothing but the fill value has no file.
+        if file.is_file():
+            self.attempt.finished(file)
+
+    def _empty(self, spec: PhaseSpec, leading: tuple[int, ...]) -> Stored:
+        shape = (*leading, len(spec.query), len(spec.key))
+        return np.full(shape, absent(self.spec.precision), dtype(self.spec.precision))
+
+    def _align(self, spec: PhaseSpec, weights: Stored, layout: TokenLayout) -> Stored:
+        if _same(spec.query.spans, layout.query) and _same(spec.key.spans, layout.key):
+            return weights
+        buffer = self._empty(spec, (spec.heads,))
+        self._put(spec, buffer, weights, layout)
+        return buffer
+
+    @staticmethod
+    def _put(spec: PhaseSpec, buffer: Stored, weights: Stored, layout: TokenLayout) -> None:
+        for stored_q, compact_q in spec.query.place(layout.query):
+            for stored_k, compact_k in spec.key.place(layout.key):
+                buffer[:, stored_q, stored_k] = weights[:, compact_q, compact_k]
+
+
+def _same(aligned: Sequence[Any], axis: Axis) -> bool:
+    return [(s.name, s.start, s.stop) for s in aligned] == [(s.name, s.start, s.stop) for s in axis]
+
+
+def shard_path(root: Path, phase: str, keyframe: int, second: int) -> Path:
+    """File of one shard: `second` is the layer of a one-pass phase, the step of a stepped one."""
+    zeros = "0/0/0/0" if phase in STEPPED_PHASES else "0/0/0"
+    return root / ARRAYS / phase / "attention" / "c" / str(keyframe) / str(second) / zeros
