@@ -1,0 +1,126 @@
+"""Ingesting one episode: describe, act, record, commit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from attnstore.store.commit import Attempt, Commit
+from attnstore.store.errors import AttnstoreError
+from attnstore.store.paths import StorePaths, slug
+from attnstore.store.run import RunConfig
+from attnstore.store.writer import EpisodeWriter
+
+from .datasets.base import Dataset, EpisodeInfo, Frame
+from .keyframes import describe_episode, keyframe_indices, observation
+from .policies.base import Policy
+from .recorder import EpisodeRecorder
+from .writing import WriteQueue
+
+Progress = Callable[[int], None]
+"""Told how many keyframes were recorded since the last call."""
+
+
+class StoppedError(AttnstoreError):
+    """The user interrupted; the episode in flight was given up, committed ones are kept."""
+
+    exit_code = 130
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeJob:
+    """What is common to all episodes of one ingest."""
+
+    paths: StorePaths
+    run: RunConfig
+    batch_size: int = 1
+    variant: str = "base"
+
+    @property
+    def part(self) -> str:
+        """Part that a commit adds."""
+        return self.variant
+
+    def commit_folder(self, name: str) -> tuple[str, str, str]:
+        """Return (run, episode, part) ids of an episode."""
+        return self.run.id, slug(name), self.part
+
+
+def ingest_episode(
+    job: EpisodeJob,
+    policy: Policy,
+    dataset: Dataset,
+    name: str,
+    *,
+    progress: Progress = lambda count: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Commit:
+    """Run the policy on every keyframe of an episode and commit what it attended to.
+
+    Whatever goes wrong, the attempt is removed and nothing that is committed is touched.
+
+    Parameters
+    ----------
+    progress
+        Called after each batch with the number of keyframes.
+    stopped
+        Asked between batches; True gives the episode up.
+
+    Raises
+    ------
+    EpisodeError
+        If the episode is broken.
+    HealthError
+        If the capture fails a check of the health gate.
+    ConflictError
+        If another process committed the episode meanwhile.
+    StoppedError
+        If `stopped` said so.
+    """
+    started = time.monotonic()
+    info = dataset.info(name)
+    indices = keyframe_indices(info.frames, job.run.stride)
+    spec, shapes = describe_episode(
+        info,
+        dataset.frames(name, indices),
+        policy,
+        indices=indices,
+        seed=job.run.seed,
+        precision=job.run.precision,
+    )
+    attempt = Attempt(job.paths, *job.commit_folder(name))
+    try:
+        with WriteQueue() as queue:
+            writer = EpisodeWriter(attempt, spec, shapes)
+            recorder = EpisodeRecorder(policy, writer, queue)
+            keyframe = 0
+            held: list[Frame] = []
+            for frame in dataset.frames(name, indices):
+                held.append(frame)
+                if len(held) == job.batch_size or keyframe + len(held) == len(indices):
+                    if stopped():
+                        raise StoppedError(f"interrupted at keyframe {keyframe} of {name}")
+                    _record(recorder, policy, held, job, info, keyframe)
+                    progress(len(held))
+                    keyframe += len(held)
+                    held = []
+            recorder.finish()
+        seconds = round(time.monotonic() - started, 3)
+        return writer.commit({"seconds": seconds, "dataset": job.run.dataset}, after=0)
+    except BaseException:
+        attempt.discard()
+        raise
+
+
+def _record(
+    recorder: EpisodeRecorder,
+    policy: Policy,
+    frames: Sequence[Frame],
+    job: EpisodeJob,
+    info: EpisodeInfo,
+    first: int,
+) -> None:
+    observations = [observation(frame, info, job.run.seed) for frame in frames]
+    batch = policy.prepare(observations)
+    recorder.run(range(first, first + len(frames)), frames, batch)

@@ -1,0 +1,98 @@
+"""Which frames are keyframes, their noise seeds, and the description of an episode of a run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+
+from attnstore.store.arrays import PolicyShapes
+from attnstore.store.episode import EpisodeSpec, PhaseSpec
+from attnstore.store.errors import EpisodeError
+from attnstore.store.geometry import Geometry
+from attnstore.store.tokens import AlignedAxis, TokenLayout
+
+from .datasets.base import EpisodeInfo, Frame
+from .policies.base import Observation, Policy
+
+
+def keyframe_indices(frames: int, stride: int) -> tuple[int, ...]:
+    """Every `stride`-th frame from the first.
+
+    Examples
+    --------
+    >>> keyframe_indices(20, 8)
+    (0, 8, 16)
+    """
+    return tuple(range(0, frames, stride))
+
+
+def noise_seed(base: int, episode: str, frame: int) -> int:
+    """Seed of a keyframe's noise: the same whatever the batching, the order or the worker.
+
+    Examples
+    --------
+    >>> noise_seed(0, "success/a", 8) == noise_seed(0, "success/a", 8)
+    True
+    """
+    digest = hashlib.sha256(f"{base}\0{episode}\0{frame}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def observation(frame: Frame, info: EpisodeInfo, seed: int) -> Observation:
+    """Return what the policy sees of a frame."""
+    images = {c.camera: c.rgb for c in frame.cameras}
+    return Observation(images, info.instruction, frame.state, noise_seed(seed, info.name, frame.index))
+
+
+def describe_episode(
+    info: EpisodeInfo, frames: Iterator[Frame], policy: Policy, *, indices: Sequence[int], seed: int, precision: str
+) -> tuple[EpisodeSpec, PolicyShapes]:  # fmt: skip
+    """Describe an episode before the policy runs: aligned token layouts, geometry, shapes.
+
+    Raises
+    ------
+    EpisodeError
+        If a camera's image changes its size within the episode.
+    """
+    layouts: dict[str, list[TokenLayout]] = {phase: [] for phase in policy.phases}
+    geometry: Mapping[str, Geometry] = {}
+    seeds, state_dof, recorded_dof = [], 0, 0
+    for frame in frames:
+        sight = observation(frame, info, seed)
+        sample = policy.prepare([sight]).samples[0]
+        for phase, layout in sample.layouts.items():
+            layouts[phase].append(layout)
+        if geometry and sample.geometry != geometry:
+            raise EpisodeError(info.name, f"frame {frame.index}: a camera's image changes its size")
+        geometry, state_dof, recorded_dof = sample.geometry, frame.state.size, frame.action.size
+        seeds.append(sight.seed)
+    phases = {
+        name: PhaseSpec(
+            name,
+            shape.layers,
+            shape.heads,
+            shape.steps,
+            AlignedAxis.over([x.query for x in layouts[name]]),
+            AlignedAxis.over([x.key for x in layouts[name]]),
+            shape.query_groups,
+        )
+        for name, shape in policy.phases.items()
+    }
+    spec = EpisodeSpec(
+        name=info.name,
+        outcome=info.outcome,
+        instruction=info.instruction,
+        frames=tuple(indices),
+        seeds=tuple(seeds),
+        precision=precision,
+        geometry=geometry,
+        phases=phases,
+        task=info.task,
+        date=info.date,
+        rate=info.rate,
+        total_frames=info.frames,
+        attributes=dict(info.attributes),
+    )
+    steps = [s.steps for s in policy.phases.values() if s.steps is not None]
+    kept = steps[0] if steps and policy.denoiser_steps else None
+    return spec, PolicyShapes(policy.horizon, policy.action_dof, recorded_dof, state_dof, kept)

@@ -1,0 +1,217 @@
+"""What a policy adapter says: the seam between model families and capture.
+
+Adapters are found through the entry point group ``attnstore.policies``; its value is a class with
+the `PolicyType` constructor. This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnstore.store.errors import AttnstoreError, NotFoundError, UsageError
+from attnstore.store.geometry import Geometry
+from attnstore.store.tokens import TokenLayout
+
+if TYPE_CHECKING:
+    import torch
+
+ENTRY_POINTS = "attnstore.policies"
+
+
+class PolicyError(AttnstoreError):
+    """A checkpoint cannot be loaded, or the policy cannot take what the dataset gives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the policy sees at one keyframe."""
+
+    images: Mapping[str, NDArray[np.uint8]]
+    """RGB per camera, (height, width, 3), in the policy's camera order."""
+    instruction: str
+    state: NDArray[np.float32]
+    """Robot state, (state_dof,), in the dataset's units."""
+    seed: int
+    """Seed of the initial noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """How one observation of a batch lies in the model's sequences."""
+
+    layouts: Mapping[str, TokenLayout]
+    """Token layout per phase."""
+    geometry: Mapping[str, Geometry]
+    """Per camera."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Model inputs for some observations."""
+
+    inputs: Mapping[str, Any]
+    """Keyword arguments of the policy's own entry point, on its device."""
+    samples: tuple[Sample, ...]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseShape:
+    """Layers, heads and steps that a phase will deliver."""
+
+    layers: int
+    heads: int
+    steps: int | None
+    query_groups: tuple[str, ...]
+    """Query groups that get statistics and overview maps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A module whose forward returns ``(output, weights)``."""
+
+    phase: str
+    layer: int
+    module: torch.nn.Module = field(repr=False)
+
+
+class Policy(Protocol):
+    """A loaded policy. Used from one thread; weights may be loaded at the first `act`."""
+
+    name: str
+    """Adapter name: ``pi0``."""
+    checkpoint: str
+    """Hub id or directory name."""
+    dtype: str
+    """Data type of the weights."""
+    horizon: int
+    """Actions in a chunk."""
+    action_dof: int
+    """Length of an action, padding included."""
+    denoiser_steps: bool
+    """Whether intermediate action chunks can be read (`denoiser`)."""
+
+    @property
+    def phases(self) -> Mapping[str, PhaseShape]:
+        """Shape of every phase that will be captured."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what was loaded."""
+        ...
+
+    def prepare(self, observations: Sequence[Observation]) -> Batch:
+        """Turn observations into model inputs, with their token layouts.
+
+        Raises
+        ------
+        PolicyError
+            If the observations do not fit the policy.
+        """
+        ...
+
+    def act(self, batch: Batch) -> torch.Tensor:
+        """Run the policy: action chunks, (batch, horizon, action_dof), normalised units."""
+        ...
+
+    def watched(self) -> Sequence[Watched]:
+        """List the attention modules, each phase's layers from 0."""
+        ...
+
+    def encoder(self) -> torch.nn.Module | None:
+        """Return the vision tower, called with one image per row; None if it cannot be watched."""
+        ...
+
+    def denoiser(self) -> tuple[torch.nn.Module, int] | None:
+        """Return the module that gets the noisy actions at each step, and which positional or
+        keyword argument they are; None if intermediate actions cannot be read."""
+        ...
+
+    def eager(self) -> AbstractContextManager[None]:
+        """Make the watched modules return weights; whatever it changes, it restores."""
+        ...
+
+
+class PolicyType(Protocol):
+    """How an adapter is constructed by the command line."""
+
+    def __call__(
+        self, checkpoint: str, *, variant: str | None, dtype: str | None, device: str, revision: str | None,
+        options: Mapping[str, str],
+    ) -> Policy: ...  # fmt: skip
+
+
+def policy_names() -> list[str]:
+    """Names of all adapters that are installed, sorted."""
+    return sorted({point.name for point in entry_points(group=ENTRY_POINTS)})
+
+
+def load_policy(
+    name: str,
+    checkpoint: str,
+    *,
+    dtype: str | None = None,
+    device: str = "cpu",
+    revision: str | None = None,
+    options: Mapping[str, str] | None = None,
+) -> Policy:
+    """Load a policy by its adapter's name, ``adapter[:variant]``.
+
+    Raises
+    ------
+    NotFoundError
+        If no such adapter is installed; the message lists those that are.
+    MissingExtraError
+        If the adapter's libraries are not installed.
+    PolicyError
+        If the checkpoint cannot be loaded.
+    """
+    adapter, _, variant = name.partition(":")
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name == adapter:
+            factory = cast(PolicyType, point.load())
+            return factory(
+                checkpoint,
+                variant=variant or None,
+                dtype=dtype,
+                device=device,
+                revision=revision,
+                options=options or {},
+            )
+    raise NotFoundError(f"no policy {adapter!r}; installed: {', '.join(policy_names()) or 'none'}")
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, str]:
+    """Parse ``key=value`` strings of the command line."""
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"a policy option is KEY=VALUE; got {pair!r}")
+        options[key] = value
+    return options
+
+
+def digest_directory(directory: Path) -> str:
+    """SHA-256 over the names and bytes of a checkpoint's files, sorted; hidden files left out."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in directory.rglob("*") if p.is_file()):
+        relative = file.relative_to(directory).as_posix()
+        if any(part.startswith(".") for part in Path(relative).parts):
+            continue
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{relative}\0{content}\n".encode())
+    return digest.hexdigest()

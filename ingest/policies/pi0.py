@@ -1,0 +1,324 @@
+"""Pi0 as transformers implements it: ``PI0ForConditionalGeneration``.
+
+Prefix: ``model.vlm.language_model.layers[i].self_attn``. Suffix, once per denoising step:
+``model.dit.layers[i].self_attn``, whose queries are one state token and the action tokens, and
+whose keys are the prefix followed by them. Sequence: every camera's image tokens, BOS, the
+instruction, a newline, padding on the right. The processor scales an image to fit and pads it at
+the bottom and on the right.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attnstore.store.geometry import Geometry
+from attnstore.store.tokens import Axis, Span, TokenLayout
+
+from ..optional import require
+from .base import Batch, Observation, PhaseShape, PolicyError, Sample, Watched, digest_directory
+from .prompt import text_spans
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Pi0Policy:
+    """Adapter of transformers' Pi0.
+
+    Configuration and processor are read at once; the weights at the first use of `model`.
+
+    Parameters
+    ----------
+    checkpoint
+        Local directory or hub id, with model, processor and tokenizer.
+    dtype
+        Data type of the weights; None keeps the checkpoint's.
+    device
+        Torch device: ``cpu``, ``cuda:0``.
+    revision
+        Hub revision.
+    options
+        ``stats=FILE``: JSON with ``state_mean`` and ``state_std`` where the processor has none;
+        ``steps=N``: denoising steps other than the checkpoint's.
+
+    Raises
+    ------
+    MissingExtraError
+        If torch or transformers is not installed.
+    PolicyError
+        If the checkpoint is not a readable Pi0 checkpoint.
+    """
+
+    name = "pi0"
+    denoiser_steps = True
+
+    def __init__(
+        self,
+        checkpoint: str,
+        *,
+        variant: str | None = None,
+        dtype: str | None = None,
+        device: str = "cpu",
+        revision: str | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
+        if variant is not None:
+            raise PolicyError(f"pi0 has no variants; got {variant!r}")
+        if dtype is not None and dtype not in DTYPES:
+            raise PolicyError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
+        require("torch", "ingest", "policy pi0")
+        transformers = require("transformers", "ingest", "policy pi0")
+        self._directory = _locate(checkpoint, revision)
+        self.checkpoint = Path(checkpoint).name if Path(checkpoint).exists() else checkpoint
+        self.device = device
+        self._options = dict(options or {})
+        try:
+            self.config = transformers.PI0Config.from_pretrained(self._directory)
+            self.processor = transformers.AutoProcessor.from_pretrained(self._directory)
+        except Exception as error:
+            # Whatever transformers raises for a bad file (OSError, ValueError, KeyError, ...) means
+            # the same to the user.
+            raise PolicyError(f"{checkpoint}: not a readable Pi0 checkpoint ({_one_line(error)})") from error
+        if self.config.model_type != "pi0":
+            raise PolicyError(f"{checkpoint}: its config.json is of {self.config.model_type!r}, not 'pi0'")
+        _apply_stats(self.processor, self._options.get("stats"))
+        self._requested_dtype = dtype
+        self.steps = int(self._options.get("steps", self.config.num_inference_steps))
+        self.horizon = int(self.config.chunk_size)
+        self.action_dof = int(self.config.max_action_dim)
+
+    @classmethod
+    def from_model(cls, model: Any, processor: Any, *, checkpoint: str = "in memory") -> Pi0Policy:
+        """Adapt a model and a processor that are loaded already, compiled or not."""
+        policy = cls.__new__(cls)
+        inner = _unwrap(model)
+        policy.checkpoint, policy.device = checkpoint, str(next(inner.parameters()).device)
+        policy.config, policy.processor, policy._options = inner.config, processor, {}
+        policy._requested_dtype = None
+        policy.steps = int(inner.config.num_inference_steps)
+        policy.horizon = int(inner.config.chunk_size)
+        policy.action_dof = int(inner.config.max_action_dim)
+        policy.__dict__["model"] = model
+        return policy
+
+    @cached_property
+    def model(self) -> Any:
+        """The model, loaded at the first use, in evaluation mode."""
+        import torch
+        import transformers
+
+        dtype = getattr(torch, self._requested_dtype) if self._requested_dtype else "auto"
+        try:
+            model = transformers.PI0ForConditionalGeneration.from_pretrained(self._directory, dtype=dtype)
+        except Exception as error:
+            raise PolicyError(f"{self.checkpoint}: weights cannot be loaded ({_one_line(error)})") from error
+        return model.to(self.device).eval()
+
+    @property
+    def dtype(self) -> str:
+        """Data type of the weights: as asked, else the checkpoint's."""
+        if self._requested_dtype is None and "model" in self.__dict__:
+            return str(next(_unwrap(self.model).parameters()).dtype).removeprefix("torch.")
+        return self._requested_dtype or str(self.config.dtype or "float32").removeprefix("torch.")
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the checkpoint directory, or of the weights of a model given in memory."""
+        if hasattr(self, "_directory"):
+            return digest_directory(Path(self._directory))
+        from .fingerprint import digest_parameters
+
+        return digest_parameters(_unwrap(self.model))
+
+    @property
+    def phases(self) -> Mapping[str, PhaseShape]:
+        """Prefix and suffix, from the configuration."""
+        text, expert = self.config.vlm_config.text_config, self.config.dit_config
+        return {
+            "prefix": PhaseShape(text.num_hidden_layers, text.num_attention_heads, None, ("text",)),
+            "suffix": PhaseShape(
+                expert.num_hidden_layers, expert.num_attention_heads, self.steps, ("action",)
+            ),
+        }
+
+    def prepare(self, observations: Sequence[Observation]) -> Batch:
+        """Run the checkpoint's own processor, and read the token layout off its output."""
+        import torch
+
+        try:
+            inputs = self.processor(
+                images=[list(o.images.values()) for o in observations],
+                text=[o.instruction for o in observations],
+                state=np.stack([o.state for o in observations]),
+            )
+        except (ValueError, RuntimeError) as error:
+            raise PolicyError(f"the Pi0 processor refuses the observation: {_one_line(error)}") from error
+        samples = tuple(self._sample(inputs, row, o) for row, o in enumerate(observations))
+        noise = torch.stack([self._noise(o.seed) for o in observations])
+        tensors = {key: value.to(self.device) for key, value in inputs.items()}
+        return Batch({**tensors, "noise": noise.to(self.device)}, samples)
+
+    def act(self, batch: Batch) -> Any:
+        """Sample an action chunk for every observation of the batch."""
+        import torch
+
+        dtype = next(_unwrap(self.model).parameters()).dtype
+        cast = {
+            key: value.to(dtype) if torch.is_floating_point(value) else value
+            for key, value in batch.inputs.items()
+        }
+        return self.model.sample_actions(**cast, num_steps=self.steps)
+
+    def watched(self) -> Sequence[Watched]:
+        """Self-attention of the language model (prefix) and of the expert (suffix)."""
+        core = _unwrap(_unwrap(self.model).model)
+        prefix = _unwrap(_unwrap(core.vlm).language_model).layers
+        suffix = _unwrap(core.dit).layers
+        return [
+            *(Watched("prefix", i, _unwrap(layer).self_attn) for i, layer in enumerate(prefix)),
+            *(Watched("suffix", i, _unwrap(layer).self_attn) for i, layer in enumerate(suffix)),
+        ]
+
+    def encoder(self) -> Any:
+        """SigLIP's vision tower."""
+        return _unwrap(_unwrap(_unwrap(self.model).model).vlm).vision_tower
+
+    def denoiser(self) -> tuple[Any, int]:
+        """Return the embedding that gets (state, noisy actions, time) at each step."""
+        return _unwrap(self.model).embed_action_time, 1
+
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """Eager attention in the language model and the expert, and only there."""
+        core = _unwrap(_unwrap(self.model).model)
+        parts = [_unwrap(_unwrap(core.vlm).language_model), _unwrap(core.dit)]
+        before = [part.config._attn_implementation for part in parts]
+        try:
+            for part in parts:
+                part.set_attn_implementation("eager")
+            yield
+        finally:
+            for part, implementation in zip(parts, before, strict=True):
+                part.set_attn_implementation(implementation)
+
+    def _noise(self, seed: int) -> Any:
+        import torch
+
+        # On the CPU and in float32 whatever the device: the same seed gives the same noise.
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(self.horizon, self.action_dof, generator=generator)
+
+    def _sample(self, inputs: Any, row: int, observation: Observation) -> Sample:
+        geometry = {camera: self._geometry(image.shape[:2]) for camera, image in observation.images.items()}
+        prefix = self._prefix_axis(inputs, row, observation, geometry)
+        suffix = Axis(
+            (
+                Span("state", "state", 0, 1, 0),
+                Span("action", "action", 1, 1 + self.horizon, 1),
+            )
+        )
+        key = prefix.followed_by(suffix, model_offset=int(inputs["input_ids"].shape[1]))
+        return Sample(
+            {"prefix": TokenLayout("prefix", prefix, prefix), "suffix": TokenLayout("suffix", suffix, key)},
+            geometry,
+        )
+
+    def _prefix_axis(
+        self, inputs: Any, row: int, observation: Observation, geometry: Mapping[str, Geometry]
+    ) -> Axis:
+        ids = inputs["input_ids"][row].tolist()
+        valid = inputs["attention_mask"][row].bool().tolist()
+        present = inputs["pixel_attention_mask"][row].tolist()
+        image_id = self.config.vlm_config.image_token_id
+        image_at = [i for i, token in enumerate(ids) if token == image_id and valid[i]]
+        cameras = [c for c, shown in zip(observation.images, present, strict=False) if shown]
+        if not cameras or len(image_at) % len(cameras):
+            raise PolicyError(f"{len(image_at)} image tokens cannot be shared by cameras {cameras}")
+        count = len(image_at) // len(cameras)
+        spans: list[Span] = []
+        for i, camera in enumerate(cameras):
+            run = image_at[i * count : (i + 1) * count]
+            grid = geometry[camera].grid
+            if run[-1] - run[0] + 1 != count or grid[0] * grid[1] != count:
+                raise PolicyError(
+                    f"camera {camera}: {count} image tokens at {run[0]}..{run[-1]}, grid {grid}"
+                )
+            start = spans[-1].stop if spans else 0
+            name = f"image:{camera}"
+            spans.append(Span(name, "image", start, start + count, run[0], camera=camera, grid=grid))
+        text_at = [i for i, shown in enumerate(valid) if shown and ids[i] != image_id]
+        spans += text_spans(self.processor.tokenizer, ids, text_at, start=spans[-1].stop)
+        return Axis(tuple(spans))
+
+    def _geometry(self, source: tuple[int, int]) -> Geometry:
+        from transformers.image_utils import get_image_size_for_max_height_width
+
+        image = self.processor.image_processor
+        size, pad, patch = dict(image.size), dict(image.pad_size), self.config.vlm_config.vision_config.patch_size
+        if "max_height" in size:
+            resized = get_image_size_for_max_height_width(source, size["max_height"], size["max_width"])
+        elif "height" in size:
+            resized = (size["height"], size["width"])
+        else:
+            raise PolicyError(f"the image processor's size {size} is not understood; its geometry is unknown")
+        frame = (int(pad["height"]), int(pad["width"])) if image.do_pad else tuple(resized)
+        count = math.isqrt(int(image.image_seq_length))
+        if (frame[0] // patch) * (frame[1] // patch) != int(image.image_seq_length):
+            raise PolicyError(
+                f"images of {frame} in patches of {patch} are not {count * count} image tokens"
+            )
+        return Geometry.letterbox(
+            (int(source[0]), int(source[1])),
+            (frame[0], frame[1]),
+            (patch, patch),
+            anchor="top-left",
+            resized=(int(resized[0]), int(resized[1])),
+        )
+
+
+def _unwrap(module: Any) -> Any:
+    """Return the module inside `torch.compile`'s wrapper."""
+    return getattr(module, "_orig_mod", module)
+
+
+def _locate(checkpoint: str, revision: str | None) -> str:
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise PolicyError(f"{checkpoint}: no config.json in it; a checkpoint directory is expected")
+        return str(path)
+    if path.exists() or checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1:
+        raise PolicyError(f"{checkpoint}: no such checkpoint directory")
+    hub = require("huggingface_hub", "ingest", "loading a checkpoint from the hub")
+    try:
+        return str(hub.snapshot_download(checkpoint, revision=revision))
+    except Exception as error:
+        raise PolicyError(
+            f"{checkpoint}: neither a directory nor a hub checkpoint that can be fetched ({_one_line(error)})"
+        ) from error
+
+
+def _apply_stats(processor: Any, file: str | None) -> None:
+    if file is not None:
+        try:
+            stats = json.loads(Path(file).read_text())
+            processor.state_mean, processor.state_std = stats["state_mean"], stats["state_std"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PolicyError(f"{file}: JSON with state_mean and state_std is expected ({error!r})") from None
+    if processor.state_mean is None or processor.state_std is None:
+        raise PolicyError(
+            "the checkpoint's processor has no state_mean and state_std, so a robot state cannot be "
+            "normalised: pass --policy-option stats=FILE with those of the training dataset"
+        )
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:240]}" if text else type(error).__name__

@@ -1,0 +1,205 @@
+"""From a policy's forward passes to one episode in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from attnstore.store.episode import EpisodeSpec
+from attnstore.store.statistics import SINK_FRACTION, SINK_THRESHOLD
+from attnstore.store.writer import EpisodeWriter
+
+from .aggregates import episode_stats
+from .capture import Record, Session, capture
+from .datasets.base import Frame
+from .health import check_axes, check_complete, check_rows
+from .policies.base import Batch, Policy
+from .reduction import compact, encode_on_device, reduce
+from .statistics import HeadStatistics, PhaseReductions, SinkStatistics
+from .writing import WriteQueue
+
+
+class EpisodeRecorder:
+    """Runs the policy on batches of keyframes and writes what it attends to.
+
+    Batches are to be given in the order of the keyframes.
+
+    Parameters
+    ----------
+    policy
+        Loaded policy.
+    writer
+        Where the episode goes.
+    queue
+        Takes the weights off the model's thread.
+    """
+
+    def __init__(self, policy: Policy, writer: EpisodeWriter, queue: WriteQueue) -> None:
+        self._policy, self._writer, self._queue = policy, writer, queue
+        self._spec: EpisodeSpec = writer.spec
+        self._shapes = policy.phases
+        self._heads = HeadStatistics(self._spec)
+        self._sinks = SinkStatistics(SINK_THRESHOLD, SINK_FRACTION)
+
+    def run(self, keyframes: Sequence[int], frames: Sequence[Frame], batch: Batch) -> None:
+        """Act on one batch and record it.
+
+        Raises
+        ------
+        HealthError
+            If the capture fails a check of the health gate.
+        """
+        reductions = [
+            {p: PhaseReductions(self._spec.phases[p], s.layouts[p]) for p in self._shapes}
+            for s in batch.samples
+        ]
+        rows: list[list[tuple[float, float]]] = [[] for _ in keyframes]
+
+        def sink(record: Record) -> None:
+            shape = self._shapes[record.phase]
+            for i, (keyframe, sample) in enumerate(zip(keyframes, batch.samples, strict=True)):
+                layout = sample.layouts[record.phase]
+                check_axes(record, layout, shape)
+                weights = compact(record.weights[i], layout)
+                reduction = reduce(weights, layout.query, shape.query_groups)
+                check_rows(record, *reduction.row_sum, keyframe)
+                rows[i].append(reduction.row_sum)
+                reductions[i][record.phase].add(record.layer, record.step, reduction)
+                stored = encode_on_device(weights, self._spec.precision)
+                write = partial(
+                    self._writer.write_attention,
+                    record.phase, keyframe, record.layer, stored, layout, record.step,
+                )  # fmt: skip
+                self._queue.put(write, stored.nbytes)
+
+        with capture(self._policy, sink) as session:
+            actions = self._policy.act(batch)
+        watched = self._policy.encoder() is not None
+        check_complete(session, self._shapes, batch, encoder=watched)
+        self._write_policy(keyframes, frames, actions, session)
+        for i, keyframe in enumerate(keyframes):
+            self._write_keyframe(keyframe, frames[i], batch, i, reductions[i], rows[i])
+
+    def finish(self) -> None:
+        """Wait for the weights to be written, and add the tables over the whole episode."""
+        self._queue.flush()
+        for block in self._sinks.rows():
+            self._writer.add_rows("sinks", block)
+        self._writer.add_rows("episode_stats", episode_stats(self._writer.rows("head_stats")))
+
+    def _write_policy(
+        self, keyframes: Sequence[int], frames: Sequence[Frame], actions: Any, session: Session
+    ) -> None:
+        chunk = actions.detach().float().cpu().numpy()
+        # The input of step s + 1 is the result of step s; the last result is the action itself.
+        noisy = [n.float().cpu().numpy() for n in session.noisy_actions[1:]]
+        denoising = np.stack([*noisy, chunk], axis=1)
+        for i, keyframe in enumerate(keyframes):
+            self._writer.write_policy("actions", keyframe, chunk[i])
+            self._writer.write_policy("actions_recorded", keyframe, frames[i].action)
+            self._writer.write_policy("state", keyframe, frames[i].state)
+            if session.noisy_actions:
+                self._writer.write_policy("denoising", keyframe, denoising[i])
+
+    def _write_keyframe(
+        self,
+        keyframe: int,
+        frame: Frame,
+        batch: Batch,
+        index: int,
+        reductions: dict[str, PhaseReductions],
+        rows: Sequence[tuple[float, float]],
+    ) -> None:
+        spec, writer, sample = self._spec, self._writer, batch.samples[index]
+        for name, phase in reductions.items():
+            for block in self._heads.rows(keyframe, phase):
+                writer.add_rows("head_stats", block)
+            self._sinks.add(phase)
+            for reduction, groups in (("mean", phase.mean), ("max", phase.maximum)):
+                for group, values in groups.items():
+                    for span in phase.layout.key:
+                        if span.camera is None:
+                            continue
+                        maps = phase.maps(values, span)
+                        lead = maps if phase.spec.steps is not None else maps[0]
+                        writer.write_map(name, group, span.camera, reduction, keyframe, lead)
+            layout = sample.layouts[name]
+            for axis, aligned, own in (
+                ("query", phase.spec.query, layout.query),
+                ("key", phase.spec.key, layout.key),
+            ):
+                _write_axis(writer, keyframe, name, axis, aligned, own)
+        writer.add_rows(
+            "keyframes",
+            {
+                "keyframe": [keyframe],
+                "frame": [frame.index],
+                "timestamp": [frame.timestamp],
+                "instruction": [spec.instruction],
+                "seed": [spec.seeds[keyframe]],
+                "state": [frame.state.tolist()],
+                "action_recorded": [frame.action.tolist()],
+                "row_sum_min": [min(low for low, _ in rows)],
+                "row_sum_max": [max(high for _, high in rows)],
+            },
+        )
+        writer.add_rows(
+            "frames",
+            {
+                "keyframe": [keyframe] * len(frame.cameras),
+                "frame": [frame.index] * len(frame.cameras),
+                "camera": [c.camera for c in frame.cameras],
+                "image": [c.data for c in frame.cameras],
+                "media_type": [c.media_type for c in frame.cameras],
+                "height": [c.rgb.shape[0] for c in frame.cameras],
+                "width": [c.rgb.shape[1] for c in frame.cameras],
+                "geometry": [sample.geometry[c.camera].to_json() for c in frame.cameras],
+            },
+        )
+
+
+def _write_axis(
+    writer: EpisodeWriter, keyframe: int, phase: str, axis: str, aligned: Any, own: Any
+) -> None:
+    homes = [aligned[span.name] for span in own]
+    count = len(homes)
+    writer.add_rows(
+        "spans",
+        {
+            "keyframe": [keyframe] * count,
+            "phase": [phase] * count,
+            "axis": [axis] * count,
+            "span": [s.name for s in own],
+            "kind": [s.kind for s in own],
+            "role": [s.role for s in own],
+            "camera": [s.camera for s in own],
+            "start": [h.start for h in homes],
+            "stop": [h.start + len(s) for h, s in zip(homes, own, strict=True)],
+            "reserved_stop": [h.stop for h in homes],
+            "rows": [s.grid[0] if s.grid else None for s in own],
+            "cols": [s.grid[1] if s.grid else None for s in own],
+            "model_start": [s.model_start for s in own],
+        },
+    )
+    tokens = [
+        (home.start + i, span, token)
+        for home, span in zip(homes, own, strict=True)
+        for i, token in enumerate(span.tokens)
+    ]
+    if tokens:
+        writer.add_rows(
+            "tokens",
+            {
+                "keyframe": [keyframe] * len(tokens),
+                "phase": [phase] * len(tokens),
+                "axis": [axis] * len(tokens),
+                "index": [i for i, _, _ in tokens],
+                "span": [s.name for _, s, _ in tokens],
+                "role": [s.role for _, s, _ in tokens],
+                "token_id": [t.id for _, _, t in tokens],
+                "text": [t.text for _, _, t in tokens],
+            },
+        )

@@ -1,0 +1,82 @@
+"""What is taken from a layer's weights on the device, before they leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnstore.store.precision import LEVELS, OCTAVES, ZERO_BELOW, dtype
+from attnstore.store.tokens import Axis, TokenLayout
+
+if TYPE_CHECKING:
+    import torch
+
+Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """Sums over one layer's weights of one sample, from the unrounded values."""
+
+    mean: Mapping[str, Float] = field(repr=False)
+    """Per query group: weights averaged over its tokens, (head, key)."""
+    maximum: Mapping[str, Float] = field(repr=False)
+    """Per query group: largest weight over its tokens, (head, key)."""
+    confidence: Mapping[str, Float] = field(repr=False)
+    """Per query group: mean over its tokens of their largest weight on any key, (head,)."""
+    overall: Float = field(repr=False)
+    """Weights averaged over all valid queries, (head, key)."""
+    row_sum: tuple[float, float]
+    """Smallest and largest sum over keys of a valid query's row; NaN if any weight is NaN."""
+
+
+def compact(weights: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+    """Strip padding: (head, query, key) of the model to that of the layout; a view where possible."""
+    return _take(_take(weights, 1, layout.query), 2, layout.key)
+
+
+def _take(weights: torch.Tensor, dim: int, axis: Axis) -> torch.Tensor:
+    import torch
+
+    parts = [weights.narrow(dim, s.start, s.stop - s.start) for s in axis.model_slices]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def reduce(weights: torch.Tensor, query: Axis, groups: Sequence[str]) -> Reduction:
+    """Reduce compact weights, (head, query, key); sums are in float32."""
+    import torch
+
+    values = weights.float()
+    sums = values.sum(-1)
+    mean, maximum, confidence = {}, {}, {}
+    for group in groups:
+        rows = [values[:, s] for s in query.group(group)]
+        if not rows:
+            continue
+        block = rows[0] if len(rows) == 1 else torch.cat(rows, 1)
+        mean[group] = _numpy(block.mean(1))
+        maximum[group] = _numpy(block.amax(1))
+        confidence[group] = _numpy(block.amax(2).mean(1))
+    low, high = sums.aminmax()
+    return Reduction(mean, maximum, confidence, _numpy(values.mean(1)), (float(low), float(high)))
+
+
+def encode_on_device(weights: torch.Tensor, precision: str) -> NDArray[Any]:
+    """Code weights as `attnstore.store.precision.encode` does, on their device, and fetch them."""
+    import torch
+
+    if precision == "float16":
+        return _numpy(weights.to(torch.float16).contiguous())
+    assert dtype(precision) == np.uint8
+    values = weights.float()
+    code = values.log2().mul_(LEVELS / OCTAVES).add_(254).round_().clamp_(1, 254)
+    code.masked_fill_(values < ZERO_BELOW, 0)
+    return _numpy(code.to(torch.uint8))
+
+
+def _numpy(tensor: torch.Tensor) -> NDArray[Any]:
+    return tensor.cpu().numpy()
