@@ -1,0 +1,100 @@
+"""What a dataset reader gives to the pipeline: the seam between datasets and policies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+OUTCOMES = ("success", "failure", "unknown")
+
+
+@dataclass(frozen=True, slots=True)
+class CameraFrame:
+    """One camera's image at one frame, as read."""
+
+    camera: str
+    data: bytes
+    """Encoded image, the file's own bytes where there is a file."""
+    media_type: str
+    """``image/jpeg`` or ``image/png``."""
+    rgb: NDArray[np.uint8]
+    """Decoded image, (height, width, 3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Everything recorded at one frame of an episode."""
+
+    index: int
+    """0-based frame number in the episode."""
+    cameras: tuple[CameraFrame, ...]
+    """In the order that was asked for: wrist first, then the side camera."""
+    state: NDArray[np.float32]
+    """Robot state, (state_dof,), in the dataset's units."""
+    action: NDArray[np.float32]
+    """Recorded action, (action_dof,), in the dataset's units."""
+    timestamp: float | None = None
+    """Seconds since the episode's first frame, if recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeInfo:
+    """What is known of an episode before its frames are read."""
+
+    name: str
+    """The dataset's own name, unique in it; may contain ``/``: ``success/2025-12-10/2025-...``."""
+    outcome: str
+    """``success``, ``failure`` or ``unknown``."""
+    instruction: str
+    frames: int
+    """Number of frames."""
+    task: str | None = None
+    date: str | None = None
+    """Recording date, ``YYYY-MM-DD``."""
+    rate: float | None = None
+    """Frames per second, if recorded."""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever else the dataset says of the episode; JSON values."""
+
+
+class Dataset(Protocol):
+    """A readable collection of episodes.
+
+    Implementations are cheap to construct, picklable (workers receive them), and hold no open
+    files between calls. They are used from one thread at a time.
+    """
+
+    kind: str
+    """Reader's name on the command line: ``droid``."""
+    name: str
+    """Name of this dataset, part of the run's identity."""
+    cameras: tuple[str, ...]
+    """Camera names in the order in which every frame lists them."""
+
+    def episode_names(self) -> Sequence[str]:
+        """Names of all episodes after the reader's own filters, sorted."""
+        ...
+
+    def info(self, name: str) -> EpisodeInfo:
+        """Check an episode and describe it without decoding its images.
+
+        Raises
+        ------
+        EpisodeError
+            If the episode is broken; the message names the rule, the values and the repair.
+        """
+        ...
+
+    def frames(self, name: str, indices: Sequence[int]) -> Iterator[Frame]:
+        """Yield the asked frames in the given order.
+
+        Raises
+        ------
+        EpisodeError
+            If an image cannot be decoded or a value is missing.
+        """
+        ...

@@ -1,0 +1,167 @@
+"""A camera recorded as a video file, read by exact frame index with PyAV."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from attnstore.store.errors import EpisodeError
+from numpy.typing import NDArray
+from PIL import Image
+
+from .base import CameraFrame
+
+JPEG_QUALITY = 95
+"""Of the JPEG kept for a decoded video frame, without chroma subsampling.
+
+The frame went through a lossy codec already. Measured on toy_cube's videos (640x360): the second
+loss averages 0.6 of 255 levels; a PNG takes 2.1 times the space of the JPEG's 42 kB, and more where
+a real camera's noise survived the first codec. A policy sees ``rgb``, which has no second loss.
+"""
+
+REORDER = 16
+"""Frames looked at past the last one asked: H.264 and HEVC may predict a frame from one that is
+shown up to 16 frames later, whose damage only shows there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """One camera's frames as a video file."""
+
+    episode: str
+    camera: str
+    path: Path
+    length: int
+    """Number of frames, counted."""
+    rate: float | None
+    """Average frames per second, as the container says."""
+
+    def __len__(self) -> int:
+        return self.length
+
+    @property
+    def source(self) -> str:
+        """Directory or kind of file under ``recordings/``."""
+        return "mp4"
+
+    def check_sizes(self) -> None:
+        """Do nothing: a stream has one size, and ``read`` looks at what is decoded."""
+
+    def read(self, indices: Sequence[int]) -> Iterator[CameraFrame]:
+        """Yield the asked frames in the given order.
+
+        Ascending indices take one sequential pass through the file; each step back starts another.
+        ``rgb`` is the decoded video frame, ``data`` a JPEG of it (see `JPEG_QUALITY`). No seeking:
+        seeking lands on timestamps, and timestamps are not frame indices.
+
+        Raises
+        ------
+        EpisodeError
+            If decoding fails, or ends before the frame, or a frame's size differs.
+        """
+        first: tuple[int, ...] | None = None
+        for run in _ascending_runs(indices):
+            for index, rgb in zip(run, self._decode(run), strict=True):
+                first = first or rgb.shape
+                if rgb.shape != first:
+                    raise EpisodeError(
+                        self.episode,
+                        f"all frames of a camera have one size: frame {index} of {self._where} is "
+                        f"{rgb.shape[1]}x{rgb.shape[0]}, the frames before it are "
+                        f"{first[1]}x{first[0]}; re-export the video at one size",
+                    )
+                yield CameraFrame(self.camera, encode(rgb), "image/jpeg", rgb)
+
+    @property
+    def _where(self) -> str:
+        return f"recordings/{self.path.name}"
+
+    def _decode(self, ascending: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+        import av
+
+        wanted = iter(ascending)
+        index = next(wanted, None)
+        position = -1
+        try:
+            with av.open(str(self.path)) as container:
+                stream = container.streams.video[0]
+                stream.thread_type = "AUTO"
+                for position, frame in enumerate(container.decode(stream)):
+                    # The decoder flags the frame whose bits are bad and then predicts up to a
+                    # whole group of unflagged pictures from it: none after it can be trusted.
+                    if frame.is_corrupt:
+                        raise EpisodeError(
+                            self.episode,
+                            f"frame {position} of {self._where} is damaged, and frames after it "
+                            "are predicted from it; copy the file again",
+                        )
+                    if position == index:
+                        yield np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+                        index = next(wanted, None)
+                    elif position >= ascending[-1] + REORDER:
+                        return
+        except av.FFmpegError as error:
+            raise EpisodeError(
+                self.episode,
+                f"{self._where} cannot be decoded after frame {position}: {error.strerror}; "
+                "copy the file again",
+            ) from error
+        if index is not None:
+            raise EpisodeError(
+                self.episode,
+                f"{self._where} has {self.length} frames, but decoding ended after {position + 1}; "
+                "copy the file again",
+            )
+
+
+def open_video(episode: str, camera: str, path: Path) -> Video:
+    """Count a video's frames by walking its packets, without decoding.
+
+    Raises
+    ------
+    EpisodeError
+        If the file is not a readable video, or holds fewer frames than its header announces.
+    """
+    import av
+
+    repair = "copy the file again"
+    where = f"recordings/{path.name} ({path.stat().st_size} bytes)"
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise EpisodeError(episode, f"{where} has no readable video stream; {repair}")
+            stream = container.streams.video[0]
+            announced, rate = stream.frames, stream.average_rate
+            sizes = [(packet.size, packet.is_discard) for packet in container.demux(stream)]
+    except av.FFmpegError as error:
+        raise EpisodeError(
+            episode, f"{where} is not a readable video: {error.strerror}; {repair}"
+        ) from error
+    present = sum(size > 0 for size, _ in sizes)  # the last packet is an empty flush
+    if present < announced:
+        raise EpisodeError(
+            episode,
+            f"{where} is truncated: its header announces {announced} frames, {present} are there; "
+            f"{repair}",
+        )
+    shown = sum(size > 0 and not discarded for size, discarded in sizes)
+    return Video(episode, camera, path, shown, float(rate) if rate else None)
+
+
+def encode(rgb: NDArray[np.uint8]) -> bytes:
+    """Encode an image, (height, width, 3), as the JPEG kept for a video frame."""
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def _ascending_runs(indices: Sequence[int]) -> list[list[int]]:
+    runs: list[list[int]] = []
+    for index in indices:
+        if not runs or index <= runs[-1][-1]:
+            runs.append([])
+        runs[-1].append(index)
+    return runs
