@@ -1,4 +1,10 @@
-"""attnstore: know where robot policies look, and whether it matters."""
+"""attnstore: know where robot policies look, and whether it matters.
+
+>>> import attnstore
+>>> attnstore.open("no-such.attn")
+Traceback (most recent call last):
+attnstore.store.errors.NotFoundError: no-such.attn is not an attnstore store: no such directory
+"""
 
 from __future__ import annotations
 
@@ -10,4 +16,8 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "store" / "paths.py
     # packages beside it (store, query, ...) only through here. docs/decisions/001-layout.md
     __path__.append(str(_checkout))
 
+from attnstore.query import Episode, Store, open  # noqa: E402  needs the path above
+
 __version__ = "0.1.0"
+
+__all__ = ["Episode", "Store", "open"]

@@ -154,7 +154,11 @@ class Pi0Policy:
 
         try:
             inputs = self.processor(
-                images=[list(o.images.values()) for o in observations],
+                # torch warns about arrays that it cannot write to, which decoders return
+                images=[
+                    [np.require(i, requirements=["C", "W"]) for i in o.images.values()]
+                    for o in observations
+                ],
                 text=[o.instruction for o in observations],
                 state=np.stack([o.state for o in observations]),
             )

@@ -1,0 +1,312 @@
+"""``attnstore ingest`` and ``attnstore policies``."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from attnstore.store.errors import AttnstoreError, PartialError, UsageError
+
+from .options import console, json_option, need_store, print_json, size_text, span_text, store_option
+
+if TYPE_CHECKING:
+    from attnstore.ingest.pipeline import Report
+    from attnstore.ingest.plan import Plan
+
+
+@click.group()
+def ingest() -> None:
+    """Run a policy on a dataset's keyframes and store its attention."""
+
+
+@ingest.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--policy", required=True, help="Adapter, or adapter:variant; see `attnstore policies`.")
+@click.option("--checkpoint", required=True, help="Local checkpoint directory, or hub id.")
+@store_option
+@click.option("--revision", help="Hub revision of the checkpoint.")
+@click.option("--dtype", help="Data type of the weights.  [default: the checkpoint's]")
+@click.option("--device", default="cpu", show_default=True, help="Torch device; cuda: one per worker.")
+@click.option("--policy-option", "pairs", multiple=True, metavar="KEY=VALUE", help="Adapter option.")
+@click.option("--side", type=click.Choice(["left", "right"]), default="left", show_default=True,
+              help="Side camera: left is varied_camera_1, right is varied_camera_2.")  # fmt: skip
+@click.option("--outcome", type=click.Choice(["success", "failure", "unknown"]), help="Only these episodes.")
+@click.option("--episodes", metavar="GLOB", help="Only episodes whose name, or its last part, matches.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most this many episodes.")
+@click.option("--frames", "frames_rule", type=click.Choice(["strict", "shortest"]), default="strict",
+              show_default=True, help="When cameras and trajectory differ in length.")  # fmt: skip
+@click.option("--dataset-name", help="Name of the dataset in the run.  [default: the directory's]")
+@click.option("--stride", type=click.IntRange(min=1), default=8, show_default=True,
+              help="Frames between keyframes.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["float16", "log8"]), default="float16", show_default=True,
+              help="log8: one byte a weight, relative error at most 2.3 %.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Base of the keyframes' noise seeds.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Keyframes a forward; does not change the results.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Processes, each with its own copy of the policy.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Print the forecast and stop.")
+@click.option("--force", is_flag=True, help="Go on although the forecast exceeds the free disk.")
+@json_option
+def droid(
+    path: Path,
+    policy: str,
+    checkpoint: str,
+    store: Path | None,
+    revision: str | None,
+    dtype: str | None,
+    device: str,
+    pairs: tuple[str, ...],
+    side: str,
+    outcome: str | None,
+    episodes: str | None,
+    limit: int | None,
+    frames_rule: str,
+    dataset_name: str | None,
+    stride: int,
+    precision: str,
+    seed: int,
+    batch_size: int,
+    workers: int,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Ingest episodes in the DROID layout: outcome/date/episode below PATH.
+
+    Episodes that the run has already are skipped, so the same command resumes after a crash.
+    Broken episodes are named and the others go on; the exit code is then 5.
+    """
+    from attnstore.ingest.datasets.droid import DroidDataset
+    from attnstore.ingest.policies.base import load_policy, parse_options
+    from attnstore.ingest.workers import PolicySpec
+
+    target = need_store(store)
+    dataset = DroidDataset(
+        path, side=side, outcome=outcome, episodes=episodes, limit=limit, frames=frames_rule, name=dataset_name
+    )  # fmt: skip
+    dataset.episode_names()
+    options = parse_options(pairs)
+    _quiet_libraries()
+    first_device = "cuda:0" if device == "cuda" else device
+    loaded = load_policy(
+        policy, checkpoint, dtype=dtype, device=first_device, revision=revision, options=options
+    )
+    spec = PolicySpec(policy, checkpoint, dtype, revision, options)
+    run_ingest(
+        target, loaded, spec, dataset, stride=stride, precision=precision, seed=seed,
+        batch_size=batch_size, workers=workers, device=device, dry_run=dry_run, force=force,
+        as_json=as_json,
+    )  # fmt: skip
+
+
+def run_ingest(
+    target: Path,
+    policy: Any,
+    spec: Any,
+    dataset: Any,
+    *,
+    stride: int,
+    precision: str,
+    seed: int,
+    batch_size: int,
+    workers: int,
+    device: str,
+    dry_run: bool = False,
+    force: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Forecast, ingest, and say what became of every episode.
+
+    Raises
+    ------
+    PartialError
+        If an episode was not committed.
+    """
+    from attnstore.ingest.episode import EpisodeJob
+    from attnstore.ingest.pipeline import ingest_all, provenance
+    from attnstore.ingest.plan import describe_run, make_plan
+    from attnstore.ingest.workers import ingest_with_workers
+    from attnstore.store.paths import MARKER, StorePaths, create_store
+    from attnstore.store.run import save_run
+
+    run = describe_run(policy, spec.name, dataset, stride=stride, precision=precision, seed=seed)
+    exists = (target / MARKER).exists()
+    paths = StorePaths(target) if dry_run and not exists else create_store(target)
+    job = EpisodeJob(paths, run, batch_size)
+    plan = make_plan(job, policy, dataset)
+    _show_plan(plan, run.id, target, as_json)
+    if not plan.fits and not dry_run and not force:
+        raise AttnstoreError(
+            f"the forecast needs {size_text(plan.stored_bytes)}, {target} has "
+            f"{size_text(plan.free_bytes)} free: use --precision log8, a larger --stride, "
+            "another --store, or --force"
+        )
+    if dry_run:
+        return
+    save_run(paths, run, provenance(policy))
+    with _interrupts() as stopped, _progress(plan) as observer:
+        if workers == 1:
+            report = ingest_all(job, policy, dataset, plan.pending, observer, stopped=stopped)
+        else:
+            report = ingest_with_workers(
+                job, spec, dataset, plan.pending, observer,
+                device=device, workers=workers, stopped=stopped,
+            )  # fmt: skip
+    _conclude(plan, report, target, as_json)
+
+
+def _show_plan(plan: Plan, run: str, target: Path, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            [
+                {
+                    "event": "forecast", "run": run, "episodes": len(plan.pending),
+                    "keyframes": plan.total_keyframes, "bytes": plan.stored_bytes,
+                    "keyframe_bytes": plan.keyframe_bytes, "free_bytes": plan.free_bytes,
+                    "committed": len(plan.committed), "broken": dict(plan.broken),
+                }
+            ]
+        )  # fmt: skip
+        return
+    out = console()
+    out.print(f"run {run} into {target}", markup=False)
+    tokens = ", ".join(f"{p} {q} x {k} tokens" for p, (q, k) in plan.tokens.items())
+    out.print(
+        f"{len(plan.pending)} episodes to do, {plan.total_keyframes} keyframes; "
+        f"{len(plan.committed)} committed already, {len(plan.broken)} broken",
+        markup=False,
+    )
+    if plan.pending:
+        out.print(
+            f"about {size_text(plan.stored_bytes)} to write ({size_text(plan.keyframe_bytes)} a keyframe "
+            f"before compression; {tokens}); {size_text(plan.free_bytes)} free; "
+            "the time is known after the first keyframes",
+            markup=False,
+        )
+    for name, reason in plan.broken.items():
+        out.print(f"broken: {name}: {reason}", markup=False, style="yellow")
+
+
+def _conclude(plan: Plan, report: Report, target: Path, as_json: bool) -> None:
+    done = [o for o in report.outcomes if o.status == "committed"]
+    failed = [(o.name, o.status, o.reason) for o in report.failed]
+    failed += [(name, "broken", reason) for name, reason in plan.broken.items()]
+    if as_json:
+        print_json(
+            {
+                "event": "episode", "name": o.name, "status": o.status, "reason": o.reason,
+                "keyframes": o.keyframes, "bytes": o.bytes, "seconds": o.seconds,
+            }
+            for o in report.outcomes
+        )  # fmt: skip
+    else:
+        total = sum(o.bytes for o in done)
+        seconds = sum(o.seconds for o in done)
+        console().print(
+            f"committed {len(done)} episodes, {sum(o.keyframes for o in done)} keyframes, "
+            f"{size_text(total)} in {span_text(seconds)}",
+            markup=False,
+        )
+    if report.interrupted:
+        click.echo("attnstore: interrupted; committed episodes are kept, the same command resumes", err=True)
+        raise click.exceptions.Exit(130)
+    if failed:
+        lines = "".join(f"\n  {name}: {status}: {reason}" for name, status, reason in failed)
+        raise PartialError(f"{len(failed)} episodes are not in {target}:{lines}")
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """First Ctrl-C or SIGTERM: stop after the keyframe in flight; the second one: at once."""
+    seen = 0
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal seen
+        seen += 1
+        if seen > 1:
+            raise KeyboardInterrupt
+        click.echo("attnstore: stopping after this keyframe; once more stops at once", err=True)
+
+    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: seen > 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _progress(plan: Plan) -> Iterator[Any]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    out = console()
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("keyframes"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=out, disable=not out.is_terminal) as bar:
+        yield _Bar(bar, bar.add_task("ingest", total=plan.total_keyframes))
+
+
+class _Bar:
+    """Shows an ingest as one progress bar, and names what went wrong as it happens."""
+
+    def __init__(self, bar: Any, task: Any) -> None:
+        self._bar, self._task = bar, task
+
+    def started(self, name: str) -> None:
+        self._bar.update(self._task, description=name.rsplit("/", 1)[-1])
+
+    def advanced(self, name: str, keyframes: int) -> None:
+        self._bar.advance(self._task, keyframes)
+
+    def ended(self, outcome: Any) -> None:
+        if outcome.status not in ("committed", "present"):
+            click.echo(f"{outcome.status}: {outcome.name}: {outcome.reason}", err=True)
+
+
+def _quiet_libraries() -> None:
+    """Keep transformers' own progress bars off the terminal; ours says how it goes."""
+    try:
+        from transformers.utils import logging
+    except ImportError:
+        return
+    logging.disable_progress_bar()
+
+
+@click.command()
+@json_option
+def policies(as_json: bool) -> None:
+    """List the policy adapters that are installed."""
+    from importlib.metadata import entry_points
+
+    from attnstore.ingest.policies.base import ENTRY_POINTS
+
+    points = sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name)
+    if not points:
+        raise UsageError("no policy adapter is installed")
+    rows = [{"name": p.name, "adapter": p.value} for p in points]
+    if as_json:
+        print_json(rows)
+    else:
+        for row in rows:
+            click.echo(f"{row['name']:<12} {row['adapter']}")

@@ -1,0 +1,109 @@
+"""``attnstore ls``: what is in a store, and which episodes of a dataset are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from attnstore.store.commit import latest_commit
+from attnstore.store.paths import open_store, read_json, slug
+
+from .options import json_option, need_store, print_json, size_text, store_option
+
+
+@click.command()
+@store_option
+@click.option("--run", help="Only this run.")
+@click.option("--runs", "list_runs", is_flag=True, help="List the runs instead of the episodes.")
+@click.option("--coverage", type=click.Path(path_type=Path), metavar="DATASET",
+              help="Say for every episode of a DROID dataset whether it is ingested.")  # fmt: skip
+@json_option
+def ls(
+    store: Path | None, run: str | None, list_runs: bool, coverage: Path | None, as_json: bool
+) -> None:
+    """List what is in the store."""
+    from attnstore.query import open as open_for_reading
+
+    opened = open_for_reading(need_store(store))
+    if list_runs:
+        rows = []
+        for name in opened.runs:
+            config, provenance = opened.run(name)
+            rows.append(
+                {
+                    "run": name, "policy": config.policy, "checkpoint": config.checkpoint,
+                    "dtype": config.dtype, "dataset": config.dataset, "stride": config.stride,
+                    "precision": config.precision, "seed": config.seed,
+                    "created": provenance.get("created"),
+                }
+            )  # fmt: skip
+        _show(rows, as_json, "no runs")
+    elif coverage is not None:
+        _show(_coverage(opened.paths.root, coverage, [run] if run else opened.runs), as_json, "no episodes")
+    else:
+        rows = [
+            {
+                "run": c.run, "episode": c.summary.get("name"), "outcome": c.summary.get("outcome"),
+                "keyframes": c.summary.get("keyframes"), "part": c.part, "revision": c.revision,
+                "size": sum(f.size for f in c.files), "instruction": c.summary.get("instruction"),
+            }
+            for c in opened.commits()
+            if run in (None, c.run)
+        ]  # fmt: skip
+        _show(rows, as_json, "no committed episodes")
+
+
+def _coverage(root: Path, dataset: Path, runs: list[str]) -> list[dict[str, Any]]:
+    from attnstore.ingest.datasets.droid import DroidDataset
+
+    paths = open_store(root)
+    reasons: dict[tuple[str, str], str] = {}
+    for file in sorted(paths.quarantine.glob("*/*/*.json")):
+        entry = read_json(file)
+        reasons[file.parts[-3], file.parts[-2]] = str(entry.get("reason"))
+    rows = []
+    for name in DroidDataset(dataset).episode_names():
+        for run in runs or [""]:
+            commit = latest_commit(paths, run, slug(name)) if run else None
+            reason = reasons.get((run, slug(name)))
+            status = "committed" if commit else "quarantined" if reason else "missing"
+            rows.append(
+                {
+                    "run": run or None, "episode": name, "status": status,
+                    "keyframes": commit.summary.get("keyframes") if commit else None,
+                    "reason": None if commit else reason,
+                }
+            )  # fmt: skip
+    return rows
+
+
+def _show(rows: list[dict[str, Any]], as_json: bool, nothing: str) -> None:
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        click.echo(nothing)
+        return
+    from rich.console import Console
+
+    table = Table(box=None, pad_edge=False)
+    for name in rows[0]:
+        numeric = all(isinstance(r[name], (int, float, type(None))) for r in rows)
+        # A shortened name cannot be pasted into the next command: only free text may fold.
+        fold = name in ("instruction", "reason")
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=not fold, overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(name, value) for name, value in row.items()))
+    out = Console(highlight=False, markup=False)
+    if not out.is_terminal:
+        out.width = 240
+    out.print(table)
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    return size_text(value) if name == "size" else str(value)

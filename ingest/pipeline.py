@@ -1,0 +1,215 @@
+"""Ingesting a dataset: every pending episode, one after the other or by several workers."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import platform
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal, Protocol
+
+from attnstore.store.commit import Commit, latest_commit
+from attnstore.store.errors import AttnstoreError, ConflictError, EpisodeError, HealthError
+from attnstore.store.paths import StorePaths, create_exclusive, now, slug
+
+from .datasets.base import Dataset
+from .episode import EpisodeJob, StoppedError, ingest_episode
+from .plan import claimed_by_other
+from .policies.base import Policy
+
+_log = logging.getLogger(__name__)
+
+Status = Literal["committed", "present", "broken", "quarantined", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one episode."""
+
+    name: str
+    status: Status
+    reason: str = ""
+    keyframes: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+class Observer(Protocol):
+    """Is told how an ingest goes; called in the thread that called the pipeline."""
+
+    def started(self, name: str) -> None:
+        """An episode was begun."""
+        ...
+
+    def advanced(self, name: str, keyframes: int) -> None:
+        """Keyframes of it were recorded."""
+        ...
+
+    def ended(self, outcome: Outcome) -> None:
+        """It was committed, or was not."""
+        ...
+
+
+class DiskFullError(AttnstoreError):
+    """There is no space left for the store; nothing that is committed is touched."""
+
+
+@dataclass(slots=True)
+class Report:
+    """Outcomes of all episodes, and whether the user interrupted."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    interrupted: bool = False
+
+    @property
+    def failed(self) -> list[Outcome]:
+        """Episodes that are not in the store afterwards."""
+        return [o for o in self.outcomes if o.status not in ("committed", "present")]
+
+
+def ingest_one(
+    job: EpisodeJob,
+    policy: Policy,
+    dataset: Dataset,
+    name: str,
+    *,
+    progress: Callable[[int], None],
+    stopped: Callable[[], bool],
+) -> Outcome:
+    """Ingest an episode and turn what can go wrong with *it* into an outcome.
+
+    Raises
+    ------
+    StoppedError
+        If `stopped` said so.
+    DiskFullError
+        If there is no space left.
+    AttnstoreError
+        What concerns every episode, such as weights that cannot be loaded.
+    """
+    if latest_commit(job.paths, *job.commit_folder(name)) is not None:
+        return Outcome(name, "present")
+    try:
+        commit = ingest_episode(job, policy, dataset, name, progress=progress, stopped=stopped)
+    except ConflictError:
+        return Outcome(name, "present")
+    except EpisodeError as error:
+        return Outcome(name, "broken", error.reason)
+    except HealthError as error:
+        _quarantine(job, name, str(error))
+        return Outcome(name, "quarantined", str(error))
+    except Exception as error:
+        if _is_disk_full(error):
+            raise DiskFullError(
+                f"no space left for {job.paths.root} while writing {name}; committed episodes are "
+                "kept: free space and run the same command again"
+            ) from error
+        if isinstance(error, AttnstoreError):
+            raise
+        # One episode's surprise must not end a night's run; its type and text name the cause.
+        _log.debug("episode %s", name, exc_info=True)
+        text = " ".join(str(error).split())
+        return Outcome(name, "failed", f"{type(error).__name__}: {text[:300]}")
+    return _committed(name, commit)
+
+
+def ingest_all(
+    job: EpisodeJob,
+    policy: Policy,
+    dataset: Dataset,
+    names: Sequence[str],
+    observer: Observer,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Report:
+    """Ingest episodes in this process, in order.
+
+    An episode that another live process of this host is writing is waited for; if that process
+    dies, it is done here.
+    """
+    report = Report()
+    for name in names:
+        while claimed_by_other(job.paths, *job.commit_folder(name)) and not stopped():
+            if latest_commit(job.paths, *job.commit_folder(name)) is not None:
+                break
+            time.sleep(0.2)
+        if stopped():
+            report.interrupted = True
+            break
+        observer.started(name)
+        try:
+            outcome = ingest_one(
+                job, policy, dataset, name,
+                progress=lambda count, name=name: observer.advanced(name, count),  # type: ignore[misc]
+                stopped=stopped,
+            )  # fmt: skip
+        except StoppedError:
+            report.interrupted = True
+            break
+        report.outcomes.append(outcome)
+        observer.ended(outcome)
+    return report
+
+
+def provenance(policy: Policy) -> dict[str, Any]:
+    """Return what is known of how a run was made; does not change its id."""
+    names = ("attnstore", "torch", "transformers", "zarr", "tensorstore", "numpy")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "host": socket.gethostname(),
+        "device": str(getattr(policy, "device", "unknown")),
+    }
+
+
+def _committed(name: str, commit: Commit) -> Outcome:
+    size = sum(f.size for f in commit.files)
+    summary = commit.summary
+    return Outcome(
+        name,
+        "committed",
+        keyframes=int(summary["keyframes"]),
+        bytes=size,
+        seconds=float(summary.get("seconds", 0)),
+    )
+
+
+def _quarantine(job: EpisodeJob, name: str, reason: str) -> None:
+    folder = job.paths.quarantine / job.run.id / slug(name)
+    entry = {"run": job.run.id, "name": name, "reason": reason, "created": now()}
+    for number in range(1, 1_000_000):
+        if create_exclusive(folder / f"{number:06d}.json", entry):
+            return
+
+
+def quarantined(paths: StorePaths) -> list[dict[str, Any]]:
+    """Return why episodes were not committed; those that were committed later are left out."""
+    from attnstore.store.paths import read_json
+
+    found = []
+    for file in sorted(paths.quarantine.glob("*/*/*.json")):
+        run, episode = file.parts[-3], file.parts[-2]
+        if latest_commit(paths, run, episode) is None:
+            found.append(read_json(file))
+    return found
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        # TensorStore reports the system's error as text.
+        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

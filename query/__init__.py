@@ -1,0 +1,8 @@
+"""Answers from a store: slices by name, maps, statistics, SQL. Never imports torch or OpenCV."""
+
+from __future__ import annotations
+
+from .episode import Episode
+from .store import Store, open
+
+__all__ = ["Episode", "Store", "open"]

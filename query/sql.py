@@ -1,0 +1,261 @@
+"""The user's own SQL: run it, and write what it returns."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import IO, Any, Literal, get_args
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from attnstore.store.errors import AttnstoreError, UsageError
+from rich.cells import cell_len, set_cell_size
+
+Format = Literal["table", "ndjson", "csv", "arrow", "parquet"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+ROWS = 10_000
+"""Rows that are Python values at a time."""
+TABLE_ROWS = 200
+"""Rows that ``table`` shows; the other formats write all."""
+CELL = 60
+"""Widest cell of ``table``, in characters."""
+
+
+@contextmanager
+def sql_errors() -> Iterator[None]:
+    """Turn DuckDB's errors into one line each, with DuckDB's own hints.
+
+    Raises
+    ------
+    UsageError
+        If the statement is at fault.
+    AttnstoreError
+        If memory, a file or DuckDB itself is.
+    """
+    try:
+        yield
+    except duckdb.Error as error:
+        raise _one_line(error) from None
+    except (pa.ArrowException, OSError) as error:
+        # What DuckDB meets in the middle of a stream comes through Arrow, as an OSError without
+        # number; a broken pipe has one.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UsageError(" ".join(str(error).split())) from None
+
+
+def _one_line(error: duckdb.Error) -> AttnstoreError:
+    message, _, quotation = str(error).partition("\n\nLINE ")
+    text = "; ".join(line.strip() for line in message.splitlines() if line.strip())
+    if quotation:
+        # DuckDB points at the place with a caret on the line below; say its column instead.
+        head, _, rest = quotation.partition("\n")
+        line, _, _ = head.partition(":")
+        caret = rest.find("^") - len(f"LINE {line}: ")
+        text += f" (line {line}, column {caret + 1})" if caret >= 0 else f" (line {line})"
+    if isinstance(error, duckdb.ProgrammingError | duckdb.DataError | duckdb.NotSupportedError):
+        return UsageError(text)
+    if "Corrupt database file" in text:
+        text += "; `attnstore catalog rebuild` makes the catalog anew"
+    return AttnstoreError(text)
+
+
+def run_query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:
+    """Run SQL on a catalog connection.
+
+    Returns
+    -------
+    The last statement's rows. They are computed when they are fetched, anew each time; ``COPY``
+    and ``CREATE`` run here, at once.
+
+    Raises
+    ------
+    UsageError
+        If the statement is wrong; the message has DuckDB's candidates for a misspelt name.
+    """
+    with sql_errors():
+        if not connection.extract_statements(sql):
+            raise UsageError("there is no SQL statement to run")
+        relation = connection.sql(sql)
+        # DuckDB 1 returns nothing for statements that DuckDB 2 answers with an empty table.
+        return connection.sql("SELECT 0 AS Count LIMIT 0") if relation is None else relation
+
+
+def write_result(relation: duckdb.DuckDBPyRelation, format: Format, stream: IO[bytes]) -> None:
+    r"""Write a query's rows to a binary stream.
+
+    Parameters
+    ----------
+    relation
+        From `run_query`; its rows are fetched here.
+    format
+        ``table`` for people, ``ndjson`` (one JSON object per row; NaN and infinities are null,
+        a MAP is an object, a BLOB is base64), ``csv`` (nested values as JSON), ``arrow`` (IPC
+        stream) or ``parquet``.
+    stream
+        Text is UTF-8 with ``\n`` line ends.
+
+    Raises
+    ------
+    UsageError
+        If the format is unknown, or the rows cannot be computed.
+    """
+    writers = {
+        "table": _write_table,
+        "ndjson": _write_ndjson,
+        "csv": _write_csv,
+        "arrow": _write_arrow,
+        "parquet": _write_parquet,
+    }
+    if format not in writers:
+        raise UsageError(f"a format is one of {', '.join(FORMATS)}; got {format!r}")
+    with sql_errors():
+        writers[format](relation, stream)
+
+
+def _write_arrow(relation: duckdb.DuckDBPyRelation, stream: IO[bytes]) -> None:
+    reader = pa.RecordBatchReader.from_stream(relation)
+    with pa.ipc.new_stream(stream, reader.schema) as writer:
+        for batch in reader:
+            writer.write_batch(batch)
+
+
+def _write_parquet(relation: duckdb.DuckDBPyRelation, stream: IO[bytes]) -> None:
+    reader = pa.RecordBatchReader.from_stream(relation)
+    with pq.ParquetWriter(stream, reader.schema, compression="zstd") as writer:
+        for batch in reader:
+            writer.write_batch(batch)
+
+
+def _write_ndjson(relation: duckdb.DuckDBPyRelation, stream: IO[bytes]) -> None:
+    names = _unique(relation.columns)
+    for row in _json_rows(relation):
+        line = json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, allow_nan=False)
+        stream.write(line.encode() + b"\n")
+
+
+def _write_csv(relation: duckdb.DuckDBPyRelation, stream: IO[bytes]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(relation.columns)
+    for row in _json_rows(relation):
+        writer.writerow([_nested_as_json(v) for v in row])
+        if text.tell() > 1 << 20:
+            _flush(text, stream)
+    _flush(text, stream)
+
+
+def _flush(text: io.StringIO, stream: IO[bytes]) -> None:
+    stream.write(text.getvalue().encode())
+    text.seek(0)
+    text.truncate()
+
+
+def _write_table(relation: duckdb.DuckDBPyRelation, stream: IO[bytes]) -> None:
+    names = relation.columns
+    rows = list(islice(_json_rows(relation), TABLE_ROWS + 1))
+    note = f"{len(rows)} row{'' if len(rows) == 1 else 's'}"
+    if len(rows) > TABLE_ROWS:
+        del rows[TABLE_ROWS:]
+        note = f"the first {TABLE_ROWS} rows; the other formats write all"
+    cells = [[_shown(n) for n in names], *([_shown(v) for v in row] for row in rows)]
+    widths = [max(cell_len(line[i]) for line in cells) for i in range(len(names))]
+    numbers = [all(isinstance(r[i], int | float | None) for r in rows) for i in range(len(names))]
+    lines = [
+        "  ".join(
+            " " * (w - cell_len(c)) + c if number else set_cell_size(c, w)
+            for c, w, number in zip(line, widths, numbers, strict=True)
+        ).rstrip()
+        for line in cells
+    ]
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    stream.write("\n".join([*lines, f"({note})", ""]).encode())
+
+
+def _shown(value: Any) -> str:
+    """Text of a cell. What a store says must not move a terminal's cursor."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(_nested_as_json(value))
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return text if cell_len(text) <= CELL else set_cell_size(text, CELL - 1) + "…"
+
+
+def _nested_as_json(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Column names without repetition: SQL allows ``select 1 as a, 2 as a``, JSON does not."""
+    seen: dict[str, None] = {}
+    for name in names:
+        unique, count = name, 0
+        while unique in seen:
+            count += 1
+            unique = f"{name}_{count}"
+        seen[unique] = None
+    return list(seen)
+
+
+def _json_rows(relation: duckdb.DuckDBPyRelation) -> Iterator[tuple[Any, ...]]:
+    reader = pa.RecordBatchReader.from_stream(relation)
+    # DuckDB's JSON is a string in Arrow.
+    converters = [
+        json.loads if str(kind) == "JSON" else _converter(field.type)
+        for kind, field in zip(relation.types, reader.schema, strict=True)
+    ]
+    for batch in reader:
+        for start in range(0, len(batch), ROWS):
+            part = batch.slice(start, ROWS)
+            yield from zip(
+                *(
+                    [None if v is None else convert(v) for v in column.to_pylist()]
+                    for convert, column in zip(converters, part.columns, strict=True)
+                ),
+                strict=True,
+            )
+
+
+Converter = Callable[[Any], Any]
+
+
+def _converter(kind: pa.DataType) -> Converter:
+    """Make the function that turns a column's Python values into JSON's, NULL apart."""
+    types = pa.types
+    if types.is_map(kind):
+        of_value = _nullable(_converter(kind.item_type))
+        return lambda value: {str(k): of_value(v) for k, v in value}
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        of_item = _nullable(_converter(kind.value_type))
+        return lambda value: [of_item(v) for v in value]
+    if types.is_struct(kind):
+        fields = {field.name: _nullable(_converter(field.type)) for field in kind}
+        return lambda value: {name: convert(value[name]) for name, convert in fields.items()}
+    if types.is_boolean(kind) or types.is_integer(kind):
+        return lambda value: value
+    if types.is_float32(kind):
+        # The shortest decimal that is this float32: 0.1 and not 0.10000000149011612.
+        return lambda value: float(str(np.float32(value))) if math.isfinite(value) else None
+    if types.is_floating(kind):
+        return lambda value: value if math.isfinite(value) else None
+    if types.is_decimal(kind):
+        return lambda value: int(value) if kind.scale == 0 else float(value)
+    if types.is_binary(kind) or types.is_large_binary(kind):
+        return lambda value: base64.b64encode(value).decode()
+    if types.is_timestamp(kind):
+        return lambda value: str(value.isoformat())
+    return str
+
+
+def _nullable(convert: Converter) -> Converter:
+    return lambda value: None if value is None else convert(value)
