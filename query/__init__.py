@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import accessor as _accessor  # noqa: F401  registers .attn
 from .episode import Episode
 from .store import Store, open
 

@@ -77,7 +77,9 @@ def select_tokens(axis: AlignedAxis, group: Group | None, *, where: str) -> Toke
 def check_index(index: int, length: int, what: str) -> int:
     """Return a literal index, negative ones counted from the end; never clamped."""
     if not -length <= index < length:
-        raise SelectionError(f"{what} {index} is out of range: there are {length}, 0 to {length - 1}")
+        raise SelectionError(
+            f"{what} {index} is out of range: there are {length}, 0 to {length - 1}"
+        )
     return index % length
 
 
@@ -93,7 +95,9 @@ def _named(axis: AlignedAxis, group: str, where: str) -> NDArray[np.intp]:
             stop = int(ranged["stop"]) if ranged["stop"] else None
             part = base[start:stop]
             if not len(part):
-                raise SelectionError(f"{where}: {group!r} is empty; {ranged['group']!r} has {len(base)} tokens")
+                raise SelectionError(
+                    f"{where}: {group!r} is empty; {ranged['group']!r} has {len(base)} tokens"
+                )
             return part
     if group.startswith("text:"):
         word = group.removeprefix("text:")
@@ -135,7 +139,10 @@ def _word(axis: AlignedAxis, word: str) -> NDArray[np.intp]:
     text, places = _text(axis)
     hits = re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE)
     found = {
-        index for hit in hits for low, high, index in places if low < hit.end() and high > hit.start()
+        index
+        for hit in hits
+        for low, high, index in places
+        if low < hit.end() and high > hit.start()
     }
     return np.array(sorted(found), np.intp)
 
@@ -154,4 +161,12 @@ def token_labels(spans: Sequence[Span], length: int) -> NDArray[np.str_]:
             else:
                 label = f"{span.name}[{offset}]"
             labels[span.start + offset] = label
+    return labels.astype(np.str_)
+
+
+def span_labels(spans: Sequence[Span], length: int) -> NDArray[np.str_]:
+    """Return the name of the span that each index is in."""
+    labels = np.full(length, "", dtype=object)
+    for span in spans:
+        labels[span.start : span.stop] = span.name
     return labels.astype(np.str_)

@@ -16,8 +16,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from attnstore.store.errors import AttnstoreError, UsageError
 from rich.cells import cell_len, set_cell_size
+
+from attnstore.store.errors import AttnstoreError, UsageError
 
 Format = Literal["table", "ndjson", "csv", "arrow", "parquet"]
 FORMATS: tuple[Format, ...] = get_args(Format)

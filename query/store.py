@@ -67,7 +67,7 @@ class Store:
         return all_commits(self.paths)
 
     def episodes(self, run: str | None = None) -> list[Commit]:
-        """Commits of all episodes' base parts, in order of run and episode."""
+        """Return the commits of all episodes' base parts, in order of run and episode."""
         return [c for c in self.commits() if c.part == "base" and run in (None, c.run)]
 
     def episode(self, name: str, *, run: str | None = None) -> Episode:
@@ -87,17 +87,19 @@ class Store:
         SelectionError
             If several have it; the message lists them.
         """
-        found = [
-            (r, e) for r in ([run] if run else self.runs) for e in self._ids(r, name)
-        ]
+        found = [(r, e) for r in ([run] if run else self.runs) for e in self._ids(r, name)]
         commits = [c for r, e in found if (c := latest_commit(self.paths, r, e)) is not None]
         if not commits:
             known = [str(c.summary.get("name")) for c in self.episodes(run)]
-            shown = ", ".join(known[:5]) + (f", ... ({len(known)} in all)" if len(known) > 5 else "")
+            shown = ", ".join(known[:5]) + (
+                f", ... ({len(known)} in all)" if len(known) > 5 else ""
+            )
             raise NotFoundError(f"no episode {name!r}; there are: {shown or 'none'}")
         if len(commits) > 1:
-            choices = ", ".join(f"{c.summary.get('name')} in run {c.run}" for c in commits)
-            raise SelectionError(f"{name!r} is not one episode: {choices}; name the run or the whole name")
+            choices = ", ".join(sorted(f"{c.summary.get('name')} in run {c.run}" for c in commits))
+            raise SelectionError(
+                f"{name!r} is not one episode: {choices}; name the run or the whole name"
+            )
         return self.from_commit(commits[0])
 
     def from_commit(self, commit: Commit) -> Episode:

@@ -42,6 +42,10 @@ class Part:
         self._blocks: dict[str, Block] = {}
         self._tables: dict[str, pa.Table] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Open arrays stay in their process; another one opens its own.
+        return {**self.__dict__, "_blocks": {}}
+
     @cached_property
     def spec(self) -> EpisodeSpec:
         """Description of the episode, from the root group's attributes."""
@@ -61,12 +65,15 @@ class Part:
         ------
         NotFoundError
             If this part has no such array.
+        IntegrityError
+            If one of its files is missing or has another size than was committed.
         """
         block = self._blocks.get(path)
         if block is None:
             directory = self.path / ARRAYS / path
             if not (directory / "zarr.json").is_file():
                 raise NotFoundError(f"{self._name}: no array {path}")
+            self._check_sizes(f"{ARRAYS}/{path}/")
             block = self._blocks[path] = open_block(directory, engine=self._engine)
         return block
 
@@ -97,17 +104,33 @@ class Part:
             self._tables[name] = table
         return table
 
-    def problems(self) -> Iterator[str]:
-        """Check every committed file's presence, size and hash; yield a line per problem."""
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Check every committed file's presence, size and hash; yield (file, reason)."""
         for file in self.commit.files:
             path = self.path / file.path
-            where = f"{self._name}: {file.path}"
-            if not path.is_file():
-                yield f"{where}: missing"
-            elif path.stat().st_size != file.size:
-                yield f"{where}: {path.stat().st_size} bytes, {file.size} were committed"
-            elif hash_file(path) != file.sha256:
-                yield f"{where}: its bytes differ from what was committed (SHA-256)"
+            try:
+                size = path.stat().st_size
+                if size != file.size:
+                    yield file.path, f"{size} bytes, {file.size} were committed"
+                elif hash_file(path) != file.sha256:
+                    yield file.path, "its bytes differ from what was committed (SHA-256)"
+            except FileNotFoundError:
+                yield file.path, "missing"
+            except OSError as error:
+                yield file.path, f"cannot be read: {error.strerror or error}"
+
+    def _check_sizes(self, below: str) -> None:
+        # To a Zarr reader a shard that is missing (or empty, for zarr-python) is full of NaN.
+        for file in self.commit.files:
+            if file.path.startswith(below):
+                try:
+                    size = (self.path / file.path).stat().st_size
+                except OSError:
+                    raise IntegrityError(f"{self._name}: {file.path} is missing") from None
+                if size != file.size:
+                    raise IntegrityError(
+                        f"{self._name}: {file.path} has {size} bytes, {file.size} were committed"
+                    )
 
     @property
     def _name(self) -> str:

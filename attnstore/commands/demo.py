@@ -15,10 +15,12 @@ from .options import console
 
 QUESTIONS = (
     ("What is in the store?",
-     "select outcome, count(*) episodes, sum(keyframes) keyframes from episodes group by outcome order by 1"),
+     "select outcome, count(*) episodes, sum(keyframes) keyframes from episodes "
+     "group by outcome order by 1"),
     ("Which heads of the prefix look at one place of the wrist camera most sharply?",
-     "select layer, head, round(avg(entropy_mean), 3) entropy, round(avg(camera_mass_mean), 3) on_camera "
-     "from episode_stats where phase = 'prefix' and camera = 'hand_camera' "
+     "select layer, head, round(avg(entropy_mean), 3) entropy, "
+     "round(avg(camera_mass_mean), 3) on_camera from episode_stats "
+     "where phase = 'prefix' and camera = 'hand_camera' "
      "group by layer, head order by entropy limit 5"),
     ("How much attention does the letterbox draw, by camera and layer?",
      "select camera, layer, round(avg(letterbox_mass_mean), 3) letterbox, "
@@ -32,8 +34,13 @@ QUESTIONS = (
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo-output"),
-              show_default=True, help="Directory for checkpoint, store and pictures.")  # fmt: skip
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("demo-output"),
+    show_default=True,
+    help="Directory for checkpoint, store and pictures.",
+)
 def demo(out: Path) -> None:
     """Ingest sample episodes with a tiny Pi0, ask the store, draw images and a video.
 
@@ -61,23 +68,65 @@ def demo(out: Path) -> None:
     say.print(f"\n[bold]2. Ingest[/bold] {sample_path().name} sample: 2 successes, 2 failures")
     spec = PolicySpec("pi0", str(checkpoint), None, None, {})
     run_ingest(
-        store, load_policy("pi0", str(checkpoint)), spec, DroidDataset(sample_path(), name="sample"),
-        stride=8, precision="float16", seed=0, batch_size=4, workers=1, device="cpu",
-    )  # fmt: skip
+        store,
+        load_policy("pi0", str(checkpoint)),
+        spec,
+        DroidDataset(sample_path(), name="sample"),
+        stride=8,
+        precision="float16",
+        seed=0,
+        batch_size=4,
+        workers=1,
+        device="cpu",
+    )
     say.print("\n[bold]3. Ask[/bold] (attnstore sql)")
     for question, query in QUESTIONS:
         click.echo(f"\n-- {question}\n{query};")
         _attnstore("sql", query, "--store", str(store))
     say.print("\n[bold]4. Draw[/bold] (attnstore render; a process without torch)")
     pictures = out / "pictures"
-    _attnstore("render", "images", "--store", str(store), "--out", str(pictures), "--layers", "1,4,5", "--no-heads")
+    _attnstore(
+        "render",
+        "images",
+        "--store",
+        str(store),
+        "--out",
+        str(pictures),
+        "--layers",
+        "1,4,5",
+        "--no-heads",
+    )
     episode = "success/2025-12-10/2025-12-10_09-00-39"
-    _attnstore("render", "images", "--store", str(store), "--out", str(pictures), "--layers", "5", "--episode", episode)
-    _attnstore("render", "video", "--store", str(store), "--out", str(pictures), "--layers", "1,4,5", "--no-heads")
+    _attnstore(
+        "render",
+        "images",
+        "--store",
+        str(store),
+        "--out",
+        str(pictures),
+        "--layers",
+        "5",
+        "--episode",
+        episode,
+    )
+    _attnstore(
+        "render",
+        "video",
+        "--store",
+        str(store),
+        "--out",
+        str(pictures),
+        "--layers",
+        "1,4,5",
+        "--no-heads",
+    )
     folder = pictures / episode
     say.print("\n[bold]Look at[/bold]", highlight=False)
     for path, what in (
-        (folder / "00000" / "prefix_L5_attn_vis_max.jpg", "layer 5's most active head, text to image"),
+        (
+            folder / "00000" / "prefix_L5_attn_vis_max.jpg",
+            "layer 5's most active head, text to image",
+        ),
         (folder / "00000" / "L5_prefix_heads", "every head of layer 5"),
         (folder / "L05_suffix_max.webm", "where the action tokens look, as a video"),
         (store, "the store: open it with attnstore.open, zarr, xarray or duckdb"),

@@ -13,7 +13,15 @@ import click
 
 from attnstore.store.errors import AttnstoreError, PartialError, UsageError
 
-from .options import console, json_option, need_store, print_json, size_text, span_text, store_option
+from .options import (
+    console,
+    json_option,
+    need_store,
+    print_json,
+    size_text,
+    span_text,
+    store_option,
+)
 
 if TYPE_CHECKING:
     from attnstore.ingest.pipeline import Report
@@ -27,26 +35,49 @@ def ingest() -> None:
 
 @ingest.command()
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--policy", required=True, help="Adapter, or adapter:variant; see `attnstore policies`.")
+@click.option(
+    "--policy", required=True, help="Adapter, or adapter:variant; see `attnstore policies`."
+)
 @click.option("--checkpoint", required=True, help="Local checkpoint directory, or hub id.")
 @store_option
 @click.option("--revision", help="Hub revision of the checkpoint.")
 @click.option("--dtype", help="Data type of the weights.  [default: the checkpoint's]")
-@click.option("--device", default="cpu", show_default=True, help="Torch device; cuda: one per worker.")
-@click.option("--policy-option", "pairs", multiple=True, metavar="KEY=VALUE", help="Adapter option.")
+@click.option(
+    "--device", default="cpu", show_default=True, help="Torch device; cuda: one per worker."
+)
+@click.option(
+    "--policy-option", "pairs", multiple=True, metavar="KEY=VALUE", help="Adapter option."
+)
 @click.option("--side", type=click.Choice(["left", "right"]), default="left", show_default=True,
               help="Side camera: left is varied_camera_1, right is varied_camera_2.")  # fmt: skip
-@click.option("--outcome", type=click.Choice(["success", "failure", "unknown"]), help="Only these episodes.")
-@click.option("--episodes", metavar="GLOB", help="Only episodes whose name, or its last part, matches.")
+@click.option(
+    "--outcome", type=click.Choice(["success", "failure", "unknown"]), help="Only these episodes."
+)
+@click.option(
+    "--episodes", metavar="GLOB", help="Only episodes whose name, or its last part, matches."
+)
 @click.option("--limit", type=click.IntRange(min=1), help="At most this many episodes.")
-@click.option("--frames", "frames_rule", type=click.Choice(["strict", "shortest"]), default="strict",
-              show_default=True, help="When cameras and trajectory differ in length.")  # fmt: skip
+@click.option(
+    "--frames",
+    "frames_rule",
+    type=click.Choice(["strict", "shortest"]),
+    default="strict",
+    show_default=True,
+    help="When cameras and trajectory differ in length.",
+)
 @click.option("--dataset-name", help="Name of the dataset in the run.  [default: the directory's]")
 @click.option("--stride", type=click.IntRange(min=1), default=8, show_default=True,
               help="Frames between keyframes.")  # fmt: skip
-@click.option("--precision", type=click.Choice(["float16", "log8"]), default="float16", show_default=True,
-              help="log8: one byte a weight, relative error at most 2.3 %.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Base of the keyframes' noise seeds.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float16", "log8"]),
+    default="float16",
+    show_default=True,
+    help="log8: one byte a weight, relative error at most 2.3 %.",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Base of the keyframes' noise seeds."
+)
 @click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True,
               help="Keyframes a forward; does not change the results.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
@@ -89,8 +120,14 @@ def droid(
 
     target = need_store(store)
     dataset = DroidDataset(
-        path, side=side, outcome=outcome, episodes=episodes, limit=limit, frames=frames_rule, name=dataset_name
-    )  # fmt: skip
+        path,
+        side=side,
+        outcome=outcome,
+        episodes=episodes,
+        limit=limit,
+        frames=frames_rule,
+        name=dataset_name,
+    )
     dataset.episode_names()
     options = parse_options(pairs)
     _quiet_libraries()
@@ -128,6 +165,8 @@ def run_ingest(
     ------
     PartialError
         If an episode was not committed.
+    AttnstoreError
+        If the store cannot be written, or the forecast exceeds the free disk.
     """
     from attnstore.ingest.episode import EpisodeJob
     from attnstore.ingest.pipeline import ingest_all, provenance
@@ -137,8 +176,13 @@ def run_ingest(
     from attnstore.store.run import save_run
 
     run = describe_run(policy, spec.name, dataset, stride=stride, precision=precision, seed=seed)
-    exists = (target / MARKER).exists()
-    paths = StorePaths(target) if dry_run and not exists else create_store(target)
+    if dry_run and not (target / MARKER).exists():
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UsageError(f"{target} exists, is not empty and is no store; name a new directory")
+        paths = StorePaths(target)
+    else:
+        with _writable(target):
+            paths = create_store(target)
     job = EpisodeJob(paths, run, batch_size)
     plan = make_plan(job, policy, dataset)
     _show_plan(plan, run.id, target, as_json)
@@ -150,7 +194,8 @@ def run_ingest(
         )
     if dry_run:
         return
-    save_run(paths, run, provenance(policy))
+    with _writable(target):
+        save_run(paths, run, provenance(policy))
     with _interrupts() as stopped, _progress(plan) as observer:
         if workers == 1:
             report = ingest_all(job, policy, dataset, plan.pending, observer, stopped=stopped)
@@ -185,8 +230,9 @@ def _show_plan(plan: Plan, run: str, target: Path, as_json: bool) -> None:
     )
     if plan.pending:
         out.print(
-            f"about {size_text(plan.stored_bytes)} to write ({size_text(plan.keyframe_bytes)} a keyframe "
-            f"before compression; {tokens}); {size_text(plan.free_bytes)} free; "
+            f"about {size_text(plan.stored_bytes)} to write "
+            f"({size_text(plan.keyframe_bytes)} a keyframe before compression; {tokens}); "
+            f"{size_text(plan.free_bytes)} free; "
             "the time is known after the first keyframes",
             markup=False,
         )
@@ -215,11 +261,22 @@ def _conclude(plan: Plan, report: Report, target: Path, as_json: bool) -> None:
             markup=False,
         )
     if report.interrupted:
-        click.echo("attnstore: interrupted; committed episodes are kept, the same command resumes", err=True)
+        click.echo(
+            "attnstore: interrupted; committed episodes are kept, the same command resumes",
+            err=True,
+        )
         raise click.exceptions.Exit(130)
     if failed:
         lines = "".join(f"\n  {name}: {status}: {reason}" for name, status, reason in failed)
         raise PartialError(f"{len(failed)} episodes are not in {target}:{lines}")
+
+
+@contextlib.contextmanager
+def _writable(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise AttnstoreError(f"{target} cannot be written: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
@@ -290,7 +347,7 @@ def _quiet_libraries() -> None:
         from transformers.utils import logging
     except ImportError:
         return
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers is untyped here
 
 
 @click.command()

@@ -42,7 +42,11 @@ def ls(
             )  # fmt: skip
         _show(rows, as_json, "no runs")
     elif coverage is not None:
-        _show(_coverage(opened.paths.root, coverage, [run] if run else opened.runs), as_json, "no episodes")
+        _show(
+            _coverage(opened.paths.root, coverage, [run] if run else opened.runs),
+            as_json,
+            "no episodes",
+        )
     else:
         rows = [
             {
@@ -94,7 +98,9 @@ def _show(rows: list[dict[str, Any]], as_json: bool, nothing: str) -> None:
         numeric = all(isinstance(r[name], (int, float, type(None))) for r in rows)
         # A shortened name cannot be pasted into the next command: only free text may fold.
         fold = name in ("instruction", "reason")
-        table.add_column(name, justify="right" if numeric else "left", no_wrap=not fold, overflow="fold")
+        table.add_column(
+            name, justify="right" if numeric else "left", no_wrap=not fold, overflow="fold"
+        )
     for row in rows:
         table.add_row(*(_cell(name, value) for name, value in row.items()))
     out = Console(highlight=False, markup=False)

@@ -62,7 +62,9 @@ def need_store(store: Path | None) -> Path:
         If none was named.
     """
     if store is None:
-        raise UsageError(f"no store: pass --store PATH, set ATTNSTORE, or put store = \"PATH\" in {CONFIG}")
+        raise UsageError(
+            f'no store: pass --store PATH, set ATTNSTORE, or put store = "PATH" in {CONFIG}'
+        )
     return store
 
 

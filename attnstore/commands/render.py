@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,105 +22,191 @@ def render() -> None:
     """Draw attention on the camera images, without the policy and without torch."""
 
 
+_OPTIONS = (
+    store_option,
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path, file_okay=False),
+        required=True,
+        help="Directory to write below.",
+    ),
+    click.option("--episode", "episodes", multiple=True, help="Only this episode; repeatable."),
+    click.option("--run", help="Only this run."),
+    click.option(
+        "--where",
+        metavar="SQL",
+        help="Only episodes for which this holds, e.g. \"outcome = 'failure'\".",
+    ),
+    click.option("--layers", metavar="LIST", help="1,4,5,7,10 or 0-17.  [default: all]"),
+    click.option("--phase", "phases", multiple=True, help="Only this phase; repeatable."),
+    click.option("--camera", "cameras", multiple=True, help="Only this camera; repeatable."),
+    click.option(
+        "--reduce",
+        type=click.Choice(["max", "mean"]),
+        default="max",
+        show_default=True,
+        help="Over the query tokens.",
+    ),
+    click.option(
+        "--step", type=int, default=-1, show_default=True, help="Denoising step of the suffix."
+    ),
+    click.option(
+        "--heads/--no-heads", default=True, show_default=True, help="Draw every head too."
+    ),
+    click.option(
+        "--summary/--no-summary",
+        default=True,
+        show_default=True,
+        help="Draw the most active head of each layer.",
+    ),
+    click.option("--cmap", help="Colour map: inferno, viridis, turbo, ..., or the lab's jet."),
+    click.option(
+        "--scale",
+        metavar="frame|video|LOW:HIGH",
+        help="Ends of the colours: per frame, per video, or fixed.  "
+        "[default: frame for images, video for videos]",
+    ),
+    click.option(
+        "--interpolation",
+        type=click.Choice(["bilinear", "nearest"]),
+        default="bilinear",
+        show_default=True,
+        help="Between patches.",
+    ),
+    click.option("--alpha", type=click.FloatRange(0, 1), help="Opacity of the strongest heat."),
+    click.option(
+        "--blend",
+        type=click.Choice(["spotlight", "proportional", "constant"]),
+        default="spotlight",
+        show_default=True,
+        help="How opacity follows heat.",
+    ),
+    click.option(
+        "--width", type=click.IntRange(64, 4096), default=640, show_default=True,
+        help="Width of one image in the picture, in pixels.",
+    ),
+    click.option(
+        "--sink-corrected", is_flag=True, help="Take attention sinks out of the maps, and say so."
+    ),
+    json_option,
+)  # fmt: skip
+
+
 def _shared(function: Any) -> Any:
-    for option in reversed(
-        [
-            store_option,
-            click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True,
-                         help="Directory to write below."),
-            click.option("--episode", "episodes", multiple=True, help="Only this episode; repeatable."),
-            click.option("--run", help="Only this run."),
-            click.option("--where", metavar="SQL", help="Only episodes for which this holds, e.g. \"outcome = 'failure'\"."),
-            click.option("--layers", metavar="LIST", help="Layers: 1,4,5,7,10 or 0-17.  [default: all]"),
-            click.option("--phase", "phases", multiple=True, help="Only this phase; repeatable."),
-            click.option("--camera", "cameras", multiple=True, help="Only this camera; repeatable."),
-            click.option("--reduce", type=click.Choice(["max", "mean"]), default="max", show_default=True,
-                         help="Over the query tokens."),
-            click.option("--step", type=int, default=-1, show_default=True, help="Denoising step of the suffix."),
-            click.option("--heads/--no-heads", default=True, show_default=True, help="Draw every head too."),
-            click.option("--cmap", default="inferno", show_default=True, help="Colour map; jet is the lab's."),
-            click.option("--vmax", type=click.FloatRange(min=0, min_open=True), help="Fixed end of the colour scale."),
-            click.option("--interpolation", type=click.Choice(["bilinear", "nearest"]), default="bilinear",
-                         show_default=True, help="Between patches."),
-            click.option("--alpha", type=click.FloatRange(0, 1), default=0.6, show_default=True,
-                         help="Opacity of the heat."),
-            click.option("--sink-corrected", is_flag=True, help="Take attention sinks out of the maps, and say so."),
-            json_option,
-        ]
-    ):  # fmt: skip
+    for option in reversed(_OPTIONS):
         function = option(function)
     return function
 
 
 @render.command()
 @_shared
-@click.option("--scale", type=click.Choice(["frame", "video"]), default="frame", show_default=True,
-              help="Colour scale per image, or shared by the episode's keyframes.")  # fmt: skip
-@click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of the JPEGs.")
-def images(
-    store: Path | None, out: Path, episodes: tuple[str, ...], run: str | None, where: str | None,
-    as_json: bool, quality: int, **options: Any,
-) -> None:  # fmt: skip
+@click.option(
+    "--format",
+    type=click.Choice(["jpg", "png", "webp"]),
+    default="jpg",
+    show_default=True,
+    help="Of the pictures; the lab's scripts expect jpg.",
+)
+@click.option("--quality", type=click.IntRange(1, 100), help="Of JPEG and WebP.")
+def images(format: str, quality: int | None, **options: Any) -> None:
     """Draw every keyframe: the most active head of each layer, and every head."""
     from attnstore.render.images import render_images
 
-    style = _style(options)
-    for episode, layers, phases in _each(store, episodes, run, where, options):
-        written = render_images(
-            episode, out, layers=layers, phases=phases, cameras=options["cameras"] or None,
-            heads=options["heads"], step=options["step"], style=style, quality=quality,
-        )  # fmt: skip
-        _said(episode, written, out, as_json)
+    extra: dict[str, Any] = {"format": format}
+    if quality is not None:
+        extra["quality"] = quality
+    _draw(render_images, "frame", extra, options)
 
 
 @render.command()
 @_shared
-@click.option("--scale", type=click.Choice(["frame", "video"]), default="video", show_default=True,
-              help="Colour scale per frame, or shared by the video (no flicker).")  # fmt: skip
-@click.option("--codec", type=click.Choice(["vp9", "av1", "h264", "mjpeg"]), default="vp9", show_default=True,
-              help="vp9 and av1 in .webm, h264 in .mp4, mjpeg in .avi.")  # fmt: skip
-@click.option("--fps", type=click.FloatRange(min=0.1), default=4.0, show_default=True, help="Keyframes a second.")
-def video(
-    store: Path | None, out: Path, episodes: tuple[str, ...], run: str | None, where: str | None,
-    as_json: bool, codec: str, fps: float, **options: Any,
-) -> None:  # fmt: skip
+@click.option(
+    "--codec",
+    type=click.Choice(["vp9", "av1", "h264", "mjpeg"]),
+    default="vp9",
+    show_default=True,
+    help="vp9 and av1 in .webm, h264 in .mp4, mjpeg in .avi.",
+)
+@click.option("--fps", type=click.FloatRange(min=0.1), help="Keyframes a second.")
+def video(codec: str, fps: float | None, **options: Any) -> None:
     """Draw an episode's keyframes as videos: the active head of each layer, and every head."""
     from attnstore.render.videos import render_videos
 
-    style = _style(options)
-    for episode, layers, phases in _each(store, episodes, run, where, options):
-        written = render_videos(
-            episode, out, layers=layers, phases=phases, cameras=options["cameras"] or None,
-            heads=options["heads"], step=options["step"], style=style, codec=codec, fps=fps,
-        )  # fmt: skip
-        _said(episode, written, out, as_json)
+    extra: dict[str, Any] = {"codec": codec}
+    if fps is not None:
+        extra["fps"] = fps
+    _draw(render_videos, "video", extra, options)
 
 
-def _style(options: dict[str, Any]) -> Any:
-    from attnstore.render.style import Style
-
-    return Style(
-        cmap=options["cmap"], scale=options["scale"], vmax=options["vmax"], alpha=options["alpha"],
-        interpolation=options["interpolation"], reduce=options["reduce"],
-        sink_corrected=options["sink_corrected"],
-    )  # fmt: skip
-
-
-def _each(
-    store: Path | None,
-    names: tuple[str, ...],
-    run: str | None,
-    where: str | None,
+def _draw(
+    function: Callable[..., list[Path]],
+    scope: str,
+    extra: dict[str, Any],
     options: dict[str, Any],
-) -> Iterable[tuple[Episode, list[int] | None, list[str] | None]]:
+) -> None:
+    from attnstore.render.look import Look
+    from attnstore.render.scale import ColorScale
+
+    changed = {"alpha": options["alpha"], "cmap": options["cmap"]}
+    look = Look(
+        blend=options["blend"],
+        interpolation=options["interpolation"],
+        pane_width=options["width"],
+        **{k: v for k, v in changed.items() if v is not None},
+    )
+    scale = ColorScale.parse(options["scale"] or scope)
+    root = need_store(options["store"])
+    layers = parse_layers(options["layers"])
+    chosen = _episodes(root, options)
+    with _progress(chosen) as progress:
+        for episode in chosen:
+            written = function(
+                episode,
+                options["out"],
+                layers=layers,
+                phases=list(options["phases"]) or None,
+                summary=options["summary"],
+                heads=options["heads"],
+                cameras=list(options["cameras"]) or None,
+                step=options["step"],
+                reduce=options["reduce"],
+                sink_corrected=options["sink_corrected"],
+                look=look,
+                scale=scale,
+                progress=progress(episode.name),
+                **extra,
+            )
+            _said(episode, written, options["out"], options["as_json"])
+
+
+def _episodes(root: Path, options: dict[str, Any]) -> list[Episode]:
     from attnstore.query import open as open_for_reading
 
-    opened = open_for_reading(need_store(store))
-    for episode in select_episodes(opened, names, run, where):
-        phases = list(options["phases"]) or None
-        for phase in phases or []:
+    opened = open_for_reading(root)
+    chosen = select_episodes(opened, options["episodes"], options["run"], options["where"])
+    for episode in chosen:
+        for phase in options["phases"]:
             episode.phase(phase)
-        yield episode, parse_layers(options["layers"]), phases
+    return chosen
+
+
+@contextlib.contextmanager
+def _progress(
+    episodes: list[Episode],
+) -> Iterator[Callable[[str], Callable[[int, int, Path], None]]]:
+    from rich.progress import Progress
+
+    out = console()
+    with Progress(console=out, disable=not out.is_terminal, transient=True) as bar:
+        task = bar.add_task("render", total=None)
+
+        def begin(name: str) -> Callable[[int, int, Path], None]:
+            def advance(done: int, total: int, path: Path) -> None:
+                bar.update(task, description=name, completed=done, total=total)
+
+            return advance
+
+        yield begin
 
 
 def select_episodes(
@@ -141,7 +228,9 @@ def select_episodes(
         kept = set(relation.fetchall())
         chosen = [e for e in chosen if (e.run, e.id) in kept]
     if not chosen:
-        raise NotFoundError(f"no episode to draw in {store.paths.root}" + (f" where {where}" if where else ""))
+        raise NotFoundError(
+            f"no episode to draw in {store.paths.root}" + (f" where {where}" if where else "")
+        )
     return chosen
 
 
@@ -159,13 +248,17 @@ def parse_layers(text: str | None) -> list[int] | None:
     for piece in text.split(","):
         low, dash, high = piece.strip().partition("-")
         if not low.isdigit() or (dash and not high.isdigit()):
-            raise UsageError(f"--layers takes numbers and ranges such as 1,4,5 or 0-17; got {text!r}")
+            raise UsageError(
+                f"--layers takes numbers and ranges such as 1,4,5 or 0-17; got {text!r}"
+            )
         layers |= set(range(int(low), int(high if dash else low) + 1))
     return sorted(layers)
 
 
 def _said(episode: Episode, written: list[Path], out: Path, as_json: bool) -> None:
     if as_json:
-        print_json([{"episode": episode.name, "run": episode.run, "files": [str(p) for p in written]}])
+        print_json(
+            [{"episode": episode.name, "run": episode.run, "files": [str(p) for p in written]}]
+        )
     else:
         console().print(f"{episode.name}: {len(written)} files below {out}", markup=False)

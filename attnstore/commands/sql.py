@@ -25,7 +25,7 @@ from .options import need_store, store_option
 def sql(
     query: str | None, store: Path | None, file: Path | None, form: str | None, output: Path | None
 ) -> None:
-    """Ask the store's tables in SQL; docs/schema.md describes every column.
+    r"""Ask the store's tables in SQL; docs/schema.md describes every column.
 
     \b
     attnstore sql "select outcome, count(*) from episodes group by outcome"
@@ -40,8 +40,6 @@ def sql(
     if form in ("arrow", "parquet") and output is None and sys.stdout.isatty():
         raise UsageError(f"--{form} is binary: name a file with --output, or pipe it")
     relation = open_for_reading(need_store(store)).sql(text)
-    if relation is None:
-        return
     if output is None:
         write_result(relation, form, sys.stdout.buffer)  # type: ignore[arg-type]
         return

@@ -49,8 +49,14 @@ def verify(store: Path | None, run: str | None, episode: str | None, as_json: bo
 
 @click.command()
 @store_option
-@click.option("--lease", type=click.FloatRange(min=0), default=24.0, show_default=True, metavar="HOURS",
-              help="Younger attempts may still be written and are kept.")  # fmt: skip
+@click.option(
+    "--lease",
+    type=click.FloatRange(min=0),
+    default=24.0,
+    show_default=True,
+    metavar="HOURS",
+    help="Younger attempts may still be written and are kept.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be removed.")
 @json_option
 def gc(store: Path | None, lease: float, dry_run: bool, as_json: bool) -> None:
@@ -63,8 +69,9 @@ def gc(store: Path | None, lease: float, dry_run: bool, as_json: bool) -> None:
         return
     verb = "would remove" if dry_run else "removed"
     click.echo(
-        f"{verb} {len(collected.attempts)} attempts, {len(collected.revisions)} replaced revisions, "
-        f"{len(collected.generations)} catalogs, {len(collected.temporary)} temporary files: "
+        f"{verb} {len(collected.attempts)} attempts, "
+        f"{len(collected.revisions)} replaced revisions, {len(collected.generations)} catalogs, "
+        f"{len(collected.temporary)} temporary files: "
         f"{size_text(collected.bytes)}"
     )
 

@@ -31,6 +31,10 @@ class PolicyError(AttnstoreError):
     """A checkpoint cannot be loaded, or the policy cannot take what the dataset gives."""
 
 
+class ObservationError(PolicyError):
+    """The policy cannot take one observation; others may be fine."""
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What the policy sees at one keyframe."""
@@ -117,7 +121,7 @@ class Policy(Protocol):
 
         Raises
         ------
-        PolicyError
+        ObservationError
             If the observations do not fit the policy.
         """
         ...
@@ -135,8 +139,11 @@ class Policy(Protocol):
         ...
 
     def denoiser(self) -> tuple[torch.nn.Module, int] | None:
-        """Return the module that gets the noisy actions at each step, and which positional or
-        keyword argument they are; None if intermediate actions cannot be read."""
+        """Return the module that gets the noisy actions at each step, and their argument's position.
+
+        None if intermediate actions cannot be read. A module that takes them by keyword calls
+        them ``noise``.
+        """
         ...
 
     def eager(self) -> AbstractContextManager[None]:
@@ -148,9 +155,17 @@ class PolicyType(Protocol):
     """How an adapter is constructed by the command line."""
 
     def __call__(
-        self, checkpoint: str, *, variant: str | None, dtype: str | None, device: str, revision: str | None,
+        self,
+        checkpoint: str,
+        *,
+        variant: str | None,
+        dtype: str | None,
+        device: str,
+        revision: str | None,
         options: Mapping[str, str],
-    ) -> Policy: ...  # fmt: skip
+    ) -> Policy:
+        """Load the policy; the weights may wait for the first `Policy.act`."""
+        ...
 
 
 def policy_names() -> list[str]:

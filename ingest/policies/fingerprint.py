@@ -14,5 +14,7 @@ def digest_parameters(model: Any) -> str:
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         data = value.detach().cpu().contiguous()
-        digest.update(data.view(torch.uint8).numpy().tobytes() if data.ndim else data.numpy().tobytes())
+        digest.update(
+            data.view(torch.uint8).numpy().tobytes() if data.ndim else data.numpy().tobytes()
+        )
     return digest.hexdigest()

@@ -9,6 +9,7 @@ the bottom and on the right.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,15 +19,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from attnstore.store.errors import NotFoundError, UsageError
 from attnstore.store.geometry import Geometry
 from attnstore.store.tokens import Axis, Span, TokenLayout
 
 from ..optional import require
-from .base import Batch, Observation, PhaseShape, PolicyError, Sample, Watched, digest_directory
+from .base import (
+    Batch,
+    Observation,
+    ObservationError,
+    PhaseShape,
+    PolicyError,
+    Sample,
+    Watched,
+    digest_directory,
+)
+from .fingerprint import digest_parameters
 from .prompt import text_spans
 
 DTYPES = ("float32", "bfloat16", "float16")
+OPTIONS = ("stats", "steps")
 
 
 class Pi0Policy:
@@ -50,8 +64,12 @@ class Pi0Policy:
 
     Raises
     ------
+    UsageError
+        If the data type, the variant or an option is not one of pi0's.
     MissingExtraError
         If torch or transformers is not installed.
+    NotFoundError
+        If there is no such directory.
     PolicyError
         If the checkpoint is not a readable Pi0 checkpoint.
     """
@@ -70,27 +88,29 @@ class Pi0Policy:
         options: Mapping[str, str] | None = None,
     ) -> None:
         if variant is not None:
-            raise PolicyError(f"pi0 has no variants; got {variant!r}")
+            raise UsageError(f"pi0 has no variants; got {variant!r}")
         if dtype is not None and dtype not in DTYPES:
-            raise PolicyError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
+            raise UsageError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
+        self._options = dict(options or {})
+        steps = _checked_options(self._options)
         require("torch", "ingest", "policy pi0")
         transformers = require("transformers", "ingest", "policy pi0")
         self._directory = _locate(checkpoint, revision)
         self.checkpoint = Path(checkpoint).name if Path(checkpoint).exists() else checkpoint
         self.device = device
-        self._options = dict(options or {})
+        _check_model_type(checkpoint, Path(self._directory))
         try:
             self.config = transformers.PI0Config.from_pretrained(self._directory)
             self.processor = transformers.AutoProcessor.from_pretrained(self._directory)
         except Exception as error:
             # Whatever transformers raises for a bad file (OSError, ValueError, KeyError, ...) means
             # the same to the user.
-            raise PolicyError(f"{checkpoint}: not a readable Pi0 checkpoint ({_one_line(error)})") from error
-        if self.config.model_type != "pi0":
-            raise PolicyError(f"{checkpoint}: its config.json is of {self.config.model_type!r}, not 'pi0'")
+            raise PolicyError(
+                f"{checkpoint}: not a readable Pi0 checkpoint ({_one_line(error)})"
+            ) from error
         _apply_stats(self.processor, self._options.get("stats"))
         self._requested_dtype = dtype
-        self.steps = int(self._options.get("steps", self.config.num_inference_steps))
+        self.steps = int(steps or self.config.num_inference_steps)
         self.horizon = int(self.config.chunk_size)
         self.action_dof = int(self.config.max_action_dim)
 
@@ -112,13 +132,23 @@ class Pi0Policy:
     def model(self) -> Any:
         """The model, loaded at the first use, in evaluation mode."""
         import torch
-        import transformers
 
+        transformers: Any = require("transformers", "ingest", "policy pi0")
         dtype = getattr(torch, self._requested_dtype) if self._requested_dtype else "auto"
         try:
-            model = transformers.PI0ForConditionalGeneration.from_pretrained(self._directory, dtype=dtype)
+            model, report = transformers.PI0ForConditionalGeneration.from_pretrained(
+                self._directory, dtype=dtype, output_loading_info=True
+            )
         except Exception as error:
-            raise PolicyError(f"{self.checkpoint}: weights cannot be loaded ({_one_line(error)})") from error
+            raise PolicyError(
+                f"{self.checkpoint}: weights cannot be loaded ({_one_line(error)})"
+            ) from error
+        if missing := sorted(report["missing_keys"]):
+            # transformers fills them with random numbers and only warns.
+            raise PolicyError(
+                f"{self.checkpoint}: {len(missing)} weights are missing from the checkpoint: "
+                f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}"
+            )
         return model.to(self.device).eval()
 
     @property
@@ -130,12 +160,18 @@ class Pi0Policy:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the checkpoint directory, or of the weights of a model given in memory."""
-        if hasattr(self, "_directory"):
-            return digest_directory(Path(self._directory))
-        from .fingerprint import digest_parameters
+        """SHA-256 of the checkpoint directory, or of the weights of a model given in memory.
 
-        return digest_parameters(_unwrap(self.model))
+        A state normalisation that is not the directory's own is part of it.
+        """
+        if hasattr(self, "_directory"):
+            digest = digest_directory(Path(self._directory))
+            if "stats" not in self._options:
+                return digest
+        else:
+            digest = digest_parameters(_unwrap(self.model))
+        stats = [self.processor.state_mean, self.processor.state_std]
+        return hashlib.sha256(f"{digest} {json.dumps(stats)}".encode()).hexdigest()
 
     @property
     def phases(self) -> Mapping[str, PhaseShape]:
@@ -149,9 +185,17 @@ class Pi0Policy:
         }
 
     def prepare(self, observations: Sequence[Observation]) -> Batch:
-        """Run the checkpoint's own processor, and read the token layout off its output."""
+        """Run the checkpoint's own processor, and read the token layout off its output.
+
+        Raises
+        ------
+        ObservationError
+            If the processor cannot take them.
+        """
         import torch
 
+        for o in observations:
+            self._check_state(o.state)
         try:
             inputs = self.processor(
                 # torch warns about arrays that it cannot write to, which decoders return
@@ -163,7 +207,9 @@ class Pi0Policy:
                 state=np.stack([o.state for o in observations]),
             )
         except (ValueError, RuntimeError) as error:
-            raise PolicyError(f"the Pi0 processor refuses the observation: {_one_line(error)}") from error
+            raise ObservationError(
+                f"the Pi0 processor refuses the observation: {_one_line(error)}"
+            ) from error
         samples = tuple(self._sample(inputs, row, o) for row, o in enumerate(observations))
         noise = torch.stack([self._noise(o.seed) for o in observations])
         tensors = {key: value.to(self.device) for key, value in inputs.items()}
@@ -212,6 +258,20 @@ class Pi0Policy:
             for part, implementation in zip(parts, before, strict=True):
                 part.set_attn_implementation(implementation)
 
+    def _check_state(self, state: NDArray[np.float32]) -> None:
+        length, known = state.size, np.size(self.processor.state_mean)
+        if length > self.processor.max_state_dim:
+            raise ObservationError(
+                f"the robot state has {length} components, the policy takes at most "
+                f"{self.processor.max_state_dim}"
+            )
+        if length != known or np.size(self.processor.state_std) != known:
+            # torch would stretch statistics of length 1 over any state.
+            raise ObservationError(
+                f"the robot state has {length} components, the processor's state_mean has {known} "
+                f"and its state_std {np.size(self.processor.state_std)}"
+            )
+
     def _noise(self, seed: int) -> Any:
         import torch
 
@@ -220,7 +280,9 @@ class Pi0Policy:
         return torch.randn(self.horizon, self.action_dof, generator=generator)
 
     def _sample(self, inputs: Any, row: int, observation: Observation) -> Sample:
-        geometry = {camera: self._geometry(image.shape[:2]) for camera, image in observation.images.items()}
+        geometry = {
+            camera: self._geometry(image.shape[:2]) for camera, image in observation.images.items()
+        }
         prefix = self._prefix_axis(inputs, row, observation, geometry)
         suffix = Axis(
             (
@@ -230,7 +292,10 @@ class Pi0Policy:
         )
         key = prefix.followed_by(suffix, model_offset=int(inputs["input_ids"].shape[1]))
         return Sample(
-            {"prefix": TokenLayout("prefix", prefix, prefix), "suffix": TokenLayout("suffix", suffix, key)},
+            {
+                "prefix": TokenLayout("prefix", prefix, prefix),
+                "suffix": TokenLayout("suffix", suffix, key),
+            },
             geometry,
         )
 
@@ -256,7 +321,9 @@ class Pi0Policy:
                 )
             start = spans[-1].stop if spans else 0
             name = f"image:{camera}"
-            spans.append(Span(name, "image", start, start + count, run[0], camera=camera, grid=grid))
+            spans.append(
+                Span(name, "image", start, start + count, run[0], camera=camera, grid=grid)
+            )
         text_at = [i for i, shown in enumerate(valid) if shown and ids[i] != image_id]
         spans += text_spans(self.processor.tokenizer, ids, text_at, start=spans[-1].stop)
         return Axis(tuple(spans))
@@ -265,13 +332,21 @@ class Pi0Policy:
         from transformers.image_utils import get_image_size_for_max_height_width
 
         image = self.processor.image_processor
-        size, pad, patch = dict(image.size), dict(image.pad_size), self.config.vlm_config.vision_config.patch_size
+        size, pad, patch = (
+            dict(image.size),
+            dict(image.pad_size),
+            self.config.vlm_config.vision_config.patch_size,
+        )
         if "max_height" in size:
-            resized = get_image_size_for_max_height_width(source, size["max_height"], size["max_width"])
+            resized = get_image_size_for_max_height_width(
+                source, size["max_height"], size["max_width"]
+            )
         elif "height" in size:
             resized = (size["height"], size["width"])
         else:
-            raise PolicyError(f"the image processor's size {size} is not understood; its geometry is unknown")
+            raise PolicyError(
+                f"the image processor's size {size} is not understood; its geometry is unknown"
+            )
         frame = (int(pad["height"]), int(pad["width"])) if image.do_pad else tuple(resized)
         count = math.isqrt(int(image.image_seq_length))
         if (frame[0] // patch) * (frame[1] // patch) != int(image.image_seq_length):
@@ -296,17 +371,44 @@ def _locate(checkpoint: str, revision: str | None) -> str:
     path = Path(checkpoint).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise PolicyError(f"{checkpoint}: no config.json in it; a checkpoint directory is expected")
+            raise PolicyError(
+                f"{checkpoint}: no config.json in it; a checkpoint directory is expected"
+            )
         return str(path)
     if path.exists() or checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1:
-        raise PolicyError(f"{checkpoint}: no such checkpoint directory")
+        raise NotFoundError(f"{checkpoint}: no such checkpoint directory")
     hub = require("huggingface_hub", "ingest", "loading a checkpoint from the hub")
     try:
         return str(hub.snapshot_download(checkpoint, revision=revision))
     except Exception as error:
         raise PolicyError(
-            f"{checkpoint}: neither a directory nor a hub checkpoint that can be fetched ({_one_line(error)})"
+            f"{checkpoint}: neither a directory nor a hub checkpoint that can be fetched "
+            f"({_one_line(error)})"
         ) from error
+
+
+def _checked_options(options: Mapping[str, str]) -> int | None:
+    unknown = sorted(set(options) - set(OPTIONS))
+    if unknown:
+        raise UsageError(f"pi0 has the options {', '.join(OPTIONS)}; got {unknown[0]!r}")
+    text = options.get("steps")
+    if text is None:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"steps is a whole number of denoising steps, at least 1; got {text!r}")
+    return int(text)
+
+
+def _check_model_type(checkpoint: str, directory: Path) -> None:
+    # transformers builds a Pi0 of any configuration, with a warning only.
+    try:
+        found = json.loads((directory / "config.json").read_bytes()).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise PolicyError(
+            f"{checkpoint}: its config.json cannot be read ({_one_line(error)})"
+        ) from error
+    if found != "pi0":
+        raise PolicyError(f"{checkpoint}: its config.json is of {found!r}, not 'pi0'")
 
 
 def _apply_stats(processor: Any, file: str | None) -> None:
@@ -315,11 +417,13 @@ def _apply_stats(processor: Any, file: str | None) -> None:
             stats = json.loads(Path(file).read_text())
             processor.state_mean, processor.state_std = stats["state_mean"], stats["state_std"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PolicyError(f"{file}: JSON with state_mean and state_std is expected ({error!r})") from None
+            raise PolicyError(
+                f"{file}: JSON with state_mean and state_std is expected ({error!r})"
+            ) from None
     if processor.state_mean is None or processor.state_std is None:
         raise PolicyError(
-            "the checkpoint's processor has no state_mean and state_std, so a robot state cannot be "
-            "normalised: pass --policy-option stats=FILE with those of the training dataset"
+            "the checkpoint's processor has no state_mean and state_std, so a robot state cannot "
+            "be normalised: pass --policy-option stats=FILE with those of the training dataset"
         )
 
 

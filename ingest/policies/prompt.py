@@ -9,7 +9,7 @@ from attnstore.store.tokens import Span, Token
 
 
 def token_text(tokenizer: Any, token_id: int) -> str:
-    """Return the string of one token; SentencePiece's word marker becomes the space it stands for."""
+    """Return a token's string; SentencePiece's word marker becomes the space it stands for."""
     piece = tokenizer.convert_ids_to_tokens(token_id)
     if piece is None:
         return ""
@@ -19,7 +19,9 @@ def token_text(tokenizer: Any, token_id: int) -> str:
     return str(piece).replace("\u2581", " ")
 
 
-def text_spans(tokenizer: Any, ids: Sequence[int], positions: Sequence[int], *, start: int) -> list[Span]:
+def text_spans(
+    tokenizer: Any, ids: Sequence[int], positions: Sequence[int], *, start: int
+) -> list[Span]:
     """Split a PaliGemma-style prompt, ``BOS instruction newline``, into spans.
 
     Parameters

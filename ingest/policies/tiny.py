@@ -21,9 +21,8 @@ PROMPTS = (
 
 def prompt_tokenizer() -> Any:
     """Train a small byte-fallback BPE tokenizer with PaliGemma's conventions on a few prompts."""
-    require("transformers", "ingest", "the tiny Pi0 checkpoint")
+    transformers: Any = require("transformers", "ingest", "the tiny Pi0 checkpoint")
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
@@ -38,7 +37,7 @@ def prompt_tokenizer() -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(PROMPTS * 3, trainer)
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         eos_token="<eos>",
@@ -48,7 +47,13 @@ def prompt_tokenizer() -> Any:
 
 
 def build_tiny_pi0(
-    *, seed: int = 0, layers: int = 4, image: int = 56, steps: int = 4, chunk: int = 8, state_dof: int = 8
+    *,
+    seed: int = 0,
+    layers: int = 4,
+    image: int = 56,
+    steps: int = 4,
+    chunk: int = 8,
+    state_dof: int = 8,
 ) -> tuple[Any, Any]:
     """Build a random Pi0 of the real architecture, and its processor.
 
@@ -70,12 +75,12 @@ def build_tiny_pi0(
     (model, processor), the model in evaluation mode, float32.
     """
     torch = require("torch", "ingest", "the tiny Pi0 checkpoint")
-    from transformers import PI0Config, PI0ForConditionalGeneration, PI0ImageProcessor, PI0Processor
+    transformers: Any = require("transformers", "ingest", "the tiny Pi0 checkpoint")
 
     tokens = (image // 14) ** 2
     tokenizer = prompt_tokenizer()
-    processor = PI0Processor(
-        image_processor=PI0ImageProcessor(
+    processor = transformers.PI0Processor(
+        image_processor=transformers.PI0ImageProcessor(
             size={"max_height": image, "max_width": image},
             pad_size={"height": image, "width": image},
             image_seq_length=tokens,
@@ -88,7 +93,7 @@ def build_tiny_pi0(
         chunk_size=chunk,
     )
     attention = {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 16}
-    config = PI0Config(
+    config = transformers.PI0Config(
         vlm_config={
             "model_type": "paligemma",
             "text_config": {
@@ -128,7 +133,7 @@ def build_tiny_pi0(
         part.initializer_range = 0.25
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = PI0ForConditionalGeneration(config).eval()
+        model = transformers.PI0ForConditionalGeneration(config).eval()
     return model, processor
 
 

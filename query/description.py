@@ -1,0 +1,130 @@
+"""What an episode is, from its description alone: names, axes, cameras, keyframes."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnstore.store.episode import EpisodeSpec, PhaseSpec
+from attnstore.store.errors import SelectionError
+from attnstore.store.geometry import Geometry
+from attnstore.store.part import Part
+
+from .selection import check_index
+
+
+class EpisodeDescription:
+    """Identity and shape of a committed episode; no array is read."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+
+    def __repr__(self) -> str:
+        return f"<episode {self.name!r} of run {self.run}: {len(self.frames)} keyframes>"
+
+    @property
+    def spec(self) -> EpisodeSpec:
+        """Description: axes, geometry, keyframes."""
+        return self.part.spec
+
+    @property
+    def run(self) -> str:
+        """Run id."""
+        return self.part.commit.run
+
+    @property
+    def id(self) -> str:
+        """Episode id, a safe directory name."""
+        return self.part.commit.episode
+
+    @property
+    def name(self) -> str:
+        """The dataset's own name."""
+        return self.spec.name
+
+    @property
+    def outcome(self) -> str:
+        """``success``, ``failure`` or ``unknown``."""
+        return self.spec.outcome
+
+    @property
+    def date(self) -> str | None:
+        """Recording date, if known."""
+        return self.spec.date
+
+    @property
+    def instruction(self) -> str:
+        """The prompt."""
+        return self.spec.instruction
+
+    @cached_property
+    def policy(self) -> str:
+        """Name of the policy, from the run's id."""
+        return self.run.rsplit("-", 1)[0]
+
+    @cached_property
+    def frames(self) -> NDArray[np.int32]:
+        """Frame index of each keyframe."""
+        return np.asarray(self.spec.frames, np.int32)
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Camera names in the policy's order."""
+        return tuple(self.spec.geometry)
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Phases with attention."""
+        return tuple(self.spec.phases)
+
+    def phase(self, phase: str) -> PhaseSpec:
+        """Return a phase's shape and axes."""
+        try:
+            return self.spec.phases[phase]
+        except KeyError:
+            raise SelectionError(
+                f"no phase {phase!r}; there are: {', '.join(self.phases)}"
+            ) from None
+
+    def layers(self, phase: str) -> int:
+        """Return the number of layers of a phase."""
+        return self.phase(phase).layers
+
+    def heads(self, phase: str) -> int:
+        """Return the number of heads of a phase."""
+        return self.phase(phase).heads
+
+    def steps(self, phase: str) -> int | None:
+        """Return the number of denoising steps; None in a one-pass phase."""
+        return self.phase(phase).steps
+
+    def geometry(self, camera: str) -> Geometry:
+        """Return the transform between a camera's pixels and its patches."""
+        self._check_camera(camera)
+        return self.spec.geometry[camera]
+
+    def keyframe_of(self, frame: int) -> int:
+        """Return the keyframe at a frame index of the recording.
+
+        Raises
+        ------
+        SelectionError
+            If that frame is no keyframe; the message names the nearest ones.
+        """
+        at = np.flatnonzero(self.frames == frame)
+        if not len(at):
+            near = self.frames[np.argsort(np.abs(self.frames - frame))[:2]]
+            raise SelectionError(
+                f"frame {frame} is no keyframe; the nearest are {sorted(near.tolist())}"
+            )
+        return int(at[0])
+
+    def _check_camera(self, camera: str) -> None:
+        if camera not in self.spec.geometry:
+            raise SelectionError(f"no camera {camera!r}; there are: {', '.join(self.cameras)}")
+
+    def _step(self, phase: str, step: int) -> int:
+        steps = self.phase(phase).steps
+        return 0 if steps is None else check_index(step, steps, f"{phase} step")

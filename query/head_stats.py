@@ -1,0 +1,83 @@
+"""Statistics of heads as dense arrays, and what follows from them: active heads, masses, sinks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from attnstore.store.episode import EpisodeSpec
+from attnstore.store.errors import SelectionError
+from attnstore.store.part import Part
+
+Float = NDArray[np.float32]
+
+
+class HeadStats:
+    """Table ``head_stats`` of one episode, by (phase, camera, query group) and metric."""
+
+    def __init__(self, part: Part) -> None:
+        self._part = part
+        self._dense: dict[tuple[str, str, str, str], Float] = {}
+
+    @property
+    def _spec(self) -> EpisodeSpec:
+        return self._part.spec
+
+    def metric(self, name: str, phase: str, camera: str, group: str) -> Float:
+        """Return a metric, (keyframe, step, layer, head); one-pass phases have one step.
+
+        Raises
+        ------
+        SelectionError
+            If the table has no such column, or no rows for the query group.
+        """
+        key = (phase, camera, group, name)
+        if key not in self._dense:
+            self._dense[key] = self._load(name, phase, camera, group)
+        return self._dense[key]
+
+    def _load(self, name: str, phase: str, camera: str, group: str) -> Float:
+        table = self._part.table("head_stats")
+        numeric = [f.name for f in table.schema if str(f.type) in ("float", "int16")]
+        if name not in numeric:
+            raise SelectionError(f"head_stats has no metric {name!r}; it has: {', '.join(numeric)}")
+        keep = pc.and_(
+            pc.and_(pc.equal(table["phase"], phase), pc.equal(table["camera"], camera)),
+            pc.equal(table["query_group"], group),
+        )
+        rows = table.select(["keyframe", "step", "layer", "head", name]).filter(keep)
+        if not rows.num_rows:
+            groups = ", ".join(self._spec.phases[phase].query_groups)
+            raise SelectionError(
+                f"no statistics of query group {group!r} in {phase}; there are: {groups}"
+            )
+        spec = self._spec.phases[phase]
+        shape = (len(self._spec.frames), spec.steps or 1, spec.layers, spec.heads)
+        dense = np.full(shape, np.nan, np.float32)
+        step = rows["step"].fill_null(0).to_numpy()
+        at = (rows["keyframe"].to_numpy(), step, rows["layer"].to_numpy(), rows["head"].to_numpy())
+        dense[at] = rows[name].to_numpy()
+        dense.setflags(write=False)
+        return dense
+
+    def active(
+        self, phase: str, camera: str, group: str, step: int, keyframe: int | None
+    ) -> NDArray[np.intp]:
+        """Return the head with the largest variance of each layer, (layer,).
+
+        At one keyframe, or, when None, by the mean over the episode's keyframes.
+        """
+        variance = self.metric("variance", phase, camera, group)[:, step]
+        chosen = variance[keyframe] if keyframe is not None else np.nanmean(variance, axis=0)
+        return np.asarray(chosen.argmax(-1), np.intp)
+
+    def sinks(self, phase: str, layer: int, head: int, step: int | None) -> list[dict[str, Any]]:
+        """Return the rows of table ``sinks`` of one head."""
+        return [
+            row
+            for row in self._part.table("sinks").to_pylist()
+            if (row["phase"], row["layer"], row["head"], row["step"]) == (phase, layer, head, step)
+        ]

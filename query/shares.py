@@ -1,0 +1,143 @@
+"""Which share of the attention goes to each camera, its letterbox, the words, state and actions.
+
+The modality shares by layer of Chen et al. 2024, "An Image is Worth 1/2 Tokens After Layer 2"
+(FastV), with the letterbox of each camera counted apart: it shows no image.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xarray as xr
+
+from attnstore.store.episode import PhaseSpec
+from attnstore.store.errors import SelectionError
+
+from .blocks import Dimension, Index
+from .episode import Episode
+
+Heads = Literal["each", "mean"]
+_KEYS = ("keyframe", "step", "layer", "head")
+
+
+def shares(
+    episode: Episode,
+    phase: str,
+    *,
+    query: str | None = None,
+    heads: Heads = "each",
+    keyframe: Index = None,
+    step: Index = None,
+) -> xr.DataArray:
+    """Load the share of a query group's attention on every coarse span of keys.
+
+    From column ``mass`` of table ``head_stats``: of the unrounded weights, averaged over the
+    group's tokens.
+
+    Parameters
+    ----------
+    query
+        Stored query group; None is the phase's first (text, action).
+    heads
+        ``mean`` averages over the heads of a layer.
+    keyframe, step
+        Index (the dimension is dropped), slice, indices, or None for all.
+
+    Returns
+    -------
+    (keyframe, step, layer, head, span) float32, 0..1, summing to 1 over ``span``; a one-pass
+    phase has no step. NaN where a keyframe lacks the span. Spans are ``image:CAMERA``,
+    ``letterbox:CAMERA``, ``text:ROLE``, ``state``, ``action``, in the order of the keys;
+    coordinate ``modality`` is ``image``, ``letterbox``, ``text``, ``state``, ``action``,
+    ``readout`` or ``other``, and coordinate ``camera`` the camera's name or nothing:
+    ``.groupby("modality").sum()`` and ``.groupby("camera").sum()`` add up.
+
+    Raises
+    ------
+    SelectionError
+        If a name or an index matches nothing, or `heads` is none of the above.
+    """
+    spec = episode.phase(phase)
+    if heads not in ("each", "mean"):
+        raise SelectionError(f"heads is 'each' or 'mean'; got {heads!r}")
+    if step is not None and spec.steps is None:
+        raise SelectionError(f"phase {phase} has no steps; got step {step}")
+    group = query if query is not None else spec.query_groups[0]
+    times = Dimension.of(keyframe, len(episode.frames), "keyframe")
+    steps = Dimension.of(step, spec.steps or 1, f"{phase} step")
+    rows = _rows(episode, phase, group)
+    names, modalities, cameras = zip(*_spans(spec), strict=True)
+    dense = np.full(
+        (len(episode.frames), spec.steps or 1, spec.layers, spec.heads, len(names)),
+        np.nan,
+        np.float32,
+    )
+    # Spans that a row lacks stay NaN; rows of different cameras repeat the same shares.
+    mass = rows["mass"]
+    at = [
+        np.repeat(pc.fill_null(rows[key], 0).to_numpy(), pc.list_value_length(mass).to_numpy())
+        for key in _KEYS
+    ]
+    entries = (
+        mass.combine_chunks().flatten() if isinstance(mass, pa.ChunkedArray) else mass.flatten()
+    )
+    span = pc.index_in(entries.field(0), pa.array(names)).to_numpy()
+    dense[(*at, span)] = entries.field(1).to_numpy()
+
+    array = xr.DataArray(
+        dense[times.positions][:, steps.positions],
+        dims=(*_KEYS, "span"),
+        coords={
+            "keyframe": times.positions,
+            "frame": ("keyframe", episode.frames[times.positions]),
+            "step": steps.positions,
+            "layer": np.arange(spec.layers),
+            "head": np.arange(spec.heads),
+            "span": list(names),
+            "modality": ("span", list(modalities)),
+            "camera": ("span", list(cameras)),
+        },
+        name="share",
+        attrs={
+            "phase": phase,
+            "query": group,
+            "units": "share of attention, 0..1",
+            "source": "modality shares, Chen et al. 2024 (FastV)",
+            "precision": "unrounded",
+        },
+    )
+    if spec.steps is None:
+        array = array.isel(step=0, drop=True)
+    elif steps.scalar:
+        array = array.isel(step=0)
+    if times.scalar:
+        array = array.isel(keyframe=0)
+    return array.mean("head", keep_attrs=True) if heads == "mean" else array
+
+
+def _rows(episode: Episode, phase: str, group: str) -> pa.Table:
+    table = episode.part.table("head_stats", ["phase", "query_group", "camera", *_KEYS, "mass"])
+    keep = pc.and_(pc.equal(table["phase"], phase), pc.equal(table["query_group"], group))
+    rows = table.filter(keep)
+    if not rows.num_rows:
+        groups = pc.unique(table.filter(pc.equal(table["phase"], phase))["query_group"])
+        raise SelectionError(
+            f"no statistics of query group {group!r} in {phase}; there are: "
+            f"{', '.join(groups.to_pylist()) or 'none'}"
+        )
+    return rows
+
+
+def _spans(spec: PhaseSpec) -> list[tuple[str, str, str]]:
+    """(name, modality, camera) of each coarse span, in the order of the keys."""
+    found: dict[str, tuple[str, str, str]] = {}
+    for span in spec.key:
+        if span.camera is not None:
+            for part in ("image", "letterbox"):
+                found[f"{part}:{span.camera}"] = (f"{part}:{span.camera}", part, span.camera)
+        else:
+            found[span.mass_name] = (span.mass_name, span.kind, "")
+    return list(found.values())
