@@ -1,4 +1,4 @@
-"""``attnstore sql``: the user's own questions."""
+"""``attnstore sql``: the user's own questions, and ready-made ones."""
 
 from __future__ import annotations
 
@@ -15,33 +15,57 @@ from .options import need_store, store_option
 @click.command()
 @click.argument("query", required=False)
 @store_option
-@click.option("--file", "file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="Read the query from a file.")  # fmt: skip
+@click.option(
+    "--file",
+    "file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Read the query from a file.",
+)
+@click.option("--named", metavar="NAME", help="Ask a ready-made question; see --list.")
+@click.option("--list", "list_named", is_flag=True, help="List the ready-made questions.")
 @click.option("--json", "form", flag_value="ndjson", help="Print NDJSON.")
 @click.option("--csv", "form", flag_value="csv", help="Print CSV.")
 @click.option("--arrow", "form", flag_value="arrow", help="Write an Arrow IPC stream.")
 @click.option("--parquet", "form", flag_value="parquet", help="Write Parquet.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to a file.")
 def sql(
-    query: str | None, store: Path | None, file: Path | None, form: str | None, output: Path | None
+    query: str | None,
+    store: Path | None,
+    file: Path | None,
+    named: str | None,
+    list_named: bool,
+    form: str | None,
+    output: Path | None,
 ) -> None:
     r"""Ask the store's tables in SQL; docs/schema.md describes every column.
 
     \b
     attnstore sql "select outcome, count(*) from episodes group by outcome"
+    attnstore sql --named camera-by-layer --csv
     """
     from attnstore.query import open as open_for_reading
+    from attnstore.query.named import NAMED, named_query
     from attnstore.query.sql import write_result
 
-    if (query is None) == (file is None):
-        raise UsageError("give one query: as an argument, or with --file")
-    text = query if query is not None else file.read_text() if file is not None else ""
+    if list_named:
+        for entry in NAMED.values():
+            click.echo(f"{entry.name:<20} {entry.question}")
+        return
+    if sum(given is not None for given in (query, file, named)) != 1:
+        raise UsageError(
+            "give one query: as an argument, with --file, or with --named (see --list)"
+        )
+    text = query or ""
+    if file is not None:
+        text = file.read_text()
+    elif named is not None:
+        text = named_query(named).sql
     form = form or "table"
     if form in ("arrow", "parquet") and output is None and sys.stdout.isatty():
         raise UsageError(f"--{form} is binary: name a file with --output, or pipe it")
     relation = open_for_reading(need_store(store)).sql(text)
     if output is None:
-        write_result(relation, form, sys.stdout.buffer)  # type: ignore[arg-type]
+        write_result(relation, form, sys.stdout.buffer)  # type: ignore[arg-type]  # one of FORMATS
         return
     with output.open("wb") as stream:
-        write_result(relation, form, stream)  # type: ignore[arg-type]
+        write_result(relation, form, stream)  # type: ignore[arg-type]  # one of FORMATS
