@@ -67,8 +67,9 @@ class Store:
         return all_commits(self.paths)
 
     def episodes(self, run: str | None = None) -> list[Commit]:
-        """Return the commits of all episodes' base parts, in order of run and episode."""
-        return [c for c in self.commits() if c.part == "base" and run in (None, c.run)]
+        """Return the commits of all episodes' base parts, in order of run and name."""
+        found = [c for c in self.commits() if c.part == "base" and run in (None, c.run)]
+        return sorted(found, key=lambda c: (c.run, str(c.summary.get("name"))))
 
     def episode(self, name: str, *, run: str | None = None) -> Episode:
         """Open an episode.

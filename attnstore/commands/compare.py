@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,31 +9,24 @@ import click
 
 from attnstore.store.errors import NotFoundError, UsageError
 
-from .options import console, json_option, need_store, print_json, store_option
+from .compare_text import Form, print_comparison, print_divergence, write_rows
+from .options import console, json_option, need_store, store_option
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from attnstore.query import Store
-    from attnstore.query.compare import Comparison
-
-Form = Literal["table", "ndjson", "csv"]
 
 
-class _Step(click.ParamType):
-    """``last``, ``all`` or a number."""
-
-    name = "step"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | str:
-        if value in ("last", "all") or isinstance(value, int):
-            return value
-        try:
-            return int(value)
-        except ValueError:
-            self.fail(f"a step is last, all or a number; got {value!r}", param, ctx)
+def _step(
+    context: click.Context, parameter: click.Parameter, value: str
+) -> int | Literal["last", "all"]:
+    if value == "last":
+        return "last"
+    if value == "all":
+        return "all"
+    try:
+        return int(value)
+    except ValueError:
+        raise UsageError(f"a step is last, all or a number; got {value!r}") from None
 
 
 def _strata(
@@ -65,7 +55,7 @@ def _strata(
 @click.option("--query-group", help="Query tokens: text, action, ...  [default: the phase's first]")
 @click.option(
     "--step",
-    type=_Step(),
+    callback=_step,
     default="last",
     show_default=True,
     metavar="last|all|N",
@@ -144,7 +134,7 @@ def compare(
     plot: Path | None,
     **options: Any,
 ) -> None:
-    r"""Compare groups of episodes head by head: success against failure, or any two.
+    """Compare groups of episodes head by head: success against failure, or any two.
 
     One number per episode and head; difference of means with a bootstrap interval, Cliff's delta,
     a permutation test within task and date, and Benjamini-Hochberg over all heads.
@@ -154,7 +144,7 @@ def compare(
     attnstore compare --metric max --reduce max --window 8 --where "task = 'cube'"
     attnstore compare --metric entropy --a "date < '2026-01-01'" --b "date >= '2026-01-01'"
     attnstore compare --runs pi0-1111111111 pi0-2222222222 --plot diff.png
-    """
+    """  # noqa: D301  click's mark for lines that stay as they are
     from attnstore.query import open as open_for_reading
 
     if as_json and as_csv:
@@ -191,68 +181,11 @@ def _groups(
 
         write(plot, draw_comparison(found))
     if form != "table":
-        _write(found.table(), form)
+        write_rows(found.table(), form)
         for note in found.notes:
             console().print(note, markup=False)
         return
-    _print_comparison(found, limit)
-
-
-def _print_comparison(found: Comparison, limit: int) -> None:
-    groups, attainable = found.groups, found.attainable
-    strata = " and ".join("recording" if c == "name" else c for c in found.strata)
-    tried = (
-        f"{attainable.permutations} permutations"
-        if attainable.permutations
-        else f"all {attainable.assignments} assignments"
-    )
-    a, b = groups.sizes
-    click.echo(f"{a} - {b} episodes")
-    click.echo(found.family)
-    click.echo(
-        f"permuted within {strata or 'all episodes'}: {tried}, smallest p {attainable.smallest_p:.2g}"
-    )
-    for note in found.notes:
-        click.echo(f"! {note}")
-    click.echo()
-    stratified = len(set(found.stratum.tolist())) > 1
-    rows = []
-    for row in found.table().slice(0, limit).to_pylist():
-        shown = {"": "*" if row["significant"] else ""}
-        if row["step"] is not None:
-            shown["step"] = str(row["step"])
-        shown["layer"] = f"L{row['layer']:02d}"
-        if row["head"] is not None:
-            shown["head"] = f"H{row['head']:02d}"
-        shown |= {
-            "mean a": _number(row["mean_a"]),
-            "mean b": _number(row["mean_b"]),
-            "difference": _interval(row, "difference"),
-            "delta": _number(row["cliffs_delta"], "+.2f"),
-        }
-        if stratified:
-            shown["within strata"] = _interval(row, "within")
-        rows.append(shown | {"p": _number(row["p"], ".2g"), "q": _number(row["q"], ".2g")})
-    _print_table(rows)
-    count = int(found.significant.sum())
-    click.echo(
-        f"\n{count} of {attainable.tests} tests at q <= {attainable.alpha:g}"
-        + (f"; {len(found.q)} rows in all, see --json" if len(found.q) > limit else "")
-    )
-
-
-def _number(value: float | None, form: str = ".4g") -> str:
-    return "" if value is None else format(value, form)
-
-
-def _interval(row: dict[str, Any], name: str) -> str:
-    """Write a difference with its interval: ``-0.031 [-0.05, -0.01]``."""
-    if row[name] is None:
-        return ""
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    if low is None:
-        return f"{row[name]:+.3g}"
-    return f"{row[name]:+.3g} [{low:+.3g}, {high:+.3g}]"
+    print_comparison(found, limit)
 
 
 def _only_for_diff(options: dict[str, Any], metric: str | None) -> dict[str, Any]:
@@ -278,7 +211,7 @@ def _diff(
     plot: Path | None,
     options: dict[str, Any],
 ) -> None:
-    from attnstore.query.run_diff import diff_runs, diff_table, rank_heads
+    from attnstore.query.run_diff import diff_runs, diff_table
 
     for run in runs:
         store.run(run)
@@ -297,54 +230,6 @@ def _diff(
         write(plot, draw_divergence(found))
     if form != "table":
         for number, divergence in enumerate(found):
-            _write(diff_table(divergence), form, header=number == 0)
+            write_rows(diff_table(divergence), form, header=number == 0)
         return
-    first = found[0].attrs
-    click.echo(f"{runs[0]} against {runs[1]}: {len(found)} episodes in both")
-    click.echo(
-        f"{first['phase']} × {first['query_group']}: Jensen-Shannon divergence of maps, bits"
-    )
-    click.echo()
-    ranked = rank_heads(found)
-    rows = []
-    for row in ranked.slice(0, limit).to_pylist():
-        shown = {"camera": row["camera"]}
-        if row["step"] is not None:
-            shown["step"] = str(row["step"])
-        shown |= {
-            "layer": f"L{row['layer']:02d}",
-            "head": f"H{row['head']:02d}",
-            "mean": _number(row["mean"], ".4f"),
-            "max": _number(row["max"], ".4f"),
-            "at frame": str(row["frame"]),
-            "of episode": row["episode"],
-        }
-        rows.append(shown)
-    _print_table(rows)
-    if ranked.num_rows > limit:
-        click.echo(
-            f"\n{limit} of {ranked.num_rows} heads and cameras; see --json for every keyframe"
-        )
-
-
-def _write(table: pa.Table, form: Form, *, header: bool = True) -> None:
-    if form == "ndjson":
-        print_json(table.to_pylist())
-        return
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    if header:
-        writer.writerow(table.column_names)
-    writer.writerows(zip(*table.to_pydict().values(), strict=True))
-
-
-def _print_table(rows: Iterable[dict[str, str]]) -> None:
-    """Print aligned columns; numbers to the right."""
-    lines = list(rows)
-    text = {"", "camera", "of episode", "layer", "head"}
-    widths = {name: max(len(name), *(len(r[name]) for r in lines)) for name in lines[0]}
-    for cells in ({name: name for name in widths}, *lines):
-        shown = [
-            cells[name].ljust(width) if name in text else cells[name].rjust(width)
-            for name, width in widths.items()
-        ]
-        click.echo("  ".join(shown).rstrip())
+    print_divergence(found, limit)

@@ -221,7 +221,7 @@ def _show_plan(plan: Plan, run: str, target: Path, as_json: bool) -> None:
         )  # fmt: skip
         return
     out = console()
-    out.print(f"run {run} into {target}", markup=False)
+    out.print(f"run {run} into {target}", markup=False, soft_wrap=True)
     tokens = ", ".join(f"{p} {q} x {k} tokens" for p, (q, k) in plan.tokens.items())
     out.print(
         f"{len(plan.pending)} episodes to do, {plan.total_keyframes} keyframes; "
@@ -235,6 +235,7 @@ def _show_plan(plan: Plan, run: str, target: Path, as_json: bool) -> None:
             f"{size_text(plan.free_bytes)} free; "
             "the time is known after the first keyframes",
             markup=False,
+            soft_wrap=True,
         )
     for name, reason in plan.broken.items():
         out.print(f"broken: {name}: {reason}", markup=False, style="yellow")
@@ -259,6 +260,7 @@ def _conclude(plan: Plan, report: Report, target: Path, as_json: bool) -> None:
             f"committed {len(done)} episodes, {sum(o.keyframes for o in done)} keyframes, "
             f"{size_text(total)} in {span_text(seconds)}",
             markup=False,
+            soft_wrap=True,
         )
     if report.interrupted:
         click.echo(

@@ -133,7 +133,9 @@ def _episodes(store: Store, names: Sequence[str], run: str | None) -> list[Episo
         return [store.episode(name, run=run) for name in names]
     found = [store.from_commit(commit) for commit in store.episodes(run)]
     if not found:
-        raise NotFoundError(f"{store.paths.root} has no episodes" + (f" of run {run}" if run else ""))
+        raise NotFoundError(
+            f"{store.paths.root} has no episodes" + (f" of run {run}" if run else "")
+        )
     return found
 
 

@@ -261,4 +261,6 @@ def _said(episode: Episode, written: list[Path], out: Path, as_json: bool) -> No
             [{"episode": episode.name, "run": episode.run, "files": [str(p) for p in written]}]
         )
     else:
-        console().print(f"{episode.name}: {len(written)} files below {out}", markup=False)
+        console().print(
+            f"{episode.name}: {len(written)} files below {out}", markup=False, soft_wrap=True
+        )

@@ -1,0 +1,267 @@
+"""The command line as a user meets it: output, exit codes, messages; real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import click
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from store_fixtures import flip_byte, random_episode, write_episode
+
+import attnstore
+from attnstore.cli import cli
+from attnstore.sample import sample_path
+from attnstore.store.paths import create_store
+
+NAME = "success/2025-01-01/2025-01-01_10-00-00"
+
+
+def run(*arguments: str | Path, cwd: Path | None = None, **environment: str):
+    env = {k: v for k, v in os.environ.items() if k != "ATTNSTORE"} | environment
+    return subprocess.run(
+        [sys.executable, "-m", "attnstore", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=env,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    paths = create_store(tmp_path_factory.mktemp("cli") / "lab.attn")
+    write_episode(paths, NAME, seed=1)
+    write_episode(paths, "failure/2025-01-01/2025-01-01_11-00-00", "failure", seed=2)
+    return paths.root
+
+
+def every_command(group: click.Command, path: tuple[str, ...] = ()):
+    yield " ".join(path), group
+    if isinstance(group, click.Group):
+        for name, command in group.commands.items():
+            yield from every_command(command, (*path, name))
+
+
+@pytest.mark.parametrize(("path", "command"), list(every_command(cli)))
+def test_every_command_and_option_has_help(path, command):
+    assert command.help, path
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{path} {parameter.name}"
+
+
+def assert_one_line(process, code: int, *says: str) -> None:
+    assert process.returncode == code, process.stderr
+    assert "Traceback" not in process.stderr
+    line = process.stderr.strip()
+    assert "\n" not in line
+    assert line.startswith("attnstore: ")
+    for part in says:
+        assert part in line
+
+
+class TestFindingTheStore:
+    def test_no_store_named(self, tmp_path):
+        assert_one_line(run("ls", cwd=tmp_path), 2, "--store PATH", "ATTNSTORE", "attnstore.toml")
+
+    def test_by_variable(self, root, tmp_path):
+        assert NAME in run("ls", cwd=tmp_path, ATTNSTORE=str(root)).stdout
+
+    def test_by_file_of_a_directory_above(self, root, tmp_path):
+        below = tmp_path / "a" / "b"
+        below.mkdir(parents=True)
+        relative = os.path.relpath(root, tmp_path)
+        (tmp_path / "attnstore.toml").write_text(f'store = "{relative}"\n')
+        assert NAME in run("ls", cwd=below).stdout
+
+    def test_a_bad_file_is_named(self, tmp_path):
+        (tmp_path / "attnstore.toml").write_text("store = ")
+        assert_one_line(run("ls", cwd=tmp_path), 2, "attnstore.toml")
+
+    def test_not_a_store(self, tmp_path):
+        assert_one_line(
+            run("ls", "--store", tmp_path), 3, "is not an attnstore store", "attnstore.json"
+        )
+        assert_one_line(run("ls", "--store", tmp_path / "x"), 3, "no such directory")
+
+    def test_a_newer_format_is_refused(self, tmp_path):
+        paths = create_store(tmp_path / "store")
+        marker = json.loads((paths.root / "attnstore.json").read_text())
+        marker["format"]["major"] = 2
+        (paths.root / "attnstore.json").write_text(json.dumps(marker))
+        process = run("sql", "from episodes", "--store", paths.root)
+        assert_one_line(process, 4, "format version 2", "reads up to 1", "pip install --upgrade")
+
+
+class TestListing:
+    def test_episodes(self, root):
+        rows = [
+            json.loads(line) for line in run("ls", "--store", root, "--json").stdout.splitlines()
+        ]
+        assert sorted(r["episode"] for r in rows) == [
+            "failure/2025-01-01/2025-01-01_11-00-00",
+            NAME,
+        ]
+        assert {r["keyframes"] for r in rows} == {3}
+
+    def test_runs(self, root):
+        (row,) = map(json.loads, run("ls", "--store", root, "--runs", "--json").stdout.splitlines())
+        assert (row["policy"], row["precision"], row["stride"]) == ("pi0", "float16", 8)
+
+    def test_coverage_of_a_dataset(self, tmp_path):
+        paths = create_store(tmp_path / "store")
+        write_episode(paths, "success/2025-12-10/2025-12-10_09-00-39")
+        process = run("ls", "--store", paths.root, "--coverage", sample_path(), "--json")
+        found = {r["episode"]: r["status"] for r in map(json.loads, process.stdout.splitlines())}
+        assert len(found) == 4
+        assert found.pop("success/2025-12-10/2025-12-10_09-00-39") == "committed"
+        assert set(found.values()) == {"missing"}
+
+
+class TestSql:
+    def test_forms(self, root, tmp_path):
+        query = "select outcome, count(*) as n from episodes group by all order by 1"
+        table = run("sql", query, "--store", root)
+        assert "failure" in table.stdout
+        assert "(2 rows)" in table.stdout
+        rows = [
+            json.loads(x) for x in run("sql", query, "--store", root, "--json").stdout.splitlines()
+        ]
+        assert rows == [{"outcome": "failure", "n": 1}, {"outcome": "success", "n": 1}]
+        assert run("sql", query, "--store", root, "--csv").stdout.split() == [
+            "outcome,n",
+            "failure,1",
+            "success,1",
+        ]
+        file = tmp_path / "out.parquet"
+        assert run("sql", query, "--store", root, "--parquet", "--output", file).returncode == 0
+        assert pq.read_table(file)["n"].to_pylist() == [1, 1]
+
+    def test_from_a_file_and_by_name(self, root, tmp_path):
+        file = tmp_path / "q.sql"
+        file.write_text("select 41 + 1 as answer")
+        assert "42" in run("sql", "--file", file, "--store", root).stdout
+        assert "on_padding" in run("sql", "--named", "camera-by-layer", "--store", root).stdout
+        assert "camera-by-layer" in run("sql", "--list").stdout
+
+    def test_mistakes_are_one_line(self, root):
+        process = run("sql", "select outcom from episodes", "--store", root)
+        assert_one_line(process, 2, "outcom", "outcome")
+        assert_one_line(run("sql", "--store", root), 2, "give one query")
+        assert_one_line(run("sql", "--named", "x", "--store", root), 3, "camera-by-layer")
+
+    def test_a_closed_pipe_is_no_error(self, root):
+        command = (
+            f"{sys.executable} -m attnstore sql 'from range(200000)' --csv --store {root} | head -1"
+        )
+        process = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False
+        )
+        assert "Traceback" not in process.stderr
+
+
+class TestUpkeep:
+    def test_verify_names_a_flipped_byte_and_a_missing_table(self, tmp_path):
+        paths = create_store(tmp_path / "store")
+        commit = write_episode(paths, NAME)
+        assert run("verify", "--store", paths.root).returncode == 0
+        folder = commit.directory(paths)
+        shard = next(folder.glob("attention.zarr/prefix/attention/c/*/*/*/*/*"))
+        flip_byte(shard, shard.stat().st_size // 2)
+        (folder / "tokens.parquet").unlink()
+        process = run("verify", "--store", paths.root)
+        assert process.returncode == 4
+        assert "prefix/attention/c/" in process.stdout
+        assert "tokens.parquet: missing" in process.stdout
+        assert "2 problems" in process.stderr
+
+    def test_gc_removes_abandoned_attempts_only(self, tmp_path):
+        paths = create_store(tmp_path / "store")
+        commit = write_episode(paths, NAME)
+        abandoned = commit.directory(paths).parent / "base.0123456789ab"
+        abandoned.mkdir()
+        (abandoned / "attempt.json").write_text('{"host": "elsewhere", "pid": 1, "created": "x"}')
+        kept = run("gc", "--store", paths.root)
+        assert kept.returncode == 0
+        assert abandoned.exists(), "younger than the lease"
+        process = run("gc", "--store", paths.root, "--lease", "0")
+        assert process.returncode == 0, process.stderr
+        assert not abandoned.exists()
+        assert run("verify", "--store", paths.root).returncode == 0
+
+    def test_catalog_is_rebuilt(self, tmp_path):
+        paths = create_store(tmp_path / "store")
+        write_episode(paths, NAME)
+        for file in paths.catalog.iterdir():
+            file.unlink()
+        assert run("catalog", "rebuild", "--store", paths.root).returncode == 0
+        assert list(paths.catalog.glob("catalog-*.duckdb"))
+
+
+class TestRender:
+    def test_images_and_videos_without_torch(self, root, tmp_path):
+        """The lab's layout, in a process in which importing torch is an error."""
+        blocker = tmp_path / "site"
+        blocker.mkdir()
+        (blocker / "torch.py").write_text("raise AssertionError('torch was imported')")
+        (blocker / "transformers.py").write_text(
+            "raise AssertionError('transformers was imported')"
+        )
+        path = os.pathsep.join([str(blocker), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+        out = tmp_path / "pictures"
+        common = ("--store", root, "--out", out, "--where", "outcome = 'success'", "--layers", "1")
+        for command in ("images", "video"):
+            process = run("render", command, *common, PYTHONPATH=path)
+            assert process.returncode == 0, process.stderr
+        folder = out / NAME
+        assert not (out / "failure").exists()
+        for expected in (
+            "00008/prefix_L1_attn_vis_max.jpg",
+            "00008/suffix_L1_attn_vis_max.jpg",
+            "00016/L1_prefix_heads/head_01.jpg",
+            "L01_prefix_max.webm",
+            "L1/H00_suffix.webm",
+            "instruction.txt",
+            "pi05.md",
+        ):
+            assert (folder / expected).is_file(), expected
+        assert (folder / "instruction.txt").read_text().strip() == random_episode().spec.instruction
+        with av.open(str(folder / "L01_prefix_max.webm")) as video:
+            frames = [f.to_ndarray(format="bgr24") for f in video.decode(video=0)]
+        image = cv2.imread(str(folder / "00008/L1_prefix_heads/head_01.jpg"))
+        assert len(frames) == 3
+        assert image.shape == frames[0].shape
+        assert np.ptp(image) > 100
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "says"),
+        [
+            (("--layers", "1;2"), 2, "--layers takes numbers and ranges"),
+            (("--layers", "9"), 2, "there is no 9"),
+            (("--phase", "joint"), 2, "no phase 'joint'; there are: prefix, suffix"),
+            (("--camera", "top"), 2, "hand_camera"),
+            (("--cmap", "rainbow"), 2, "viridis"),
+            (("--scale", "big"), 2, "VMIN:VMAX"),
+            (("--where", "outcome = 'unknown'"), 3, "no episode to draw"),
+            (("--where", "nonsense = 1"), 2, "nonsense"),
+            (("--episode", "nope"), 3, "no episode 'nope'"),
+        ],
+    )
+    def test_mistakes_are_one_line(self, root, tmp_path, arguments, code, says):
+        process = run("render", "images", "--store", root, "--out", tmp_path, *arguments)
+        assert_one_line(process, code, says)
+
+
+def test_public_names():
+    assert attnstore.__all__ == sorted(attnstore.__all__)
+    assert all(hasattr(attnstore, name) for name in attnstore.__all__)
+    assert run("--version").stdout.strip().endswith(attnstore.__version__)
