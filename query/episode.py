@@ -87,7 +87,13 @@ class Episode(AttentionSlices):
             phase, keyframe=keyframe, step=at, layer=layer, head=head,
             query=[group] if isinstance(group, int) else group, key=f"image:{camera}", max_bytes=max_bytes,
         ).astype(np.float32)  # fmt: skip
-        reduced = np.nanmax(weights, -2) if reduce == "max" else np.nanmean(weights, -2)
+        if reduce == "max":
+            reduced = np.fmax.reduce(weights, axis=-2)
+        else:
+            # Not np.nanmean: it warns where a keyframe lacks the whole group or the camera.
+            there = ~np.isnan(weights)
+            with np.errstate(invalid="ignore"):
+                reduced = weights.sum(-2, where=there) / there.sum(-2)
         return np.asarray(reduced.reshape(*reduced.shape[:-1], *grid), np.float32)
 
     def map(

@@ -76,17 +76,13 @@ def shares(
         np.float32,
     )
     # Spans that a row lacks stay NaN; rows of different cameras repeat the same shares.
-    mass = rows["mass"]
-    at = [
-        np.repeat(pc.fill_null(rows[key], 0).to_numpy(), pc.list_value_length(mass).to_numpy())
-        for key in _KEYS
-    ]
-    entries = (
-        mass.combine_chunks().flatten() if isinstance(mass, pa.ChunkedArray) else mass.flatten()
-    )
-    span = pc.index_in(entries.field(0), pa.array(names)).to_numpy()
-    dense[(*at, span)] = entries.field(1).to_numpy()
-
+    for batch in rows.to_batches():
+        mass = batch["mass"]
+        offsets = mass.offsets.to_numpy()
+        at = [np.repeat(pc.fill_null(batch[key], 0), np.diff(offsets)) for key in _KEYS]
+        entries = slice(int(offsets[0]), int(offsets[-1]))
+        span = pc.index_in(mass.keys[entries], pa.array(names)).to_numpy()
+        dense[(*at, span)] = mass.items[entries].to_numpy()
     array = xr.DataArray(
         dense[times.positions][:, steps.positions],
         dims=(*_KEYS, "span"),

@@ -281,3 +281,12 @@ class TestFindingEpisodes:
         write_episode(paths, NAME)
         with pytest.raises(NotFoundError, match=f"no episode 'nope'; there are: {NAME}"):
             attnstore.open(paths.root).episode("nope")
+
+
+def test_dask_computes_over_the_full_attention(stored):
+    episode, written, precision = stored
+    full = oracle(written, precision, "suffix").astype(np.float32)
+    chunked = episode.lazy("suffix").astype(np.float32).chunk(keyframe=1, layer=1)
+    # In other processes, as on a cluster: each opens its own arrays.
+    found = chunked.max(["query", "key"]).compute(scheduler="processes", num_workers=2)
+    np.testing.assert_array_equal(found.values, np.nanmax(full, axis=(-2, -1)))
