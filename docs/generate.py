@@ -5,14 +5,18 @@ tests/test_docs.py fails when a page is not what this module would write.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from attnstore.store.axes import PHASES, attention_dims, map_dims
 from attnstore.store.catalog_tables import CATALOG, VIEWED, sql_type
-from attnstore.store.tables import TABLES, Table
+from attnstore.store.tables import PART_TABLES, TABLES, Table
 
 DOCS = Path(__file__).parent
+# docs/ is no package: the page's module lies beside this one.
+sys.path.insert(0, str(DOCS))
+from command_page import cli  # noqa: E402  needs the path above
 
 
 def schema() -> str:
@@ -31,7 +35,7 @@ def schema() -> str:
         "The tables of an episode are Parquet files in",
         "`data/<run>/<episode>/<part>.<attempt>/<table>.parquet`, written once. The catalog holds",
         "copies of them, in which a last column `part` names the part that a row comes from.",
-        " and ".join(f"`{name}`" for name in VIEWED) + " are too large for that: they are views",
+        ", ".join(f"`{name}`" for name in VIEWED) + " are too large for that: they are views",
         "over the latest revisions' files. Filter them by `run` or `episode`, and only those",
         "files are opened.",
         "",
@@ -44,6 +48,11 @@ def schema() -> str:
         "## Of an episode",
         "",
         *_tables(TABLES.values()),
+        "## Of its objects",
+        "",
+        "`attnstore objects add` brings these, in parts `objects-<digest>`.",
+        "",
+        *_tables(PART_TABLES.values()),
         "## Arrays",
         "",
         "`attention.zarr` beside the Parquet files is a Zarr v3 group with a subgroup per phase.",
@@ -83,7 +92,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("*", "\\*")
 
 
-PAGES: Mapping[str, Callable[[], str]] = {"schema.md": schema}
+PAGES: Mapping[str, Callable[[], str]] = {"schema.md": schema, "cli.md": cli}
 
 
 def main() -> None:

@@ -71,8 +71,9 @@ class HeadStats:
         At one keyframe, or, when None, by the mean over the episode's keyframes.
         """
         variance = self.metric("variance", phase, camera, group)[:, step]
-        chosen = variance[keyframe] if keyframe is not None else np.nanmean(variance, axis=0)
-        return np.asarray(chosen.argmax(-1), np.intp)
+        chosen = variance[keyframe] if keyframe is not None else _mean(variance)
+        # A head without a value (a camera that the keyframe lacks) is the least active.
+        return np.asarray(np.nan_to_num(chosen, nan=-1.0).argmax(-1), np.intp)
 
     def sinks(self, phase: str, layer: int, head: int, step: int | None) -> list[dict[str, Any]]:
         """Return the rows of table ``sinks`` of one head."""
@@ -81,3 +82,11 @@ class HeadStats:
             for row in self._part.table("sinks").to_pylist()
             if (row["phase"], row["layer"], row["head"], row["step"]) == (phase, layer, head, step)
         ]
+
+
+def _mean(values: Float) -> Float:
+    """Mean over the first axis, of what is there; NaN where nothing is."""
+    there = ~np.isnan(values)
+    count = there.sum(axis=0)
+    total = np.where(there, values, 0).sum(axis=0, dtype=np.float64)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)

@@ -1,1 +1,122 @@
-"""TODO."""
+"""The store: formats, commits, catalog; knows nothing of models or pictures.
+
+A store is a directory that any Zarr v3, Parquet and DuckDB reader opens. `create_store` makes one,
+`EpisodeWriter` writes an episode, `Part` reads it back, `connect` asks its catalog.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .arrays import PolicyShapes
+    from .catalog import Generation, connect, rebuild, refresh
+    from .commit import Attempt, Commit, all_commits, latest_commit
+    from .episode import EpisodeSpec, PhaseSpec
+    from .errors import (
+        AttnstoreError,
+        ConflictError,
+        EpisodeError,
+        HealthError,
+        IntegrityError,
+        MissingExtraError,
+        NotFoundError,
+        PartialError,
+        SelectionError,
+        UnsupportedFormatError,
+        UsageError,
+    )
+    from .garbage import Collected, collect
+    from .geometry import Geometry
+    from .part import Part
+    from .paths import StorePaths, create_store, open_store
+    from .run import RunConfig, load_run, run_ids, save_run
+    from .tokens import AlignedAxis, Axis, Span, Token, TokenLayout
+    from .verify import Problem
+    from .writer import EpisodeWriter
+
+__all__ = [
+    "AlignedAxis",
+    "Attempt",
+    "AttnstoreError",
+    "Axis",
+    "Collected",
+    "Commit",
+    "ConflictError",
+    "EpisodeError",
+    "EpisodeSpec",
+    "EpisodeWriter",
+    "Generation",
+    "Geometry",
+    "HealthError",
+    "IntegrityError",
+    "MissingExtraError",
+    "NotFoundError",
+    "Part",
+    "PartialError",
+    "PhaseSpec",
+    "PolicyShapes",
+    "Problem",
+    "RunConfig",
+    "SelectionError",
+    "Span",
+    "StorePaths",
+    "Token",
+    "TokenLayout",
+    "UnsupportedFormatError",
+    "UsageError",
+    "all_commits",
+    "collect",
+    "connect",
+    "create_store",
+    "latest_commit",
+    "load_run",
+    "open_store",
+    "rebuild",
+    "refresh",
+    "run_ids",
+    "save_run",
+]
+
+_HOMES = {
+    "arrays": ("PolicyShapes",),
+    "catalog": ("Generation", "connect", "rebuild", "refresh"),
+    "commit": ("Attempt", "Commit", "all_commits", "latest_commit"),
+    "episode": ("EpisodeSpec", "PhaseSpec"),
+    "errors": (
+        "AttnstoreError",
+        "ConflictError",
+        "EpisodeError",
+        "HealthError",
+        "IntegrityError",
+        "MissingExtraError",
+        "NotFoundError",
+        "PartialError",
+        "SelectionError",
+        "UnsupportedFormatError",
+        "UsageError",
+    ),
+    "garbage": ("Collected", "collect"),
+    "geometry": ("Geometry",),
+    "part": ("Part",),
+    "paths": ("StorePaths", "create_store", "open_store"),
+    "run": ("RunConfig", "load_run", "run_ids", "save_run"),
+    "tokens": ("AlignedAxis", "Axis", "Span", "Token", "TokenLayout"),
+    "verify": ("Problem",),
+    "writer": ("EpisodeWriter",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    # On first use, and not above: zarr, pyarrow and duckdb take half a second to import, which
+    # every `attnstore --help` would pay for the errors alone.
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

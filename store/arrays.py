@@ -13,6 +13,7 @@ their decoding table ``lut`` beside them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,11 @@ def create_arrays(path: Path, spec: EpisodeSpec, policy: PolicyShapes) -> None:
     for phase in spec.phases.values():
         _create_phase(root, spec, phase)
     _create_policy(root, spec, policy)
-    zarr.consolidate_metadata(root.store)
+    with warnings.catch_warnings():
+        # Zarr warns that the v3 specification has no consolidated metadata yet. Readers that do
+        # not know it ignore it; those that do open an episode in one request.
+        warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
+        zarr.consolidate_metadata(root.store)
 
 
 def _create_phase(root: Any, spec: EpisodeSpec, phase: PhaseSpec) -> None:
@@ -180,11 +185,11 @@ def _coordinates(group: Any, dims: Sequence[str], shape: Sequence[int], spec: Ep
 
 
 def _small(group: Any, name: str, data: NDArray[Any], dims: Sequence[str], text: str) -> None:
-    array = group.create_array(
+    group.create_array(
         name,
         data=data,
         chunks=data.shape,
         compressors=(Crc32cCodec(),),
         dimension_names=dims,
+        attributes={"description": text},
     )
-    array.attrs["description"] = text

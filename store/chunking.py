@@ -15,6 +15,9 @@ from .axes import STEPPED_PHASES
 from .precision import dtype
 
 QUERY_BLOCK = 64
+SHUFFLE = 8
+"""A block's rows are a multiple of this: Blosc shuffles bits only of 8 elements at a time, and leaves
+a block whose number of elements is another unshuffled."""
 MAP_KEYFRAMES = 32
 """Keyframes in one shard of overview maps; they are kept in memory until it is full."""
 
@@ -41,7 +44,7 @@ def attention_plan(
     >>> attention_plan("prefix", 23, None, 18, 8, 572, 572).shard
     (1, 1, 8, 576, 572)
     """
-    rows = min(QUERY_BLOCK, query)
+    rows = min(QUERY_BLOCK, -(-query // SHUFFLE) * SHUFFLE)
     padded = -(-query // rows) * rows
     if phase in STEPPED_PHASES:
         assert steps is not None

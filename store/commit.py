@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import socket
 import uuid
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,9 @@ from .paths import (
 )
 
 ATTEMPT_FILE = "attempt.json"
+
+Key = tuple[str, str, str]
+"""(run, episode, part)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ class Commit:
     files: tuple[StoredFile, ...] = field(repr=False)
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> Key:
         """(run, episode, part)."""
         return self.run, self.episode, self.part
 
@@ -95,6 +99,10 @@ class Attempt:
         relative = file.relative_to(self.path).as_posix()
         self._digests[relative] = _hash_and_sync(file)
 
+    def discard(self) -> None:
+        """Delete what was written; for a writer that gives up."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
     def publish(self, summary: Mapping[str, Any], *, after: int | None = None) -> Commit:
         """Commit everything below the attempt's directory as the next revision.
 
@@ -109,20 +117,24 @@ class Attempt:
         Raises
         ------
         ConflictError
-            If another writer committed that revision first.
+            If another writer committed that revision first, or gc took the attempt for abandoned.
         """
         files = []
         directories = {self.path}
-        for file in sorted(p for p in self.path.rglob("*") if p.is_file()):
+        for file in sorted(self.path.rglob("*")):
+            if file.is_dir():
+                directories.add(file)
+                continue
             relative = file.relative_to(self.path).as_posix()
             if relative == ATTEMPT_FILE:
                 continue
             size, digest = self._digests.get(relative) or _hash_and_sync(file)
             files.append(StoredFile(relative, size, digest))
-            directories.add(file.parent)
+        # Up to the store: a new directory's own name is durable once its parent is synced.
+        directories.update(list(self.path.parents)[:4])
         for directory in directories:
             sync_directory(directory)
-        sync_directory(self.path.parent)
+        self._check_owned()
         folder = self.paths.part_commits(self.run, self.episode, self.part)
         latest = max(_revisions(folder), default=0)
         if after is not None and latest != after:
@@ -130,13 +142,39 @@ class Attempt:
                 f"{self.episode} {self.part}: revision {latest} was committed by another writer"
             )
         commit = Commit(
-            self.run, self.episode, self.part, latest + 1, self.id, now(), dict(summary), tuple(files)
+            self.run,
+            self.episode,
+            self.part,
+            latest + 1,
+            self.id,
+            now(),
+            dict(summary),
+            tuple(files),
         )
-        if not create_exclusive(folder / f"{commit.revision:06d}.json", _to_json(commit)):
+        file = folder / f"{commit.revision:06d}.json"
+        if not create_exclusive(file, _to_json(commit)):
             raise ConflictError(
-                f"{self.episode} {self.part}: revision {commit.revision} was committed by another writer"
+                f"{self.episode} {self.part}: revision {commit.revision} "
+                "was committed by another writer"
             )
+        for directory in list(folder.parents)[:3]:
+            sync_directory(directory)
+        try:
+            self._check_owned()
+        except ConflictError:
+            file.unlink()
+            raise
         return commit
+
+    def _check_owned(self) -> None:
+        # gc deletes this file before it looks for the attempt among the commits, and deletes the
+        # rest only if it is not there; a writer looks for the file after it has committed. So at
+        # least one of the two sees the other, in every order.
+        if not (self.path / ATTEMPT_FILE).is_file():
+            raise ConflictError(
+                f"{self.episode} {self.part}: attempt {self.id} was removed while it was written "
+                "(gc takes attempts that are older than its lease)"
+            )
 
 
 def _hash_and_sync(file: Path) -> tuple[int, str]:
@@ -189,7 +227,7 @@ def read_commit(path: Path) -> Commit:
             created=str(raw["created"]),
             summary=dict(raw["summary"]),
             files=tuple(
-                StoredFile(str(check_relative(p)), int(size), str(digest))
+                StoredFile(check_relative(p), int(size), str(digest))
                 for p, size, digest in raw["files"]
             ),
         )
@@ -203,10 +241,17 @@ def read_commit(path: Path) -> Commit:
 
 def _revisions(folder: Path) -> list[int]:
     try:
-        names = os.listdir(folder)
+        # Names alone: Path.iterdir makes an object of each, and catalogs list 10,000 of these.
+        names = os.listdir(folder)  # noqa: PTH208
     except FileNotFoundError:
         return []
     return [int(n[:-5]) for n in names if n.endswith(".json") and n[:-5].isdigit()]
+
+
+def revision_files(paths: StorePaths, run: str, episode: str, part: str) -> list[Path]:
+    """Commit files of a part, oldest first."""
+    folder = paths.part_commits(run, episode, part)
+    return [folder / f"{revision:06d}.json" for revision in sorted(_revisions(folder))]
 
 
 def latest_commit(paths: StorePaths, run: str, episode: str, part: str = "base") -> Commit | None:

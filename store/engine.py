@@ -77,7 +77,7 @@ def _context() -> Any:
 class _TensorStoreBlock:
     def __init__(self, path: Path, writable: bool) -> None:
         self._path = path
-        spec = {
+        spec: dict[str, Any] = {
             "driver": "zarr3",
             "kvstore": {"driver": "file", "path": f"{path}/"},
             # Committed files never change, so nothing has to be asked of the disk again.

@@ -63,7 +63,9 @@ class EpisodeSpec:
         if not self.frames:
             raise ValueError(f"episode {self.name}: no keyframes")
         if len(self.seeds) != len(self.frames):
-            raise ValueError(f"episode {self.name}: {len(self.seeds)} seeds for {len(self.frames)} keyframes")
+            raise ValueError(
+                f"episode {self.name}: {len(self.seeds)} seeds for {len(self.frames)} keyframes"
+            )
         for phase in self.phases.values():
             for span in phase.key:
                 if span.camera is not None and span.grid != self.geometry[span.camera].grid:
@@ -144,7 +146,12 @@ def _phase_from_json(name: str, raw: Mapping[str, Any]) -> PhaseSpec:
 
 
 def _span_to_json(span: Span) -> dict[str, Any]:
-    value: dict[str, Any] = {"name": span.name, "kind": span.kind, "start": span.start, "stop": span.stop}
+    value: dict[str, Any] = {
+        "name": span.name,
+        "kind": span.kind,
+        "start": span.start,
+        "stop": span.stop,
+    }
     value["model_start"] = span.model_start
     if span.camera is not None:
         value["camera"], value["grid"] = span.camera, list(span.grid or ())

@@ -85,7 +85,9 @@ def load_run(paths: StorePaths, run: str) -> tuple[RunConfig, dict[str, Any]]:
     """
     path = paths.runs / f"{check_id(run, 'run id')}.json"
     if not path.is_file():
-        raise NotFoundError(f"{paths.root} has no run {run!r}; it has: {', '.join(run_ids(paths)) or 'none'}")
+        raise NotFoundError(
+            f"{paths.root} has no run {run!r}; it has: {', '.join(run_ids(paths)) or 'none'}"
+        )
     value = read_json(path)
     try:
         raw = dict(value["config"])

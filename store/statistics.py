@@ -62,7 +62,7 @@ def entropy(p: Array, image_area: float) -> Float:
     terms = p * np.log(p, out=np.zeros_like(p), where=p != 0)
     if image_area <= 1:
         return np.zeros(p.shape[:-1])
-    return np.asarray(np.clip(-terms.sum(-1) / np.log(image_area), 0.0, 1.0))
+    return np.asarray(np.clip(-terms.sum(-1) / np.log(image_area), 0.0, 1.0) + 0.0)  # no -0.0
 
 
 def top_mass(p: Array, fraction: float = 0.1) -> Float:

@@ -2,6 +2,7 @@
 
 docs/schema.md is generated from this module.
 """
+# ruff: noqa: E501 - one line per column, however long its definition
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ class Table:
         return pa.schema(
             [
                 pa.field(
-                    c.name, c.type, metadata={"definition": c.definition, **({"unit": c.unit} if c.unit else {})}
+                    c.name,
+                    c.type,
+                    metadata={"definition": c.definition, **({"unit": c.unit} if c.unit else {})},
                 )
                 for c in self.columns
             ],
@@ -78,7 +81,19 @@ METRICS: Mapping[str, tuple[str, str]] = MappingProxyType(
 )  # fmt: skip
 """Per-head metrics of ``head_stats``: definition and unit. DESIGN: semantics version 1."""
 
-_HEAD_KEYS = (_RUN, _EPISODE, _VARIANT, _KEYFRAME, _FRAME, _PHASE, _STEP, _LAYER, _HEAD, _GROUP, _CAMERA)
+_HEAD_KEYS = (
+    _RUN,
+    _EPISODE,
+    _VARIANT,
+    _KEYFRAME,
+    _FRAME,
+    _PHASE,
+    _STEP,
+    _LAYER,
+    _HEAD,
+    _GROUP,
+    _CAMERA,
+)
 
 _TABLES = (
     Table(
@@ -180,11 +195,77 @@ _TABLES = (
 )  # fmt: skip
 
 TABLES: Mapping[str, Table] = MappingProxyType({t.name: t for t in _TABLES})
+"""Tables of every base part."""
+
+OBJECT_METRICS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "overlap_ratio": ("share of the camera's attention (letterbox left out) that lies on the object", "0..1"),
+        "concentration": ("mean attention per pixel inside the object over that outside; NULL if the outside gets none", "ratio"),
+        "iou": ("intersection over union of the object with the pixels whose attention is at least threshold times the largest", "0..1"),
+        "lift": ("overlap_ratio over area: 1 for uniform attention under every letterbox, crop and flip", "ratio"),
+        "pointing_hit": ("1 if the middle pixel of what the patch with the largest value shows is on the object, else 0; its mean is the pointing game's accuracy (Zhang et al. 2018)", "0 or 1"),
+        "nss": ("normalised scanpath saliency: mean over the object of the map z-scored over the image (Peters et al. 2005)", "standard deviations"),
+    }
+)  # fmt: skip
+"""Metrics of ``object_stats``: definition and unit."""
+
+_OBJECT_KEYS = (
+    _RUN,
+    _EPISODE,
+    _VARIANT,
+    Column("part", _S, "objects-...: digest of source, camera and parameters"),
+    _KEYFRAME,
+    _FRAME,
+    _CAMERA,
+    Column("source", _S, "detector (files beside the episode) or gripper (projected proxy)"),
+    Column("object", _S, "the detector's category, all its detections united; or gripper"),
+)
+
+_PART_TABLES = (
+    Table(
+        "object_stats",
+        "one map of attention (a head's, their mean or their maximum) against one object at one keyframe and step; from the stored weights (float16 or log8, overview maps are log8), while head_stats saw the unrounded ones; NULL where the camera gets no attention",
+        (
+            *_OBJECT_KEYS,
+            Column("mask_frame", _I32, "frame that the mask is of; differs from frame at most by the part's parameter within", "frames"),
+            _PHASE, _STEP, _LAYER,
+            Column("head", _I16, "0-based head; NULL for the mean and the maximum over heads"),
+            Column("head_kind", _S, "head, mean (map averaged over heads) or max (largest over heads, patch by patch)"),
+            _GROUP,
+            Column("tier", _S, "what was read: maps (overview maps) or full (all weights)"),
+            Column("threshold", _F32, "share of a map's largest value from which a patch is bright, for iou", "0..1"),
+            Column("area", _F32, "share of the seen image that the object covers: what overlap_ratio is by chance", "0..1"),
+            *(Column(name, _F32, text, unit) for name, (text, unit) in OBJECT_METRICS.items()),
+        ),
+    ),
+    Table(
+        "object_masks",
+        "the mask of one object at one keyframe that object_stats was computed with",
+        (
+            *_OBJECT_KEYS,
+            Column("mask_frame", _I32, "frame that the mask is of", "frames"),
+            Column("instances", _I16, "detections that were united"),
+            Column("score", _F32, "the detector's confidence, the lowest of the detections; NULL if it gives none", "0..1"),
+            Column("height", _I32, "height of the camera's image", "pixels"),
+            Column("width", _I32, "width of the camera's image", "pixels"),
+            Column("counts", _S, "run lengths of the mask as COCO's string, column by column"),
+        ),
+    ),
+)  # fmt: skip
+
+PART_TABLES: Mapping[str, Table] = MappingProxyType({t.name: t for t in _PART_TABLES})
+"""Tables that other parts bring, by name: object_stats and object_masks of objects-..."""
+
+ALL_TABLES: Mapping[str, Table] = MappingProxyType({**TABLES, **PART_TABLES})
 
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write Parquet that any reader opens: zstd, dictionaries for text only."""
-    text = [f.name for f in table.schema if pa.types.is_string(f.type) and f.name != "geometry"]
+    text = [
+        f.name
+        for f in table.schema
+        if pa.types.is_string(f.type) and f.name not in ("geometry", "counts")
+    ]
     keys = [f.name for f in table.schema if pa.types.is_integer(f.type)]
     dictionary = [n for n in text + keys if n not in ("seed",)]
     if "mass" in table.schema.names and pa.types.is_map(table.schema.field("mass").type):

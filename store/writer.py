@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .arrays import MAP_PRECISION, PolicyShapes, create_arrays
+from .arrays import MAP_PRECISION, MAP_REDUCTIONS, PolicyShapes, create_arrays
 from .axes import STEPPED_PHASES
 from .chunking import MAP_KEYFRAMES
 from .commit import Attempt, Commit
@@ -45,6 +45,7 @@ class EpisodeWriter:
         self._blocks: dict[str, Block] = {}
         self._steps: dict[tuple[str, int, int], tuple[Stored, set[int]]] = {}
         self._maps: dict[tuple[str, int], tuple[Stored, set[int]]] = {}
+        self._written: set[tuple[str | int, ...]] = set()
         self._rows: dict[str, list[pa.Table]] = {}
         self._policy: dict[str, Stored] = {}
         self._lock = threading.Lock()
@@ -70,11 +71,14 @@ class EpisodeWriter:
         spec = self.spec.phases[phase]
         expected = (spec.heads, len(layout.query), len(layout.key))
         if weights.shape != expected:
-            raise ValueError(f"{phase} layer {layer}: weights are {weights.shape}, the layout is {expected}")
+            raise ValueError(
+                f"{phase} layer {layer}: weights are {weights.shape}, the layout is {expected}"
+            )
         block = self._block(f"{phase}/attention")
         if phase not in STEPPED_PHASES:
             block.write((keyframe, layer), self._align(spec, weights, layout))
             self._finished(f"{phase}/attention/c/{keyframe}/{layer}/0/0/0")
+            self._written.add((phase, keyframe, layer))
             return
         assert step is not None
         key = (phase, keyframe, step)
@@ -87,6 +91,7 @@ class EpisodeWriter:
             del self._steps[key]
             block.write((keyframe, step), buffer)
             self._finished(f"{phase}/attention/c/{keyframe}/{step}/0/0/0/0")
+            self._written.add((phase, keyframe, step))
 
     def write_map(
         self, phase: str, group: str, camera: str, reduction: str, keyframe: int, values: Stored
@@ -107,6 +112,7 @@ class EpisodeWriter:
         if len(seen) == length:
             del self._maps[path, start]
             self._block(path).write((slice(start, start + length),), buffer)
+            self._written.add((path, start))
 
     def write_policy(self, name: str, keyframe: int, values: Stored) -> None:
         """Store one keyframe of a policy array: actions, actions_recorded, state, denoising."""
@@ -117,7 +123,9 @@ class EpisodeWriter:
             self._policy[name] = np.full(shape, np.nan, np.float32)
         self._policy[name][keyframe] = values
 
-    def add_rows(self, table: str, columns: Mapping[str, Sequence[Any] | Stored | pa.Array]) -> None:
+    def add_rows(
+        self, table: str, columns: Mapping[str, Sequence[Any] | Stored | pa.Array]
+    ) -> None:
         """Append rows to a table; run, episode and variant are filled in."""
         schema = TABLES[table].schema
         count = len(next(iter(columns.values())))
@@ -142,7 +150,9 @@ class EpisodeWriter:
             parts = self._rows.get(table, [])
             return pa.concat_tables(parts) if parts else TABLES[table].schema.empty_table()
 
-    def commit(self, summary: Mapping[str, Any] | None = None, *, after: int | None = None) -> Commit:
+    def commit(
+        self, summary: Mapping[str, Any] | None = None, *, after: int | None = None
+    ) -> Commit:
         """Write what is buffered, check that nothing is missing, and publish the part.
 
         Raises
@@ -152,9 +162,13 @@ class EpisodeWriter:
         ConflictError
             If another writer committed first.
         """
-        if self._steps or self._maps:
-            missing = [f"{k}: {len(s)} arrived" for k, (_, s) in (*self._steps.items(), *self._maps.items())]
-            raise ValueError(f"episode {self.spec.name}: incomplete: {'; '.join(missing[:3])}")
+        missing = sorted(self._expected() - self._written, key=str)
+        if missing:
+            named = "; ".join(" ".join(map(str, m)) for m in missing[:3])
+            raise ValueError(
+                f"episode {self.spec.name}: incomplete, {len(missing)} blocks did not arrive: "
+                f"{named}{' ...' if len(missing) > 3 else ''}"
+            )
         for name, values in self._policy.items():
             self._block(f"policy/{name}").write((slice(None),), values)
         for table in TABLES:
@@ -175,6 +189,22 @@ class EpisodeWriter:
             },
             after=after,
         )
+
+    def _expected(self) -> set[tuple[str | int, ...]]:
+        """Every shard of attention (phase, keyframe, layer or step) and of maps (path, start)."""
+        keyframes = range(len(self.spec.frames))
+        expected: set[tuple[str | int, ...]] = set()
+        for phase in self.spec.phases.values():
+            seconds = range(phase.layers if phase.steps is None else phase.steps)
+            expected.update((phase.phase, k, s) for k in keyframes for s in seconds)
+            expected.update(
+                (f"maps/{phase.phase}/{group}/{camera}/{reduction}", start)
+                for group in phase.query_groups
+                for camera in phase.cameras
+                for reduction in MAP_REDUCTIONS
+                for start in keyframes[::MAP_KEYFRAMES]
+            )
+        return expected
 
     def _block(self, path: str) -> Block:
         if path not in self._blocks:

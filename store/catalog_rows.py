@@ -1,0 +1,270 @@
+"""How the rows of a part get into a catalog generation and out of it, many parts at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from .catalog_tables import CATALOG, COPIED, COPIES, DATABASE, sql_type, version
+from .commit import Commit, Key
+from .errors import IntegrityError
+from .paths import StorePaths
+from .run import load_run
+from .tables import ALL_TABLES, TABLES
+
+
+def quoted(text: str) -> str:
+    """Spell a string as an SQL literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogPart:
+    """What a catalog keeps of one commit."""
+
+    episode_row: Mapping[str, Any] | None
+    """Row of `episodes`; the base part has one."""
+    commit_row: Mapping[str, Any]
+    files: Mapping[str, str]
+    """Table name to path, relative to the store."""
+
+    @property
+    def key(self) -> Key:
+        """(run, episode, part)."""
+        row = self.commit_row
+        return row["run"], row["episode"], row["part"]
+
+
+def catalog_part(paths: StorePaths, commit: Commit, listing: str) -> CatalogPart:
+    """Take from a commit what a catalog keeps.
+
+    Raises
+    ------
+    IntegrityError
+        If a table's file is not there, or the summary has values of wrong types.
+    """
+    size = sum(f.size for f in commit.files)
+    directory = commit.directory(paths)
+    files = {}
+    for file in commit.files:
+        table, dot, rest = file.path.partition(".")
+        if dot and rest == "parquet" and table in ALL_TABLES:
+            if not (directory / file.path).is_file():
+                raise IntegrityError(f"{directory / file.path} is missing")
+            files[table] = (directory / file.path).relative_to(paths.root).as_posix()
+    try:
+        common = {
+            "run": commit.run,
+            "episode": commit.episode,
+            "revision": commit.revision,
+            "attempt": commit.attempt,
+            "committed": _time(commit.created),
+            "bytes": size,
+        }
+        episode = None
+        if commit.part == "base":
+            episode = {**_summary(commit.summary), **common}
+            _check("episodes", episode)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise IntegrityError(f"{commit.key} revision {commit.revision}: {error}") from None
+    return CatalogPart(episode, {**common, "part": commit.part, "listing": listing}, files)
+
+
+def _time(text: str) -> datetime:
+    """Time in UTC without zone: DuckDB's TIMESTAMPTZ needs another package in Python."""
+    return datetime.fromisoformat(text).astimezone(UTC).replace(tzinfo=None)
+
+
+def _summary(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a commit's summary, which anybody may have written, in their columns' types."""
+    row: dict[str, Any] = {}
+    for column in CATALOG["episodes"].columns:
+        value = summary.get(column.name)
+        if value is not None:
+            if pa.types.is_integer(column.type):
+                value = int(value)
+            elif pa.types.is_floating(column.type):
+                value = float(value)
+            elif pa.types.is_string(column.type):
+                value = str(value)
+        row[column.name] = value
+    return row
+
+
+def create_tables(connection: duckdb.DuckDBPyConnection) -> None:
+    """Create every table of a generation, empty, in the attached `DATABASE`."""
+    for table in (*CATALOG.values(), *COPIES.values()):
+        columns = ", ".join(f'"{c.name}" {sql_type(c.type)}' for c in table.columns)
+        connection.execute(f"CREATE TABLE {DATABASE}.main.{table.name} ({columns})")
+    connection.execute(f"CREATE TABLE {DATABASE}.main.generation (version VARCHAR)")
+    connection.execute(f"INSERT INTO {DATABASE}.main.generation VALUES ({quoted(version())})")
+
+
+def delete_parts(connection: duckdb.DuckDBPyConnection, keys: Iterable[Key]) -> None:
+    """Remove every row that comes from these parts."""
+    names = ("run", "episode", "part")
+    gone = pa.table(
+        [pa.array(column, pa.string()) for column in zip(*keys, strict=True)] or [[]] * 3, names
+    )
+    if not len(gone):
+        return
+    with _registered(connection, "gone", gone):
+        for table in ("commits", "files", "unreadable", *COPIED):
+            connection.execute(
+                f"DELETE FROM {DATABASE}.main.{table} WHERE (run, episode, part) IN (FROM gone)"
+            )
+        connection.execute(
+            f"DELETE FROM {DATABASE}.main.episodes WHERE (run, episode) IN "
+            "(SELECT (run, episode) FROM gone WHERE part = 'base')"
+        )
+
+
+def insert_parts(
+    connection: duckdb.DuckDBPyConnection, root: Path, parts: Sequence[CatalogPart]
+) -> None:
+    """Add the rows of parts that are not in the catalog.
+
+    One statement per table for all parts. Only if it fails are they halved, to find the Parquet
+    file that cannot be read; its part is left out whole, and named in table `unreadable`.
+    """
+    reasons: dict[Key, str] = {}
+    for table in COPIED:
+        having = [p for p in parts if table in p.files]
+        reasons |= _insert_files(connection, root, table, having)
+    delete_parts(connection, reasons)
+    good = [p for p in parts if p.key not in reasons]
+    append(connection, "commits", [p.commit_row for p in good])
+    append(connection, "episodes", [p.episode_row for p in good if p.episode_row is not None])
+    append(
+        connection,
+        "files",
+        [
+            {**_ids(p.key), "table_name": name, "path": path}
+            for p in good
+            for name, path in p.files.items()
+        ],
+    )
+    append(
+        connection,
+        "unreadable",
+        [
+            {**_ids(p.key), "listing": p.commit_row["listing"], "reason": reasons[p.key]}
+            for p in parts
+            if p.key in reasons
+        ],
+    )
+
+
+def delete_runs(connection: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> None:
+    """Remove these runs' rows of `runs`; their episodes are other parts' business."""
+    if runs:
+        for table, rows in (("runs", "TRUE"), ("unreadable", "part IS NULL")):
+            connection.execute(
+                f"DELETE FROM {DATABASE}.main.{table} WHERE {rows} AND run IN (SELECT unnest(?))",
+                [list(runs)],
+            )
+
+
+def _ids(key: Key) -> dict[str, str]:
+    return dict(zip(("run", "episode", "part"), key, strict=True))
+
+
+def _insert_files(
+    connection: duckdb.DuckDBPyConnection, root: Path, table: str, parts: Sequence[CatalogPart]
+) -> dict[Key, str]:
+    if not parts:
+        return {}
+    absolute = [str(root / p.files[table]) for p in parts]
+    run, episode, part = zip(*(p.key for p in parts), strict=True)
+    new = pa.table({"run": run, "episode": episode, "part": part, "absolute": absolute})
+    # The ids come from the commit and not from the file, so that delete_parts finds every row.
+    columns = ", ".join(
+        f'n."{c.name}"' if c.name in ("run", "episode") else f'p."{c.name}"'
+        for c in TABLES[table].columns
+    )
+    with _registered(connection, "new_parts", new):
+        try:
+            connection.execute(
+                f"INSERT INTO {DATABASE}.main.{table} SELECT {columns}, n.part "
+                f"FROM {parquet_scan(absolute)} p JOIN new_parts n ON p.filename = n.absolute"
+            )
+        except duckdb.Error as error:
+            if len(parts) == 1:
+                # Blame the file only if it is the one: the disk may be full.
+                try:
+                    connection.execute(
+                        f"SELECT {columns} FROM {parquet_scan(absolute)} p, new_parts n"
+                    )
+                except duckdb.Error:
+                    return {parts[0].key: f"{absolute[0]}: {str(error).splitlines()[0]}"}
+                raise
+        else:
+            return {}
+    half = len(parts) // 2
+    first = _insert_files(connection, root, table, parts[:half])
+    return first | _insert_files(connection, root, table, parts[half:])
+
+
+def parquet_scan(files: Sequence[str]) -> str:
+    """Table function that reads exactly these files, with a column ``filename``."""
+    listed = ", ".join(quoted(f) for f in files)
+    # Hive partitioning would make columns of a directory that happens to be called date=2025.
+    return f"read_parquet([{listed}], filename = true, hive_partitioning = false)"
+
+
+def run_row(paths: StorePaths, run: str) -> dict[str, Any]:
+    """Row of a run in table `runs`.
+
+    Raises
+    ------
+    AttnstoreError
+        If its file is not there, or is not a run configuration.
+    """
+    config, provenance = load_run(paths, run)
+    row = {c.name: getattr(config, c.name, None) for c in CATALOG["runs"].columns}
+    try:
+        created = provenance.pop("created", None)
+        row |= {"run": run, "created": _time(created) if created else None}
+        row |= {"options": _json(config.options), "provenance": _json(provenance)}
+        _check("runs", row)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise IntegrityError(f"run {run}: {error}") from None
+    return row
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(dict(value), sort_keys=True, ensure_ascii=False)
+
+
+def _check(table: str, row: Mapping[str, Any]) -> None:
+    pa.Table.from_pylist([dict(row)], CATALOG[table].schema)
+
+
+def append(
+    connection: duckdb.DuckDBPyConnection, table: str, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Add rows to a table of the catalog's own."""
+    if rows:
+        new = pa.Table.from_pylist([dict(r) for r in rows], CATALOG[table].schema)
+        with _registered(connection, "new_rows", new):
+            connection.execute(f"INSERT INTO {DATABASE}.main.{table} FROM new_rows")
+
+
+@contextmanager
+def _registered(
+    connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table
+) -> Iterator[None]:
+    """Give an Arrow table a name that SQL can use, for the time of a ``with``."""
+    connection.register(name, table)
+    try:
+        yield
+    finally:
+        connection.unregister(name)

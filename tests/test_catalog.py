@@ -1,0 +1,532 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from store_fixtures import flip_byte, write_episode
+
+from attnstore.store import catalog as module
+from attnstore.store.catalog import Generation, connect, generations, rebuild, refresh
+from attnstore.store.catalog_tables import CATALOG, COPIED, VIEWED
+from attnstore.store.commit import Attempt, Commit
+from attnstore.store.errors import UsageError
+from attnstore.store.paths import StorePaths, create_store
+from attnstore.store.tables import ALL_TABLES, TABLES
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+SMALL: dict[str, Any] = {"keyframes": 1, "layers": 1, "heads": 1, "steps": 1, "grid": (2, 2)}
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four small episodes in two runs, without a catalog."""
+    paths = create_store(tmp_path_factory.mktemp("catalog") / "toy.attn")
+    for i in range(3):
+        write_episode(paths, f"success/day one/{i}", "success", i, **SMALL)
+    write_episode(paths, "failure/x", "failure", 9, run_seed=1, **SMALL)
+    return paths.root
+
+
+@pytest.fixture
+def paths(template: Path, tmp_path: Path) -> StorePaths:
+    # Characters that mean something to SQL, to globs, and to Hive partitioning.
+    return StorePaths(shutil.copytree(template, tmp_path / "it's=[a] *.attn"))
+
+
+def names(paths: StorePaths) -> list[str]:
+    with connect(paths) as connection:
+        return [n for (n,) in connection.sql("SELECT name FROM episodes ORDER BY ALL").fetchall()]
+
+
+def assert_same(one: Generation, other: Generation) -> None:
+    """Table by table, whatever the order of the rows."""
+    with duckdb.connect() as connection:
+        for name, generation in (("one", one), ("other", other)):
+            text = str(generation.path).replace("'", "''")
+            connection.execute(f"ATTACH '{text}' AS {name} (READ_ONLY)")
+        tables = connection.sql(
+            "SELECT database_name, table_name FROM duckdb_tables() ORDER BY ALL"
+        ).fetchall()
+        assert {t for _, t in tables} == {*CATALOG, *COPIED, "generation"}
+        for table in (*CATALOG, *COPIED):
+            for a, b in (("one", "other"), ("other", "one")):
+                more = f"FROM {a}.main.{table} EXCEPT ALL FROM {b}.main.{table}"
+                assert connection.sql(more).fetchall() == [], f"{table}: only in {a}"
+
+
+def test_every_table_is_there_with_its_columns(paths: StorePaths) -> None:
+    with connect(paths) as connection:
+        shown = {name for (name,) in connection.sql("SHOW TABLES").fetchall()}
+        assert shown == {*CATALOG, *ALL_TABLES}
+        for name, table in {**CATALOG, **TABLES}.items():
+            assert connection.table(name).columns == [c.name for c in table.columns]
+            if name != "unreadable":
+                assert connection.sql(f"FROM {name}").fetchall()
+
+
+def test_no_column_needs_quotes(paths: StorePaths) -> None:
+    with connect(paths) as connection:
+        for name, table in {**CATALOG, **TABLES}.items():
+            for column in (c.name for c in table.columns):
+                connection.sql(
+                    f"SELECT {column}, {name}.{column} FROM {name} WHERE {column} IS NOT NULL "
+                    f"GROUP BY {column} ORDER BY {column}"
+                )
+
+
+def test_what_an_episode_row_says(paths: StorePaths) -> None:
+    commit = write_episode(paths, "new", "unknown", **SMALL)
+    with connect(paths) as connection:
+        relation = connection.sql("FROM episodes WHERE name = 'new'")
+        row = dict(zip(relation.columns, relation.fetchall()[0], strict=True))
+        assert row.pop("committed").isoformat(timespec="milliseconds") + "+00:00" == commit.created
+        assert row == {
+            "run": commit.run,
+            "episode": commit.episode,
+            "name": "new",
+            "outcome": "unknown",
+            "instruction": "put the cube in the bowl",
+            "task": "cube",
+            "date": "2025-01-01",
+            "rate": 15.0,
+            "frames": 8,
+            "keyframes": 1,
+            "precision": "float16",
+            "revision": 1,
+            "attempt": commit.attempt,
+            "bytes": sum(f.size for f in commit.files),
+        }
+        policy, cameras, provenance = connection.sql(
+            f"SELECT policy, cameras, provenance FROM runs WHERE run = '{commit.run}'"
+        ).fetchall()[0]
+        assert (policy, cameras) == ("pi0", ["hand_camera", "varied_camera_1"])
+        assert json.loads(provenance) == {"host": "test", "code": "0"}
+
+
+def test_views_show_the_rows_of_the_files(paths: StorePaths) -> None:
+    with connect(paths) as connection:
+        for name in set(VIEWED) & set(TABLES):
+            files = paths.data.glob(f"*/*/*/{name}.parquet")
+            tables = pa.concat_tables(pq.ParquetFile(file).read() for file in files)
+            order = [(c, "ascending") for c in ("run", "episode", "keyframe", "camera")]
+            keys = [k for k in ("phase", "layer", "head") if k in tables.column_names]
+            order += [(k, "ascending") for k in keys]
+            found = connection.table(name).to_arrow_table()
+            assert found.num_rows > 0
+            for one, other in zip(
+                found.sort_by(order).to_pylist(), tables.sort_by(order).to_pylist(), strict=True
+            ):
+                assert repr(one) == repr(other)
+        rows = connection.sql(
+            "SELECT name, count(*) FROM head_stats JOIN episodes USING (run, episode) GROUP BY ALL"
+        ).fetchall()
+        assert len(rows) == 4
+
+
+def test_a_filter_on_the_episode_opens_that_file_only(paths: StorePaths) -> None:
+    with connect(paths) as connection:
+        ((episode,),) = connection.sql(
+            "SELECT episode FROM episodes ORDER BY run, episode LIMIT 1"
+        ).fetchall()
+        for file in paths.data.glob("*/*/*/head_stats.parquet"):
+            if file.parts[-3] != episode:
+                os.truncate(file, 0)
+        # The first file in order gives the schema, so it has to be the one.
+        count = connection.sql(f"SELECT count(*) FROM head_stats WHERE episode = '{episode}'")
+        assert count.fetchall() > [(0,)]
+        with pytest.raises(duckdb.Error):
+            connection.sql("SELECT max(entropy) FROM head_stats").fetchall()
+
+
+def test_nothing_to_do_makes_no_generation(paths: StorePaths) -> None:
+    first = refresh(paths)
+    stat = first.path.stat()
+    assert refresh(paths) == first
+    with connect(paths):
+        pass
+    assert generations(paths) == [first]
+    assert (first.path.stat().st_mtime_ns, first.path.stat().st_ino) == (
+        stat.st_mtime_ns,
+        stat.st_ino,
+    )
+    assert sorted(p.name for p in paths.catalog.iterdir()) == ["catalog-000001.duckdb"]
+
+
+def other_part(paths: StorePaths, base: Commit, part: str) -> Commit:
+    """A part that brings rows of a table that the base part has, too."""
+    attempt = Attempt(paths, base.run, base.episode, part)
+    table = base.directory(paths) / "keyframes.parquet"
+    shutil.copyfile(table, attempt.path / "keyframes.parquet")
+    return attempt.publish({})
+
+
+def test_incremental_equals_rebuilt(paths: StorePaths) -> None:
+    """Whatever happened to the store, table by table."""
+    rng = random.Random(4)
+    refresh(paths)
+    base = write_episode(paths, "with parts", "success", 1, **SMALL)
+    for step in range(8):
+        what = step if step < 5 else rng.randrange(5)
+        if what == 0:
+            write_episode(paths, f"added {step}", "failure", step, **SMALL)
+        elif what == 1:
+            write_episode(paths, "success/day one/1", "failure", 50 + step, replace=True, **SMALL)
+        elif what == 2:
+            other_part(paths, base, f"probe-{step}")
+        elif what == 3:
+            write_episode(paths, f"new run {step}", run_seed=step, **SMALL)
+        else:
+            runs = sorted(paths.commits.iterdir())
+            episodes = sorted(e for r in runs for e in r.iterdir() if not e.name.startswith("with"))
+            shutil.rmtree(rng.choice(episodes))
+        generation = refresh(paths)
+        copy = StorePaths(shutil.copytree(paths.root, paths.root.parent / f"copy {step}"))
+        for old in generations(copy):
+            old.path.unlink()
+        assert_same(generation, rebuild(copy))
+    assert len(generations(paths)) == 9
+
+
+def test_a_replaced_revision_takes_its_rows_along(paths: StorePaths) -> None:
+    refresh(paths)
+    with connect(paths) as connection:
+        before = connection.sql("SELECT count(*) FROM keyframes").fetchall()
+    larger = {**SMALL, "keyframes": 3}
+    write_episode(paths, "success/day one/0", "failure", replace=True, **larger)
+    with connect(paths) as connection:
+        after = connection.sql("SELECT count(*) FROM keyframes").fetchall()
+        assert (before, after) == ([(4,)], [(6,)])
+        row = connection.sql(
+            "SELECT outcome, revision FROM episodes WHERE name = 'success/day one/0'"
+        )
+        assert row.fetchall() == [("failure", 2)]
+        assert connection.sql("SELECT count(*) FROM frames").fetchall() == [(12,)]
+
+
+def test_an_episode_that_was_removed_and_ingested_again(paths: StorePaths) -> None:
+    """Its revision is 1 again: the commit file's time tells that it is another."""
+    first = write_episode(paths, "again", seed=1, **SMALL)
+    refresh(paths)
+    shutil.rmtree(paths.commits / first.run / first.episode)
+    assert "again" not in names(paths)
+    refresh(paths)
+    second = write_episode(paths, "again", seed=2, **SMALL)
+    with connect(paths) as connection:
+        query = "SELECT attempt FROM episodes WHERE name = 'again'"
+        assert connection.sql(query).fetchall() == [(second.attempt,)]
+        shutil.rmtree(paths.commits / first.run / first.episode)
+        third = write_episode(paths, "again", seed=3, **SMALL)
+    with connect(paths) as connection:
+        assert connection.sql(query).fetchall() == [(third.attempt,)]
+
+
+def test_an_empty_store_has_empty_tables(tmp_path: Path) -> None:
+    paths = create_store(tmp_path / "empty.attn")
+    with connect(paths) as connection:
+        for name, table in {**CATALOG, **ALL_TABLES}.items():
+            relation = connection.table(name)
+            assert relation.columns == [c.name for c in table.columns]
+            assert relation.fetchall() == []
+        types = dict(zip(connection.table("head_stats").columns,
+                         map(str, connection.table("head_stats").types), strict=True))  # fmt: skip
+        assert types["mass"] == "MAP(VARCHAR, FLOAT)"
+    write_episode(paths, "a", **SMALL)
+    with connect(paths) as connection:
+        again = connection.table("head_stats")
+        assert dict(zip(again.columns, map(str, again.types), strict=True)) == types
+    shutil.rmtree(paths.catalog)
+    assert names(paths) == ["a"]
+
+
+def spoil_with_garbage(file: Path) -> None:
+    file.write_bytes(b"no database" * 1000)
+
+
+def spoil_by_emptying(file: Path) -> None:
+    os.truncate(file, 0)
+
+
+def spoil_by_truncating(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def spoil_with_other_tables(file: Path) -> None:
+    file.unlink()
+    with duckdb.connect(str(file)) as connection:
+        connection.execute("CREATE TABLE generation AS SELECT 'of another version' AS version")
+
+
+def spoil_with_foreign_tables(file: Path) -> None:
+    file.unlink()
+    with duckdb.connect(str(file)) as connection:
+        connection.execute("CREATE TABLE something AS SELECT 1 AS a")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        spoil_with_garbage,
+        spoil_by_emptying,
+        spoil_by_truncating,
+        spoil_with_other_tables,
+        spoil_with_foreign_tables,
+    ],
+)
+def test_an_unreadable_generation_is_rebuilt(paths: StorePaths, spoil: object) -> None:
+    expected = names(paths)
+    first = refresh(paths)
+    assert callable(spoil)
+    spoil(first.path)
+    assert names(paths) == expected
+    assert [g.number for g in generations(paths)] == [1, 2]
+    refresh(paths)
+    assert len(generations(paths)) == 2
+
+
+def test_a_damaged_block_that_only_use_shows(paths: StorePaths) -> None:
+    refresh(paths)
+    (first,) = generations(paths)
+    size = first.path.stat().st_size
+    expected = sorted([*names(paths), "b"])
+    write_episode(paths, "b", **SMALL)
+    for position in range(3 * 4096, size, 64 * 1024):
+        flip_byte(first.path, position + 5000)
+    assert names(paths) == expected
+
+
+def test_a_reader_keeps_what_it_saw(paths: StorePaths) -> None:
+    reader = connect(paths)
+    cursor = reader.cursor()
+    query = "SELECT name, outcome, keyframes FROM episodes ORDER BY ALL"
+    before = reader.sql(query).fetchall()
+    rows = reader.sql("SELECT count(*) FROM head_stats").fetchall()
+    for i in range(3):
+        write_episode(paths, f"more {i}", **SMALL)
+        write_episode(paths, "success/day one/2", "failure", i, replace=True, **SMALL)
+        refresh(paths)
+    for old in generations(paths)[:-2]:
+        old.path.unlink()
+    assert reader.sql(query).fetchall() == cursor.sql(query).fetchall() == before
+    assert reader.sql("SELECT count(*) FROM head_stats").fetchall() == rows
+    with connect(paths) as late:
+        assert len(late.sql(query).fetchall()) == len(before) + 3
+    reader.close()
+
+
+REFRESHER = """
+import sys, time
+from pathlib import Path
+from attnstore.store.catalog import connect
+from attnstore.store.paths import open_store
+from store_fixtures import write_episode
+
+root, worker, rounds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+paths = open_store(root)
+for i in range(rounds):
+    name = f"{worker}-{i}"
+    write_episode(paths, name, keyframes=1, layers=1, heads=1, steps=1, grid=(2, 2))
+    with connect(paths) as connection:
+        assert connection.sql(f"FROM episodes WHERE name = '{name}'").fetchall()
+"""
+
+
+def test_processes_that_refresh_at_once(paths: StorePaths) -> None:
+    """Each sees its own commit, none fails, and the last generation has everything."""
+    workers, rounds = 3, 4
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", REFRESHER, str(paths.root), str(w), str(rounds)],
+            env=ENVIRONMENT,
+            cwd=ROOT,
+        )
+        for w in range(workers)
+    ]
+    seen = [names(paths)]
+    while any(p.poll() is None for p in processes):
+        seen.append(names(paths))
+    assert [p.returncode for p in processes] == [0] * workers
+    assert len(names(paths)) == 4 + workers * rounds
+    assert all(set(a) <= set(b) for a, b in pairwise(seen))
+    assert not list(paths.catalog.glob(".tmp-*"))
+    incremental = refresh(paths)
+    assert_same(incremental, rebuild(paths))
+
+
+def test_whoever_loses_the_race_takes_the_winners(
+    paths: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, rivals = module._claim, [1]
+
+    def late(temporary: Path, target: Path) -> bool:
+        if rivals:
+            rivals.pop()
+            rebuild(paths)
+        return claim(temporary, target)
+
+    monkeypatch.setattr(module, "_claim", late)
+    assert refresh(paths).number == 1
+    assert len(generations(paths)) == 1
+    monkeypatch.undo()
+    rivals.append(1)
+    monkeypatch.setattr(module, "_claim", late)
+    assert rebuild(paths).number == 3
+
+
+def test_a_file_system_without_hard_links(
+    paths: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_link(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    write_episode(paths, "b", **SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", no_link)
+        assert refresh(paths).number == 1
+        shutil.rmtree(next(paths.commits.glob("*/b-*")))
+        assert "b" not in names(paths)
+    assert [g.number for g in generations(paths)] == [1, 2]
+
+
+UNPRIVILEGED = """
+import json, os, sys
+from pathlib import Path
+import pyarrow, duckdb
+from attnstore.store.catalog import connect, generations, refresh
+from attnstore.store.errors import UsageError
+from attnstore.store.paths import open_store
+
+if os.getuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+paths = open_store(Path(sys.argv[1]))
+before = generations(paths)
+with connect(paths) as connection:
+    names = [n for n, in connection.sql("SELECT name FROM episodes ORDER BY name").fetchall()]
+    rows = len(connection.sql("FROM head_stats").fetchall())
+assert generations(paths) == before
+try:
+    refresh(paths)
+except UsageError as error:
+    print(json.dumps([names, rows, str(error)]))
+"""
+
+
+@pytest.fixture
+def readable_by_all(template: Path) -> Iterator[StorePaths]:
+    """Not below pytest's own folder, which other users cannot enter."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        root = Path(shutil.copytree(template, Path(folder) / "toy.attn"))
+        yield StorePaths(root)
+        for directory in (root, *root.rglob("*")):
+            directory.chmod(0o755)
+
+
+@pytest.mark.parametrize("state", ["none", "old", "deleted"])
+def test_a_store_that_cannot_be_written(readable_by_all: StorePaths, state: str) -> None:
+    paths = readable_by_all
+    if state == "old":
+        refresh(paths)
+        write_episode(paths, "b", **SMALL)
+    elif state == "deleted":
+        paths.catalog.rmdir()
+    for path in (paths.root, *paths.root.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    done = subprocess.run(
+        [sys.executable, "-c", UNPRIVILEGED, str(paths.root)],
+        env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found, rows, error = json.loads(done.stdout)
+    assert len(found) == (5 if state == "old" else 4)
+    assert ("b" in found) == (state == "old")
+    assert rows > 0
+    assert error.startswith(f"{paths.catalog} cannot be written: ")
+
+
+def test_a_part_whose_table_is_missing_is_named_and_left_out(paths: StorePaths) -> None:
+    commit = write_episode(paths, "b", **SMALL)
+    (commit.directory(paths) / "sinks.parquet").unlink()
+    other = write_episode(paths, "c", **SMALL)
+    (other.directory(paths) / "tokens.parquet").write_bytes(b"PAR1 torn")
+    with connect(paths) as connection:
+        assert len(connection.sql("FROM episodes").fetchall()) == 4
+        reasons = dict(connection.sql("SELECT episode, reason FROM unreadable").fetchall())
+        assert set(reasons) == {commit.episode, other.episode}
+        assert reasons[commit.episode].endswith("sinks.parquet is missing")
+        assert "tokens.parquet" in reasons[other.episode]
+        for table in COPIED:
+            rows = connection.sql(f"SELECT count(*) FROM {table} WHERE episode = '{other.episode}'")
+            assert rows.fetchall() == [(0,)]
+    assert len(generations(paths)) == 1, "what is unreadable is known, and not tried every time"
+    refresh(paths)
+    assert len(generations(paths)) == 1
+    write_episode(paths, "b", replace=True, **SMALL)
+    with connect(paths) as connection:
+        assert connection.sql("SELECT episode FROM unreadable").fetchall() == [(other.episode,)]
+
+
+def test_unreadable_commits_and_runs_are_named(paths: StorePaths) -> None:
+    commit = write_episode(paths, "b", **SMALL)
+    file = paths.part_commits(*commit.key) / "000001.json"
+    file.write_text(file.read_text()[:-100])
+    (paths.runs / "broken.json").write_text("{}")
+    other = write_episode(paths, "c", **SMALL)
+    raw = paths.part_commits(*other.key) / "000001.json"
+    content = json.loads(raw.read_text())
+    content["summary"]["keyframes"] = "many"
+    raw.write_text(json.dumps(content))
+    for _ in range(2):
+        with connect(paths) as connection:
+            assert len(connection.sql("FROM episodes").fetchall()) == 4
+            query = "SELECT coalesce(episode, run), reason FROM unreadable"
+            reasons = dict(connection.sql(query).fetchall())
+        assert set(reasons) == {commit.episode, other.episode, "broken"}
+        assert "not JSON" in reasons[commit.episode]
+        assert "many" in reasons[other.episode]
+        assert "not a run configuration" in reasons["broken"]
+    assert len(generations(paths)) == 1
+
+
+def test_ids_come_from_the_commit_and_not_from_the_file(paths: StorePaths) -> None:
+    """Else a file could put rows under another episode, where nothing would delete them."""
+    commit = write_episode(paths, "b", **SMALL)
+    foreign = write_episode(paths, "c", seed=3, **SMALL)
+    for table in TABLES:
+        shutil.copyfile(
+            foreign.directory(paths) / f"{table}.parquet",
+            commit.directory(paths) / f"{table}.parquet",
+        )
+    with connect(paths) as connection:
+        for table in TABLES:
+            rows = connection.sql(
+                f"SELECT episode, count(*) FROM {table} "
+                f"WHERE episode IN ('{commit.episode}', '{foreign.episode}') GROUP BY ALL"
+            ).fetchall()
+            assert len({count for _, count in rows}) == 1
+            assert {episode for episode, _ in rows} == {commit.episode, foreign.episode}
+
+
+def test_a_missing_store_directory_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises((OSError, UsageError)):
+        refresh(StorePaths(tmp_path / "nothing"))
+
+
+def test_batches_are_joined(paths: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = refresh(paths)
+    monkeypatch.setattr("attnstore.store.catalog_changes.BATCH", 1)
+    assert_same(one, rebuild(paths))

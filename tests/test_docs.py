@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from store_fixtures import random_episode, write_episode
+
+from attnstore.store.axes import attention_dims, map_dims
+from attnstore.store.catalog_tables import CATALOG
+from attnstore.store.part import Part
+from attnstore.store.paths import create_store
+from attnstore.store.tables import TABLES
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def load() -> Any:
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+GENERATE = load()
+
+
+@pytest.mark.parametrize("name", GENERATE.PAGES)
+def test_generated_pages_are_not_stale(name: str) -> None:
+    written = (DOCS / name).read_text(encoding="utf-8")
+    assert written == GENERATE.PAGES[name](), f"docs/{name} is stale: run `make docs`"
+
+
+def test_every_column_is_documented() -> None:
+    page = (DOCS / "schema.md").read_text(encoding="utf-8")
+    for name, table in {**CATALOG, **TABLES}.items():
+        section = page.partition(f"### {name}\n")[2].partition("\n### ")[0]
+        for column in table.columns:
+            assert f"| `{column.name}` | " in section, f"{name}.{column.name}"
+            assert column.definition.strip() == column.definition != ""
+    assert len({**CATALOG, **TABLES}) >= 11
+
+
+def test_the_arrays_are_those_of_a_written_episode(tmp_path: Path) -> None:
+    """The page's list of arrays is written by hand: hold it to what the writer makes."""
+    page = (DOCS / "schema.md").read_text(encoding="utf-8")
+    paths = create_store(tmp_path / "toy.attn")
+    part = Part(paths, write_episode(paths, "a", keyframes=1))
+    arrays = part.path / "attention.zarr"
+    for phase in random_episode().spec.phases:
+        assert f"| `{phase}/attention` | {', '.join(attention_dims(phase))} |" in page
+        assert len(part.block(f"{phase}/attention").shape) == len(attention_dims(phase))
+        assert f"`maps/{phase}/<query group>/<camera>/mean`, `…/max` | " in page
+        assert ", ".join(map_dims(phase)) in page
+    for array in (arrays / "policy").iterdir():
+        documented = [line for line in page.splitlines() if f"| `policy/{array.name}` |" in line]
+        if (array / "c").is_dir() and array.name not in ("frame", "keyframe"):
+            dims = len(part.block(f"policy/{array.name}").shape)
+            if dims > 1:
+                assert documented[0].count(",") == dims - 1

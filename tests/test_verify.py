@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from store_fixtures import flip_byte, write_episode
+
+from attnstore.store.commit import all_commits, latest_commit
+from attnstore.store.errors import NotFoundError
+from attnstore.store.paths import MARKER, StorePaths, create_store
+from attnstore.store.verify import verify
+
+SMALL: dict[str, Any] = {"keyframes": 1, "layers": 1, "heads": 1, "steps": 1, "grid": (2, 2)}
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    paths = create_store(tmp_path_factory.mktemp("verify") / "toy.attn")
+    for name in ("success/a", "success/b"):
+        write_episode(paths, name, **SMALL)
+    write_episode(paths, "success/a", run_seed=1, **SMALL)
+    return paths.root
+
+
+@pytest.fixture
+def paths(template: Path, tmp_path: Path) -> StorePaths:
+    return StorePaths(shutil.copytree(template, tmp_path / "toy.attn"))
+
+
+def flip(file: Path) -> None:
+    flip_byte(file, file.stat().st_size // 2)
+
+
+def truncate(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 1)
+
+
+def replace_by_directory(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def test_a_sound_store_has_no_problems(paths: StorePaths) -> None:
+    assert list(verify(paths)) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (flip, "its bytes differ from what was committed (SHA-256)"),
+        (truncate, "bytes, "),
+        (Path.unlink, "missing"),
+        (replace_by_directory, "bytes, "),
+    ],
+)
+@pytest.mark.parametrize(
+    "file",
+    [
+        "attention.zarr/prefix/attention/c/0/0/0/0/0",
+        "attention.zarr/zarr.json",
+        "head_stats.parquet",
+    ],
+)
+def test_every_damaged_file_is_named(
+    paths: StorePaths, file: str, damage: Callable[[Path], None], reason: str
+) -> None:
+    commit = next(c for c in all_commits(paths) if c.summary["name"] == "success/b")
+    damage(commit.directory(paths) / file)
+    (problem,) = verify(paths)
+    assert (problem.run, problem.episode, problem.part) == (commit.run, "success/b", "base")
+    assert problem.file == f"data/{commit.run}/{commit.episode}/base.{commit.attempt}/{file}"
+    assert reason in problem.reason
+    assert str(problem) == f"{problem.file}: {problem.reason} (success/b, base, {commit.run})"
+
+
+def test_any_flipped_byte_of_any_file_is_found(paths: StorePaths) -> None:
+    for commit in all_commits(paths):
+        for file in commit.files[::7]:
+            flip_byte(commit.directory(paths) / file.path, file.size - 1)
+            found = [p.file.partition(f"{commit.attempt}/")[2] for p in verify(paths)]
+            assert found == [file.path]
+            flip_byte(commit.directory(paths) / file.path, file.size - 1)
+
+
+def test_an_unreadable_commit_is_a_problem_and_the_others_are_checked(paths: StorePaths) -> None:
+    first, second = list(all_commits(paths))[:2]
+    file = paths.part_commits(*first.key) / "000001.json"
+    file.write_text(file.read_text()[:200])
+    (second.directory(paths) / "tokens.parquet").unlink()
+    one, other = verify(paths)
+    assert one.file == file.relative_to(paths.root).as_posix()
+    assert "not JSON" in one.reason
+    assert other.file.endswith("tokens.parquet")
+
+
+def test_an_only_commit_that_is_torn(paths: StorePaths) -> None:
+    torn = paths.part_commits("some-run", "some-episode", "base") / "000001.json"
+    torn.parent.mkdir(parents=True)
+    torn.touch()
+    problems = list(verify(paths))
+    assert [p.reason for p in problems if p.episode] == [
+        "empty: a crash tore it before it was a commit"
+    ]
+
+
+def test_runs_that_are_missing_or_changed(paths: StorePaths) -> None:
+    first, second = sorted(paths.runs.glob("*.json"))
+    first.unlink()
+    raw = json.loads(second.read_text())
+    raw["config"]["stride"] = 4
+    second.write_text(json.dumps(raw))
+    one, other = verify(paths)
+    assert (one.file, one.reason) == (f"runs/{first.name}", "missing")
+    assert other.reason.startswith("its configuration is that of run pi0-")
+    (paths.runs / "third.json").write_text("[]")
+    assert "JSON object" in list(verify(paths))[2].reason
+
+
+def test_the_marker(paths: StorePaths) -> None:
+    (paths.root / MARKER).write_text("{}")
+    (problem,) = verify(paths)
+    assert (problem.file, problem.run) == (MARKER, None)
+    (paths.root / MARKER).unlink()
+    (problem,) = verify(paths)
+    assert str(problem).startswith(f"{MARKER}: ")
+
+
+def test_only_the_latest_revision_counts(paths: StorePaths) -> None:
+    commit = next(all_commits(paths))
+    write_episode(
+        paths,
+        str(commit.summary["name"]),
+        run_seed=0 if commit.run == _run(paths, "success/b") else 1,
+        replace=True,
+        **SMALL,
+    )
+    shutil.rmtree(commit.directory(paths))
+    assert list(verify(paths)) == []
+
+
+def _run(paths: StorePaths, name: str) -> str:
+    return next(c.run for c in all_commits(paths) if c.summary["name"] == name)
+
+
+def test_a_selection_checks_only_that(paths: StorePaths) -> None:
+    for commit in all_commits(paths):
+        (commit.directory(paths) / "sinks.parquet").unlink()
+    runs = sorted({c.run for c in all_commits(paths)})
+    assert len(list(verify(paths))) == 3
+    assert [p.run for p in verify(paths, run=runs[0])] == [runs[0]] * len(
+        list((paths.commits / runs[0]).iterdir())
+    )
+    assert [p.episode for p in verify(paths, episode="success/a")] == ["success/a"] * 2
+    commit = next(c for c in all_commits(paths) if c.summary["name"] == "success/b")
+    assert latest_commit(paths, commit.run, commit.episode) == commit
+    assert len(list(verify(paths, commit.run, commit.episode))) == 1
+    with pytest.raises(NotFoundError, match="nothing is committed for episode 'nothing'"):
+        list(verify(paths, episode="nothing"))
+    with pytest.raises(NotFoundError, match="run 'nothing'"):
+        list(verify(paths, run="nothing"))
