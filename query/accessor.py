@@ -84,4 +84,5 @@ class AttentionAccessor:
     def _coordinate(self, name: str) -> xr.DataArray:
         if name not in self._array.coords:
             raise SelectionError(f"this array has no coordinate {name!r}; it is not from attnstore")
-        return self._array.coords[name]
+        coordinate: xr.DataArray = self._array.coords[name]
+        return coordinate

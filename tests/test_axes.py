@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from attnstore.store.axes import PHASES, STEPPED_PHASES, attention_dims, map_dims
 
 # Written out, as the format defines them: not computed from the code.

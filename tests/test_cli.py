@@ -24,7 +24,9 @@ from attnstore.store.paths import create_store
 NAME = "success/2025-01-01/2025-01-01_10-00-00"
 
 
-def run(*arguments: str | Path, cwd: Path | None = None, **environment: str):
+def run(
+    *arguments: str | Path, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in os.environ.items() if k != "ATTNSTORE"} | environment
     return subprocess.run(
         [sys.executable, "-m", "attnstore", *map(str, arguments)],
@@ -37,7 +39,7 @@ def run(*arguments: str | Path, cwd: Path | None = None, **environment: str):
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     paths = create_store(tmp_path_factory.mktemp("cli") / "lab.attn")
     write_episode(paths, NAME, seed=1)
     write_episode(paths, "failure/2025-01-01/2025-01-01_11-00-00", "failure", seed=2)
@@ -52,14 +54,14 @@ def every_command(group: click.Command, path: tuple[str, ...] = ()):
 
 
 @pytest.mark.parametrize(("path", "command"), list(every_command(cli)))
-def test_every_command_and_option_has_help(path, command):
+def test_every_command_and_option_has_help(path: str, command: click.Command) -> None:
     assert command.help, path
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, f"{path} {parameter.name}"
 
 
-def assert_one_line(process, code: int, *says: str) -> None:
+def assert_one_line(process: subprocess.CompletedProcess[str], code: int, *says: str) -> None:
     assert process.returncode == code, process.stderr
     assert "Traceback" not in process.stderr
     line = process.stderr.strip()
@@ -70,30 +72,30 @@ def assert_one_line(process, code: int, *says: str) -> None:
 
 
 class TestFindingTheStore:
-    def test_no_store_named(self, tmp_path):
+    def test_no_store_named(self, tmp_path: Path) -> None:
         assert_one_line(run("ls", cwd=tmp_path), 2, "--store PATH", "ATTNSTORE", "attnstore.toml")
 
-    def test_by_variable(self, root, tmp_path):
+    def test_by_variable(self, root: Path, tmp_path: Path) -> None:
         assert NAME in run("ls", cwd=tmp_path, ATTNSTORE=str(root)).stdout
 
-    def test_by_file_of_a_directory_above(self, root, tmp_path):
+    def test_by_file_of_a_directory_above(self, root: Path, tmp_path: Path) -> None:
         below = tmp_path / "a" / "b"
         below.mkdir(parents=True)
         relative = os.path.relpath(root, tmp_path)
         (tmp_path / "attnstore.toml").write_text(f'store = "{relative}"\n')
         assert NAME in run("ls", cwd=below).stdout
 
-    def test_a_bad_file_is_named(self, tmp_path):
+    def test_a_bad_file_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "attnstore.toml").write_text("store = ")
         assert_one_line(run("ls", cwd=tmp_path), 2, "attnstore.toml")
 
-    def test_not_a_store(self, tmp_path):
+    def test_not_a_store(self, tmp_path: Path) -> None:
         assert_one_line(
             run("ls", "--store", tmp_path), 3, "is not an attnstore store", "attnstore.json"
         )
         assert_one_line(run("ls", "--store", tmp_path / "x"), 3, "no such directory")
 
-    def test_a_newer_format_is_refused(self, tmp_path):
+    def test_a_newer_format_is_refused(self, tmp_path: Path) -> None:
         paths = create_store(tmp_path / "store")
         marker = json.loads((paths.root / "attnstore.json").read_text())
         marker["format"]["major"] = 2
@@ -103,7 +105,7 @@ class TestFindingTheStore:
 
 
 class TestListing:
-    def test_episodes(self, root):
+    def test_episodes(self, root: Path) -> None:
         rows = [
             json.loads(line) for line in run("ls", "--store", root, "--json").stdout.splitlines()
         ]
@@ -113,11 +115,11 @@ class TestListing:
         ]
         assert {r["keyframes"] for r in rows} == {3}
 
-    def test_runs(self, root):
+    def test_runs(self, root: Path) -> None:
         (row,) = map(json.loads, run("ls", "--store", root, "--runs", "--json").stdout.splitlines())
         assert (row["policy"], row["precision"], row["stride"]) == ("pi0", "float16", 8)
 
-    def test_coverage_of_a_dataset(self, tmp_path):
+    def test_coverage_of_a_dataset(self, tmp_path: Path) -> None:
         paths = create_store(tmp_path / "store")
         write_episode(paths, "success/2025-12-10/2025-12-10_09-00-39")
         process = run("ls", "--store", paths.root, "--coverage", sample_path(), "--json")
@@ -128,7 +130,7 @@ class TestListing:
 
 
 class TestSql:
-    def test_forms(self, root, tmp_path):
+    def test_forms(self, root: Path, tmp_path: Path) -> None:
         query = "select outcome, count(*) as n from episodes group by all order by 1"
         table = run("sql", query, "--store", root)
         assert "failure" in table.stdout
@@ -146,20 +148,20 @@ class TestSql:
         assert run("sql", query, "--store", root, "--parquet", "--output", file).returncode == 0
         assert pq.read_table(file)["n"].to_pylist() == [1, 1]
 
-    def test_from_a_file_and_by_name(self, root, tmp_path):
+    def test_from_a_file_and_by_name(self, root: Path, tmp_path: Path) -> None:
         file = tmp_path / "q.sql"
         file.write_text("select 41 + 1 as answer")
         assert "42" in run("sql", "--file", file, "--store", root).stdout
         assert "on_padding" in run("sql", "--named", "camera-by-layer", "--store", root).stdout
         assert "camera-by-layer" in run("sql", "--list").stdout
 
-    def test_mistakes_are_one_line(self, root):
+    def test_mistakes_are_one_line(self, root: Path) -> None:
         process = run("sql", "select outcom from episodes", "--store", root)
         assert_one_line(process, 2, "outcom", "outcome")
         assert_one_line(run("sql", "--store", root), 2, "give one query")
         assert_one_line(run("sql", "--named", "x", "--store", root), 3, "camera-by-layer")
 
-    def test_a_closed_pipe_is_no_error(self, root):
+    def test_a_closed_pipe_is_no_error(self, root: Path) -> None:
         command = (
             f"{sys.executable} -m attnstore sql 'from range(200000)' --csv --store {root} | head -1"
         )
@@ -170,7 +172,7 @@ class TestSql:
 
 
 class TestUpkeep:
-    def test_verify_names_a_flipped_byte_and_a_missing_table(self, tmp_path):
+    def test_verify_names_a_flipped_byte_and_a_missing_table(self, tmp_path: Path) -> None:
         paths = create_store(tmp_path / "store")
         commit = write_episode(paths, NAME)
         assert run("verify", "--store", paths.root).returncode == 0
@@ -184,7 +186,7 @@ class TestUpkeep:
         assert "tokens.parquet: missing" in process.stdout
         assert "2 problems" in process.stderr
 
-    def test_gc_removes_abandoned_attempts_only(self, tmp_path):
+    def test_gc_removes_abandoned_attempts_only(self, tmp_path: Path) -> None:
         paths = create_store(tmp_path / "store")
         commit = write_episode(paths, NAME)
         abandoned = commit.directory(paths).parent / "base.0123456789ab"
@@ -198,7 +200,7 @@ class TestUpkeep:
         assert not abandoned.exists()
         assert run("verify", "--store", paths.root).returncode == 0
 
-    def test_catalog_is_rebuilt(self, tmp_path):
+    def test_catalog_is_rebuilt(self, tmp_path: Path) -> None:
         paths = create_store(tmp_path / "store")
         write_episode(paths, NAME)
         for file in paths.catalog.iterdir():
@@ -208,7 +210,7 @@ class TestUpkeep:
 
 
 class TestRender:
-    def test_images_and_videos_without_torch(self, root, tmp_path):
+    def test_images_and_videos_without_torch(self, root: Path, tmp_path: Path) -> None:
         """The lab's layout, in a process in which importing torch is an error."""
         blocker = tmp_path / "site"
         blocker.mkdir()
@@ -239,6 +241,7 @@ class TestRender:
             frames = [f.to_ndarray(format="bgr24") for f in video.decode(video=0)]
         image = cv2.imread(str(folder / "00008/L1_prefix_heads/head_01.jpg"))
         assert len(frames) == 3
+        assert image is not None
         assert image.shape == frames[0].shape
         assert np.ptp(image) > 100
 
@@ -256,12 +259,14 @@ class TestRender:
             (("--episode", "nope"), 3, "no episode 'nope'"),
         ],
     )
-    def test_mistakes_are_one_line(self, root, tmp_path, arguments, code, says):
+    def test_mistakes_are_one_line(
+        self, root: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, says: str
+    ) -> None:
         process = run("render", "images", "--store", root, "--out", tmp_path, *arguments)
         assert_one_line(process, code, says)
 
 
-def test_public_names():
+def test_public_names() -> None:
     assert attnstore.__all__ == sorted(attnstore.__all__)
     assert all(hasattr(attnstore, name) for name in attnstore.__all__)
     assert run("--version").stdout.strip().endswith(attnstore.__version__)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_fixtures import random_episode, write_episode
+from numpy.typing import NDArray
+from store_fixtures import RandomEpisode, random_episode, write_episode
 
 import attnstore
 from attnstore.query import Episode
@@ -17,13 +21,15 @@ from attnstore.store.errors import NotFoundError, SelectionError
 from attnstore.store.geometry import Geometry
 from attnstore.store.paths import create_store
 from attnstore.store.precision import decode, encode
+from attnstore.store.tokens import AlignedAxis
 
+Stored = tuple[Episode, RandomEpisode, str]
 NAME = "success/2025-01-01/2025-01-01_10-00-00"
 KEYFRAMES, LAYERS, HEADS, STEPS = 3, 2, 2, 2
 
 
 @pytest.fixture(scope="module", params=["float16", "log8"])
-def stored(request, tmp_path_factory):
+def stored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Stored:
     """(episode as read, what was written, precision)."""
     paths = create_store(tmp_path_factory.mktemp("episode") / "store")
     write_episode(paths, NAME, seed=3, precision=request.param)
@@ -31,7 +37,7 @@ def stored(request, tmp_path_factory):
     return attnstore.open(paths.root).episode(NAME), written, request.param
 
 
-def oracle(written, precision: str, phase: str) -> np.ndarray:
+def oracle(written: RandomEpisode, precision: str, phase: str) -> NDArray[Any]:
     return decode(encode(written.padded(phase), precision), precision)
 
 
@@ -49,7 +55,7 @@ tokens = st.one_of(
 )
 
 
-def index_of(axis, group):
+def index_of(axis: AlignedAxis, group: Any) -> Any:
     """Positions of a group, written again: by the spans' kinds and names."""
     if group is None or not isinstance(group, str):
         return group if group is not None else slice(None)
@@ -64,8 +70,8 @@ def index_of(axis, group):
 @settings(max_examples=60)
 @given(keyframe=selectors, layer=selectors, head=selectors, query=tokens, key=tokens)
 def test_any_selection_of_the_prefix_equals_numpy_indexing(
-    stored, keyframe, layer, head, query, key
-):
+    stored: Stored, keyframe: Any, layer: Any, head: Any, query: Any, key: Any
+) -> None:
     episode, written, precision = stored
     full = oracle(written, precision, "prefix")
     axis = episode.phase("prefix").query
@@ -91,7 +97,7 @@ def test_any_selection_of_the_prefix_equals_numpy_indexing(
     np.testing.assert_array_equal(labelled.values, expected)
 
 
-def test_a_step_of_the_suffix(stored):
+def test_a_step_of_the_suffix(stored: Stored) -> None:
     episode, written, precision = stored
     full = oracle(written, precision, "suffix")
     found = episode.attention(
@@ -105,7 +111,7 @@ def test_a_step_of_the_suffix(stored):
     assert found["frame"].values.tolist() == [0, 8, 16]
 
 
-def test_lazy_arrays_read_what_is_asked(stored):
+def test_lazy_arrays_read_what_is_asked(stored: Stored) -> None:
     episode, written, precision = stored
     full = oracle(written, precision, "suffix")
     lazy = episode.lazy("suffix")
@@ -119,13 +125,13 @@ def test_lazy_arrays_read_what_is_asked(stored):
     assert lazy[0:0].shape == (0, *full.shape[1:])
 
 
-def test_lazy_arrays_cross_processes(stored):
+def test_lazy_arrays_cross_processes(stored: Stored) -> None:
     episode, written, precision = stored
     copy = pickle.loads(pickle.dumps(episode.lazy("prefix")))
     np.testing.assert_array_equal(copy.values, oracle(written, precision, "prefix"))
 
 
-def test_frames_select_keyframes(stored):
+def test_frames_select_keyframes(stored: Stored) -> None:
     episode, _, _ = stored
     np.testing.assert_array_equal(
         episode.values("prefix", frame=8), episode.values("prefix", keyframe=1)
@@ -137,9 +143,9 @@ def test_frames_select_keyframes(stored):
 
 
 @pytest.mark.parametrize("reduce", ["max", "mean"])
-def test_overview_maps_are_reductions_over_the_group(stored, reduce):
+def test_overview_maps_are_reductions_over_the_group(stored: Stored, reduce: Any) -> None:
     episode, written, _ = stored
-    how = {"max": np.max, "mean": np.mean}[reduce]
+    how: Any = {"max": np.max, "mean": np.mean}[reduce]
     found = episode.maps("suffix", "varied_camera_1", reduce=reduce, step=0)
     assert found.shape == (KEYFRAMES, LAYERS, HEADS, 4, 4)
     for (phase, keyframe, layer, step), weights in written.weights.items():
@@ -152,7 +158,7 @@ def test_overview_maps_are_reductions_over_the_group(stored, reduce):
         np.testing.assert_allclose(found[keyframe, layer], expected, rtol=0.0223, atol=2**-17)
 
 
-def test_a_group_without_maps_is_read_from_the_full_attention(stored):
+def test_a_group_without_maps_is_read_from_the_full_attention(stored: Stored) -> None:
     episode, written, precision = stored
     full = oracle(written, precision, "prefix").astype(np.float32)
     (task,) = [s for s in episode.phase("prefix").query if s.name == "task"]
@@ -162,7 +168,7 @@ def test_a_group_without_maps_is_read_from_the_full_attention(stored):
     np.testing.assert_allclose(found, np.nanmean(rows, axis=1).reshape(-1, 4, 4), rtol=1e-6)
 
 
-def test_the_active_head_has_the_largest_variance(stored):
+def test_the_active_head_has_the_largest_variance(stored: Stored) -> None:
     episode, _, _ = stored
     variance = episode.stats("variance", "prefix", "hand_camera")[:, 0]
     for layer in range(LAYERS):
@@ -173,7 +179,7 @@ def test_the_active_head_has_the_largest_variance(stored):
             assert head == variance[keyframe, layer].argmax()
 
 
-def test_map_carries_its_geometry(stored):
+def test_map_carries_its_geometry(stored: Stored) -> None:
     episode, _, _ = stored
     found = episode.map("prefix", "hand_camera", layer=1, keyframe=2)
     assert found.dims == ("row", "col")
@@ -184,7 +190,7 @@ def test_map_carries_its_geometry(stored):
     assert int(found["head"]) == episode.active_head("prefix", "hand_camera", layer=1, keyframe=2)
 
 
-def test_accessor_selects_reduces_and_folds(stored):
+def test_accessor_selects_reduces_and_folds(stored: Stored) -> None:
     episode, written, precision = stored
     full = oracle(written, precision, "prefix").astype(np.float32)
     array = episode.attention("prefix", keyframe=0, layer=0)
@@ -203,7 +209,7 @@ def test_accessor_selects_reduces_and_folds(stored):
         xr.DataArray(np.zeros(3), dims="key").attn.span(key="task")
 
 
-def test_explain_counts_what_a_read_touches(stored):
+def test_explain_counts_what_a_read_touches(stored: Stored) -> None:
     episode, _, _ = stored
     cheap = episode.explain("prefix", camera="hand_camera", layer=1)
     assert (cheap.tier, cheap.chunks, cheap.shards) == ("maps", 1, 1)
@@ -213,9 +219,9 @@ def test_explain_counts_what_a_read_touches(stored):
     assert "full tier, prefix/attention" in str(words)
 
 
-def test_oversized_reads_are_refused_before_reading(stored):
+def test_oversized_reads_are_refused_before_reading(stored: Stored) -> None:
     episode, _, _ = stored
-    with pytest.raises(SelectionError, match="GB of prefix attention, max_bytes allows 0.00 GB"):
+    with pytest.raises(SelectionError, match=r"GB of prefix attention, max_bytes allows 0\.00 GB"):
         episode.values("prefix", max_bytes=1000)
 
 
@@ -232,13 +238,15 @@ def test_oversized_reads_are_refused_before_reading(stored):
         (lambda e: e.stats("entropy", "prefix", "hand_camera", query="action"), "there are: text"),
     ],
 )
-def test_wrong_names_say_the_right_ones(stored, call, says):
+def test_wrong_names_say_the_right_ones(
+    stored: Stored, call: Callable[[Episode], Any], says: str
+) -> None:
     with pytest.raises(SelectionError) as caught:
         call(stored[0])
     assert says in str(caught.value)
 
 
-def test_notebook_summary_escapes_what_the_store_says(tmp_path):
+def test_notebook_summary_escapes_what_the_store_says(tmp_path: Path) -> None:
     paths = create_store(tmp_path / "store")
     write_episode(paths, "success/2025-01-01/<script>alert(1)</script>")
     (commit,) = attnstore.open(paths.root).episodes()
@@ -249,7 +257,7 @@ def test_notebook_summary_escapes_what_the_store_says(tmp_path):
 
 
 class TestFindingEpisodes:
-    def test_by_name_last_part_and_id(self, tmp_path):
+    def test_by_name_last_part_and_id(self, tmp_path: Path) -> None:
         paths = create_store(tmp_path / "store")
         write_episode(paths, NAME)
         store = attnstore.open(paths.root)
@@ -258,16 +266,16 @@ class TestFindingEpisodes:
         assert store.episode("2025-01-01_10-00-00").name == NAME
         assert store.episode(found.id).name == NAME
 
-    def test_an_ambiguous_name_lists_the_candidates(self, tmp_path):
+    def test_an_ambiguous_name_lists_the_candidates(self, tmp_path: Path) -> None:
         paths = create_store(tmp_path / "store")
         write_episode(paths, "success/a/same")
         write_episode(paths, "failure/b/same")
         store = attnstore.open(paths.root)
-        with pytest.raises(SelectionError, match="failure/b/same in run .*success/a/same"):
+        with pytest.raises(SelectionError, match=r"failure/b/same in run .*success/a/same"):
             store.episode("same")
         assert store.episode("failure/b/same").name == "failure/b/same"
 
-    def test_two_runs_of_an_episode_need_the_run(self, tmp_path):
+    def test_two_runs_of_an_episode_need_the_run(self, tmp_path: Path) -> None:
         paths = create_store(tmp_path / "store")
         one = write_episode(paths, NAME, run_seed=0)
         write_episode(paths, NAME, run_seed=1)
@@ -276,14 +284,14 @@ class TestFindingEpisodes:
             store.episode(NAME)
         assert store.episode(NAME, run=one.run).run == one.run
 
-    def test_an_unknown_name_lists_some(self, tmp_path):
+    def test_an_unknown_name_lists_some(self, tmp_path: Path) -> None:
         paths = create_store(tmp_path / "store")
         write_episode(paths, NAME)
         with pytest.raises(NotFoundError, match=f"no episode 'nope'; there are: {NAME}"):
             attnstore.open(paths.root).episode("nope")
 
 
-def test_dask_computes_over_the_full_attention(stored):
+def test_dask_computes_over_the_full_attention(stored: Stored) -> None:
     episode, written, precision = stored
     full = oracle(written, precision, "suffix").astype(np.float32)
     chunked = episode.lazy("suffix").astype(np.float32).chunk(keyframe=1, layer=1)

@@ -5,11 +5,12 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from attnstore.store.geometry import Geometry
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
+
+from attnstore.store.geometry import Geometry
 
 HD = Geometry.letterbox((720, 1280), (224, 224), (14, 14))
 

@@ -7,13 +7,14 @@ import pytest
 from store_fixtures import write_episode
 
 import attnstore
+from attnstore.query import Store
 from attnstore.query.named import NAMED, named_query
 from attnstore.store.errors import NotFoundError
 from attnstore.store.paths import create_store
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     paths = create_store(tmp_path_factory.mktemp("named") / "store")
     for seed, outcome in enumerate(("success", "success", "failure")):
         write_episode(paths, f"{outcome}/2025-01-01/e{seed}", outcome, seed)
@@ -21,20 +22,20 @@ def store(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_it_runs(store, name):
+def test_it_runs(store: Store, name: str) -> None:
     relation = store.sql(named_query(name).sql)
     assert relation.columns
     relation.fetchall()
 
 
-def test_an_unknown_name_lists_those_there_are():
+def test_an_unknown_name_lists_those_there_are() -> None:
     with pytest.raises(
         NotFoundError, match="no query 'x'; there are: most-active-heads, camera-by"
     ):
         named_query("x")
 
 
-def test_most_active_heads_are_those_of_largest_mean_variance(store):
+def test_most_active_heads_are_those_of_largest_mean_variance(store: Store) -> None:
     rows = store.sql(named_query("most-active-heads").sql).fetchall()
     episodes = [store.from_commit(c) for c in store.episodes()]
     for phase in ("prefix", "suffix"):
@@ -49,7 +50,7 @@ def test_most_active_heads_are_those_of_largest_mean_variance(store):
         assert len(found) == min(5, variance.size)
 
 
-def test_padding_mass_is_by_camera_and_outcome(store):
+def test_padding_mass_is_by_camera_and_outcome(store: Store) -> None:
     rows = store.sql(named_query("padding-mass").sql).fetchall()
     failure = [store.from_commit(c) for c in store.episodes() if c.summary["outcome"] == "failure"]
     expected = np.mean([e.stats("letterbox_mass", "prefix", "hand_camera").mean() for e in failure])

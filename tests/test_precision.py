@@ -4,12 +4,13 @@ import math
 
 import numpy as np
 import pytest
-from attnstore.store.precision import absent, decode, dtype, encode, log8_table
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
+
+from attnstore.store.precision import absent, decode, dtype, encode, log8_table
 
 Floats = NDArray[np.float32]
 

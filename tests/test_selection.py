@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -54,11 +56,11 @@ def axis() -> AlignedAxis:
         ([7, 3, 3], (3, 7)),
     ],
 )
-def test_groups(group, expected):
+def test_groups(group: Any, expected: Any) -> None:
     assert select_tokens(axis(), group, where="key").indices.tolist() == list(expected)
 
 
-def test_a_number_drops_the_dimension_and_a_list_does_not():
+def test_a_number_drops_the_dimension_and_a_list_does_not() -> None:
     assert select_tokens(axis(), 3, where="key").scalar
     assert not select_tokens(axis(), [3], where="key").scalar
 
@@ -75,14 +77,14 @@ def test_a_number_drops_the_dimension_and_a_list_does_not():
         (slice(30, 40), "selects none of the 26 tokens"),
     ],
 )
-def test_what_matches_nothing_says_what_would(group, says):
+def test_what_matches_nothing_says_what_would(group: Any, says: str) -> None:
     with pytest.raises(SelectionError, match="suffix key") as caught:
         select_tokens(axis(), group, where="suffix key")
     assert says in str(caught.value)
 
 
 @given(st.integers(-6, 6), st.integers(-6, 6))
-def test_a_range_is_python_slicing_of_the_group(start, stop):
+def test_a_range_is_python_slicing_of_the_group(start: int, stop: int) -> None:
     expected = list(range(21, 26))[start:stop]
     if expected:
         found = select_tokens(axis(), f"action:{start}:{stop}", where="key")
@@ -92,7 +94,7 @@ def test_a_range_is_python_slicing_of_the_group(start, stop):
             select_tokens(axis(), f"action:{start}:{stop}", where="key")
 
 
-def test_labels_name_every_token():
+def test_labels_name_every_token() -> None:
     spans = axis().spans
     labels = token_labels(spans, 26)
     assert labels[4] == "wrist[1,1]"

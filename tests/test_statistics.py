@@ -4,6 +4,11 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+from numpy.typing import NDArray
+
 from attnstore.store.statistics import (
     entropy,
     gini,
@@ -12,10 +17,6 @@ from attnstore.store.statistics import (
     jensen_shannon,
     top_mass,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-from numpy.testing import assert_allclose
-from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
 Case = tuple[Float, Float]

@@ -3,9 +3,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from attnstore.store.tokens import AlignedAxis, Axis, Kind, Span, Token
 from hypothesis import given
 from hypothesis import strategies as st
+
+from attnstore.store.tokens import AlignedAxis, Axis, Kind, Span, Token
 
 NAMES = ("image:wrist", "image:side", "task", "joints", "state", "more", "action")
 KINDS: dict[str, Kind] = {

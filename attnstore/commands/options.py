@@ -99,8 +99,8 @@ def span_text(seconds: float) -> str:
 
     Examples
     --------
-    >>> span_text(42.0), span_text(3900.0)
-    ('42 s', '1 h 05 min')
+    >>> span_text(42.0), span_text(5700.0)
+    ('42 s', '1 h 35 min')
     """
     if seconds < 90:
         return f"{seconds:.0f} s"
