@@ -12,6 +12,7 @@ import click
 from attnstore import __version__
 from attnstore.store.errors import AttnstoreError
 
+from .commands.compare import compare
 from .commands.demo import demo
 from .commands.ingest import ingest, policies
 from .commands.listing import ls
@@ -39,7 +40,7 @@ def cli(verbose: bool) -> None:
         logging.getLogger("attnstore").setLevel(logging.DEBUG)
 
 
-for command in (ingest, ls, sql, render, verify, gc, catalog, policies, demo):
+for command in (ingest, ls, sql, compare, render, verify, gc, catalog, policies, demo):
     cli.add_command(command)
 
 

@@ -46,7 +46,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return paths.root
 
 
-def every_command(group: click.Command, path: tuple[str, ...] = ()):
+def every_command(
+    group: click.Command, path: tuple[str, ...] = ()
+) -> Iterator[tuple[str, click.Command]]:
     yield " ".join(path), group
     if isinstance(group, click.Group):
         for name, command in group.commands.items():

@@ -27,7 +27,7 @@ def print_comparison(found: Comparison, limit: int) -> None:
     tried = (
         f"{attainable.permutations} permutations"
         if attainable.permutations
-        else f"all {attainable.assignments} assignments"
+        else f"all assignments ({attainable.assignments})"
     )
     a, b = groups.sizes
     click.echo(f"{a} - {b} episodes")
