@@ -1,0 +1,179 @@
+"""An episode's overlays as image files in the lab's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnstore.store.errors import UsageError
+
+from . import image_file, pool
+from .labtree import MARKER, Drawing, EpisodeFolder, Reduction
+from .look import Look
+from .marker import describe
+from .scale import ColorScale, Limits
+from .scene import Scene
+from .source import EpisodeMaps, check_cameras, check_layers, check_step
+from .track import LayerMaps, Track
+
+Progress = Callable[[int, int, Path], None]
+"""Called after each file with the number done, the number in all, and the file."""
+PER_FRAME = ColorScale("frame")
+
+
+def render_images(
+    episode: EpisodeMaps,
+    out: Path,
+    *,
+    layers: Sequence[int] | None = None,
+    phases: Sequence[str] | None = None,
+    summary: bool = True,
+    heads: bool = True,
+    cameras: Sequence[str] | None = None,
+    step: int = -1,
+    reduce: Reduction = "max",
+    sink_corrected: bool = False,
+    look: Look | None = None,
+    scale: ColorScale = PER_FRAME,
+    format: str = "jpg",
+    quality: int = image_file.DEFAULT_QUALITY,
+    marker: str = MARKER,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Draw the overlays of every keyframe.
+
+    The summary picture of a layer shows, for each camera, that keyframe's most active head.
+
+    Parameters
+    ----------
+    out
+        Root of the lab's tree; see `attnstore.render.labtree`.
+    layers
+        Layers to draw, 0-based; by default all.
+    phases
+        By default all that the episode has.
+    summary, heads
+        Draw the most active head; draw every head.
+    cameras
+        By default all.
+    step
+        Denoising step, negative from the end; ignored in one-pass phases.
+    reduce
+        ``max`` or ``mean`` over the query tokens.
+    sink_corrected
+        Take attention sinks out; see `attnstore.render.sinks`.
+    scale
+        With scope ``video``, all keyframes of a head share a scale.
+    format, quality
+        ``jpg``, ``png`` or ``webp``; 1 to 100.
+    marker
+        Name of the file that is written last.
+    workers
+        Threads; by default one a core.
+
+    Returns
+    -------
+    The files written, in order.
+
+    Raises
+    ------
+    SelectionError
+        If the episode has no such phase, layer, step or camera.
+    EpisodeError
+        If an image cannot be drawn on.
+    """
+    if format not in image_file.FORMATS:
+        known = ", ".join(image_file.FORMATS)
+        raise UsageError(f"a picture's format is one of {known}; got {format!r}")
+    if not (summary or heads):
+        raise UsageError("nothing to draw: neither the summary nor the heads were asked for")
+    shown = check_cameras(episode, cameras)
+    chosen = check_layers(episode, phases, layers)
+    drawings = {
+        phase: Drawing(phase, reduce, check_step(episode, phase, step), sink_corrected)
+        for phase in chosen
+    }
+    folder = EpisodeFolder.of(out, episode.name, episode.outcome, episode.date)
+    end = folder.marker(marker)
+    # the marker says that the pictures are complete: until they are, there is none
+    end.unlink(missing_ok=True)
+
+    per_keyframe = {phase: summary + heads * episode.heads(phase) for phase in chosen}
+    total = 1 + len(episode.frames) * sum(
+        len(phase_layers) * per_keyframe[phase] for phase, phase_layers in chosen.items()
+    )
+
+    def tasks() -> Iterator[Callable[[], list[Path]]]:
+        for phase, phase_layers in chosen.items():
+            drawing = drawings[phase]
+            scene = Scene(episode, drawing, shown, look=look or Look(), scale=scale)
+            for layer in phase_layers:
+                maps = LayerMaps.load(
+                    episode, phase, layer, shown,
+                    step=step, reduce=reduce, sink_corrected=sink_corrected,
+                )  # fmt: skip
+                tracks = [maps.track(head) for head in range(heads * episode.heads(phase))]
+                if summary:
+                    tracks.insert(0, maps.active(_most_active(episode, phase, layer, shown, step)))
+                limits = [track.limits(scale, scene.geometries) for track in tracks]
+                for keyframe, frame in enumerate(scene.frames):
+                    yield partial(
+                        _draw,
+                        scene,
+                        keyframe,
+                        [
+                            (track, at[keyframe], _path(folder, frame, drawing, track, format))
+                            for track, at in zip(tracks, limits, strict=True)
+                        ],
+                        quality,
+                    )
+
+    written: list[Path] = []
+    for paths in pool.run(tasks(), workers or pool.default_workers()):
+        for path in paths:
+            written.append(path)
+            if progress is not None:
+                progress(len(written), total, path)
+    text = describe(episode, chosen, shown, drawings, scale)
+    written.append(image_file.write_text(end, text))
+    if progress is not None:
+        progress(len(written), total, end)
+    return written
+
+
+def _most_active(
+    episode: EpisodeMaps, phase: str, layer: int, cameras: Sequence[str], step: int
+) -> dict[str, NDArray[np.intp]]:
+    return {
+        camera: np.array(
+            [
+                episode.active_head(phase, camera, layer=layer, step=step, keyframe=k)
+                for k in range(len(episode.frames))
+            ],
+            np.intp,
+        )
+        for camera in cameras
+    }
+
+
+def _path(folder: EpisodeFolder, frame: int, drawing: Drawing, track: Track, format: str) -> Path:
+    if track.head is None:
+        return folder.summary_image(frame, drawing, track.layer, format)
+    return folder.head_image(frame, drawing, track.layer, track.head, format)
+
+
+def _draw(
+    scene: Scene,
+    keyframe: int,
+    series: Sequence[tuple[Track, Mapping[str, Limits], Path]],
+    quality: int,
+) -> list[Path]:
+    return [
+        image_file.write(path, scene.picture(track, keyframe, limits).pixels, quality)
+        for track, limits, path in series
+    ]

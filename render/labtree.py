@@ -1,0 +1,165 @@
+"""The lab's folder layout, so that existing scripts find the pictures where they always were.
+
+::
+
+    {outcome}/{date}/{episode}/
+        instruction.txt
+        pi05.md                                         written last: the episode is complete
+        {frame:05d}/prefix_L{layer}_attn_vis_max.jpg    most active head of the layer
+        {frame:05d}/L{layer}_prefix_heads/head_{head:02d}.jpg
+        L{layer:02d}_prefix_max.webm                    most active head of the layer
+        L{layer}/H{head:02d}_prefix.webm
+
+and the same with ``suffix``. What the lab's names do not tell apart is added to them, so that
+nothing overwrites anything else: a denoising step other than the last (``step03``), maps without
+sinks (``nosink``), and the mean in the names that say no reduction. ``max`` and ``mean`` are over
+query tokens.
+
+Only paths here, no files. An episode's name comes from a store, which is untrusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from attnstore.store.axes import PHASES
+from attnstore.store.errors import UsageError
+
+from .label import printable
+
+Reduction = Literal["max", "mean"]
+
+MARKER = "pi05.md"
+INSTRUCTION = "instruction.txt"
+LONGEST = 120
+"""Characters of one folder name."""
+
+
+def component(name: str) -> str:
+    """One safe folder name from one part of a name: equal when already safe, else with a digest.
+
+    Raises
+    ------
+    UsageError
+        If the part is empty, ``.`` or ``..``, or holds a separator or a NUL.
+
+    Examples
+    --------
+    >>> component("2025-12-10_09-00-39"), component("a b")
+    ('2025-12-10_09-00-39', 'a_b-c8687a08')
+    """
+    if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
+        raise UsageError(f"{printable(name)!r} cannot name a folder: it would leave its place")
+    safe = re.sub(r"[^\w.+=@-]", "_", name, flags=re.ASCII)
+    safe = re.sub(r"^[.-]+|\.+$", "_", safe)[:LONGEST]
+    if safe == name:
+        return name
+    # without it two names could fall together
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{safe}-{digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """What of a phase is drawn, as far as file names show it."""
+
+    phase: str
+    reduce: Reduction = "max"
+    step: int | None = None
+    """Denoising step, when it is not the last one."""
+    sink_corrected: bool = False
+
+    def __post_init__(self) -> None:
+        if self.phase not in PHASES:
+            raise UsageError(f"a phase is one of {', '.join(PHASES)}; got {self.phase!r}")
+        if self.reduce not in ("max", "mean"):
+            raise UsageError(f"reduce is max or mean; got {self.reduce!r}")
+        if self.step is not None and self.step < 0:
+            raise UsageError(f"a step in a file name is 0 or more; got {self.step}")
+
+    @property
+    def _marks(self) -> str:
+        step = "" if self.step is None else f"_step{self.step:02d}"
+        return step + ("_nosink" if self.sink_corrected else "")
+
+    @property
+    def _reduced_marks(self) -> str:
+        return ("" if self.reduce == "max" else f"_{self.reduce}") + self._marks
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeFolder:
+    """Paths of one episode's pictures and videos.
+
+    Examples
+    --------
+    >>> name = "success/2025-12-10/2025-12-10_09-00-39"
+    >>> folder = EpisodeFolder.of(Path("out"), name, "success", "2025-12-10")
+    >>> folder.summary_image(32, Drawing("prefix"), 5, "jpg").as_posix()
+    'out/success/2025-12-10/2025-12-10_09-00-39/00032/prefix_L5_attn_vis_max.jpg'
+    """
+
+    path: Path
+
+    @classmethod
+    def of(cls, out: Path, name: str, outcome: str, date: str | None) -> EpisodeFolder:
+        """Folder of an episode under ``out``.
+
+        Parameters
+        ----------
+        name
+            The dataset's own name. A leading outcome and date are not repeated; if several parts
+            remain (``task/episode_3``) they are joined by ``-``, with a digest of the whole, so
+            that names which differ stay apart.
+        date
+            ``undated`` if None.
+
+        Raises
+        ------
+        UsageError
+            If a name would leave ``out``.
+        """
+        parts = name.split("/")
+        for known in (outcome, date):
+            if len(parts) > 1 and parts[0] == known:
+                parts = parts[1:]
+        safe = [component(part) for part in parts]
+        if len(safe) > 1:
+            safe.append(hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8])
+        episode = component("-".join(safe))
+        return cls(out / component(outcome) / component(date or "undated") / episode)
+
+    @property
+    def instruction(self) -> Path:
+        """The episode's instruction as text."""
+        return self.path / INSTRUCTION
+
+    def marker(self, name: str = MARKER) -> Path:
+        """Path of the file that says that the episode's pictures are complete."""
+        return self.path / component(name)
+
+    def summary_image(self, frame: int, drawing: Drawing, layer: int, extension: str) -> Path:
+        """Path of a keyframe's picture of a layer's most active head."""
+        name = f"{drawing.phase}_L{layer}{drawing._marks}_attn_vis_{drawing.reduce}.{extension}"
+        return self.path / f"{frame:05d}" / name
+
+    def head_image(
+        self, frame: int, drawing: Drawing, layer: int, head: int, extension: str
+    ) -> Path:
+        """Path of a keyframe's picture of one head."""
+        heads = f"L{layer}_{drawing.phase}{drawing._reduced_marks}_heads"
+        return self.path / f"{frame:05d}" / heads / f"head_{head:02d}.{extension}"
+
+    def summary_video(self, drawing: Drawing, layer: int, extension: str) -> Path:
+        """Path of the video of a layer's most active head."""
+        marks = f"{drawing._marks}_{drawing.reduce}"
+        return self.path / f"L{layer:02d}_{drawing.phase}{marks}.{extension}"
+
+    def head_video(self, drawing: Drawing, layer: int, head: int, extension: str) -> Path:
+        """Path of the video of one head."""
+        name = f"H{head:02d}_{drawing.phase}{drawing._reduced_marks}.{extension}"
+        return self.path / f"L{layer}" / name

@@ -1,0 +1,99 @@
+"""One phase of an episode as pictures: what all layers and heads share is drawn once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnstore.store.errors import EpisodeError
+
+from .image_file import decode
+from .labtree import Drawing
+from .look import Look
+from .panel import Base, Panel, Picture
+from .scale import ColorScale, Limits
+from .source import QUERY_TOKENS, EpisodeMaps
+from .track import Track
+
+BUDGET = 256 << 20
+"""Bytes of drawn bases that are kept; those of further keyframes are drawn again when needed."""
+
+
+class Scene:
+    """Draws the pictures of one phase of an episode.
+
+    The episode is read only while the scene is made; afterwards several threads may draw.
+    """
+
+    def __init__(
+        self,
+        episode: EpisodeMaps,
+        drawing: Drawing,
+        cameras: tuple[str, ...],
+        *,
+        look: Look,
+        scale: ColorScale,
+    ) -> None:
+        self.name = episode.name
+        self.frames = [int(frame) for frame in episode.frames]
+        self.cameras = cameras
+        self.geometries = {camera: episode.geometry(camera) for camera in cameras}
+        # what was removed goes onto a second line; one line for all would be too small to read
+        self.panel = Panel(self.geometries, look, lines=2 if drawing.sink_corrected else None)
+        self._title = episode.instruction
+        self._detail = _detail(episode, drawing, scale)
+        self._encoded = [
+            {camera: episode.image_bytes(k, camera) for camera in cameras}
+            for k in range(len(self.frames))
+        ]
+        self._bases: dict[int, Base] = {}
+        self._room = BUDGET
+        self._lock = Lock()
+
+    def picture(self, track: Track, keyframe: int, limits: Mapping[str, Limits]) -> Picture:
+        """Draw a keyframe."""
+        return self.panel.compose(self._base(keyframe), track.panes(keyframe, limits))
+
+    def _base(self, keyframe: int) -> Base:
+        kept = self._bases.get(keyframe)
+        if kept is not None:
+            return kept
+        base = self._draw_base(keyframe)
+        size = base.canvas.nbytes + sum(image.nbytes for image in base.images.values())
+        # first come, first kept: videos pass through the keyframes in a circle, where dropping
+        # the least recently used one would keep none
+        with self._lock:
+            if keyframe not in self._bases and size <= self._room:
+                self._bases[keyframe] = base
+                self._room -= size
+        return base
+
+    def _draw_base(self, keyframe: int) -> Base:
+        images: dict[str, NDArray[np.uint8]] = {}
+        for camera, data in self._encoded[keyframe].items():
+            what = f"{camera} at keyframe {keyframe}"
+            images[camera] = decode(data, self.name, what)
+            height, width = self.geometries[camera].source
+            if images[camera].shape[:2] != (height, width):
+                got = images[camera].shape
+                raise EpisodeError(
+                    self.name,
+                    f"{what} is {got[1]}x{got[0]} pixels; its geometry says {width}x{height}",
+                )
+        place = f"frame {self.frames[keyframe]}, keyframe {keyframe + 1}/{len(self.frames)}"
+        return self.panel.base(self._title, self._detail, images, place)
+
+
+def _detail(episode: EpisodeMaps, drawing: Drawing, scale: ColorScale) -> str:
+    tokens = QUERY_TOKENS.get(drawing.phase, "query tokens")
+    what = f"{drawing.phase}: {drawing.reduce} over {tokens}"
+    steps = episode.steps(drawing.phase)
+    if steps is not None:
+        step = steps - 1 if drawing.step is None else drawing.step
+        what += f", step {step} (0 to {steps - 1})"
+    name = episode.name.rstrip("/").rpartition("/")[2]
+    parts = (episode.outcome, name, episode.policy, what, scale.describe())
+    return "  ·  ".join(part for part in parts if part)

@@ -1,0 +1,175 @@
+"""What is drawn: the part of an episode's interface that pictures need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnstore.store.errors import SelectionError, UsageError
+from attnstore.store.geometry import Geometry
+
+QUERY_TOKENS = {
+    "prefix": "text tokens",
+    "suffix": "action tokens",
+    "joint": "readout tokens",
+    "decode": "decoded tokens",
+    "vision": "patches",
+}
+"""Whose attention a phase's maps show, for titles."""
+
+
+class EpisodeMaps(Protocol):
+    """One episode, as `attnstore.query` gives it.
+
+    Everything is called from one thread at a time. Values are the caller's to keep; they are not
+    changed. An index is literal; a bad one raises `attnstore.store.errors.SelectionError`.
+    """
+
+    @property
+    def run(self) -> str:
+        """Run id."""
+
+    @property
+    def name(self) -> str:
+        """The dataset's own name, such as ``success/2025-12-10/2025-12-10_09-00-39``."""
+
+    @property
+    def outcome(self) -> str:
+        """``success``, ``failure`` or ``unknown``."""
+
+    @property
+    def date(self) -> str | None:
+        """Recording date, if known."""
+
+    @property
+    def instruction(self) -> str:
+        """The prompt."""
+
+    @property
+    def policy(self) -> str:
+        """Name of the policy."""
+
+    @property
+    def frames(self) -> NDArray[np.int32]:
+        """Frame index of each keyframe, (keyframe,)."""
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Camera names."""
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Phases with attention."""
+
+    def geometry(self, camera: str) -> Geometry:
+        """Return the transform between a camera's pixels and its patches."""
+
+    def layers(self, phase: str) -> int:
+        """Count the layers of a phase."""
+
+    def heads(self, phase: str) -> int:
+        """Count the heads of a phase."""
+
+    def steps(self, phase: str) -> int | None:
+        """Count the denoising steps; None in a one-pass phase."""
+
+    def image_bytes(self, keyframe: int, camera: str) -> bytes:
+        """Return an encoded image, as it was read from the dataset."""
+
+    def maps(
+        self,
+        phase: str,
+        camera: str,
+        *,
+        layer: int,
+        step: int = -1,
+        reduce: Literal["max", "mean"] = "max",
+    ) -> NDArray[np.float32]:
+        """Load the maps of one layer, (keyframe, head, row, col)."""
+
+    def active_head(
+        self, phase: str, camera: str, *, layer: int, step: int = -1, keyframe: int | None = None
+    ) -> int:
+        """Find the head of the largest variance: at a keyframe, or by the mean over all (None)."""
+
+    def mass(
+        self, phase: str, camera: str, *, layer: int, step: int = -1
+    ) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
+        """Load attention on a camera's image and on its letterbox, each (keyframe, head)."""
+
+    def sink_keys(
+        self, phase: str, *, layer: int, head: int, step: int = -1
+    ) -> list[tuple[str, int, int, float]]:
+        """List sinks that lie on an image patch: camera, row, col, mean mass."""
+
+
+def check_cameras(episode: EpisodeMaps, cameras: Sequence[str] | None) -> tuple[str, ...]:
+    """Cameras to draw: those asked for, or all.
+
+    Raises
+    ------
+    SelectionError
+        If the episode has no such camera.
+    """
+    chosen = tuple(dict.fromkeys(episode.cameras if cameras is None else cameras))
+    for camera in chosen:
+        if camera not in episode.cameras:
+            raise SelectionError(
+                f"{episode.name}: no camera {camera!r}; there are {', '.join(episode.cameras)}"
+            )
+    if not chosen:
+        raise UsageError("no cameras to draw")
+    return chosen
+
+
+def check_layers(
+    episode: EpisodeMaps, phases: Sequence[str] | None, layers: Sequence[int] | None
+) -> dict[str, tuple[int, ...]]:
+    """Layers to draw, each once, by phase: those asked for, or all.
+
+    Raises
+    ------
+    SelectionError
+        If the episode has no such phase or layer.
+    """
+    if layers is not None and not len(layers):
+        raise UsageError("no layers to draw")
+    chosen = tuple(dict.fromkeys(episode.phases if phases is None else phases))
+    for phase in chosen:
+        if phase not in episode.phases:
+            raise SelectionError(
+                f"{episode.name}: no phase {phase!r}; there are {', '.join(episode.phases)}"
+            )
+        last = episode.layers(phase) - 1
+        for layer in layers or ():
+            if not 0 <= layer <= last:
+                raise SelectionError(
+                    f"{episode.name}: {phase} has layers 0 to {last}; there is no {layer}"
+                )
+    if not chosen:
+        raise UsageError(f"{episode.name}: no phases to draw")
+    return {
+        phase: tuple(dict.fromkeys(range(episode.layers(phase)) if layers is None else layers))
+        for phase in chosen
+    }
+
+
+def check_step(episode: EpisodeMaps, phase: str, step: int) -> int | None:
+    """Denoising step for file names and titles: None for the last one and in one-pass phases.
+
+    Raises
+    ------
+    SelectionError
+        If the episode has no such step.
+    """
+    steps = episode.steps(phase)
+    if steps is None:
+        return None
+    if not -steps <= step < steps:
+        raise SelectionError(
+            f"{episode.name}: {phase} has steps 0 to {steps - 1}; there is no {step}"
+        )
+    return None if step % steps == steps - 1 else step % steps

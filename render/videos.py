@@ -1,0 +1,156 @@
+"""An episode's overlays as videos in the lab's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from attnstore.store.errors import UsageError
+
+from . import image_file, pool, video
+from .images import Progress
+from .labtree import Drawing, EpisodeFolder, Reduction
+from .look import Look
+from .scale import ColorScale
+from .scene import Scene
+from .source import EpisodeMaps, check_cameras, check_layers, check_step
+from .track import LayerMaps, Track
+
+PER_VIDEO = ColorScale("video")
+
+
+def render_videos(
+    episode: EpisodeMaps,
+    out: Path,
+    *,
+    layers: Sequence[int] | None = None,
+    phases: Sequence[str] | None = None,
+    summary: bool = True,
+    heads: bool = True,
+    cameras: Sequence[str] | None = None,
+    step: int = -1,
+    reduce: Reduction = "max",
+    sink_corrected: bool = False,
+    look: Look | None = None,
+    scale: ColorScale = PER_VIDEO,
+    codec: str = "vp9",
+    extension: str | None = None,
+    fps: float = video.DEFAULT_FPS,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Draw one video for every layer and head, a frame for every keyframe.
+
+    The summary video of a layer shows, for each camera, the head that is most active over the
+    whole episode, so that it does not jump.
+
+    Parameters
+    ----------
+    out
+        Root of the lab's tree; see `attnstore.render.labtree`.
+    layers
+        Layers to draw, 0-based; by default all.
+    phases
+        By default all that the episode has.
+    summary, heads
+        Draw the most active head; draw every head.
+    cameras
+        By default all.
+    step
+        Denoising step, negative from the end; ignored in one-pass phases.
+    reduce
+        ``max`` or ``mean`` over the query tokens.
+    sink_corrected
+        Take attention sinks out; see `attnstore.render.sinks`.
+    scale
+        With scope ``video`` (the default) colours do not flicker.
+    codec, extension
+        See `attnstore.render.video.CODECS`; each codec has a usual extension.
+    fps
+        Keyframes a second.
+    workers
+        Threads; by default one a core.
+
+    Returns
+    -------
+    The files written, in order: the videos, then ``instruction.txt``.
+
+    Raises
+    ------
+    SelectionError
+        If the episode has no such phase, layer, step or camera.
+    EpisodeError
+        If an image cannot be drawn on.
+    """
+    if codec not in video.CODECS:
+        raise UsageError(f"a codec is one of {', '.join(video.CODECS)}; got {codec!r}")
+    if not (summary or heads):
+        raise UsageError("nothing to draw: neither the summary nor the heads were asked for")
+    ending = extension or video.CODECS[codec].extension
+    video.codec_for(Path(f"name.{ending}"), codec)
+    shown = check_cameras(episode, cameras)
+    chosen = check_layers(episode, phases, layers)
+    drawings = {
+        phase: Drawing(phase, reduce, check_step(episode, phase, step), sink_corrected)
+        for phase in chosen
+    }
+    folder = EpisodeFolder.of(out, episode.name, episode.outcome, episode.date)
+    clips = sum(
+        len(phase_layers) * (summary + heads * episode.heads(phase))
+        for phase, phase_layers in chosen.items()
+    )
+    workers = workers or pool.default_workers()
+    threads = max(1, workers // clips)
+
+    def tasks() -> Iterator[Callable[[], Path]]:
+        for phase, phase_layers in chosen.items():
+            drawing = drawings[phase]
+            scene = Scene(episode, drawing, shown, look=look or Look(), scale=scale)
+            for layer in phase_layers:
+                maps = LayerMaps.load(
+                    episode, phase, layer, shown,
+                    step=step, reduce=reduce, sink_corrected=sink_corrected,
+                )  # fmt: skip
+                if summary:
+                    active = {
+                        camera: np.full(
+                            len(scene.frames),
+                            episode.active_head(phase, camera, layer=layer, step=step),
+                            np.intp,
+                        )
+                        for camera in shown
+                    }
+                    path = folder.summary_video(drawing, layer, ending)
+                    yield partial(
+                        _film, scene, maps.active(active), scale, path, codec, fps, threads
+                    )
+                for head in range(heads * episode.heads(phase)):
+                    path = folder.head_video(drawing, layer, head, ending)
+                    yield partial(_film, scene, maps.track(head), scale, path, codec, fps, threads)
+
+    written: list[Path] = []
+    for path in pool.run(tasks(), workers):
+        written.append(path)
+        if progress is not None:
+            progress(len(written), clips + 1, path)
+    written.append(image_file.write_text(folder.instruction, episode.instruction))
+    if progress is not None:
+        progress(len(written), clips + 1, folder.instruction)
+    return written
+
+
+def _film(
+    scene: Scene,
+    track: Track,
+    scale: ColorScale,
+    path: Path,
+    codec: str,
+    fps: float,
+    threads: int,
+) -> Path:
+    limits = track.limits(scale, scene.geometries)
+    frames = (scene.picture(track, k, limits[k]).pixels for k in range(len(scene.frames)))
+    return video.encode(path, frames, codec=codec, fps=fps, threads=threads)
