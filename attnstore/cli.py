@@ -16,6 +16,7 @@ from .commands.compare import compare
 from .commands.demo import demo
 from .commands.ingest import ingest, policies
 from .commands.listing import ls
+from .commands.objects import objects
 from .commands.render import render
 from .commands.sql import sql
 from .commands.upkeep import catalog, gc, verify
@@ -40,7 +41,7 @@ def cli(verbose: bool) -> None:
         logging.getLogger("attnstore").setLevel(logging.DEBUG)
 
 
-for command in (ingest, ls, sql, compare, render, verify, gc, catalog, policies, demo):
+for command in (ingest, ls, sql, compare, objects, render, verify, gc, catalog, policies, demo):
     cli.add_command(command)
 
 

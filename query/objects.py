@@ -30,10 +30,9 @@ gets no attention; nss of a map without variance.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -48,17 +47,6 @@ Float = NDArray[np.float64]
 OBJECT_SEMANTICS = 1
 """Raised when a definition above changes."""
 DEFAULT_THRESHOLD = 0.3
-OBJECT_METRICS: Mapping[str, str] = MappingProxyType(
-    {
-        "overlap_ratio": "share of the camera's attention that lies on the object, 0..1",
-        "concentration": "mean attention inside over mean attention outside",
-        "iou": "intersection over union with the map's bright area, 0..1",
-        "lift": "overlap_ratio over the object's share of the image; 1 is chance",
-        "pointing_hit": "1 if the map's largest value points at the object, else 0",
-        "nss": "mean over the object of the z-scored map, in standard deviations",
-    }
-)
-"""Every metric and what it says in a line."""
 _NEGLIGIBLE = 1e-9
 """Share below which an area is the rounding of an edge."""
 
@@ -108,7 +96,7 @@ def cover_patches(geometry: Geometry, masks: Sequence[NDArray[np.bool_]]) -> Pat
     Raises
     ------
     UsageError
-        If a mask has another size than the geometry's source.
+        If a mask has another size than the geometry's source, or no patch shows any image.
 
     Examples
     --------
@@ -127,6 +115,8 @@ def cover_patches(geometry: Geometry, masks: Sequence[NDArray[np.bool_]]) -> Pat
     rows, cols = _axes(geometry)
     area = np.outer(rows.overlap.sum(-1), cols.overlap.sum(-1))
     shown = area > _NEGLIGIBLE * area.max()
+    if not shown.any():
+        raise UsageError("no patch of the grid shows any of the camera's image")
     covered = np.zeros((len(masks), int(shown.sum())))
     middle = np.zeros(covered.shape, np.bool_)
     for index, mask in enumerate(masks):
@@ -152,7 +142,8 @@ def object_metrics(
 
     Returns
     -------
-    Per name of `OBJECT_METRICS`, (..., object) float64; NaN where undefined or a weight is absent.
+    Per name in `attnstore.store.tables.OBJECT_METRICS`, (..., object) float64; NaN where undefined
+    or a weight is absent.
 
     Examples
     --------

@@ -13,11 +13,8 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +23,10 @@ from attnstore.query.object_results import NOTE, ObjectResults, Row, load_object
 from attnstore.query.store import Store
 from attnstore.store.tables import OBJECT_METRICS
 
-from . import image_file, label
+from . import image_file
 from .labtree import component
 from .object_charts import Chart, Curve, heat_table, layer_chart, legend, outcome_chart, stack
+from .object_page import Grid, html_page, markdown_page
 from .object_pictures import draw_episode, object_colours
 
 SHOWN = ("overlap_ratio", "lift", "iou", "nss")
@@ -37,15 +35,6 @@ CHANCE: Mapping[str, float] = {"lift": 1.0, "nss": 0.0, "concentration": 1.0}
 """What uniform attention gives, where it does not depend on the object."""
 EXAMPLES = 6
 """Pictures in the page."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Grid:
-    """A table of text."""
-
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def write_report(
@@ -81,9 +70,10 @@ def write_report(
         written.append(image_file.write_text(out / f"{name}.svg", chart.svg))
     grids = [_objects_grid(results), _heads_grid(results), _episodes_grid(results)]
     title = f"Attention on objects, {camera}"
-    markdown = _markdown(title, results, grids, list(charts))
+    remarks = _remarks(results)
+    markdown = markdown_page(title, remarks, grids, list(charts))
     written.append(image_file.write_text(out / "report.md", markdown))
-    page = _html(title, results, grids, charts, _examples(drawn))
+    page = html_page(title, remarks, grids, charts, _examples(drawn))
     written.append(image_file.write_text(out / "report.html", page))
     return [*written, *drawn]
 
@@ -191,7 +181,7 @@ def _heat_chart(results: ObjectResults) -> Chart:
     return stack(charts, columns=3)
 
 
-def _objects_grid(results: ObjectResults) -> _Grid:
+def _objects_grid(results: ObjectResults) -> Grid:
     rows = []
     # A stable mean over layers: which layer is best belongs in the table below.
     for key in dict.fromkeys((r["object"], r["source"], r["phase"]) for r in results.layers):
@@ -202,10 +192,10 @@ def _objects_grid(results: ObjectResults) -> _Grid:
             counts = str(found[0]["episodes"]), str(found[0]["keyframes"])
             rows.append((*key, kind, *counts, *(_number(m) for m in means)))
     head = ("object", "source", "phase", "heads", "episodes", "keyframes", *OBJECT_METRICS)
-    return _Grid("Mean over layers, last step", head, tuple(rows))
+    return Grid("Mean over layers, last step", head, tuple(rows))
 
 
-def _heads_grid(results: ObjectResults) -> _Grid:
+def _heads_grid(results: ObjectResults) -> Grid:
     """The heads with the largest lift, by object and phase."""
     lifts: dict[tuple[str, str, int, int], list[float]] = {}
     for row in results.episodes:
@@ -219,12 +209,12 @@ def _heads_grid(results: ObjectResults) -> _Grid:
         for key in of_group[:3]:
             lift, count = means[key]
             rows.append((*group, f"L{key[2]:02d} H{key[3]:02d}", str(count), _number(lift)))
-    return _Grid(
+    return Grid(
         "Heads with the largest lift", ("object", "phase", "head", "episodes", "lift"), tuple(rows)
     )
 
 
-def _episodes_grid(results: ObjectResults) -> _Grid:
+def _episodes_grid(results: ObjectResults) -> Grid:
     seen: dict[tuple[str, ...], int] = {}
     for part in results.parts:
         said = part.commit.summary
@@ -234,7 +224,7 @@ def _episodes_grid(results: ObjectResults) -> _Grid:
     rows = [(*key, str(count)) for key, count in seen.items()]
     rows += [(name, "", "", reason, "0") for name, reason in results.missing.items()]
     head = ("episode", "outcome", "source", "objects", "keyframes")
-    return _Grid("Episodes", head, tuple(rows))
+    return Grid("Episodes", head, tuple(rows))
 
 
 def _examples(drawn: Sequence[Path]) -> list[Path]:
@@ -253,71 +243,6 @@ def _remarks(results: ObjectResults) -> list[str]:
         "Differences between successes and failures are shown, not tested: that is what "
         "`attnstore compare` is for.",
     ]
-
-
-def _markdown(
-    title: str, results: ObjectResults, grids: Sequence[_Grid], charts: Sequence[str]
-) -> str:
-    lines = [f"# {_cell(title)}", ""]
-    for remark in _remarks(results):
-        lines += [remark, ""]
-    for name in charts:
-        lines += [f"![{name}]({name}.svg)", ""]
-    for grid in grids:
-        lines += [f"## {grid.title}", "", _line(grid.head), "|" + "---|" * len(grid.head)]
-        lines += [_line([_cell(c) for c in row]) for row in grid.rows]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _html(
-    title: str, results: ObjectResults, grids: Sequence[_Grid], charts: Mapping[str, Chart],
-    examples: Sequence[Path],
-) -> str:  # fmt: skip
-    body = [f"<h1>{_escaped(title)}</h1>"]
-    body += [f"<p>{_escaped(remark)}</p>" for remark in _remarks(results)]
-    body += [f"<figure>{chart.svg}</figure>" for chart in charts.values()]
-    for path in examples:
-        data = base64.b64encode(path.read_bytes()).decode()
-        name = _escaped("/".join(path.parts[-3:]))
-        body.append(
-            f'<figure><img src="data:image/jpeg;base64,{data}" alt="{name}">'
-            f"<figcaption>{name}</figcaption></figure>"
-        )
-    for grid in grids:
-        body.append(f"<h2>{_escaped(grid.title)}</h2><table><tr>")
-        body += [f"<th>{_escaped(name)}</th>" for name in grid.head]
-        for row in grid.rows:
-            body.append("</tr><tr>" + "".join(f"<td>{_escaped(cell)}</td>" for cell in row))
-        body.append("</tr></table>")
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        f"<title>{_escaped(title)}</title><style>{_STYLE}</style>{''.join(body)}</html>\n"
-    )
-
-
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:1180px;margin:2em auto;"
-    "padding:0 1em}table{border-collapse:collapse;font-size:13px}td,th{border-bottom:1px solid "
-    "#ddd;padding:3px 9px;text-align:left}figure{margin:1em 0;overflow-x:auto}img,svg{max-width:"
-    "100%;height:auto}figcaption{font-size:12px;color:#666}"
-)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _cell(text: str) -> str:
-    """Text of a store, which anybody may have written, in a Markdown table."""
-    plain = label.printable(text)
-    for sign in "\\`*_|[]<>#!":
-        plain = plain.replace(sign, "\\" + sign)
-    return plain
-
-
-def _escaped(text: str) -> str:
-    return escape(label.printable(text))
 
 
 def _mean(values: Sequence[Any]) -> float | None:

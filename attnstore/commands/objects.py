@@ -189,6 +189,7 @@ def _say(outcome: _Outcome, as_json: bool) -> None:
         f"{outcome.name}: {outcome.source}: {outcome.status}, revision {outcome.revision}, "
         f"{outcome.rows} rows: {seen}",
         markup=False,
+        soft_wrap=True,
     )
 
 
@@ -204,4 +205,6 @@ def _say_written(written: Sequence[Path], out: Path, as_json: bool) -> None:
     if as_json:
         print_json([{"event": "report", "out": str(out), "files": [str(p) for p in written]}])
     else:
-        console().print(f"{len(written)} files below {out}; open report.html", markup=False)
+        console().print(
+            f"{len(written)} files below {out}; open report.html", markup=False, soft_wrap=True
+        )
