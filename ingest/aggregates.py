@@ -10,7 +10,11 @@ import pyarrow.compute as pc
 from attnstore.store.tables import METRICS
 
 _KEYS = ["phase", "step", "layer", "head", "query_group", "camera"]
-_AGGREGATES = (("mean", "mean", None), ("sd", "stddev", pc.VarianceOptions(ddof=1)), ("max", "max", None))
+_AGGREGATES = (
+    ("mean", "mean", None),
+    ("sd", "stddev", pc.VarianceOptions(ddof=1)),
+    ("max", "max", None),
+)
 
 
 def episode_stats(head_stats: pa.Table) -> dict[str, Any]:
@@ -18,11 +22,13 @@ def episode_stats(head_stats: pa.Table) -> dict[str, Any]:
 
     Returns
     -------
-    Columns of ``episode_stats``, in order of the keys. A standard deviation needs two keyframes.
+    Columns of ``episode_stats``, sorted by the keys. A standard deviation needs two keyframes.
     """
     wanted: list[Any] = [("keyframe", "count_distinct")]
     wanted += [(m, function, options) for m in METRICS for _, function, options in _AGGREGATES]
     grouped = head_stats.group_by(_KEYS, use_threads=False).aggregate(wanted)
+    # Arrow's hash grouping gives the groups in no order that one could rely on.
+    grouped = grouped.sort_by([(key, "ascending") for key in _KEYS])
     columns: dict[str, Any] = {key: grouped[key].combine_chunks() for key in _KEYS}
     columns["keyframes"] = grouped["keyframe_count_distinct"].cast(pa.int32()).combine_chunks()
     for metric in METRICS:

@@ -120,7 +120,9 @@ class _Recorder:
         if self._sink is not None:
             self._sink(record)
         else:
-            session.records.append(Record(record.phase, record.layer, record.step, record.weights.clone()))
+            session.records.append(
+                Record(record.phase, record.layer, record.step, record.weights.clone())
+            )
 
     def _advance(self, watched: Watched) -> int | None:
         if watched.phase not in STEPPED_PHASES:

@@ -41,12 +41,20 @@ def noise_seed(base: int, episode: str, frame: int) -> int:
 def observation(frame: Frame, info: EpisodeInfo, seed: int) -> Observation:
     """Return what the policy sees of a frame."""
     images = {c.camera: c.rgb for c in frame.cameras}
-    return Observation(images, info.instruction, frame.state, noise_seed(seed, info.name, frame.index))
+    return Observation(
+        images, info.instruction, frame.state, noise_seed(seed, info.name, frame.index)
+    )
 
 
 def describe_episode(
-    info: EpisodeInfo, frames: Iterator[Frame], policy: Policy, *, indices: Sequence[int], seed: int, precision: str
-) -> tuple[EpisodeSpec, PolicyShapes]:  # fmt: skip
+    info: EpisodeInfo,
+    frames: Iterator[Frame],
+    policy: Policy,
+    *,
+    indices: Sequence[int],
+    seed: int,
+    precision: str,
+) -> tuple[EpisodeSpec, PolicyShapes]:
     """Describe an episode before the policy runs: aligned token layouts, geometry, shapes.
 
     Raises

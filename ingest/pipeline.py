@@ -19,7 +19,7 @@ from attnstore.store.paths import StorePaths, create_exclusive, now, slug
 from .datasets.base import Dataset
 from .episode import EpisodeJob, StoppedError, ingest_episode
 from .plan import claimed_by_other
-from .policies.base import Policy
+from .policies.base import ObservationError, Policy
 
 _log = logging.getLogger(__name__)
 
@@ -42,15 +42,15 @@ class Observer(Protocol):
     """Is told how an ingest goes; called in the thread that called the pipeline."""
 
     def started(self, name: str) -> None:
-        """An episode was begun."""
+        """Take note that an episode was begun."""
         ...
 
     def advanced(self, name: str, keyframes: int) -> None:
-        """Keyframes of it were recorded."""
+        """Take note that keyframes of it were recorded."""
         ...
 
     def ended(self, outcome: Outcome) -> None:
-        """It was committed, or was not."""
+        """Take note of what became of it."""
         ...
 
 
@@ -95,19 +95,23 @@ def ingest_one(
         return Outcome(name, "present")
     try:
         commit = ingest_episode(job, policy, dataset, name, progress=progress, stopped=stopped)
-    except ConflictError:
-        return Outcome(name, "present")
+    except ConflictError as error:
+        if latest_commit(job.paths, *job.commit_folder(name)) is not None:
+            return Outcome(name, "present")
+        return Outcome(name, "failed", str(error))
+    except ObservationError as error:
+        return Outcome(name, "broken", str(error))
     except EpisodeError as error:
         return Outcome(name, "broken", error.reason)
     except HealthError as error:
-        _quarantine(job, name, str(error))
+        try:
+            _quarantine(job, name, str(error))
+        except OSError as full:
+            raise _disk_error(job, name, full) from error
         return Outcome(name, "quarantined", str(error))
     except Exception as error:
         if _is_disk_full(error):
-            raise DiskFullError(
-                f"no space left for {job.paths.root} while writing {name}; committed episodes are "
-                "kept: free space and run the same command again"
-            ) from error
+            raise _disk_error(job, name, error) from error
         if isinstance(error, AttnstoreError):
             raise
         # One episode's surprise must not end a night's run; its type and text name the cause.
@@ -202,6 +206,15 @@ def quarantined(paths: StorePaths) -> list[dict[str, Any]]:
         if latest_commit(paths, run, episode) is None:
             found.append(read_json(file))
     return found
+
+
+def _disk_error(job: EpisodeJob, name: str, error: Exception) -> AttnstoreError:
+    if not _is_disk_full(error):
+        return AttnstoreError(f"{job.paths.root} cannot be written while at {name}: {error}")
+    return DiskFullError(
+        f"no space left for {job.paths.root} while writing {name}; committed episodes are kept: "
+        "free space and run the same command again"
+    )
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

@@ -7,6 +7,7 @@ import shutil
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from attnstore.store.chunking import EXPECTED_RATIO, attention_bytes
@@ -20,8 +21,11 @@ from attnstore.store.tokens import TokenLayout
 from .datasets.base import Dataset, EpisodeInfo
 from .episode import EpisodeJob
 from .keyframes import keyframe_indices, observation
-from .policies.base import PhaseShape, Policy
+from .optional import require
+from .policies.base import ObservationError, PhaseShape, Policy
 
+CLOCK_SLACK = 2.0
+"""Seconds that a process's start time may be off: the kernel counts it in ticks since boot."""
 SAMPLES = 3
 """Episodes whose first frame is prepared to learn the token counts."""
 
@@ -63,6 +67,11 @@ def make_plan(job: EpisodeJob, policy: Policy, dataset: Dataset) -> Plan:
 
     The size comes from the token layouts of some first frames and the compression ratio that
     trained attention had at least; images and tables are small beside it.
+
+    Raises
+    ------
+    ObservationError
+        If the policy can take none of the samples.
     """
     pending: list[EpisodeInfo] = []
     committed, broken = [], {}
@@ -75,16 +84,25 @@ def make_plan(job: EpisodeJob, policy: Policy, dataset: Dataset) -> Plan:
         except EpisodeError as error:
             broken[name] = error.reason
     keyframes = {i.name: len(keyframe_indices(i.frames, job.run.stride)) for i in pending}
-    largest, tokens = 0, {}
+    largest = 0
+    tokens: dict[str, tuple[int, int]] = {}
+    refused: ObservationError | None = None
     for info in pending[:SAMPLES]:
         try:
             frame = next(iter(dataset.frames(info.name, [0])))
         except EpisodeError as error:
             broken[info.name] = error.reason
             continue
-        sample = policy.prepare([observation(frame, info, job.run.seed)]).samples[0]
+        try:
+            sample = policy.prepare([observation(frame, info, job.run.seed)]).samples[0]
+        except ObservationError as error:
+            refused, broken[info.name] = error, str(error)
+            continue
         largest = max(largest, raw_bytes(policy.phases, sample.layouts, job.run.precision))
         tokens = tokens or {p: (len(x.query), len(x.key)) for p, x in sample.layouts.items()}
+    if refused is not None and not tokens:
+        # No sample fits: it is the dataset or the checkpoint that is wrong, not an episode.
+        raise refused
     pending = [i for i in pending if i.name not in broken]
     keyframes = {i.name: keyframes[i.name] for i in pending}
     total = sum(keyframes.values())
@@ -133,17 +151,20 @@ def _owned_elsewhere(attempt: Path) -> bool:
     try:
         owner = read_json(attempt / ATTEMPT_FILE)
         host, pid = str(owner["host"]), int(owner["pid"])
+        began = datetime.fromisoformat(str(owner["created"])).timestamp()
     except (OSError, IntegrityError, KeyError, ValueError):
         return False
     if host != socket.gethostname() or pid == os.getpid():
         return False
+    psutil = require("psutil", "ingest", "ingesting")
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        # After a reboot, or in a new container, the number may be another process's.
+        return bool(process.create_time() <= began + CLOCK_SLACK)
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _others_last(job: EpisodeJob, names: list[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from .policies.base import Batch, Policy
 from .reduction import compact, encode_on_device, reduce
 from .statistics import HeadStatistics, PhaseReductions, SinkStatistics
 from .writing import WriteQueue
+
+if TYPE_CHECKING:
+    import torch
 
 
 class EpisodeRecorder:
@@ -43,6 +46,7 @@ class EpisodeRecorder:
         self._shapes = policy.phases
         self._heads = HeadStatistics(self._spec)
         self._sinks = SinkStatistics(SINK_THRESHOLD, SINK_FRACTION)
+        self._buffers: dict[str, torch.Tensor] = {}
 
     def run(self, keyframes: Sequence[int], frames: Sequence[Frame], batch: Batch) -> None:
         """Act on one batch and record it.
@@ -63,7 +67,7 @@ class EpisodeRecorder:
             for i, (keyframe, sample) in enumerate(zip(keyframes, batch.samples, strict=True)):
                 layout = sample.layouts[record.phase]
                 check_axes(record, layout, shape)
-                weights = compact(record.weights[i], layout)
+                weights = self._widened(record.phase, compact(record.weights[i], layout))
                 reduction = reduce(weights, layout.query, shape.query_groups)
                 check_rows(record, *reduction.row_sum, keyframe)
                 rows[i].append(reduction.row_sum)
@@ -82,6 +86,22 @@ class EpisodeRecorder:
         self._write_policy(keyframes, frames, actions, session)
         for i, keyframe in enumerate(keyframes):
             self._write_keyframe(keyframe, frames[i], batch, i, reductions[i], rows[i])
+
+    def _widened(self, phase: str, weights: torch.Tensor) -> torch.Tensor:
+        """Return weights as float32, in a buffer that the phase's next layer overwrites.
+
+        torch reduces and rounds float32 faster than bfloat16, and fresh memory for each layer
+        costs as much in page faults as the arithmetic.
+        """
+        import torch
+
+        if weights.dtype == torch.float32:
+            return weights
+        buffer = self._buffers.get(phase)
+        if buffer is None or buffer.shape != weights.shape:
+            buffer = torch.empty(weights.shape, dtype=torch.float32, device=weights.device)
+            self._buffers[phase] = buffer
+        return buffer.copy_(weights)
 
     def finish(self) -> None:
         """Wait for the weights to be written, and add the tables over the whole episode."""

@@ -35,7 +35,7 @@ class Reduction:
 
 
 def compact(weights: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
-    """Strip padding: (head, query, key) of the model to that of the layout; a view where possible."""
+    """Strip padding: the model's (head, query, key) to the layout's; a view where possible."""
     return _take(_take(weights, 1, layout.query), 2, layout.key)
 
 

@@ -44,7 +44,7 @@ class PhaseReductions:
     """(step, layer, head, key)."""
 
     def __post_init__(self) -> None:
-        self.overall = np.full(self._lead + (len(self.layout.key),), np.nan, np.float32)
+        self.overall = np.full((*self._lead, len(self.layout.key)), np.nan, np.float32)
 
     @property
     def _lead(self) -> tuple[int, int, int]:
@@ -56,7 +56,7 @@ class PhaseReductions:
         self.overall[at] = reduction.overall
         for group, values in reduction.mean.items():
             if group not in self.mean:
-                shape = self._lead + (len(self.layout.key),)
+                shape = (*self._lead, len(self.layout.key))
                 self.mean[group] = np.full(shape, np.nan, np.float32)
                 self.maximum[group] = np.full(shape, np.nan, np.float32)
                 self.confidence[group] = np.full(self._lead, np.nan, np.float32)
@@ -121,9 +121,8 @@ class HeadStatistics:
         step_drift = nothing.copy()
         step_drift[1:] = jensen_shannon(p[1:], p[:-1])
         best = flat.argmax(-1)
-        steps, layers, heads = nothing.shape
         count = nothing.size
-        step, layer, head = (a.reshape(-1) for a in np.indices((steps, layers, heads)))
+        step, layer, head = np.indices(nothing.shape).reshape(3, -1)
         values = {
             "camera_mass": mass[f"image:{camera}"],
             "letterbox_mass": mass[f"letterbox:{camera}"],
@@ -204,10 +203,17 @@ class SinkStatistics:
                 "head": found[:, 2],
                 "key": found[:, 3],
                 "span": [s.name for s in spans],
-                "text": [s.tokens[o].text if s.tokens else None for s, o in zip(spans, offsets, strict=True)],
+                "text": [
+                    s.tokens[o].text if s.tokens else None
+                    for s, o in zip(spans, offsets, strict=True)
+                ],
                 "camera": [s.camera for s in spans],
-                "row": [None if g is None else o // g[1] for o, g in zip(offsets, grids, strict=True)],
-                "col": [None if g is None else o % g[1] for o, g in zip(offsets, grids, strict=True)],
+                "row": [
+                    None if g is None else o // g[1] for o, g in zip(offsets, grids, strict=True)
+                ],
+                "col": [
+                    None if g is None else o % g[1] for o, g in zip(offsets, grids, strict=True)
+                ],
                 "fraction": above[at] / total,
                 "mass": self._sum[name][at] / total,
             }

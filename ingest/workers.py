@@ -6,6 +6,7 @@ the episode in its hands and nothing else.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import signal
 from collections import deque
@@ -21,6 +22,8 @@ from .datasets.base import Dataset
 from .episode import EpisodeJob, StoppedError
 from .pipeline import DiskFullError, Observer, Outcome, Report, ingest_one
 from .policies.base import load_policy
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ def ingest_with_workers(
     AttnstoreError
         If no worker could load the policy.
     """
+    if not names:
+        return Report()
     # "spawn": a forked child would share CUDA's and the thread pools' broken state.
     context = multiprocessing.get_context("spawn")
     pool = _Pool([], deque(names), Report())
@@ -115,7 +120,9 @@ def _serve(pool: _Pool, observer: Observer, stopped: Callable[[], bool]) -> None
         if stopped():
             pool.report.interrupted = True
             pool.pending.clear()
-        ready = wait([w.pipe for w in pool.workers] + [w.process.sentinel for w in pool.workers], 0.2)
+        ready = wait(
+            [w.pipe for w in pool.workers] + [w.process.sentinel for w in pool.workers], 0.2
+        )
         for worker in list(pool.workers):
             if worker.pipe in ready:
                 try:
@@ -138,7 +145,7 @@ def _heard(
     kind, value = message
     if kind == "advanced":
         observer.advanced(worker.episode or "", value)
-        worker.pipe.send(("go", not stopped()))
+        _tell(worker, "go", not stopped())
         return
     if kind == "ended":
         pool.report.outcomes.append(value)
@@ -152,18 +159,30 @@ def _heard(
     if kind != "fatal" and pool.pending and not stopped():
         worker.episode = pool.pending.popleft()
         observer.started(worker.episode)
-        worker.pipe.send(("episode", worker.episode))
+        _tell(worker, "episode", worker.episode)
     else:
-        worker.pipe.send(("end", None))
+        _tell(worker, "end", None)
         worker.process.join(timeout=10)
         worker.pipe.close()
         pool.workers.remove(worker)
 
 
+def _tell(worker: _Worker, kind: str, value: Any) -> None:
+    try:
+        worker.pipe.send((kind, value))
+    except OSError:
+        # It died after its last message; its sentinel says so, and `_buried` names the episode.
+        _log.debug("worker on %s is gone", worker.device)
+
+
 def _buried(pool: _Pool, worker: _Worker, observer: Observer) -> None:
     worker.process.join(timeout=10)
     code = worker.process.exitcode
-    how = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+    how = (
+        f"killed by {signal.Signals(-code).name}"
+        if code is not None and code < 0
+        else f"exit code {code}"
+    )
     worker.pipe.close()
     pool.workers.remove(worker)
     if worker.episode is not None:
@@ -179,29 +198,48 @@ def _buried(pool: _Pool, worker: _Worker, observer: Observer) -> None:
         pool.pending.clear()
 
 
-def _work(pipe: Connection, job: EpisodeJob, spec: PolicySpec, dataset: Dataset, device: str) -> None:
+class _Leash:
+    """A worker's side of one episode: tells of progress, is told whether to go on."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self._go = pipe, True
+
+    def progress(self, count: int) -> None:
+        self._pipe.send(("advanced", count))
+        self._go = bool(self._pipe.recv()[1])
+
+    def stopped(self) -> bool:
+        return not self._go
+
+
+def _work(
+    pipe: Connection, job: EpisodeJob, spec: PolicySpec, dataset: Dataset, device: str
+) -> None:
     # The parent decides; a Ctrl-C of the terminal reaches the children too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         policy = load_policy(
-            spec.name, spec.checkpoint, dtype=spec.dtype, device=device, revision=spec.revision, options=spec.options
-        )  # fmt: skip
+            spec.name,
+            spec.checkpoint,
+            dtype=spec.dtype,
+            device=device,
+            revision=spec.revision,
+            options=spec.options,
+        )
         pipe.send(("ready", None))
-        go = True
-
-        def progress(count: int) -> None:
-            nonlocal go
-            pipe.send(("advanced", count))
-            go = bool(pipe.recv()[1])
-
         while True:
             kind, name = pipe.recv()
             if kind == "end":
                 return
-            go = True
+            leash = _Leash(pipe)
             try:
                 outcome = ingest_one(
-                    job, policy, dataset, name, progress=progress, stopped=lambda: not go
+                    job,
+                    policy,
+                    dataset,
+                    name,
+                    progress=leash.progress,
+                    stopped=leash.stopped,
                 )
                 pipe.send(("ended", outcome))
             except StoppedError as error:

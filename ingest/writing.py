@@ -40,7 +40,10 @@ class WriteQueue:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         with self._changed:
             if kind is not None:
@@ -55,9 +58,11 @@ class WriteQueue:
         """Queue a write that holds `size` bytes."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._error is not None
-                or not self._waiting
-                or self._waiting + size <= self._limit
+                lambda: (
+                    self._error is not None
+                    or not self._waiting
+                    or self._waiting + size <= self._limit
+                )
             )
             self._raise()
             self._items.append((write, size))

@@ -210,7 +210,8 @@ def _axis(edges: Float, seen: tuple[int, int], pixels: int) -> _Axis:
     overlap = np.clip(overlap, 0.0, None)
     # The edge of an image that falls on the edge of a patch leaves a rounding error behind it.
     overlap[overlap < _NEGLIGIBLE] = 0.0
-    middle = np.clip(np.floor((low + high) / 2).astype(np.intp), 0, pixels - 1)
+    # A middle on the edge of a pixel belongs to the pixel after it, whatever the rounding error.
+    middle = np.clip(np.floor((low + high) / 2 + 1e-9).astype(np.intp), 0, pixels - 1)
     for array in (overlap, middle):
         array.setflags(write=False)
     return _Axis(overlap, middle)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .episode import Episode
     from .store import Store
 
+Reduction = Literal["max", "mean"]
 DIMS = ("camera", "keyframe", "step", "layer", "head")
 
 
@@ -90,13 +91,16 @@ def diff_episodes(
     cameras: Sequence[str] | None = None,
     query_group: str | None = None,
     step: int | Literal["last", "all"] = "last",
+    reduce: Reduction = "mean",
 ) -> xr.DataArray:
-    """Divergence between the maps of two opened episodes; see `diff_runs`."""
-    shared = [p for p in a.phases if p in b.phases]
-    if phase is None:
-        phase = "prefix" if "prefix" in shared else next(iter(shared), None)
-        if phase is None:
-            raise SelectionError(f"{a.name}: the runs have no phase in common")
+    """Divergence between the maps of two opened episodes; see `diff_runs`.
+
+    Parameters
+    ----------
+    reduce
+        Of the maps, over their query tokens; ``max`` for the maps that overlays show.
+    """
+    phase = phase or default_phase(a, b)
     shapes = [(e.phase(phase).layers, e.phase(phase).heads, e.phase(phase).steps) for e in (a, b)]
     if shapes[0] != shapes[1]:
         raise SelectionError(
@@ -113,8 +117,8 @@ def diff_episodes(
             np.stack(
                 [
                     jensen_shannon(
-                        _distribution(a, phase, camera, query_group, s, in_a),
-                        _distribution(b, phase, camera, query_group, s, in_b),
+                        _distribution(a, phase, camera, query_group, s, reduce, in_a),
+                        _distribution(b, phase, camera, query_group, s, reduce, in_b),
                     )
                     for s in steps
                 ],
@@ -143,8 +147,24 @@ def diff_episodes(
             "run_b": b.run,
             "phase": phase,
             "query_group": query_group or a.phase(phase).query_groups[0],
+            "reduce": reduce,
         },
     )
+
+
+def default_phase(a: Episode, b: Episode) -> str:
+    """Return the phase that is compared by default: the prefix, or the first that both have.
+
+    Raises
+    ------
+    SelectionError
+        If the runs have no phase in common.
+    """
+    shared = [p for p in a.phases if p in b.phases]
+    phase = "prefix" if "prefix" in shared else next(iter(shared), None)
+    if phase is None:
+        raise SelectionError(f"{a.name}: the runs have no phase in common")
+    return phase
 
 
 def _distribution(
@@ -153,10 +173,11 @@ def _distribution(
     camera: str,
     query_group: str | None,
     step: int,
+    reduce: Reduction,
     keyframes: NDArray[np.intp],
 ) -> NDArray[np.float64]:
     maps = episode.maps(
-        phase, camera, step=max(step, 0), reduce="mean", keyframe=keyframes.tolist(),
+        phase, camera, step=max(step, 0), reduce=reduce, keyframe=keyframes.tolist(),
         query=query_group,
     )  # fmt: skip
     return image_distribution(maps, episode.geometry(camera).coverage())

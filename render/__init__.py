@@ -1,7 +1,8 @@
 """Pictures and videos of what a policy looks at, drawn from query results.
 
 Needs neither the model nor torch. `render_images` and `render_videos` draw an episode in the
-lab's folder layout; `draw` gives the heat of every source pixel as numbers.
+lab's folder layout, `attnstore.render.side_by_side` one of two runs; `draw` gives the heat of
+every source pixel as numbers.
 """
 
 from .heatmap import draw

@@ -9,6 +9,7 @@
         {frame:05d}/L{layer}_prefix_heads/head_{head:02d}.jpg
         L{layer:02d}_prefix_max.webm                    most active head of the layer
         L{layer}/H{head:02d}_prefix.webm
+        L{layer:02d}_prefix_max_{run}_vs_{run}.webm     the same episode in two runs
 
 and the same with ``suffix``. What the lab's names do not tell apart is added to them, so that
 nothing overwrites anything else: a denoising step other than the last (``step03``), maps without
@@ -163,3 +164,14 @@ class EpisodeFolder:
         """Path of the video of one head."""
         name = f"H{head:02d}_{drawing.phase}{drawing._reduced_marks}.{extension}"
         return self.path / f"L{layer}" / name
+
+    def pair_video(
+        self, drawing: Drawing, layer: int, head: int | None, runs: tuple[str, str], extension: str
+    ) -> Path:
+        """Path of the video of two runs; ``head`` is None for the most active one of the first."""
+        alone = (
+            self.summary_video(drawing, layer, extension)
+            if head is None
+            else self.head_video(drawing, layer, head, extension)
+        )
+        return alone.with_name(f"{alone.stem}_{component('_vs_'.join(runs))}{alone.suffix}")

@@ -8,7 +8,7 @@ nearer to a projector's 16:9.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from typing import NamedTuple
 
@@ -108,6 +108,8 @@ class Layout:
     height: int
     title: Box
     blocks: tuple[Block, ...]
+    headings: tuple[Box, ...] = ()
+    """Over the columns of `arrange_pair`."""
 
 
 def fit_pane(source: tuple[int, int], pane_width: int) -> tuple[int, int]:
@@ -152,6 +154,31 @@ def arrange(
     return min(layouts, key=lambda lay: round(2 * abs(log(lay.width / lay.height / ASPECT))))
 
 
+def arrange_pair(sources: Sequence[tuple[int, int]], pane_width: int, lines: int) -> Layout:
+    """Lay out two overlays of each camera beside each other, in two columns with headings.
+
+    A block's ``original`` is the left overlay; the colour bar is that of both.
+
+    Parameters
+    ----------
+    sources
+        (height, width) of each camera's image.
+    pane_width
+        Pixels.
+    lines
+        Lines of text of a heading.
+    """
+    m = Metrics(pane_width)
+    room = m.strip * lines + m.gap
+    layout = _stacked([fit_pane(source, pane_width) for source in sources], 2, m, room)
+    first = layout.blocks[0]
+    headings = tuple(
+        Box(label.x, label.y - room, label.width, m.strip * lines)
+        for label in (first.original_label, first.overlay_label)
+    )
+    return replace(layout, headings=headings)
+
+
 def _bar_room(m: Metrics) -> int:
     return m.gap + m.bar + m.at(6) + m.numbers
 
@@ -180,9 +207,9 @@ def _block(
     )
 
 
-def _stacked(panes: Sequence[tuple[int, int]], lines: int, m: Metrics) -> Layout:
+def _stacked(panes: Sequence[tuple[int, int]], lines: int, m: Metrics, heading: int = 0) -> Layout:
     slot = _slot(max(width for _, width in panes), m)
-    blocks, y = [], m.margin + m.title + m.gap
+    blocks, y = [], m.margin + m.title + m.gap + heading
     for pane in panes:
         blocks.append(_block((m.margin, y), (m.margin + slot + m.gap, y), pane, slot, lines, m))
         y += m.strip * lines + pane[0] + m.gap

@@ -42,7 +42,9 @@ def describe(
         text += f"{drawing.reduce} over {QUERY_TOKENS.get(phase, 'query tokens')}"
         steps = episode.steps(phase)
         if steps is not None:
-            text += f"; step {steps - 1 if drawing.step is None else drawing.step} (0 to {steps - 1})"
+            text += (
+                f"; step {steps - 1 if drawing.step is None else drawing.step} (0 to {steps - 1})"
+            )
         if drawing.sink_corrected:
             text += "; sink-corrected"
         lines.append(f"| {phase} | {text} |")

@@ -241,7 +241,7 @@ def _remarks(results: ObjectResults) -> list[str]:
         f"iou takes patches of at least {float(said['threshold']):g} of a map's maximum. Maps are "
         "means over the query tokens; the suffix is at its last denoising step.",
         "Differences between successes and failures are shown, not tested: that is what "
-        "`attnstore compare` is for.",
+        "attnstore compare is for.",
     ]
 
 

@@ -9,21 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.errors import UsageError
 from attnstore.store.geometry import Geometry
 
-from . import colormap, heatmap, label, overlay
-from .layout import Block, Box, Layout, Metrics, arrange
-from .look import BACKGROUND, MUTED, TEXT, Look
+from . import heatmap
+from .layout import Block, Layout, arrange
+from .look import Look
 from .scale import Limits
-
-Image = NDArray[np.uint8]
+from .sheet import Image, Sheet, fit_image
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +35,11 @@ class Pane:
     """Which layer and head, such as ``L05 H03``."""
     notes: Sequence[str] = ()
     """Facts about the map, such as its mass on padding."""
+
+    @property
+    def said(self) -> Sequence[str]:
+        """The notes, or that there is no map."""
+        return self.notes if np.isfinite(self.map).any() else ["no attention stored"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,19 +89,16 @@ class Panel:
             raise UsageError("a picture needs at least one camera")
         self.geometries = dict(geometries)
         self.look = look or Look()
-        self.metrics = Metrics(self.look.pane_width)
         self.layout: Layout = arrange(
             [g.source for g in self.geometries.values()], self.look.pane_width, lines
         )
         self.blocks: dict[str, Block] = dict(zip(self.geometries, self.layout.blocks, strict=True))
-        self._blank = np.empty((self.layout.height, self.layout.width, 3), np.uint8)
-        self._blank[:] = BACKGROUND
+        self.sheet = Sheet(self.layout, self.look)
         self._samplers = {}
         for camera, geometry in self.geometries.items():
             block = self.blocks[camera]
             size = (block.overlay.height, block.overlay.width)
             self._samplers[camera] = heatmap.sampler(geometry, self.look.interpolation, size)
-            self._draw_bar(block.bar)
 
     def base(self, title: str, detail: str, images: Mapping[str, Image], place: str) -> Base:
         """Draw what all pictures of a keyframe share.
@@ -115,8 +114,8 @@ class Panel:
         place
             Where in the episode, such as ``frame 32, keyframe 5/23``.
         """
-        canvas = self._blank.copy()
-        texts = self._draw_title(canvas, title, detail)
+        canvas = self.sheet.copy()
+        texts = self.sheet.draw_title(canvas, title, detail)
         shown = {}
         for camera, geometry in self.geometries.items():
             image, block = images[camera], self.blocks[camera]
@@ -125,15 +124,11 @@ class Panel:
                     f"{camera}: image is {image.shape[1]}x{image.shape[0]} pixels, "
                     f"its geometry {geometry.source[1]}x{geometry.source[0]}"
                 )
-            box = block.original
-            shrinks = box.width < image.shape[1]
-            method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-            small: NDArray[Any] = image
-            if image.shape[:2] != (box.height, box.width):
-                small = cv2.resize(image, (box.width, box.height), interpolation=method)
-            shown[camera] = np.asarray(small, np.uint8)
-            canvas[box.slices] = small
-            texts += self._draw_label(canvas, block.original_label, block.lines, camera, [place])
+            shown[camera] = fit_image(image, block.original)
+            canvas[block.original.slices] = shown[camera]
+            texts += self.sheet.draw_label(
+                canvas, block.original_label, block.lines, camera, [place]
+            )
         return Base(canvas, shown, tuple(texts))
 
     def compose(self, base: Base, panes: Mapping[str, Pane]) -> Picture:
@@ -146,98 +141,15 @@ class Panel:
         """
         canvas = base.canvas.copy()
         texts = list(base.texts)
-        look = self.look
         for camera, pane in panes.items():
             block = self.blocks[camera]
             heat = self._samplers[camera].draw(pane.map)
-            canvas[block.overlay.slices] = overlay.blend(
-                base.images[camera], heat, pane.limits,
-                cmap=look.cmap, alpha=look.alpha, style=look.blend,
-            )  # fmt: skip
-            notes = list(pane.notes)
-            if not np.isfinite(pane.map).any():
-                notes = ["no attention stored"]
-            texts += self._draw_label(canvas, block.overlay_label, block.lines, pane.head, notes)
-            texts += self._draw_numbers(canvas, block.bar, pane.limits)
-        return Picture(canvas, tuple(texts))
-
-    def _draw_title(self, canvas: Image, title: str, detail: str) -> list[str]:
-        box, m = self.layout.title, self.metrics
-        first = round(m.title_font * 1.35)
-        written = label.write(
-            canvas, title, box.x, box.y + first // 2, size=m.title_font, color=TEXT,
-            room=box.width, smallest=round(m.title_font * 0.6), font=self.look.font,
-        )  # fmt: skip
-        below = label.write(
-            canvas, detail, box.x, box.y + first + round(m.detail_font * 0.6), size=m.detail_font,
-            color=MUTED, room=box.width, smallest=round(m.detail_font * 0.7), font=self.look.font,
-        )  # fmt: skip
-        return [written, below]
-
-    def _draw_label(
-        self, canvas: Image, box: Box, lines: int, name: str, notes: Sequence[str]
-    ) -> list[str]:
-        m, font = self.metrics, self.look.font
-        smallest = round(m.label_font * 0.7)
-        middle = box.y + m.strip // 2
-        said = "  ·  ".join(notes)
-        if lines == 1 and said:
-            # the name keeps its size: what shrinks first is the notes
-            room = box.width // 2
-        else:
-            room = box.width
-        written = label.write(
-            canvas, name, box.x, middle, size=m.label_font, color=TEXT,
-            room=room, smallest=smallest, font=font,
-        )  # fmt: skip
-        if not said:
-            return [written]
-        if lines == 1:
-            _, size = label.fit(label.printable(name), room, m.label_font, smallest, font)
-            x = box.x + label.width(written, size, font) + m.at(22)
-        else:
-            x, middle = box.x, middle + m.strip
-        noted = label.write(
-            canvas, said, x, middle, size=m.label_font, color=MUTED,
-            room=box.x + box.width - x, smallest=smallest, font=font,
-        )  # fmt: skip
-        return [written, noted]
-
-    def _draw_bar(self, box: Box) -> None:
-        ramp = np.linspace(255, 0, box.height).round().astype(np.uint8)
-        self._blank[box.slices] = colormap.table(self.look.cmap)[ramp][:, None]
-        # a frame, since the colour map may end in the background's colour
-        corner, opposite = (box.x - 1, box.y - 1), (box.x + box.width, box.y + box.height)
-        cv2.rectangle(self._blank, corner, opposite, MUTED, 1)
-
-    def _draw_numbers(self, canvas: Image, box: Box, limits: Limits) -> list[str]:
-        m = self.metrics
-        half = m.label_font // 2
-        x, written = box.x + box.width + m.at(6), []
-        for share in (1.0, 0.5, 0.0):
-            value = limits.vmin + share * (limits.vmax - limits.vmin)
-            y = round(box.y + (1 - share) * (box.height - 1))
-            y = min(max(y, box.y + half), box.y + box.height - half)
-            written.append(
-                label.write(
-                    canvas, number(value), x, y, size=m.label_font, color=TEXT, room=m.numbers
-                )
+            self.sheet.draw_heat(canvas, block.overlay, base.images[camera], heat, pane.limits)
+            texts += self.sheet.draw_label(
+                canvas, block.overlay_label, block.lines, pane.head, pane.said
             )
-        return written
-
-
-def number(value: float) -> str:
-    """Write a weight in few characters.
-
-    Examples
-    --------
-    >>> number(0.03125), number(0.0), number(1.0), number(3.1e-05), number(1234.0)
-    ('0.031', '0', '1', '3.1e-5', '1.2e3')
-    """
-    if value == 0 or 0.001 <= abs(value) < 100:
-        return f"{value:.2g}"
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
+            texts += self.sheet.draw_numbers(canvas, block.bar, pane.limits)
+        return Picture(canvas, tuple(texts))
 
 
 def percent(share: float) -> str:

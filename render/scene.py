@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.errors import EpisodeError
+from attnstore.store.geometry import Geometry
 
 from .image_file import decode
 from .labtree import Drawing
@@ -72,28 +73,51 @@ class Scene:
         return base
 
     def _draw_base(self, keyframe: int) -> Base:
-        images: dict[str, NDArray[np.uint8]] = {}
-        for camera, data in self._encoded[keyframe].items():
-            what = f"{camera} at keyframe {keyframe}"
-            images[camera] = decode(data, self.name, what)
-            height, width = self.geometries[camera].source
-            if images[camera].shape[:2] != (height, width):
-                got = images[camera].shape
-                raise EpisodeError(
-                    self.name,
-                    f"{what} is {got[1]}x{got[0]} pixels; its geometry says {width}x{height}",
-                )
+        images = {
+            camera: decode_frame(
+                data, self.geometries[camera], self.name, f"{camera} at keyframe {keyframe}"
+            )
+            for camera, data in self._encoded[keyframe].items()
+        }
         place = f"frame {self.frames[keyframe]}, keyframe {keyframe + 1}/{len(self.frames)}"
         return self.panel.base(self._title, self._detail, images, place)
 
 
-def _detail(episode: EpisodeMaps, drawing: Drawing, scale: ColorScale) -> str:
+def decode_frame(data: bytes, geometry: Geometry, episode: str, what: str) -> NDArray[np.uint8]:
+    """Decode a camera's image, (height, width, 3) uint8 RGB, of its geometry's size.
+
+    Raises
+    ------
+    EpisodeError
+        If it is no image, or of another size.
+    """
+    image = decode(data, episode, what)
+    height, width = geometry.source
+    if image.shape[:2] != (height, width):
+        got = image.shape
+        raise EpisodeError(
+            episode, f"{what} is {got[1]}x{got[0]} pixels; its geometry says {width}x{height}"
+        )
+    return image
+
+
+def describe(episode: EpisodeMaps, drawing: Drawing) -> str:
+    """Text for titles: the phase, what its maps are over, and the step."""
     tokens = QUERY_TOKENS.get(drawing.phase, "query tokens")
     what = f"{drawing.phase}: {drawing.reduce} over {tokens}"
     steps = episode.steps(drawing.phase)
     if steps is not None:
         step = steps - 1 if drawing.step is None else drawing.step
         what += f", step {step} (0 to {steps - 1})"
-    name = episode.name.rstrip("/").rpartition("/")[2]
-    parts = (episode.outcome, name, episode.policy, what, scale.describe())
+    return what
+
+
+def short_name(episode: EpisodeMaps) -> str:
+    """Last part of an episode's name, for titles."""
+    return episode.name.rstrip("/").rpartition("/")[2]
+
+
+def _detail(episode: EpisodeMaps, drawing: Drawing, scale: ColorScale) -> str:
+    what = describe(episode, drawing)
+    parts = (episode.outcome, short_name(episode), episode.policy, what, scale.describe())
     return "  ·  ".join(part for part in parts if part)

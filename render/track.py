@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -33,6 +33,15 @@ class Track:
     """By camera, (keyframe, row, col)."""
     notes: Mapping[str, tuple[tuple[str, ...], ...]]
     """Facts printed above the overlay, by camera, one tuple a keyframe."""
+
+    def at(self, keyframes: Sequence[int]) -> Track:
+        """Keep some keyframes."""
+        return replace(
+            self,
+            heads={c: h[keyframes] for c, h in self.heads.items()},
+            maps={c: m[keyframes] for c, m in self.maps.items()},
+            notes={c: tuple(n[k] for k in keyframes) for c, n in self.notes.items()},
+        )
 
     def limits(
         self, scale: ColorScale, geometries: Mapping[str, Geometry]

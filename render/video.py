@@ -118,6 +118,21 @@ def codec_for(path: Path, codec: str | None = None) -> str:
     return codec
 
 
+def extension_for(codec: str, extension: str | None = None) -> str:
+    """Ending of a codec's files: the usual one, or the one asked for if the codec goes into it.
+
+    Examples
+    --------
+    >>> extension_for("vp9"), extension_for("h264", "mkv")
+    ('webm', 'mkv')
+    """
+    if codec not in CODECS:
+        raise UsageError(f"a codec is one of {', '.join(CODECS)}; got {codec!r}")
+    ending = extension or CODECS[codec].extension
+    codec_for(Path(f"name.{ending}"), codec)
+    return ending
+
+
 class VideoWriter:
     """Writes one video; use as a context manager.
 

@@ -85,12 +85,9 @@ def render_videos(
     EpisodeError
         If an image cannot be drawn on.
     """
-    if codec not in video.CODECS:
-        raise UsageError(f"a codec is one of {', '.join(video.CODECS)}; got {codec!r}")
     if not (summary or heads):
         raise UsageError("nothing to draw: neither the summary nor the heads were asked for")
-    ending = extension or video.CODECS[codec].extension
-    video.codec_for(Path(f"name.{ending}"), codec)
+    ending = video.extension_for(codec, extension)
     shown = check_cameras(episode, cameras)
     chosen = check_layers(episode, phases, layers)
     drawings = {

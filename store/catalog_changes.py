@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,9 +73,11 @@ def _listings(paths: StorePaths) -> Iterator[tuple[Key, str]]:
     The revision alone would not: an episode may be removed by hand and ingested again.
     """
     for run, episode, part, revision in commit_keys(paths):
-        file = paths.commits / run / episode / part / f"{revision:06d}.json"
+        name = f"{revision:06d}.json"
         try:
-            yield (run, episode, part), f"{file.name} {file.stat().st_mtime_ns}"
+            # A string and no path: see commit_keys.
+            status = os.stat(f"{paths.commits}/{run}/{episode}/{part}/{name}")  # noqa: PTH116
+            yield (run, episode, part), f"{name} {status.st_mtime_ns}"
         except FileNotFoundError:
             continue
 

@@ -213,11 +213,17 @@ def _insert_files(
     return first | _insert_files(connection, root, table, parts[half:])
 
 
-def parquet_scan(files: Sequence[str]) -> str:
-    """Table function that reads exactly these files, with a column ``filename``."""
-    listed = ", ".join(quoted(f) for f in files)
+def parquet_scan(files: Sequence[str] | str) -> str:
+    """Table function that reads exactly these files, with a column ``filename``.
+
+    Parameters
+    ----------
+    files
+        Their paths, or an SQL expression that is a list of them.
+    """
+    listed = files if isinstance(files, str) else f"[{', '.join(quoted(f) for f in files)}]"
     # Hive partitioning would make columns of a directory that happens to be called date=2025.
-    return f"read_parquet([{listed}], filename = true, hive_partitioning = false)"
+    return f"read_parquet({listed}, filename = true, hive_partitioning = false)"
 
 
 def run_row(paths: StorePaths, run: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from .paths import (
     read_json,
     sync_directory,
 )
+from .pending import pending
 
 ATTEMPT_FILE = "attempt.json"
 
@@ -152,18 +153,19 @@ class Attempt:
             tuple(files),
         )
         file = folder / f"{commit.revision:06d}.json"
-        if not create_exclusive(file, _to_json(commit)):
-            raise ConflictError(
-                f"{self.episode} {self.part}: revision {commit.revision} "
-                "was committed by another writer"
-            )
-        for directory in list(folder.parents)[:3]:
-            sync_directory(directory)
-        try:
-            self._check_owned()
-        except ConflictError:
-            file.unlink()
-            raise
+        with pending(self.paths.commits, self.id):
+            if not create_exclusive(file, _to_json(commit)):
+                raise ConflictError(
+                    f"{self.episode} {self.part}: revision {commit.revision} "
+                    "was committed by another writer"
+                )
+            for directory in list(folder.parents)[:3]:
+                sync_directory(directory)
+            try:
+                self._check_owned()
+            except ConflictError:
+                file.unlink()
+                raise
         return commit
 
     def _check_owned(self) -> None:
@@ -239,7 +241,7 @@ def read_commit(path: Path) -> Commit:
     return commit
 
 
-def _revisions(folder: Path) -> list[int]:
+def _revisions(folder: Path | str) -> list[int]:
     try:
         # Names alone: Path.iterdir makes an object of each, and catalogs list 10,000 of these.
         names = os.listdir(folder)  # noqa: PTH208
@@ -270,10 +272,11 @@ def latest_commit(paths: StorePaths, run: str, episode: str, part: str = "base")
 
 def commit_keys(paths: StorePaths) -> Iterator[tuple[str, str, str, int]]:
     """Yield (run, episode, part, highest revision) of everything committed, without reading it."""
-    for run in _entries(paths.commits):
-        for episode in _entries(paths.commits / run):
-            for part in _entries(paths.commits / run / episode):
-                revisions = _revisions(paths.commits / run / episode / part)
+    # Strings and no paths: a catalog walks 10,000 episodes.
+    for run in _entries(top := str(paths.commits)):
+        for episode in _entries(f"{top}/{run}"):
+            for part in _entries(f"{top}/{run}/{episode}"):
+                revisions = _revisions(f"{top}/{run}/{episode}/{part}")
                 if revisions:
                     yield run, episode, part, max(revisions)
 
@@ -286,7 +289,7 @@ def all_commits(paths: StorePaths) -> Iterator[Commit]:
             yield commit
 
 
-def _entries(directory: Path) -> list[str]:
+def _entries(directory: str) -> list[str]:
     try:
         with os.scandir(directory) as entries:
             return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())

@@ -11,9 +11,11 @@ from datetime import timedelta
 from pathlib import Path
 
 from .catalog import generations
+from .catalog_stamp import stamp_path
 from .commit import ATTEMPT_FILE, Key, commit_keys, latest_commit, read_commit, revision_files
 from .errors import IntegrityError
 from .paths import SAFE, StorePaths, read_json
+from .pending import PREFIX
 
 LEASE = timedelta(hours=24)
 """How long an attempt may lie untouched before it counts as abandoned."""
@@ -74,8 +76,9 @@ def collect(paths: StorePaths, lease: timedelta = LEASE, *, dry_run: bool = Fals
                 if dry_run or _remove(paths, key, attempt):
                     size += held
                     attempts.append(attempt)
-    catalogs = [g.path for g in generations(paths)[:-KEPT_GENERATIONS]]
-    temporary = _temporary(paths, min(before, time.time() - TEMPORARY_LEASE.total_seconds()))
+    catalogs = _catalogs(paths)
+    before = min(before, time.time() - TEMPORARY_LEASE.total_seconds())
+    temporary = [*_temporary(paths, before), *_marks(paths, before)]
     for file in (*catalogs, *temporary):
         size += file.stat().st_size
         if not dry_run:
@@ -173,6 +176,30 @@ def _stats(attempt: Path) -> list[os.stat_result]:
             found.append(file.stat(follow_symlinks=False))
         except FileNotFoundError:
             continue
+    return found
+
+
+def _catalogs(paths: StorePaths) -> list[Path]:
+    """Old generations, and stamps that are older than those that stay."""
+    every = generations(paths)
+    old = [g.path for g in every[:-KEPT_GENERATIONS]]
+    kept = {stamp_path(g.path).name for g in every if g.path not in old}
+    stamps = [s for s in paths.catalog.glob("catalog-*.stamp") if kept and s.name < min(kept)]
+    return [*old, *sorted(stamps)]
+
+
+def _marks(paths: StorePaths, before: float) -> list[Path]:
+    """Marks of commits that nobody makes any more; while they lie there, catalogs always scan."""
+    found = []
+    for mark in sorted(paths.commits.glob(f"{PREFIX}*")):
+        try:
+            if mark.stat().st_mtime > before:
+                continue
+        except FileNotFoundError:
+            continue
+        attempts = paths.data.glob(f"*/*/*.{mark.name.removeprefix(PREFIX)}")
+        if all(_is_abandoned(attempt, before) for attempt in attempts):
+            found.append(mark)
     return found
 
 

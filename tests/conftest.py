@@ -6,8 +6,11 @@ import os
 
 from hypothesis import settings
 
+pytest_plugins = ["ingest_fixtures"]
+
 # Examples are not timed: the first one of a property pays for imports and compiled kernels.
-settings.register_profile("attnstore", deadline=None)
+# CI tries the same examples every time: a failure there is of the change, not of the dice.
+settings.register_profile("attnstore", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("attnstore")
 
 if "PYTEST_XDIST_WORKER" in os.environ:

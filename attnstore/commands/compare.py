@@ -11,6 +11,7 @@ from attnstore.store.errors import NotFoundError, UsageError
 
 from .compare_text import Form, print_comparison, print_divergence, write_rows
 from .options import console, json_option, need_store, store_option
+from .render import parse_layers
 
 if TYPE_CHECKING:
     from attnstore.query import Store
@@ -88,8 +89,20 @@ def _strata(
     help="Exchange episodes only within equal task, date, instruction, name or run; or none.  "
     "[default: task,date; name if the groups share recordings]",
 )
-@click.option("--permutations", type=click.IntRange(min=1), default=9999, show_default=True)
-@click.option("--bootstraps", type=click.IntRange(min=0), default=2000, show_default=True)
+@click.option(
+    "--permutations",
+    type=click.IntRange(min=1),
+    default=9999,
+    show_default=True,
+    help="Random assignments, where not all can be tried.",
+)
+@click.option(
+    "--bootstraps",
+    type=click.IntRange(min=0),
+    default=2000,
+    show_default=True,
+    help="Resamples of episodes behind the intervals.",
+)
 @click.option(
     "--alpha",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -113,6 +126,13 @@ def _strata(
     help="With --runs: this episode; repeatable.  [default: all]",
 )
 @click.option(
+    "--video",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="With --runs: draw both runs' overlays side by side, a video for every layer.",
+)
+@click.option("--layers", metavar="LIST", help="With --video: 1,4,5,7,10 or 0-17.  [default: all]")
+@click.option(
     "--limit",
     type=click.IntRange(min=1),
     default=20,
@@ -132,6 +152,8 @@ def compare(
     as_json: bool,
     as_csv: bool,
     plot: Path | None,
+    video: Path | None,
+    layers: str | None,
     **options: Any,
 ) -> None:
     """Compare groups of episodes head by head: success against failure, or any two.
@@ -144,6 +166,7 @@ def compare(
     attnstore compare --metric max --reduce max --window 8 --where "task = 'cube'"
     attnstore compare --metric entropy --a "date < '2026-01-01'" --b "date >= '2026-01-01'"
     attnstore compare --runs pi0-1111111111 pi0-2222222222 --plot diff.png
+    attnstore compare --runs pi0-1111111111 pi0-2222222222 --video diff --layers 5,7
     """  # noqa: D301  click's mark for lines that stay as they are
     from attnstore.query import open as open_for_reading
 
@@ -152,8 +175,18 @@ def compare(
     form: Form = "ndjson" if as_json else "csv" if as_csv else "table"
     opened = open_for_reading(need_store(store))
     if runs is not None:
-        _diff(opened, runs, episodes, form, limit, plot, _only_for_diff(options, metric))
+        chosen = _only_for_diff(options, metric)
+        shown = parse_layers(layers)
+        if video is not None:
+            _refuse_for_video(chosen)
+        elif layers is not None:
+            raise UsageError("--layers goes with --video; the table has every layer")
+        names = _diff(opened, runs, episodes, form, limit, plot, dict(chosen))
+        if video is not None:
+            _film(opened, runs, names, video, shown, chosen)
         return
+    if video is not None or layers is not None:
+        raise UsageError("--video and --layers go with --runs A B")
     if metric is None:
         raise UsageError("name what to compare: --metric entropy, or two runs with --runs A B")
     if episodes:
@@ -210,7 +243,7 @@ def _diff(
     limit: int,
     plot: Path | None,
     options: dict[str, Any],
-) -> None:
+) -> tuple[str, ...]:
     from attnstore.query.run_diff import diff_runs, diff_table
 
     for run in runs:
@@ -231,5 +264,37 @@ def _diff(
     if form != "table":
         for number, divergence in enumerate(found):
             write_rows(diff_table(divergence), form, header=number == 0)
-        return
-    print_divergence(found, limit)
+    else:
+        print_divergence(found, limit)
+    return chosen
+
+
+def _refuse_for_video(options: dict[str, Any]) -> None:
+    if options["step"] == "all":
+        raise UsageError("--video draws one step: give --step last or a number")
+    if options["query_group"] is not None:
+        raise UsageError("--video draws the phase's first query group: it takes no --query-group")
+
+
+def _film(
+    store: Store,
+    runs: tuple[str, str],
+    names: tuple[str, ...],
+    out: Path,
+    layers: list[int] | None,
+    options: dict[str, Any],
+) -> None:
+    from attnstore.query.run_diff import default_phase
+    from attnstore.render.side_by_side import render_side_by_side
+
+    camera, step = options["camera"], options["step"]
+    for name in names:
+        a, b = (store.episode(name, run=run) for run in runs)
+        # of the mean, as the table is
+        written = render_side_by_side(
+            a, b, out, layers=layers, phase=options["phase"] or default_phase(a, b), reduce="mean",
+            cameras=None if camera is None else [camera], step=-1 if step == "last" else step,
+        )  # fmt: skip
+        console().print(
+            f"{a.name}: {len(written)} videos below {out}", markup=False, soft_wrap=True
+        )

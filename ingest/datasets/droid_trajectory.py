@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from attnstore.store.errors import EpisodeError
 from numpy.typing import NDArray
+
+from attnstore.store.errors import EpisodeError
 
 from ..optional import require
 

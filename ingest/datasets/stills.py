@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from attnstore.store.errors import EpisodeError
 from numpy.typing import NDArray
 from PIL import Image
+
+from attnstore.store.errors import EpisodeError
 
 from .base import CameraFrame
 

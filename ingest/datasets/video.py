@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from attnstore.store.errors import EpisodeError
 from numpy.typing import NDArray
 from PIL import Image
+
+from attnstore.store.errors import EpisodeError
 
 from .base import CameraFrame
 
@@ -88,7 +89,8 @@ class Video:
         try:
             with av.open(str(self.path)) as container:
                 stream = container.streams.video[0]
-                stream.thread_type = "AUTO"
+                # Frame threads race: which damaged frames they flag would differ from run to run.
+                stream.thread_type = "SLICE"
                 for position, frame in enumerate(container.decode(stream)):
                     # The decoder flags the frame whose bits are bad and then predicts up to a
                     # whole group of unflagged pictures from it: none after it can be trusted.

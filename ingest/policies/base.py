@@ -93,18 +93,35 @@ class Watched:
 class Policy(Protocol):
     """A loaded policy. Used from one thread; weights may be loaded at the first `act`."""
 
-    name: str
-    """Adapter name: ``pi0``."""
-    checkpoint: str
-    """Hub id or directory name."""
-    dtype: str
-    """Data type of the weights."""
-    horizon: int
-    """Actions in a chunk."""
-    action_dof: int
-    """Length of an action, padding included."""
-    denoiser_steps: bool
-    """Whether intermediate action chunks can be read (`denoiser`)."""
+    @property
+    def name(self) -> str:
+        """Adapter name: ``pi0``."""
+        ...
+
+    @property
+    def checkpoint(self) -> str:
+        """Hub id or directory name."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Data type of the weights."""
+        ...
+
+    @property
+    def horizon(self) -> int:
+        """Actions in a chunk."""
+        ...
+
+    @property
+    def action_dof(self) -> int:
+        """Length of an action, padding included."""
+        ...
+
+    @property
+    def denoiser_steps(self) -> bool:
+        """Whether intermediate action chunks can be read (`denoiser`)."""
+        ...
 
     @property
     def phases(self) -> Mapping[str, PhaseShape]:
