@@ -73,7 +73,7 @@ def ram_path(tmp_path: Path) -> Iterator[Path]:
     """
     memory = Path("/dev/shm")
     try:
-        if shutil.disk_usage(memory).free < 48 << 20:
+        if shutil.disk_usage(memory).free < 128 << 20:
             raise OSError("too small")
         folder = Path(tempfile.mkdtemp(prefix="attnstore-", dir=memory))
     except OSError:

@@ -1,0 +1,178 @@
+"""One process of the capture benchmark: MODE SIZE DIRECTORY ROUNDS; prints one line of JSON."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import psutil
+import torch
+
+from attnstore.ingest import recorder as recording
+from attnstore.ingest.datasets.base import Frame
+from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.keyframes import describe_episode, observation
+from attnstore.ingest.policies.base import Batch
+from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.ingest.recorder import EpisodeRecorder
+from attnstore.ingest.writing import WriteQueue
+from attnstore.sample import sample_path
+from attnstore.store.commit import Attempt
+from attnstore.store.paths import create_store
+from attnstore.store.writer import EpisodeWriter
+
+from .full_pi0 import full_policy, tiny_policy
+
+KEYFRAMES = (0, 8, 16)
+
+
+class _Dropped:
+    """A queue that drops what it is given."""
+
+    def put(self, write: Callable[[], None], size: int) -> None:
+        return
+
+    def flush(self) -> None:
+        return
+
+
+class Bench:
+    """A policy and the keyframes of a sample episode."""
+
+    def __init__(self, policy: Pi0Policy, directory: Path) -> None:
+        self.policy, self.directory = policy, directory
+        self.dataset = DroidDataset(sample_path(), name="sample")
+        self.name = self.dataset.episode_names()[0]
+        self.info = self.dataset.info(self.name)
+        self.frames: list[Frame] = list(self.dataset.frames(self.name, KEYFRAMES))
+        self.commit_seconds = 0.0
+
+    def batch(self, frame: Frame) -> Batch:
+        return self.policy.prepare([observation(frame, self.info, 0)])
+
+    def plain(self, *, eager: bool = False) -> float:
+        """CPU seconds of one keyframe's inference."""
+        batch = self.batch(self.frames[0])
+        with self.policy.eager() if eager else nullcontext():
+            start = time.process_time()
+            self.policy.act(batch)
+            return time.process_time() - start
+
+    def captured(self, precision: str, *, write: bool = True) -> float:
+        """CPU seconds of a keyframe with capture, median of an episode of three."""
+        spec, shapes = describe_episode(
+            self.info,
+            iter(self.frames),
+            self.policy,
+            indices=KEYFRAMES,
+            seed=0,
+            precision=precision,
+        )
+        paths = create_store(self.directory / uuid.uuid4().hex[:8])
+        attempt = Attempt(paths, "run", "episode", "base")
+        seconds = []
+        with WriteQueue() as real:
+            queue: Any = real if write else _Dropped()
+            writer = EpisodeWriter(attempt, spec, shapes)
+            recorder = EpisodeRecorder(self.policy, writer, queue)
+            for number, frame in enumerate(self.frames):
+                batch = self.batch(frame)
+                start = time.process_time()
+                recorder.run([number], [frame], batch)
+                queue.flush()
+                seconds.append(time.process_time() - start)
+            if write:
+                start = time.process_time()
+                recorder.finish()
+                writer.commit({})
+                self.commit_seconds = time.process_time() - start
+        attempt.discard()
+        return statistics.median(seconds)
+
+    def encoding(self, precision: str) -> tuple[float, float]:
+        """CPU seconds of a keyframe without writing, and those of them that encode."""
+        spent = 0.0
+        encode = recording.encode_on_device
+
+        def encode_timed(*arguments: Any) -> Any:
+            nonlocal spent
+            start = time.thread_time()
+            try:
+                return encode(*arguments)
+            finally:
+                spent += time.thread_time() - start
+
+        with mock.patch.object(recording, "encode_on_device", encode_timed):
+            total = self.captured(precision, write=False)
+        return total, spent / len(self.frames)
+
+
+def times(bench: Bench, rounds: int) -> dict[str, Any]:
+    found: dict[str, Any] = {k: [] for k in ("plain", "eager")}
+    bench.plain()
+    bench.captured("float16")
+    for _ in range(rounds):
+        found["plain"].append(bench.plain())
+        found["eager"].append(bench.plain(eager=True))
+        for precision in ("float16", "log8"):
+            total, encoding = bench.encoding(precision)
+            found.setdefault(f"{precision} unwritten", []).append(total)
+            found.setdefault(f"{precision} encoding", []).append(encoding)
+            found.setdefault(precision, []).append(bench.captured(precision))
+            found[f"{precision} commit"] = bench.commit_seconds
+    layouts = bench.batch(bench.frames[0]).samples[0].layouts
+    found["raw"] = sum(
+        2 * s.layers * s.heads * (s.steps or 1) * len(layouts[p].query) * len(layouts[p].key)
+        for p, s in bench.policy.phases.items()
+    )
+    found["parameters"] = sum(p.numel() for p in bench.policy.model.parameters())
+    return found
+
+
+def memory(bench: Bench, precision: str | None) -> dict[str, Any]:
+    """Peak resident memory while keyframes run."""
+
+    def once() -> None:
+        if precision is None:
+            for _ in KEYFRAMES:
+                bench.plain()
+        else:
+            bench.captured(precision)
+
+    once()
+    process, peak, done = psutil.Process(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    once()
+    done.set()
+    watcher.join()
+    return {"peak": peak}
+
+
+def measure(mode: str, size: str, directory: Path, rounds: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    bench = Bench(full_policy() if size == "full" else tiny_policy(), directory)
+    if mode == "times":
+        return times(bench, rounds)
+    kind = mode.removeprefix("memory-")
+    return memory(bench, None if kind == "plain" else kind)
+
+
+if __name__ == "__main__":
+    mode, size, directory, rounds = sys.argv[1:]
+    print(json.dumps(measure(mode, size, Path(directory), int(rounds))))
