@@ -27,7 +27,7 @@ lint: links  ## style, types, and the direction of imports
 	cd tests && ../$(BIN)/lint-imports --config ../pyproject.toml --no-cache --no-logo
 
 test: lint  ## lint, then every test and doctest: what CI runs
-	$(BIN)/pytest -n $(JOBS) --maxprocesses 8 --timeout 300
+	$(BIN)/pytest -n $(JOBS) --maxprocesses 8 --timeout 900
 
 demo: links  ## ingest the sample episode with a small random policy, and draw it
 	$(BIN)/attnstore demo

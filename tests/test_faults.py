@@ -120,6 +120,7 @@ def check(store: Path, before: dict[str, str]) -> dict[str, str]:
     return attempts
 
 
+@pytest.mark.timeout(1500)  # a busy machine draws longer moments
 def test_kill_9_at_random_moments(
     zygote: Zygote, recorded: Path, checkpoint: Path, whole: tuple[Path, float], ram_path: Path
 ) -> None:
@@ -166,6 +167,7 @@ def test_kill_9_at_random_moments(
     assert at_work >= KILLS // 4, "few kills hit an episode in the making"
 
 
+@pytest.mark.timeout(1500)  # a busy machine draws longer moments
 @pytest.mark.slow
 def test_kill_9_of_the_installed_command(
     recorded: Path, checkpoint: Path, whole: tuple[Path, float], ram_path: Path
