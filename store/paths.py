@@ -122,7 +122,10 @@ def create_store(root: Path) -> StorePaths:
         return open_store(root)
     if root.exists() and not root.is_dir():
         raise UsageError(f"{root} is a file; a store is a directory")
-    if root.exists() and any(p.name not in _STORE_ENTRIES for p in root.iterdir()):
+    # A kill while the marker was made leaves its temporary name behind; that is no foreign content.
+    if root.exists() and any(
+        p.name not in _STORE_ENTRIES and not p.name.startswith(".tmp-") for p in root.iterdir()
+    ):
         raise UsageError(
             f"{root} exists, is not empty and has no {MARKER}; name a new or empty directory"
         )
