@@ -17,6 +17,8 @@ NAMES = ("writer", "size", "slices", "tables", "chunks", "rendering", "capture",
 
 
 def main() -> int:
+    import torch
+
     from .measure import Setting, machine
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -32,6 +34,8 @@ def main() -> int:
     unknown = set(options.names) - set(NAMES)
     if unknown:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    # CPU time is to be that of work: torch's threads burn it while they wait for each other
+    torch.set_num_threads(1)
     about = machine()
     print(json.dumps(about))
     results = {}

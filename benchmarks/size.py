@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 
-import torch
-
 from attnstore.store.writer import EpisodeWriter
 
 from .labs import padded_prefix, padded_suffix, save_hdf5, save_npy
@@ -18,8 +16,6 @@ SIZE_AIMS = {"float16": ">= 2.3", "log8": ">= 4.5"}
 
 
 def run(setting: Setting) -> list[Figure]:
-    # encoding counts here, and torch's idle threads would add their waiting to the CPU time
-    torch.set_num_threads(1)
     figures: list[Figure] = []
     for bfloat16 in (True, False):
         figures += _compare(setting, bfloat16)

@@ -58,8 +58,8 @@ def keyframes(
     prefix
         Tokens of the prefix, its queries and keys.
     actions, steps
-        Queries of the suffix and its steps; its keys are the prefix and these. Each step has its
-        own windows of text, and its queries are the last rows.
+        Queries of the suffix and its steps; its keys are the prefix and these. Its weights are
+        from two windows of its own, each step's queries being other rows of them.
     first
         Number of the first keyframe; the same number is the same keyframe.
     bfloat16
@@ -68,24 +68,24 @@ def keyframes(
     import torch
 
     dtype = torch.bfloat16 if bfloat16 else torch.float32
-    per_keyframe = 2 * (1 + steps)
+    length = prefix + actions
     for number in range(first, first + count):
-        window = number * per_keyframe
-        pages = _stack(*(_attention(window + i, prefix, dtype) for i in range(2)), layers)
+        pages = _two_windows(4 * number, prefix, dtype)
         suffix = []
-        for step in range(steps):
-            at = window + 2 + 2 * step
-            length = prefix + actions
-            rows = [_attention(at + i, length, dtype)[..., -actions:, :] for i in range(2)]
-            suffix.append(_stack(*rows, layers))
-        yield Keyframe(pages, suffix)
+        if steps:
+            rows = _two_windows(4 * number + 2, length, dtype)
+            for step in range(steps):
+                stop = length - step * actions
+                suffix.append(list(rows[:layers, :, stop - actions : stop]))
+        yield Keyframe(list(pages[:layers]), suffix)
 
 
-def _stack(one: Any, other: Any, layers: int) -> list[torch.Tensor]:
+def _two_windows(window: int, tokens: int, dtype: torch.dtype) -> torch.Tensor:
+    """Attention over two windows of text: (layer, head, query, key)."""
     import torch
 
-    heads = torch.cat([one.flatten(0, 1), other.flatten(0, 1)])
-    return list(heads.view(LAYERS, HEADS, *heads.shape[1:])[:layers])
+    heads = torch.cat([_attention(window + i, tokens, dtype).flatten(0, 1) for i in range(2)])
+    return heads.view(LAYERS, HEADS, tokens, tokens)
 
 
 def _attention(window: int, tokens: int, dtype: torch.dtype) -> torch.Tensor:

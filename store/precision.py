@@ -47,6 +47,7 @@ def log8_table() -> NDArray[np.float32]:
 
 _TABLE = log8_table()
 _TABLE.setflags(write=False)
+_BLOCK = 1 << 16
 
 
 def encode(values: NDArray[np.floating], precision: str) -> NDArray[np.generic]:
@@ -79,8 +80,18 @@ def decode(stored: NDArray[np.generic], precision: str) -> NDArray[np.floating]:
     if precision == "float16":
         return np.asarray(stored)
     if precision == "log8":
-        return np.take(_TABLE, cast("NDArray[np.uint8]", stored))
+        return _look_up(cast("NDArray[np.uint8]", stored))
     raise ValueError(f"precision is one of {', '.join(PRECISIONS)}; got {precision!r}")
+
+
+def _look_up(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return ``_TABLE[codes]``, block by block: NumPy widens all indices that it gets to 8 bytes."""
+    weights = np.empty(codes.size, np.float32)
+    flat = codes.reshape(-1)
+    for start in range(0, codes.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        np.take(_TABLE, flat[block], out=weights[block], mode="clip")
+    return weights.reshape(codes.shape)
 
 
 def absent(precision: str) -> float | int:
