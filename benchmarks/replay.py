@@ -20,7 +20,8 @@ from attnstore.ingest.datasets.base import EpisodeInfo, Frame
 from attnstore.ingest.datasets.droid import DroidDataset
 from attnstore.ingest.episode import EpisodeJob, ingest_episode
 from attnstore.ingest.plan import describe_run
-from attnstore.ingest.policies.base import Batch, Observation, PhaseShape, Sample, Watched
+from attnstore.ingest.policies.base import Batch, Observation, PhaseShape, Sample
+from attnstore.ingest.policies.hooks import HookedPolicy, Watched
 from attnstore.query import Episode
 from attnstore.sample import sample_path
 from attnstore.store.geometry import Geometry
@@ -39,7 +40,7 @@ class _Attention(torch.nn.Module):
         return None, weights[None]
 
 
-class ReplayPolicy:
+class ReplayPolicy(HookedPolicy):
     """Pi0.5's shape: two cameras of 16 x 16 patches, a text, action tokens, denoising steps.
 
     Parameters
@@ -128,12 +129,6 @@ class ReplayPolicy:
 
     def watched(self) -> Sequence[Watched]:
         return [Watched(p, i, m) for p, ms in self._modules.items() for i, m in enumerate(ms)]
-
-    def encoder(self) -> None:
-        return None
-
-    def denoiser(self) -> None:
-        return None
 
     def eager(self) -> AbstractContextManager[None]:
         return nullcontext()

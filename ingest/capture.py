@@ -14,15 +14,13 @@ exception. The actions are bitwise those of the eager model without capture.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attnstore.store.axes import STEPPED_PHASES
-from attnstore.store.errors import HealthError
 
-from .policies.base import Policy, Watched
+from .policies.base import Policy
 
 if TYPE_CHECKING:
     import torch
@@ -79,66 +77,40 @@ def capture(policy: Policy, sink: Sink | None = None) -> Iterator[Session]:
     Raises
     ------
     HealthError
-        If a watched module returns no weights.
+        If a watched layer gives no weights.
     """
-    import torch
-
     session = Session()
-    recorder = _Recorder(session, sink)
-    with ExitStack() as stack:
-        # Hooks added after a compiled call fire nothing; eager execution is the only sure way.
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(policy.eager())
-        for watched in policy.watched():
-            handle = watched.module.register_forward_hook(partial(recorder.attention, watched))
-            stack.callback(handle.remove)
-        if (encoder := policy.encoder()) is not None:
-            stack.callback(encoder.register_forward_hook(recorder.encoder, with_kwargs=True).remove)
-        if (denoiser := policy.denoiser()) is not None:
-            module, position = denoiser
-            hook = partial(recorder.denoiser, position)
-            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+    with policy.instrument(_Recorder(session, sink)):
         yield session
 
 
 class _Recorder:
+    """The observer that turns what a policy shows into records."""
+
     def __init__(self, session: Session, sink: Sink | None) -> None:
         self._session, self._sink = session, sink
         self._step: dict[str, int] = {}
 
-    def attention(self, watched: Watched, module: Any, args: Any, output: Any) -> None:
-        weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-        if weights is None or weights.ndim != 4:
-            found = "none" if weights is None else f"shape {tuple(weights.shape)}"
-            raise HealthError(
-                f"{watched.phase} layer {watched.layer}: {type(module).__name__} returned no "
-                f"(batch, head, query, key) weights ({found}); its attention is not eager"
-            )
+    def attention(self, phase: str, layer: int, weights: torch.Tensor) -> None:
         session = self._session
-        record = Record(watched.phase, watched.layer, self._advance(watched), weights.detach())
-        session.counts[watched.phase] = session.counts.get(watched.phase, 0) + 1
+        step = self._advance(phase, layer)
+        session.counts[phase] = session.counts.get(phase, 0) + 1
         if self._sink is not None:
-            self._sink(record)
+            self._sink(Record(phase, layer, step, weights))
         else:
-            session.records.append(
-                Record(record.phase, record.layer, record.step, record.weights.clone())
-            )
+            session.records.append(Record(phase, layer, step, weights.clone()))
 
-    def _advance(self, watched: Watched) -> int | None:
-        if watched.phase not in STEPPED_PHASES:
-            if watched.layer == 0:
+    def _advance(self, phase: str, layer: int) -> int | None:
+        if phase not in STEPPED_PHASES:
+            if layer == 0:
                 self._step.clear()
             return None
-        if watched.layer == 0:
-            self._step[watched.phase] = self._step.get(watched.phase, -1) + 1
-        return self._step.get(watched.phase, 0)
+        if layer == 0:
+            self._step[phase] = self._step.get(phase, -1) + 1
+        return self._step.get(phase, 0)
 
-    def encoder(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        images = args[0] if args else kwargs.get("pixel_values")
-        if images is not None:
-            self._session.encoded_images += int(images.shape[0])
+    def encoded(self, images: int) -> None:
+        self._session.encoded_images += images
 
-    def denoiser(self, position: int, module: Any, args: Any, kwargs: Any) -> None:
-        values = args[position] if len(args) > position else kwargs.get("noise")
-        if values is not None:
-            self._session.noisy_actions.append(values.detach().clone())
+    def noisy_actions(self, actions: torch.Tensor) -> None:
+        self._session.noisy_actions.append(actions.clone())

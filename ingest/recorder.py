@@ -81,8 +81,7 @@ class EpisodeRecorder:
 
         with capture(self._policy, sink) as session:
             actions = self._policy.act(batch)
-        watched = self._policy.encoder() is not None
-        check_complete(session, self._shapes, batch, encoder=watched)
+        check_complete(session, self._shapes, batch, encoder=self._policy.watches_encoder)
         self._write_policy(keyframes, frames, actions, session)
         for i, keyframe in enumerate(keyframes):
             self._write_keyframe(keyframe, frames[i], batch, i, reductions[i], rows[i])

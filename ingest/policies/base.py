@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -81,13 +81,26 @@ class PhaseShape:
     """Query groups that get statistics and overview maps."""
 
 
-@dataclass(frozen=True, slots=True)
-class Watched:
-    """A module whose forward returns ``(output, weights)``."""
+class Observer(Protocol):
+    """Gets what a policy shows while it acts, in the model's own thread and order.
 
-    phase: str
-    layer: int
-    module: torch.nn.Module = field(repr=False)
+    What it raises ends the forward pass.
+    """
+
+    def attention(self, phase: str, layer: int, weights: torch.Tensor) -> None:
+        """Take one layer's weights, (batch, head, query, key), padding included; not to be changed.
+
+        A stepped phase's next step begins when its layer 0 comes again.
+        """
+        ...
+
+    def encoded(self, images: int) -> None:
+        """Take note that so many images went through the vision tower."""
+        ...
+
+    def noisy_actions(self, actions: torch.Tensor) -> None:
+        """Take the input of a denoising step, (batch, horizon, action_dof)."""
+        ...
 
 
 class Policy(Protocol):
@@ -147,24 +160,18 @@ class Policy(Protocol):
         """Run the policy: action chunks, (batch, horizon, action_dof), normalised units."""
         ...
 
-    def watched(self) -> Sequence[Watched]:
-        """List the attention modules, each phase's layers from 0."""
+    @property
+    def watches_encoder(self) -> bool:
+        """Whether `instrument` reports the images that go through the vision tower."""
         ...
 
-    def encoder(self) -> torch.nn.Module | None:
-        """Return the vision tower, called with one image per row; None if it cannot be watched."""
-        ...
+    def instrument(self, observer: Observer) -> AbstractContextManager[None]:
+        """Show `observer` what happens inside while the policy acts.
 
-    def denoiser(self) -> tuple[torch.nn.Module, int] | None:
-        """Return the module that gets the noisy actions at each step, and their argument's position.
-
-        None if intermediate actions cannot be read. A module that takes them by keyword calls
-        them ``noise``.
+        Inside the context compiled code runs uncompiled and watched layers compute their weights;
+        the actions are those of the eager model. Whatever it changes, it restores, also after an
+        exception. PyTorch policies get this from `attnstore.ingest.policies.hooks.HookedPolicy`.
         """
-        ...
-
-    def eager(self) -> AbstractContextManager[None]:
-        """Make the watched modules return weights; whatever it changes, it restores."""
         ...
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.errors import NotFoundError, UsageError
+from attnstore.store.errors import UsageError
 from attnstore.store.geometry import Geometry
 from attnstore.store.tokens import Axis, Span, TokenLayout
 
@@ -33,17 +33,18 @@ from .base import (
     PhaseShape,
     PolicyError,
     Sample,
-    Watched,
     digest_directory,
 )
+from .checkpoint import check_options, locate, model_type, one_line, unwrap
 from .fingerprint import digest_parameters
+from .hooks import HookedPolicy, Watched
 from .prompt import text_spans
 
 DTYPES = ("float32", "bfloat16", "float16")
 OPTIONS = ("stats", "steps")
 
 
-class Pi0Policy:
+class Pi0Policy(HookedPolicy):
     """Adapter of transformers' Pi0.
 
     Configuration and processor are read at once; the weights at the first use of `model`.
@@ -92,13 +93,16 @@ class Pi0Policy:
         if dtype is not None and dtype not in DTYPES:
             raise UsageError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
         self._options = dict(options or {})
-        steps = _checked_options(self._options)
+        check_options("pi0", self._options, OPTIONS)
+        steps = _checked_steps(self._options.get("steps"))
         require("torch", "ingest", "policy pi0")
         transformers = require("transformers", "ingest", "policy pi0")
-        self._directory = _locate(checkpoint, revision)
+        self._directory = locate(checkpoint, revision)
         self.checkpoint = Path(checkpoint).name if Path(checkpoint).exists() else checkpoint
         self.device = device
-        _check_model_type(checkpoint, Path(self._directory))
+        # transformers builds a Pi0 of any configuration, with a warning only.
+        if (found := model_type(checkpoint, Path(self._directory))) != "pi0":
+            raise PolicyError(f"{checkpoint}: its config.json is of {found!r}, not 'pi0'")
         try:
             self.config = transformers.PI0Config.from_pretrained(self._directory)
             self.processor = transformers.AutoProcessor.from_pretrained(self._directory)
@@ -106,7 +110,7 @@ class Pi0Policy:
             # Whatever transformers raises for a bad file (OSError, ValueError, KeyError, ...) means
             # the same to the user.
             raise PolicyError(
-                f"{checkpoint}: not a readable Pi0 checkpoint ({_one_line(error)})"
+                f"{checkpoint}: not a readable Pi0 checkpoint ({one_line(error)})"
             ) from error
         _apply_stats(self.processor, self._options.get("stats"))
         self._requested_dtype = dtype
@@ -118,7 +122,7 @@ class Pi0Policy:
     def from_model(cls, model: Any, processor: Any, *, checkpoint: str = "in memory") -> Pi0Policy:
         """Adapt a model and a processor that are loaded already, compiled or not."""
         policy = cls.__new__(cls)
-        inner = _unwrap(model)
+        inner = unwrap(model)
         policy.checkpoint, policy.device = checkpoint, str(next(inner.parameters()).device)
         policy.config, policy.processor, policy._options = inner.config, processor, {}
         policy._requested_dtype = None
@@ -141,7 +145,7 @@ class Pi0Policy:
             )
         except Exception as error:
             raise PolicyError(
-                f"{self.checkpoint}: weights cannot be loaded ({_one_line(error)})"
+                f"{self.checkpoint}: weights cannot be loaded ({one_line(error)})"
             ) from error
         if missing := sorted(report["missing_keys"]):
             # transformers fills them with random numbers and only warns.
@@ -155,7 +159,7 @@ class Pi0Policy:
     def dtype(self) -> str:
         """Data type of the weights: as asked, else the checkpoint's."""
         if self._requested_dtype is None and "model" in self.__dict__:
-            return str(next(_unwrap(self.model).parameters()).dtype).removeprefix("torch.")
+            return str(next(unwrap(self.model).parameters()).dtype).removeprefix("torch.")
         return self._requested_dtype or str(self.config.dtype or "float32").removeprefix("torch.")
 
     @cached_property
@@ -169,7 +173,7 @@ class Pi0Policy:
             if "stats" not in self._options:
                 return digest
         else:
-            digest = digest_parameters(_unwrap(self.model))
+            digest = digest_parameters(unwrap(self.model))
         stats = [self.processor.state_mean, self.processor.state_std]
         return hashlib.sha256(f"{digest} {json.dumps(stats)}".encode()).hexdigest()
 
@@ -208,7 +212,7 @@ class Pi0Policy:
             )
         except (ValueError, RuntimeError) as error:
             raise ObservationError(
-                f"the Pi0 processor refuses the observation: {_one_line(error)}"
+                f"the Pi0 processor refuses the observation: {one_line(error)}"
             ) from error
         samples = tuple(self._sample(inputs, row, o) for row, o in enumerate(observations))
         noise = torch.stack([self._noise(o.seed) for o in observations])
@@ -219,7 +223,7 @@ class Pi0Policy:
         """Sample an action chunk for every observation of the batch."""
         import torch
 
-        dtype = next(_unwrap(self.model).parameters()).dtype
+        dtype = next(unwrap(self.model).parameters()).dtype
         cast = {
             key: value.to(dtype) if torch.is_floating_point(value) else value
             for key, value in batch.inputs.items()
@@ -228,27 +232,27 @@ class Pi0Policy:
 
     def watched(self) -> Sequence[Watched]:
         """Self-attention of the language model (prefix) and of the expert (suffix)."""
-        core = _unwrap(_unwrap(self.model).model)
-        prefix = _unwrap(_unwrap(core.vlm).language_model).layers
-        suffix = _unwrap(core.dit).layers
+        core = unwrap(unwrap(self.model).model)
+        prefix = unwrap(unwrap(core.vlm).language_model).layers
+        suffix = unwrap(core.dit).layers
         return [
-            *(Watched("prefix", i, _unwrap(layer).self_attn) for i, layer in enumerate(prefix)),
-            *(Watched("suffix", i, _unwrap(layer).self_attn) for i, layer in enumerate(suffix)),
+            *(Watched("prefix", i, unwrap(layer).self_attn) for i, layer in enumerate(prefix)),
+            *(Watched("suffix", i, unwrap(layer).self_attn) for i, layer in enumerate(suffix)),
         ]
 
     def encoder(self) -> Any:
         """SigLIP's vision tower."""
-        return _unwrap(_unwrap(_unwrap(self.model).model).vlm).vision_tower
+        return unwrap(unwrap(unwrap(self.model).model).vlm).vision_tower
 
     def denoiser(self) -> tuple[Any, int]:
         """Return the embedding that gets (state, noisy actions, time) at each step."""
-        return _unwrap(self.model).embed_action_time, 1
+        return unwrap(self.model).embed_action_time, 1
 
     @contextmanager
     def eager(self) -> Iterator[None]:
         """Eager attention in the language model and the expert, and only there."""
-        core = _unwrap(_unwrap(self.model).model)
-        parts = [_unwrap(_unwrap(core.vlm).language_model), _unwrap(core.dit)]
+        core = unwrap(unwrap(self.model).model)
+        parts = [unwrap(unwrap(core.vlm).language_model), unwrap(core.dit)]
         before = [part.config._attn_implementation for part in parts]
         try:
             for part in parts:
@@ -362,53 +366,12 @@ class Pi0Policy:
         )
 
 
-def _unwrap(module: Any) -> Any:
-    """Return the module inside `torch.compile`'s wrapper."""
-    return getattr(module, "_orig_mod", module)
-
-
-def _locate(checkpoint: str, revision: str | None) -> str:
-    path = Path(checkpoint).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise PolicyError(
-                f"{checkpoint}: no config.json in it; a checkpoint directory is expected"
-            )
-        return str(path)
-    if path.exists() or checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1:
-        raise NotFoundError(f"{checkpoint}: no such checkpoint directory")
-    hub = require("huggingface_hub", "ingest", "loading a checkpoint from the hub")
-    try:
-        return str(hub.snapshot_download(checkpoint, revision=revision))
-    except Exception as error:
-        raise PolicyError(
-            f"{checkpoint}: neither a directory nor a hub checkpoint that can be fetched "
-            f"({_one_line(error)})"
-        ) from error
-
-
-def _checked_options(options: Mapping[str, str]) -> int | None:
-    unknown = sorted(set(options) - set(OPTIONS))
-    if unknown:
-        raise UsageError(f"pi0 has the options {', '.join(OPTIONS)}; got {unknown[0]!r}")
-    text = options.get("steps")
+def _checked_steps(text: str | None) -> int | None:
     if text is None:
         return None
     if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"steps is a whole number of denoising steps, at least 1; got {text!r}")
     return int(text)
-
-
-def _check_model_type(checkpoint: str, directory: Path) -> None:
-    # transformers builds a Pi0 of any configuration, with a warning only.
-    try:
-        found = json.loads((directory / "config.json").read_bytes()).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise PolicyError(
-            f"{checkpoint}: its config.json cannot be read ({_one_line(error)})"
-        ) from error
-    if found != "pi0":
-        raise PolicyError(f"{checkpoint}: its config.json is of {found!r}, not 'pi0'")
 
 
 def _apply_stats(processor: Any, file: str | None) -> None:
@@ -425,8 +388,3 @@ def _apply_stats(processor: Any, file: str | None) -> None:
             "the checkpoint's processor has no state_mean and state_std, so a robot state cannot "
             "be normalised: pass --policy-option stats=FILE with those of the training dataset"
         )
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:240]}" if text else type(error).__name__

@@ -1,0 +1,83 @@
+"""Finding and checking a checkpoint: what every adapter that loads one does alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attnstore.store.errors import NotFoundError, UsageError
+
+from ..optional import require
+from .base import PolicyError
+
+
+def locate(checkpoint: str, revision: str | None) -> str:
+    """Return a checkpoint's directory: a local one, or the hub's snapshot of an id.
+
+    Raises
+    ------
+    NotFoundError
+        If it is a path and there is no such directory.
+    PolicyError
+        If the directory is no checkpoint, or the hub cannot give it.
+    """
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise PolicyError(
+                f"{checkpoint}: no config.json in it; a checkpoint directory is expected"
+            )
+        return str(path)
+    if path.exists() or checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1:
+        raise NotFoundError(f"{checkpoint}: no such checkpoint directory")
+    hub = require("huggingface_hub", "ingest", "loading a checkpoint from the hub")
+    try:
+        return str(hub.snapshot_download(checkpoint, revision=revision))
+    except Exception as error:
+        raise PolicyError(
+            f"{checkpoint}: neither a directory nor a hub checkpoint that can be fetched "
+            f"({one_line(error)})"
+        ) from error
+
+
+def model_type(checkpoint: str, directory: Path) -> str | None:
+    """Return ``model_type`` of a checkpoint's config.json.
+
+    Raises
+    ------
+    PolicyError
+        If the file cannot be read.
+    """
+    try:
+        found = json.loads((directory / "config.json").read_bytes()).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise PolicyError(
+            f"{checkpoint}: its config.json cannot be read ({one_line(error)})"
+        ) from error
+    return found if isinstance(found, str) else None
+
+
+def check_options(policy: str, options: Mapping[str, str], known: Sequence[str]) -> None:
+    """Refuse an option that the policy does not have.
+
+    Raises
+    ------
+    UsageError
+        If there is one.
+    """
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise UsageError(f"{policy} has the options {', '.join(known)}; got {unknown[0]!r}")
+
+
+def unwrap(module: Any) -> Any:
+    """Return the module inside `torch.compile`'s wrapper."""
+    return getattr(module, "_orig_mod", module)
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's type and message, on one line and not too long."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:240]}" if text else type(error).__name__
