@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from attnstore.ingest.keyframes import describe_episode
 from attnstore.ingest.reduction import encode_on_device
+from attnstore.ingest.writing import WriteQueue
 from attnstore.store.commit import Attempt
 from attnstore.store.paths import create_store
 from attnstore.store.writer import EpisodeWriter
@@ -55,13 +57,20 @@ def open_writer(
 
 
 def write(writer: EpisodeWriter, policy: ReplayPolicy, number: int, coded: Coded) -> None:
-    """Write one keyframe's attention, durable and hashed when this returns."""
+    """Write one keyframe's attention as ingest does, durable and hashed when this returns."""
     prefix, suffix = coded
-    for layer, weights in enumerate(prefix):
-        writer.write_attention("prefix", number, layer, weights, policy.layouts["prefix"])
-    for step, layers in enumerate(suffix):
-        for layer, weights in enumerate(layers):
-            writer.write_attention("suffix", number, layer, weights, policy.layouts["suffix"], step)
+    with WriteQueue() as queue:
+        for layer, weights in enumerate(prefix):
+            layout = policy.layouts["prefix"]
+            add = partial(writer.write_attention, "prefix", number, layer, weights, layout)
+            queue.put(add, weights.nbytes)
+        for step, layers in enumerate(suffix):
+            for layer, weights in enumerate(layers):
+                layout = policy.layouts["suffix"]
+                add = partial(
+                    writer.write_attention, "suffix", number, layer, weights, layout, step
+                )
+                queue.put(add, weights.nbytes)
 
 
 def stored_bytes(writer: EpisodeWriter, number: int) -> int:

@@ -67,12 +67,15 @@ class EpisodeRecorder:
             for i, (keyframe, sample) in enumerate(zip(keyframes, batch.samples, strict=True)):
                 layout = sample.layouts[record.phase]
                 check_axes(record, layout, shape)
-                weights = self._widened(record.phase, compact(record.weights[i], layout))
+                exact = compact(record.weights[i], layout)
+                weights = self._widened(record.phase, exact)
                 reduction = reduce(weights, layout.query, shape.query_groups)
                 check_rows(record, *reduction.row_sum, keyframe)
                 rows[i].append(reduction.row_sum)
                 reductions[i][record.phase].add(record.layer, record.step, reduction)
-                stored = encode_on_device(weights, self._spec.precision)
+                # float32 rounds to float16 fastest; log8 has a table for values of 16 bits.
+                source = weights if self._spec.precision == "float16" else exact
+                stored = encode_on_device(source, self._spec.precision)
                 write = partial(
                     self._writer.write_attention,
                     record.phase, keyframe, record.layer, stored, layout, record.step,

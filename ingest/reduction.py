@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.precision import LEVELS, OCTAVES, ZERO_BELOW, dtype
+from attnstore.store.precision import LEVELS, OCTAVES, ZERO_BELOW, dtype, look_up
 from attnstore.store.tokens import Axis, TokenLayout
 
 if TYPE_CHECKING:
@@ -72,10 +73,27 @@ def encode_on_device(weights: torch.Tensor, precision: str) -> NDArray[Any]:
     if precision == "float16":
         return _numpy(weights.to(torch.float16).contiguous())
     assert dtype(precision) == np.uint8
-    values = weights.float()
+    if weights.dtype.itemsize == 2 and weights.device.type == "cpu":
+        bits = weights.contiguous().view(torch.int16).numpy().view(np.uint16)
+        return look_up(_codes_of_16_bits(weights.dtype), bits)
+    return _numpy(_log8(weights.float()))
+
+
+def _log8(values: torch.Tensor) -> torch.Tensor:
+    import torch
+
     code = values.log2().mul_(LEVELS / OCTAVES).add_(254).round_().clamp_(1, 254)
     code.masked_fill_(values < ZERO_BELOW, 0)
-    return _numpy(code.to(torch.uint8))
+    return code.to(torch.uint8)
+
+
+@cache
+def _codes_of_16_bits(dtype: torch.dtype) -> NDArray[np.uint8]:
+    """Code of every value of a 16-bit type, by its bits: logarithms cost a CPU six times as much."""
+    import torch
+
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype)
+    return _numpy(_log8(every.float()))
 
 
 def _numpy(tensor: torch.Tensor) -> NDArray[Any]:

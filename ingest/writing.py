@@ -1,40 +1,44 @@
-"""The bounded queue between the model's thread and the thread that writes shards."""
+"""The bounded queue between the model's thread and the threads that write shards."""
 
 from __future__ import annotations
 
+import os
 import threading
-from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 DEFAULT_BYTES = 96 << 20
-"""What may wait to be written; together with the shard being written it bounds extra memory."""
+"""What may wait or be in the writers' hands: it bounds extra memory."""
+MOST_THREADS = 8
 
-Write = Callable[[], None]
+Write = Callable[[], object]
 
 
 class WriteQueue:
-    """Runs writes in order in one thread; blocks the caller while too many bytes wait.
+    """Runs writes in threads; blocks the caller while too many bytes wait or are being written.
 
-    An error in a write is raised in the caller's thread, at the next `put` or at `flush`; nothing
-    after it is written.
+    Each shard is compressed by one thread (numcodecs and TensorStore release the interpreter's
+    lock), so a model that is faster than one core's compression needs several. The first error
+    of a write is raised in the caller's thread, at the next `put`, at `flush` or at exit; after
+    it no other write begins.
 
     Parameters
     ----------
     limit
-        Bytes that may wait. A single larger item is let in when the queue is empty.
+        Bytes that may be held. A single larger item is let in when nothing else is.
+    threads
+        Writers; they begin in the order of `put`. Default: one a core, at most 8.
     """
 
-    def __init__(self, limit: int = DEFAULT_BYTES) -> None:
+    def __init__(self, limit: int = DEFAULT_BYTES, threads: int | None = None) -> None:
         self._limit = limit
-        self._items: deque[tuple[Write, int]] = deque()
-        self._waiting = 0
-        self._busy = False
-        self._closed = False
+        self._held = self._unfinished = 0
         self._error: BaseException | None = None
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="attnstore-writer", daemon=True)
-        self._thread.start()
+        self._pool = ThreadPoolExecutor(
+            threads or min(MOST_THREADS, os.cpu_count() or 1), "attnstore-writer"
+        )
 
     def __enter__(self) -> WriteQueue:
         return self
@@ -45,61 +49,42 @@ class WriteQueue:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._changed:
-            if kind is not None:
-                self._items.clear()
-            self._closed = True
-            self._changed.notify_all()
-        self._thread.join()
-        if kind is None and self._error is not None:
-            raise self._error
+        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+        if kind is None:
+            self._raise()
 
     def put(self, write: Write, size: int) -> None:
         """Queue a write that holds `size` bytes."""
         with self._changed:
             self._changed.wait_for(
                 lambda: (
-                    self._error is not None
-                    or not self._waiting
-                    or self._waiting + size <= self._limit
+                    self._error is not None or not self._held or self._held + size <= self._limit
                 )
             )
             self._raise()
-            self._items.append((write, size))
-            self._waiting += size
-            self._changed.notify_all()
+            self._held += size
+            self._unfinished += 1
+        self._pool.submit(self._run, write, size)
 
     def flush(self) -> None:
         """Return when everything put so far is written."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._error is not None or not (self._items or self._busy)
-            )
+            self._changed.wait_for(lambda: self._error is not None or not self._unfinished)
             self._raise()
 
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._items or self._closed)
-                if not self._items:
-                    return
-                write, size = self._items.popleft()
-                self._busy = True
-            try:
+    def _run(self, write: Write, size: int) -> None:
+        try:
+            if self._error is None:
                 write()
-            except BaseException as error:
-                with self._changed:
-                    self._error = error
-                    self._items.clear()
-                    self._closed = True
-            finally:
-                # Drop the reference before the next wait, or the last item's memory stays.
-                del write
-                with self._changed:
-                    self._waiting -= size
-                    self._busy = False
-                    self._changed.notify_all()
+        except BaseException as error:
+            with self._changed:
+                self._error = self._error or error
+        finally:
+            with self._changed:
+                self._held -= size
+                self._unfinished -= 1
+                self._changed.notify_all()

@@ -33,7 +33,7 @@ class Block(Protocol):
         ...
 
     def write(self, index: Index, data: Stored) -> None:
-        """Store a block, durable when the call returns."""
+        """Store a block; it is durable once its part is committed."""
         ...
 
 
@@ -84,7 +84,8 @@ class _TensorStoreBlock:
             "recheck_cached_data": False if not writable else "open",
         }
         if writable:
-            spec["context"] = {"cache_pool": {"total_bytes_limit": 0}}
+            # A commit syncs every file that it lists, once, when it is hashed.
+            spec["context"] = {"cache_pool": {"total_bytes_limit": 0}, "file_io_sync": False}
         try:
             self._array = (
                 _tensorstore()

@@ -8,13 +8,14 @@ Within the levels the relative error is at most ``2**(8/253) - 1`` = 2.22 %.
 
 from __future__ import annotations
 
-from typing import Literal, cast, get_args
+from typing import Literal, TypeVar, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 Precision = Literal["float16", "log8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+Number = TypeVar("Number", bound=np.generic)
 
 LEVELS = 253
 """Number of intervals between the lowest (code 1) and the highest level (code 254)."""
@@ -80,18 +81,21 @@ def decode(stored: NDArray[np.generic], precision: str) -> NDArray[np.floating]:
     if precision == "float16":
         return np.asarray(stored)
     if precision == "log8":
-        return _look_up(cast("NDArray[np.uint8]", stored))
+        return look_up(_TABLE, cast("NDArray[np.uint8]", stored))
     raise ValueError(f"precision is one of {', '.join(PRECISIONS)}; got {precision!r}")
 
 
-def _look_up(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return ``_TABLE[codes]``, block by block: NumPy widens all indices that it gets to 8 bytes."""
-    weights = np.empty(codes.size, np.float32)
+def look_up(table: NDArray[Number], codes: NDArray[np.unsignedinteger]) -> NDArray[Number]:
+    """Return ``table[codes]``, block by block: NumPy widens all indices that it gets to 8 bytes.
+
+    Codes beyond the table's end get its last entry.
+    """
+    found = np.empty(codes.size, table.dtype)
     flat = codes.reshape(-1)
     for start in range(0, codes.size, _BLOCK):
         block = slice(start, start + _BLOCK)
-        np.take(_TABLE, flat[block], out=weights[block], mode="clip")
-    return weights.reshape(codes.shape)
+        np.take(table, flat[block], out=found[block], mode="clip")
+    return found.reshape(codes.shape)
 
 
 def absent(precision: str) -> float | int:

@@ -26,7 +26,7 @@ Stored = NDArray[Any]
 
 
 class EpisodeWriter:
-    """Writer of one attempt; one thread writes attention, any thread may add rows.
+    """Writer of one attempt; any threads may write attention and add rows.
 
     Parameters
     ----------
@@ -82,13 +82,18 @@ class EpisodeWriter:
             return
         assert step is not None
         key = (phase, keyframe, step)
-        if key not in self._steps:
-            self._steps[key] = (self._empty(spec, (spec.layers, spec.heads)), set())
-        buffer, seen = self._steps[key]
+        with self._lock:
+            if key not in self._steps:
+                self._steps[key] = (self._empty(spec, (spec.layers, spec.heads)), set())
+            buffer, seen = self._steps[key]
         self._put(spec, buffer[layer], weights, layout)
-        seen.add(layer)
-        if len(seen) == spec.layers:
-            del self._steps[key]
+        with self._lock:
+            seen.add(layer)
+            # Of the threads that add layers, one finds the step complete and writes it.
+            complete = len(seen) == spec.layers
+            if complete:
+                del self._steps[key]
+        if complete:
             block.write((keyframe, step), buffer)
             self._finished(f"{phase}/attention/c/{keyframe}/{step}/0/0/0/0")
             self._written.add((phase, keyframe, step))
@@ -207,9 +212,10 @@ class EpisodeWriter:
         return expected
 
     def _block(self, path: str) -> Block:
-        if path not in self._blocks:
-            self._blocks[path] = open_block(self.path / path, writable=True)
-        return self._blocks[path]
+        with self._lock:
+            if path not in self._blocks:
+                self._blocks[path] = open_block(self.path / path, writable=True)
+            return self._blocks[path]
 
     def _finished(self, relative: str) -> None:
         file = self.path / relative

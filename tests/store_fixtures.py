@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -191,14 +191,20 @@ def write_episode(
     return writer.commit({}, after=0 if latest is None else latest.revision)
 
 
-def write_blocks(writer: EpisodeWriter, episode: RandomEpisode) -> None:
-    """Write attention, overview maps and policy arrays."""
+def write_blocks(
+    writer: EpisodeWriter, episode: RandomEpisode, each: Callable[..., Iterable[None]] = map
+) -> None:
+    """Write attention, overview maps and policy arrays; `each` maps over the blocks of attention."""
     spec = episode.spec
-    for (phase, keyframe, layer, step), weights in episode.weights.items():
+
+    def write(block: tuple[Block, Weights]) -> None:
+        (phase, keyframe, layer, step), weights = block
         layout = episode.layouts[keyframe][phase]
-        writer.write_attention(
-            phase, keyframe, layer, encode(weights, spec.precision), layout, step
-        )
+        coded = encode(weights, spec.precision)
+        writer.write_attention(phase, keyframe, layer, coded, layout, step)
+
+    for _ in each(write, episode.weights.items()):
+        pass
     for phase, group in GROUPS.items():
         for camera in spec.geometry:
             for keyframe in range(len(spec.frames)):

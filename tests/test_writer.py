@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +132,23 @@ def test_both_engines_write_the_same_bytes_that_decode(
     for name in ("prefix/attention", "suffix/attention", "policy/actions", "policy/denoising"):
         one, other = (p.block(name).read((slice(None),)) for p in parts)
         np.testing.assert_array_equal(one, other)
+
+
+def test_layers_may_come_from_many_threads_in_any_order(paths: StorePaths) -> None:
+    """As ingest gives them: a step's layers meet in one shard."""
+    episode = random_episode(keyframes=4, layers=6, heads=2, steps=4)
+    blocks = list(episode.weights.items())
+    random.Random(0).shuffle(blocks)
+    episode.weights.clear()
+    episode.weights.update(blocks)
+    writer = begin(paths, episode)
+    with ThreadPoolExecutor(8) as pool:
+        write_blocks(writer, episode, pool.map)
+    write_rows(writer, episode)
+    part = Part(paths, writer.commit())
+    for phase in episode.spec.phases:
+        stored = decode(encode(episode.padded(phase), "float16"), "float16")
+        np.testing.assert_array_equal(part.attention(phase, (slice(None),)), stored)
 
 
 @pytest.mark.parametrize("phase", GROUPS)
