@@ -13,7 +13,9 @@ from pathlib import Path
 # The trained model and Pi0's configuration are on this machine; nothing is fetched.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-NAMES = ("writer", "size", "slices", "tables", "chunks", "rendering", "capture", "sql")
+NAMES = (
+    "writer", "size", "slices", "tables", "chunks", "rendering", "capture", "sql", "objects", "rollout"
+)  # fmt: skip
 
 
 def main() -> int:

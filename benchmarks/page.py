@@ -15,6 +15,8 @@ TITLES = {
     "rendering": "Rendering",
     "tables": "Tables and maps",
     "sql": "Queries",
+    "objects": "Object overlap",
+    "rollout": "Attention rollout",
     "chunks": "Chunks and codecs",
 }
 

@@ -171,6 +171,12 @@ class SampleFrames:
 
 
 def ingest(directory: Path, count: int, *, precision: str = "float16", **shape: int) -> Episode:
+    """Ingest one episode of trained attention and open it; see `ingest_store`."""
+    path = ingest_store(directory, count, precision=precision, **shape)
+    return attnstore.open(path).episode(SampleFrames.episode)
+
+
+def ingest_store(directory: Path, count: int, *, precision: str = "float16", **shape: int) -> Path:
     """Ingest one episode of trained attention; the same arguments give the same store once."""
     marks = "-".join(f"{k}{v}" for k, v in shape.items())
     path = directory / f"{precision}-{count}{marks and '-' + marks}.attn"
@@ -183,7 +189,7 @@ def ingest(directory: Path, count: int, *, precision: str = "float16", **shape: 
         # half a unit in the last of bfloat16's 8 bits: a row of trained attention was off by 3.1e-3
         with mock.patch.dict(health.ROW_TOLERANCE, bfloat16=2**-8):
             ingest_episode(EpisodeJob(paths, run), policy, dataset, SampleFrames.episode)
-    return attnstore.open(path).episode(SampleFrames.episode)
+    return path
 
 
 def shape_of(toy: bool) -> dict[str, int]:

@@ -6,11 +6,9 @@ them but for how well they compress.
 
 from __future__ import annotations
 
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,10 +19,12 @@ from attnstore.store.commit import Attempt
 from attnstore.store.episode import EpisodeSpec, PhaseSpec
 from attnstore.store.geometry import Geometry
 from attnstore.store.paths import create_store, slug
-from attnstore.store.precision import encode
+from attnstore.store.precision import PRECISIONS, encode
 from attnstore.store.run import RunConfig, save_run
 from attnstore.store.tokens import AlignedAxis, Axis, Span, Token, TokenLayout
 from attnstore.store.writer import EpisodeWriter
+
+from .measure import Figure, Setting, timed
 
 LAYERS, HEADS, STEPS = 18, 8, 1
 CAMERAS, GRID, TEXT, ACTIONS = ("hand_camera", "varied_camera_1"), (16, 16), 60, 50
@@ -70,8 +70,7 @@ def write_random_episode(root: Path, precision: str) -> Episode:
     return open(root).episode(NAME)
 
 
-def measure() -> Iterator[dict[str, Any]]:
-    """Yield seconds per precision and rollout, of the first call and of the best of three."""
+def run(setting: Setting) -> list[Figure]:
     calls: dict[str, Callable[[Episode], object]] = {
         "prefix": lambda e: rollout(e, keyframe=0),
         "prefix, max over heads": lambda e: rollout(e, keyframe=0, head_fusion="max"),
@@ -80,22 +79,20 @@ def measure() -> Iterator[dict[str, Any]]:
             e, CAMERAS[0], "suffix", keyframe=0, query="action"
         ),
     }
-    for precision in ("float16", "log8"):
-        with tempfile.TemporaryDirectory() as folder:
-            episode = write_random_episode(Path(folder) / "store", precision)
-            for name, call in calls.items():
-                times = []
-                for _ in range(4):
-                    started = time.perf_counter()
-                    call(episode)
-                    times.append(time.perf_counter() - started)
-                yield {
-                    "rollout": name,
-                    "precision": precision,
-                    "tokens": len(episode.phase("prefix").query),
-                    "first": round(times[0], 3),
-                    "best": round(min(times[1:]), 3),
-                }
+    figures = []
+    for precision in PRECISIONS[:1] if setting.toy else PRECISIONS:
+        episode = write_random_episode(setting.directory / f"rollout-{precision}", precision)
+        tokens = len(episode.phase("prefix").query)
+        for name, call in calls.items():
+            first = timed(partial(call, episode), 1).wall_median
+            aim = "<= 3" if name == "prefix" else ""
+            figures += [
+                Figure(f"{precision}: {name}, first", first, "s", aim=aim,
+                       note=f"{tokens} tokens, {LAYERS} layers, {HEADS} heads"),
+                Figure(f"{precision}: {name}, again", timed(partial(call, episode), 3).wall_median,
+                       "s", note="median of 3; decoded chunks are cached"),
+            ]  # fmt: skip
+    return figures
 
 
 def _layouts() -> dict[str, TokenLayout]:
@@ -114,11 +111,3 @@ def _layouts() -> dict[str, TokenLayout]:
         "prefix": TokenLayout("prefix", prefix, prefix),
         "suffix": TokenLayout("suffix", suffix, key),
     }
-
-
-if __name__ == "__main__":
-    for row in measure():
-        print(
-            f"{row['rollout']:28}{row['precision']:9}{row['tokens']:5} tokens  "
-            f"first {row['first']:.2f} s, then {row['best']:.2f} s"
-        )
