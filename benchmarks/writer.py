@@ -34,7 +34,7 @@ def run(setting: Setting) -> list[Figure]:
         figures += [
             Figure(
                 f"{precision}: model time a keyframe at which {cores} cores of writing keep up",
-                seconds / cores, "s", note="CPU seconds a keyframe / cores; ingest writes on up to 8 threads a worker",
+                seconds / cores, "s", note="CPU seconds a keyframe / cores; ingest writes on up to 16 threads a worker",
             )
             for cores in CORES
         ]  # fmt: skip

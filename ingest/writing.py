@@ -10,7 +10,7 @@ from types import TracebackType
 
 DEFAULT_BYTES = 96 << 20
 """What may wait or be in the writers' hands: it bounds extra memory."""
-MOST_THREADS = 8
+MOST_THREADS = 16
 
 Write = Callable[[], object]
 
@@ -28,7 +28,7 @@ class WriteQueue:
     limit
         Bytes that may be held. A single larger item is let in when nothing else is.
     threads
-        Writers; they begin in the order of `put`. Default: one a core, at most 8.
+        Writers; they begin in the order of `put`. Default: one a core, at most 16.
     """
 
     def __init__(self, limit: int = DEFAULT_BYTES, threads: int | None = None) -> None:
