@@ -121,12 +121,15 @@ class Cost:
     """Files that are opened."""
     decoded_bytes: int
     """Bytes after decompression, whole chunks."""
+    missing_bytes: int = 0
+    """Bytes of files that are not on this machine: what a store at a URL downloads first."""
 
     def __str__(self) -> str:
         shape = " x ".join(f"{d} {n}" for d, n in zip(self.dims, self.shape, strict=True))
         return (
             f"{self.tier} tier, {self.array}: {shape}; {self.chunks} chunks in {self.shards} files, "
             f"{self.decoded_bytes / 1e6:.2f} MB decoded"
+            + (f", {self.missing_bytes / 1e6:.2f} MB not here yet" if self.missing_bytes else "")
         )
 
 

@@ -55,6 +55,9 @@ def sql_errors() -> Iterator[None]:
 
 def _one_line(error: duckdb.Error) -> AttnstoreError:
     message, _, quotation = str(error).partition("\n\nLINE ")
+    if message.startswith("Traceback "):
+        # A file that DuckDB asked Python for: its last line is the reason.
+        message = message.strip().splitlines()[-1].partition("Error: ")[2]
     text = "; ".join(line.strip() for line in message.splitlines() if line.strip())
     if quotation:
         # DuckDB points at the place with a caret on the line below; say its column instead.
@@ -137,8 +140,8 @@ def _write_parquet(relation: duckdb.DuckDBPyRelation, stream: IO[bytes]) -> None
 
 
 def _write_ndjson(relation: duckdb.DuckDBPyRelation, stream: IO[bytes]) -> None:
-    names = _unique(relation.columns)
-    for row in _json_rows(relation):
+    names = unique_names(relation.columns)
+    for row in json_rows(relation):
         line = json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, allow_nan=False)
         stream.write(line.encode() + b"\n")
 
@@ -147,7 +150,7 @@ def _write_csv(relation: duckdb.DuckDBPyRelation, stream: IO[bytes]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(relation.columns)
-    for row in _json_rows(relation):
+    for row in json_rows(relation):
         writer.writerow([_nested_as_json(v) for v in row])
         if text.tell() > 1 << 20:
             _flush(text, stream)
@@ -162,7 +165,7 @@ def _flush(text: io.StringIO, stream: IO[bytes]) -> None:
 
 def _write_table(relation: duckdb.DuckDBPyRelation, stream: IO[bytes]) -> None:
     names = relation.columns
-    rows = list(islice(_json_rows(relation), TABLE_ROWS + 1))
+    rows = list(islice(json_rows(relation), TABLE_ROWS + 1))
     note = f"{len(rows)} row{'' if len(rows) == 1 else 's'}"
     if len(rows) > TABLE_ROWS:
         del rows[TABLE_ROWS:]
@@ -196,7 +199,7 @@ def _nested_as_json(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
 
 
-def _unique(names: list[str]) -> list[str]:
+def unique_names(names: list[str]) -> list[str]:
     """Column names without repetition: SQL allows ``select 1 as a, 2 as a``, JSON does not."""
     seen: dict[str, None] = {}
     for name in names:
@@ -208,7 +211,8 @@ def _unique(names: list[str]) -> list[str]:
     return list(seen)
 
 
-def _json_rows(relation: duckdb.DuckDBPyRelation) -> Iterator[tuple[Any, ...]]:
+def json_rows(relation: duckdb.DuckDBPyRelation) -> Iterator[tuple[Any, ...]]:
+    """Yield a query's rows as JSON's values; see `write_result` for what becomes what."""
     reader = pa.RecordBatchReader.from_stream(relation)
     # DuckDB's JSON is a string in Arrow.
     converters = [

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnstore.store.commit import Commit, all_commits, latest_commit
-from attnstore.store.errors import NotFoundError, SelectionError, UsageError
+from attnstore.store.errors import NotFoundError, SelectionError
 from attnstore.store.part import Part
 from attnstore.store.paths import StorePaths, open_store, slug
 from attnstore.store.run import RunConfig, load_run, run_ids
@@ -25,7 +25,8 @@ def open(path: str | os.PathLike[str], *, engine: str | None = None) -> Store:
     Parameters
     ----------
     path
-        Directory of the store.
+        Directory of the store, or its URL: ``s3://``, ``gs://``, ``http(s)://``, ``file://``. What is
+        read from a URL is kept in a cache; what was committed is asked once, here.
     engine
         ``tensorstore`` or ``zarr``; by default the faster one that is installed.
 
@@ -35,11 +36,20 @@ def open(path: str | os.PathLike[str], *, engine: str | None = None) -> Store:
         If there is no store.
     UnsupportedFormatError
         If a newer major format version wrote it.
+    UsageError
+        If the URL is of no known kind, or the extra that reads it is not installed.
     """
-    text = os.fspath(path)
-    if "://" in text:
-        raise UsageError(f"{text}: this version opens local directories only")
-    return Store(open_store(Path(text)), engine=engine)
+    return Store(open_paths(path), engine=engine)
+
+
+def open_paths(name: str | os.PathLike[str]) -> StorePaths:
+    """Open a store's files by a path or a URL; raises as `open`."""
+    text = os.fspath(name)
+    if "://" not in text:
+        return open_store(Path(text))
+    from attnstore.store.mirror import open_url
+
+    return open_url(text)
 
 
 class Store:
@@ -51,7 +61,7 @@ class Store:
         self._catalog: duckdb.DuckDBPyConnection | None = None
 
     def __repr__(self) -> str:
-        return f"<attnstore {str(self.paths.root)!r}: {len(self.runs)} runs>"
+        return f"<attnstore {self.paths.name!r}: {len(self.runs)} runs>"
 
     @property
     def runs(self) -> list[str]:
@@ -128,14 +138,8 @@ class Store:
         return run_query(self._catalog, query)
 
     def _ids(self, run: str, name: str) -> list[str]:
-        folder = self.paths.commits / run
-        if (folder / slug(name)).is_dir():
+        known = self.paths.entries(run)
+        if slug(name) in known:
             return [slug(name)]
-        if not folder.is_dir():
-            return []
         readable = slug(name).rsplit("-", 1)[0]
-        return sorted(
-            p.name
-            for p in folder.iterdir()
-            if p.name == name or p.name.rsplit("-", 1)[0] == readable
-        )
+        return [e for e in known if e == name or e.rsplit("-", 1)[0] == readable]

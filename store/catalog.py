@@ -23,12 +23,13 @@ from .catalog_rows import create_tables, parquet_scan, quoted
 from .catalog_stamp import is_current, record, take
 from .catalog_tables import CATALOG, COPIED, DATABASE, VIEWED, sql_type, version
 from .errors import UsageError
+from .partial_views import create_partial_view
 from .paths import StorePaths, sync_directory
 from .tables import ALL_TABLES
 
 STORAGE = "v1.3.0"
 """Oldest DuckDB that opens a generation: the floor of attnstore's own dependency."""
-_NAME = re.compile(r"catalog-(\d{6,})\.duckdb")
+NAME = re.compile(r"catalog-(\d{6,})\.duckdb")
 _CANNOT_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 _log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def generations(paths: StorePaths) -> list[Generation]:
     """Every published generation, oldest first."""
     if not paths.catalog.is_dir():
         return []
-    named = ((_NAME.fullmatch(p.name), p) for p in paths.catalog.iterdir())
+    named = ((NAME.fullmatch(p.name), p) for p in paths.catalog.iterdir())
     return sorted(Generation(int(m[1]), p) for m, p in named if m)
 
 
@@ -57,8 +58,9 @@ def refresh(paths: StorePaths) -> Generation:
     UsageError
         If the store cannot be written.
     """
+    paths.check_writable()
     with duckdb.connect() as connection:
-        found = _attach_current(connection, paths)
+        found = attach_current(connection, paths)
         if isinstance(found, Generation):
             return found
         raise UsageError(f"{paths.catalog} cannot be written: {found}")
@@ -72,6 +74,7 @@ def rebuild(paths: StorePaths) -> Generation:
     UsageError
         If the store cannot be written.
     """
+    paths.check_writable()
     while True:
         stamp = take(paths)
         try:
@@ -90,21 +93,27 @@ def connect(paths: StorePaths) -> duckdb.DuckDBPyConnection:
     A store that cannot be written gets its catalog in memory. The connection keeps showing the
     commits of this moment, whatever is committed later. Its cursors do not have those views.
     """
+    paths.prepare_catalog()
     # Without replacements a misspelt table is not looked for among Python's variables.
     connection = duckdb.connect(config={"python_enable_replacements": False})
     try:
-        _attach_current(connection, paths)
-        _create_views(connection, paths.root.resolve())
+        attach_current(connection, paths)
+        _create_views(connection, paths)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _attach_current(
+def attach_current(
     connection: duckdb.DuckDBPyConnection, paths: StorePaths
 ) -> Generation | Exception:
-    """Attach the up-to-date generation; if it cannot be written, one in memory and the reason."""
+    """Attach the up-to-date generation as `DATABASE`, read-only, bringing it up to date first.
+
+    Returns
+    -------
+    The generation; or, if the store cannot be written, the reason: the catalog is then in memory.
+    """
     while True:
         newest, known = _attach_newest(connection, paths)
         if newest is not None and known is None:
@@ -159,8 +168,13 @@ def _attach_newest(
             _log.warning("%s cannot be read and is made anew: %s", generation.path, error)
             break
         try:
-            found = connection.execute(f"FROM {DATABASE}.main.generation").fetchall()
-            if found == [(version(),)]:
+            # Whoever made the file: a view in it would run when it is asked, before any sandbox.
+            views = connection.execute(
+                f"FROM duckdb_views() WHERE database_name = '{DATABASE}' AND NOT internal"
+            ).fetchall()
+            if not views and connection.execute(f"FROM {DATABASE}.main.generation").fetchall() == [
+                (version(),)
+            ]:
                 current = is_current(paths, generation.path)
                 return generation, None if current else read_known(connection)
         except duckdb.Error as error:
@@ -231,15 +245,20 @@ def _claim(temporary: Path, target: Path) -> bool:
     return True
 
 
-def _create_views(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
+def _create_views(connection: duckdb.DuckDBPyConnection, paths: StorePaths) -> None:
     for name in CATALOG:
         connection.execute(f"CREATE VIEW {name} AS FROM {DATABASE}.main.{name}")
     for name in COPIED:
         connection.execute(
             f"CREATE VIEW {name} AS SELECT * EXCLUDE (part) FROM {DATABASE}.main.{name}"
         )
+    paths.register_files(connection)
+    root = paths.root.resolve()
     depth = len(root.parts)
     for name in VIEWED:
+        if paths.partial:
+            create_partial_view(connection, paths, name)
+            continue
         # A variable and no literal: 10,000 paths in a statement take DuckDB a third of a second.
         connection.execute(
             f"SET VARIABLE attnstore_{name} = (SELECT list({quoted(f'{root}/')} || path "

@@ -72,6 +72,9 @@ def _listings(paths: StorePaths) -> Iterator[tuple[Key, str]]:
 
     The revision alone would not: an episode may be removed by hand and ingested again.
     """
+    if (listed := paths.listings()) is not None:
+        yield from listed
+        return
     for run, episode, part, revision in commit_keys(paths):
         name = f"{revision:06d}.json"
         try:

@@ -57,7 +57,10 @@ def catalog_part(paths: StorePaths, commit: Commit, listing: str) -> CatalogPart
     for file in commit.files:
         table, dot, rest = file.path.partition(".")
         if dot and rest == "parquet" and table in ALL_TABLES:
-            if not (directory / file.path).is_file():
+            if table in COPIED:
+                paths.need(commit, [file])
+            # What else a copy may lack, its view says if it is asked for.
+            if not (directory / file.path).is_file() and (table in COPIED or not paths.partial):
                 raise IntegrityError(f"{directory / file.path} is missing")
             files[table] = (directory / file.path).relative_to(paths.root).as_posix()
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .errors import IntegrityError
 from .paths import StorePaths, read_json
-from .pending import PREFIX
+from .pending import CHANGED, PREFIX
 
 RACY = 2_000_000_000
 """Nanoseconds that a time must be past to be evidence: the coarsest tick of a file system (FAT)."""
@@ -34,6 +34,8 @@ class Stamp:
     times: Times
     clock: int
     """The file system's time before the others were read."""
+    changed: str | None
+    """Content of the store's file ``changed``: for readers over HTTP, who see no times."""
 
     def is_evidence(self) -> bool:
         """Whether a later change is bound to show, and not to fall into the same tick."""
@@ -49,7 +51,9 @@ def is_current(paths: StorePaths, generation: Path) -> bool:
     """Whether a generation includes everything that is committed, as far as times can tell."""
     try:
         found = read_json(stamp_path(generation))
-        return found == {"generation": _identity(generation), "times": _times(paths)}
+        return {"generation": _identity(generation), "times": _times(paths)} == {
+            name: found.get(name) for name in ("generation", "times")
+        }
     except (OSError, IntegrityError):
         return False
 
@@ -60,6 +64,8 @@ def take(paths: StorePaths) -> Stamp | None:
     They are not while a commit is pending, in a store that cannot be written, and on a file system
     that does not update the times of directories.
     """
+    if paths.remote:
+        return None
     # The file system's own clock, not the host's: on a server they differ.
     probe = paths.catalog / f".tmp-{uuid.uuid4().hex}"
     try:
@@ -73,10 +79,12 @@ def take(paths: StorePaths) -> Stamp | None:
             probe.unlink(missing_ok=True)
         if before == after:
             return None
+        file = paths.root / CHANGED
+        changed = file.read_text() if file.is_file() else None
         times = _times(paths)
     except OSError:
         return None
-    return None if times is None else Stamp(times, clock)
+    return None if times is None else Stamp(times, clock, changed)
 
 
 def record(stamp: Stamp | None, generation: Path) -> None:
@@ -85,7 +93,9 @@ def record(stamp: Stamp | None, generation: Path) -> None:
         return
     temporary = generation.parent / f".tmp-{uuid.uuid4().hex}"
     try:
-        value = {"generation": _identity(generation), "times": stamp.times}
+        value = {
+            "generation": _identity(generation), "times": stamp.times, "changed": stamp.changed,
+        }  # fmt: skip
         temporary.write_text(json.dumps(value))
         temporary.replace(stamp_path(generation))
     except OSError as error:

@@ -87,6 +87,7 @@ class Attempt:
     """
 
     def __init__(self, paths: StorePaths, run: str, episode: str, part: str) -> None:
+        paths.check_writable()
         self.paths, self.run, self.episode, self.part = paths, run, episode, part
         self.id = uuid.uuid4().hex[:12]
         self.path = paths.attempt(run, episode, part, self.id)
@@ -258,6 +259,7 @@ def revision_files(paths: StorePaths, run: str, episode: str, part: str) -> list
 
 def latest_commit(paths: StorePaths, run: str, episode: str, part: str = "base") -> Commit | None:
     """Highest readable revision of a part, or None."""
+    paths.need_commits(run, episode)
     folder = paths.part_commits(run, episode, part)
     for revision in sorted(_revisions(folder), reverse=True):
         try:
@@ -273,9 +275,11 @@ def latest_commit(paths: StorePaths, run: str, episode: str, part: str = "base")
 def commit_keys(paths: StorePaths) -> Iterator[tuple[str, str, str, int]]:
     """Yield (run, episode, part, highest revision) of everything committed, without reading it."""
     # Strings and no paths: a catalog walks 10,000 episodes.
-    for run in _entries(top := str(paths.commits)):
-        for episode in _entries(f"{top}/{run}"):
-            for part in _entries(f"{top}/{run}/{episode}"):
+    paths.need_commits()
+    top = str(paths.commits)
+    for run in paths.entries():
+        for episode in paths.entries(run):
+            for part in paths.entries(run, episode):
                 revisions = _revisions(f"{top}/{run}/{episode}/{part}")
                 if revisions:
                     yield run, episode, part, max(revisions)
@@ -287,11 +291,3 @@ def all_commits(paths: StorePaths) -> Iterator[Commit]:
         commit = latest_commit(paths, run, episode, part)
         if commit is not None:
             yield commit
-
-
-def _entries(directory: str) -> list[str]:
-    try:
-        with os.scandir(directory) as entries:
-            return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
-    except FileNotFoundError:
-        return []

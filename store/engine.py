@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import IntegrityError, UsageError
+from .paths import read_json
 
 Stored = NDArray[Any]
 Index = tuple[int | slice, ...]
@@ -58,6 +59,24 @@ def open_block(path: Path, *, engine: str | None = None, writable: bool = False)
     if (engine or engine_name()) == "tensorstore":
         return _TensorStoreBlock(path, writable)
     return _ZarrBlock(path, writable)
+
+
+def shard_shape(path: Path) -> tuple[int, ...]:
+    """Read the shape of an array's shards, of its chunks if it has none, from its metadata.
+
+    Raises
+    ------
+    IntegrityError
+        If it has no regular grid of positive lengths.
+    """
+    metadata = read_json(path / "zarr.json")
+    try:
+        shape = tuple(int(n) for n in metadata["chunk_grid"]["configuration"]["chunk_shape"])
+        if min(shape, default=1) < 1:
+            raise ValueError(f"a length of {min(shape)}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(f"{path}: no regular chunk grid ({error!r})") from None
+    return shape
 
 
 @lru_cache(maxsize=1)

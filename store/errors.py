@@ -7,6 +7,7 @@
     │   ├── SelectionError          2  a selection matches nothing, or too much
     │   └── MissingExtraError       2  also ImportError: an optional dependency is not installed
     ├── NotFoundError               3  also LookupError: no such store, run, episode, file
+    │   └── NotPulledError          3  committed, but not in this copy of the store
     ├── IntegrityError              4  stored bytes are not what was committed
     │   └── UnsupportedFormatError  4  written by a newer major format
     ├── ConflictError               1  another writer committed the same revision first
@@ -49,6 +50,10 @@ class NotFoundError(AttnstoreError, LookupError):
     """There is no such store, run, episode, table or file."""
 
     exit_code = 3
+
+
+class NotPulledError(NotFoundError):
+    """What is asked for was committed, but only a cheaper tier of it was pulled."""
 
 
 class IntegrityError(AttnstoreError):

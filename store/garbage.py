@@ -15,7 +15,7 @@ from .catalog_stamp import stamp_path
 from .commit import ATTEMPT_FILE, Key, commit_keys, latest_commit, read_commit, revision_files
 from .errors import IntegrityError
 from .paths import SAFE, StorePaths, read_json
-from .pending import PREFIX
+from .pending import PREFIX, renew
 
 LEASE = timedelta(hours=24)
 """How long an attempt may lie untouched before it counts as abandoned."""
@@ -54,6 +54,7 @@ def collect(paths: StorePaths, lease: timedelta = LEASE, *, dry_run: bool = Fals
     dry_run
         Only say what would be removed.
     """
+    paths.check_writable()
     before = time.time() - lease.total_seconds()
     revisions: list[Path] = []
     attempts: list[Path] = []
@@ -78,7 +79,10 @@ def collect(paths: StorePaths, lease: timedelta = LEASE, *, dry_run: bool = Fals
                     attempts.append(attempt)
     catalogs = _catalogs(paths)
     before = min(before, time.time() - TEMPORARY_LEASE.total_seconds())
-    temporary = [*_temporary(paths, before), *_marks(paths, before)]
+    marks = _marks(paths, before)
+    if marks and not dry_run:
+        renew(paths.commits)  # in place of the writers, which were killed perhaps after the commit
+    temporary = [*_temporary(paths, before), *marks]
     for file in (*catalogs, *temporary):
         size += file.stat().st_size
         if not dry_run:

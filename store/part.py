@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from .arrays import MAP_PRECISION
-from .commit import Commit, hash_file
-from .engine import Block, Index, open_block
+from .commit import Commit, StoredFile, hash_file
+from .engine import Block, Index, open_block, shard_shape
 from .episode import EpisodeSpec, spec_from_json
 from .errors import IntegrityError, NotFoundError
 from .paths import StorePaths, read_json
 from .precision import decode
+from .shards import NeedingBlock, touched
 from .writer import ARRAYS
 
 
@@ -37,6 +38,7 @@ class Part:
 
     def __init__(self, paths: StorePaths, commit: Commit, *, engine: str | None = None) -> None:
         self.commit = commit
+        self._paths = paths
         self.path = commit.directory(paths)
         self._engine = engine
         self._blocks: dict[str, Block] = {}
@@ -50,6 +52,7 @@ class Part:
     def spec(self) -> EpisodeSpec:
         """Description of the episode, from the root group's attributes."""
         path = self.path / ARRAYS / "zarr.json"
+        self._need(f"{ARRAYS}/zarr.json")
         if not path.is_file():
             raise IntegrityError(f"{self._name}: {ARRAYS}/zarr.json is missing")
         attributes = read_json(path).get("attributes", {})
@@ -71,11 +74,38 @@ class Part:
         block = self._blocks.get(path)
         if block is None:
             directory = self.path / ARRAYS / path
+            self._need(f"{ARRAYS}/{path}/zarr.json")
             if not (directory / "zarr.json").is_file():
                 raise NotFoundError(f"{self._name}: no array {path}")
-            self._check_sizes(f"{ARRAYS}/{path}/")
-            block = self._blocks[path] = open_block(directory, engine=self._engine)
+            if not self._paths.partial:
+                self._check_sizes(f"{ARRAYS}/{path}/")
+            block = open_block(directory, engine=self._engine)
+            if self._paths.partial:
+                block = NeedingBlock(block, shard_shape(directory), partial(self._need_block, path))
+            self._blocks[path] = block
         return block
+
+    def absent(self, path: str, shard: Sequence[int], index: Index) -> list[StoredFile]:
+        """Files that reading a block would have to bring first; none in a whole store.
+
+        Parameters
+        ----------
+        path
+            Array, by its path in ``attention.zarr``.
+        shard
+            Shape of its shards.
+        index
+            Of the block.
+        """
+        files = touched(self.commit.files, f"{ARRAYS}/{path}", shard, index)
+        return [f for f in files if self._paths.partial and not (self.path / f.path).is_file()]
+
+    def _need_block(self, path: str, shard: Sequence[int], index: Index) -> None:
+        files = touched(self.commit.files, f"{ARRAYS}/{path}", shard, index)
+        self._paths.need(self.commit, files)
+
+    def _need(self, file: str) -> None:
+        self._paths.need(self.commit, [f for f in self.commit.files if f.path == file])
 
     def attention(self, phase: str, index: Index) -> NDArray[np.floating]:
         """Weights of a block of a phase's attention, decoded; absent tokens are NaN."""
@@ -94,6 +124,7 @@ class Part:
             table = self._tables[name]
             return table.select(list(columns)) if columns else table
         path = self.path / f"{name}.parquet"
+        self._need(f"{name}.parquet")
         if not path.is_file():
             raise IntegrityError(f"{self._name}: {name}.parquet is missing")
         try:
@@ -115,7 +146,8 @@ class Part:
                 elif hash_file(path) != file.sha256:
                     yield file.path, "its bytes differ from what was committed (SHA-256)"
             except FileNotFoundError:
-                yield file.path, "missing"
+                if self._paths.expects(self.commit, file):
+                    yield file.path, "missing"
             except OSError as error:
                 yield file.path, f"cannot be read: {error.strerror or error}"
 

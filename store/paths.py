@@ -7,16 +7,26 @@ import json
 import os
 import re
 import uuid
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import IntegrityError, NotFoundError, UnsupportedFormatError, UsageError
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from .commit import Commit, StoredFile
 
 FORMAT_MAJOR = 1
 FORMAT_MINOR = 0
 MARKER = "attnstore.json"
+PULLED = "pulled"
+"""Directory that only a pulled copy of a store has."""
+MAX_JSON = 64 << 20
+"""Largest JSON file that is read, in bytes: a store is untrusted data."""
 SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """Ids: single directory names that are portable and cannot leave the store."""
 
@@ -109,6 +119,65 @@ class StorePaths:
         leaf = f"{check_id(part, 'part')}.{check_id(attempt, 'attempt id')}"
         return self.data / check_id(run, "run id") / check_id(episode, "episode id") / leaf
 
+    # What follows is where a copy of a store that does not hold everything differs from a whole one.
+
+    @property
+    def name(self) -> str:
+        """The store for messages: its path, or its URL."""
+        return str(self.root)
+
+    @property
+    def partial(self) -> bool:
+        """Whether committed files may be missing here without being lost."""
+        return False
+
+    @property
+    def remote(self) -> bool:
+        """Whether this is a cache, whose directories do not tell what was committed."""
+        return False
+
+    def check_writable(self) -> None:
+        """Raise `UsageError` if nothing may be committed here."""
+
+    def cached(self) -> StorePaths:
+        """Return what is on this machine."""
+        return self
+
+    def need(self, commit: Commit, files: Iterable[StoredFile]) -> None:
+        """Have these files of a commit here, whole, before they are read.
+
+        A whole store does nothing: its readers check what they open.
+        """
+
+    def need_commits(self, run: str | None = None, episode: str | None = None) -> None:
+        """Have the latest commit files of a run or an episode here before they are listed."""
+
+    def expects(self, commit: Commit, file: StoredFile) -> bool:
+        """Whether a file that is not here is lost."""
+        return True
+
+    def entries(self, *below: str) -> list[str]:
+        """Names of directories in ``commits/``, ``commits/<run>/`` or ``commits/<run>/<episode>/``."""
+        try:
+            with os.scandir("/".join((str(self.commits), *below))) as found:
+                return sorted(e.name for e in found if not e.name.startswith(".") and e.is_dir())
+        except FileNotFoundError:
+            return []
+
+    def register_files(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Let DuckDB open files that are not here yet."""
+
+    def how_to_get(self) -> str:
+        """Say how files that are not here, and that `need` does not get, can be had."""
+        return "its file is missing"
+
+    def listings(self) -> Iterator[tuple[tuple[str, str, str], str]] | None:
+        """Every part's latest commit as a catalog lists it; None: as the files here are."""
+        return None
+
+    def prepare_catalog(self) -> None:
+        """Have the newest catalog generation here before it is brought up to date."""
+
 
 def create_store(root: Path) -> StorePaths:
     """Make an empty store, or open the one that is there.
@@ -141,7 +210,7 @@ def create_store(root: Path) -> StorePaths:
     return open_store(root)
 
 
-_STORE_ENTRIES = {MARKER, "runs", "commits", "data", "catalog", "quarantine"}
+_STORE_ENTRIES = {MARKER, "runs", "commits", "data", "catalog", "quarantine", "changed"}
 
 
 def open_store(root: Path) -> StorePaths:
@@ -170,6 +239,10 @@ def open_store(root: Path) -> StorePaths:
             f"{root} has format version {major}; this attnstore reads up to {FORMAT_MAJOR}: "
             "pip install --upgrade attnstore"
         )
+    if (root / PULLED).is_dir():
+        from .pulled import PulledPaths
+
+        return PulledPaths(root)
     return StorePaths(root)
 
 
@@ -184,11 +257,15 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises
     ------
     IntegrityError
-        If the file is not a JSON object.
+        If the file is not a JSON object, or larger than `MAX_JSON`.
     """
+    with path.open("rb") as stream:
+        data = stream.read(MAX_JSON + 1)
+    if len(data) > MAX_JSON:
+        raise IntegrityError(f"{path}: larger than {MAX_JSON} bytes, which no file of a store is")
     try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: not JSON ({error})") from None
     if not isinstance(value, dict):
         raise IntegrityError(f"{path}: a JSON object is expected")

@@ -7,6 +7,7 @@ knows that nothing was committed since. A writer that is killed leaves its mark 
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ from pathlib import Path
 from .paths import sync_directory
 
 PREFIX = ".pending-"
+CHANGED = "changed"
+"""File beside ``commits/`` whose content is another one after every commit: what a reader over HTTP,
+who sees no times of directories, has instead of them."""
 
 
 @contextmanager
@@ -27,9 +31,24 @@ def pending(commits: Path, attempt: str) -> Iterator[None]:
     try:
         yield
     finally:
-        try:
-            mark.unlink()
-        except FileNotFoundError:
-            # gc took it for abandoned, perhaps before the commit: change the time once more.
-            mark.touch()
-            mark.unlink(missing_ok=True)
+        # Before the mark goes, and if that fails it stays: either of them makes readers look.
+        if renew(commits):
+            try:
+                mark.unlink()
+            except FileNotFoundError:
+                # gc took it for abandoned, perhaps before the commit: change the time once more.
+                mark.touch()
+                mark.unlink(missing_ok=True)
+
+
+def renew(commits: Path) -> bool:
+    """Give `CHANGED` a content that it never had; say whether that could be written."""
+    token = uuid.uuid4().hex
+    temporary = commits.parent / f".tmp-{token}"
+    try:
+        temporary.write_text(token)
+        temporary.replace(commits.parent / CHANGED)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        return False
+    return True

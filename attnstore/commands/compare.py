@@ -10,7 +10,7 @@ import click
 from attnstore.store.errors import NotFoundError, UsageError
 
 from .compare_text import Form, print_comparison, print_divergence, write_rows
-from .options import console, json_option, need_store, store_option
+from .options import StoreName, console, json_option, store_option, store_to_read
 from .render import parse_layers
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _strata(
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Draw the heads: .png, .jpg or .webp.")  # fmt: skip
 def compare(
-    store: Path | None,
+    store: StoreName | None,
     runs: tuple[str, str] | None,
     episodes: tuple[str, ...],
     metric: str | None,
@@ -173,7 +173,7 @@ def compare(
     if as_json and as_csv:
         raise UsageError("--json or --csv, not both")
     form: Form = "ndjson" if as_json else "csv" if as_csv else "table"
-    opened = open_for_reading(need_store(store))
+    opened = open_for_reading(store_to_read(store))
     if runs is not None:
         chosen = _only_for_diff(options, metric)
         shown = parse_layers(layers)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 
 from attnstore.store.commit import latest_commit
-from attnstore.store.paths import open_store, read_json, slug
+from attnstore.store.paths import StorePaths, read_json, slug
 
-from .options import json_option, need_store, print_json, size_text, store_option
+from .options import StoreName, json_option, print_json, size_text, store_option, store_to_read
+
+if TYPE_CHECKING:
+    from attnstore.query import Store
 
 
 @click.command()
@@ -22,12 +25,12 @@ from .options import json_option, need_store, print_json, size_text, store_optio
               help="Say for every episode of a DROID dataset whether it is ingested.")  # fmt: skip
 @json_option
 def ls(
-    store: Path | None, run: str | None, list_runs: bool, coverage: Path | None, as_json: bool
+    store: StoreName | None, run: str | None, list_runs: bool, coverage: Path | None, as_json: bool
 ) -> None:
     """List what is in the store."""
     from attnstore.query import open as open_for_reading
 
-    opened = open_for_reading(need_store(store))
+    opened = open_for_reading(store_to_read(store))
     if list_runs:
         rows = []
         for name in opened.runs:
@@ -43,12 +46,12 @@ def ls(
         _show(rows, as_json, "no runs")
     elif coverage is not None:
         _show(
-            _coverage(opened.paths.root, coverage, [run] if run else opened.runs),
+            _coverage(opened.paths, coverage, [run] if run else opened.runs),
             as_json,
             "no episodes",
         )
     else:
-        rows = [
+        rows = _of_catalog(opened, run) if opened.paths.remote else [
             {
                 "run": c.run, "episode": c.summary.get("name"), "outcome": c.summary.get("outcome"),
                 "keyframes": c.summary.get("keyframes"), "part": c.part, "revision": c.revision,
@@ -60,10 +63,20 @@ def ls(
         _show(rows, as_json, "no committed episodes")
 
 
-def _coverage(root: Path, dataset: Path, runs: list[str]) -> list[dict[str, Any]]:
+def _of_catalog(store: Store, run: str | None) -> list[dict[str, Any]]:
+    """Rows of a store elsewhere: its catalog is one file, its commits are one each."""
+    relation = store.sql(
+        "SELECT c.run, coalesce(e.name, c.episode) AS episode, e.outcome, e.keyframes, c.part, "
+        "c.revision, c.bytes AS size, e.instruction "
+        "FROM commits c LEFT JOIN episodes e USING (run, episode) ORDER BY c.run, c.episode, c.part"
+    )
+    rows = [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
+    return [row for row in rows if run in (None, row["run"])]
+
+
+def _coverage(paths: StorePaths, dataset: Path, runs: list[str]) -> list[dict[str, Any]]:
     from attnstore.ingest.datasets.droid import DroidDataset
 
-    paths = open_store(root)
     reasons: dict[tuple[str, str], str] = {}
     for file in sorted(paths.quarantine.glob("*/*/*.json")):
         entry = read_json(file)

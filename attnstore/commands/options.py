@@ -19,14 +19,18 @@ F = TypeVar("F", bound=Callable[..., Any])
 CONFIG = "attnstore.toml"
 
 
+StoreName = Path | str
+"""A store as it is named on the command line: its path, or its URL."""
+
+
 def store_option(function: F) -> F:
-    """Add ``--store``; the command gets it as ``store: Path``."""
+    """Add ``--store``; the command gets it as ``store: StoreName | None``."""
     return click.option(
         "--store",
-        type=click.Path(path_type=Path),
+        metavar="PATH|URL",
         default=None,
         callback=_resolve,
-        help="Directory of the store.  [default: ATTNSTORE, or attnstore.toml]",
+        help="Directory of the store, or its URL to read it.  [default: ATTNSTORE, or attnstore.toml]",
     )(function)
 
 
@@ -35,11 +39,13 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print NDJSON on stdout.")(function)
 
 
-def _resolve(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+def _resolve(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> StoreName | None:
     if value is not None or context.resilient_parsing:
-        return value
+        return None if value is None else _path_or_url(value)
     if named := os.environ.get("ATTNSTORE"):
-        return Path(named)
+        return _path_or_url(named)
     here = Path.cwd()
     for directory in (here, *here.parents):
         file = directory / CONFIG
@@ -49,12 +55,16 @@ def _resolve(context: click.Context, parameter: click.Parameter, value: Path | N
             except tomllib.TOMLDecodeError as error:
                 raise UsageError(f"{file}: {error}") from None
             if isinstance(store, str):
-                return directory / store
+                return store if "://" in store else directory / store
     return None
 
 
-def need_store(store: Path | None) -> Path:
-    """Return the store's path.
+def _path_or_url(name: str) -> StoreName:
+    return name if "://" in name else Path(name)
+
+
+def store_to_read(store: StoreName | None) -> StoreName:
+    """Return the store's path or URL, for a command that only reads.
 
     Raises
     ------
@@ -66,6 +76,23 @@ def need_store(store: Path | None) -> Path:
             f'no store: pass --store PATH, set ATTNSTORE, or put store = "PATH" in {CONFIG}'
         )
     return store
+
+
+def need_store(store: StoreName | None) -> Path:
+    """Return the store's path, for a command that writes to it.
+
+    Raises
+    ------
+    UsageError
+        If none was named, or a URL.
+    """
+    named = store_to_read(store)
+    if isinstance(named, str):
+        raise UsageError(
+            f"{named} is a URL, which is read-only: this command writes to a store and takes its "
+            "local path (attnstore pull makes a local copy)"
+        )
+    return named
 
 
 def console() -> Console:

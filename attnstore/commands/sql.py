@@ -9,7 +9,7 @@ import click
 
 from attnstore.store.errors import UsageError
 
-from .options import need_store, store_option
+from .options import StoreName, store_option, store_to_read
 
 
 @click.command()
@@ -30,7 +30,7 @@ from .options import need_store, store_option
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to a file.")
 def sql(
     query: str | None,
-    store: Path | None,
+    store: StoreName | None,
     file: Path | None,
     named: str | None,
     list_named: bool,
@@ -63,7 +63,7 @@ def sql(
     form = form or "table"
     if form in ("arrow", "parquet") and output is None and sys.stdout.isatty():
         raise UsageError(f"--{form} is binary: name a file with --output, or pipe it")
-    relation = open_for_reading(need_store(store)).sql(text)
+    relation = open_for_reading(store_to_read(store)).sql(text)
     if output is None:
         write_result(relation, form, sys.stdout.buffer)  # type: ignore[arg-type]  # one of FORMATS
         return

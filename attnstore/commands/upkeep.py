@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import timedelta
-from pathlib import Path
 
 import click
 
 from attnstore.store.errors import IntegrityError
 from attnstore.store.paths import open_store
 
-from .options import json_option, need_store, print_json, size_text, store_option
+from .options import (
+    StoreName,
+    json_option,
+    need_store,
+    print_json,
+    size_text,
+    store_option,
+    store_to_read,
+)
 
 
 @click.command()
@@ -19,32 +26,52 @@ from .options import json_option, need_store, print_json, size_text, store_optio
 @click.option("--run", help="Only this run.")
 @click.option("--episode", help="Only this episode: its name, or its id.")
 @json_option
-def verify(store: Path | None, run: str | None, episode: str | None, as_json: bool) -> None:
+def verify(store: StoreName | None, run: str | None, episode: str | None, as_json: bool) -> None:
     """Compare every committed file with the size and SHA-256 of its commit.
 
-    Exit code 4 if anything is not as committed.
+    Of a pulled copy, what was pulled; of a store at a URL, what is in its cache. Exit code 4 if
+    anything is not as committed.
     """
     from attnstore.query import open as open_for_reading
+    from attnstore.store.commit import all_commits
+    from attnstore.store.pull import absent
     from attnstore.store.verify import verify as check
 
-    opened = open_for_reading(need_store(store))
+    opened = open_for_reading(store_to_read(store))
     if episode is not None:
         commit = opened.episode(episode, run=run).part.commit
         run, episode = commit.run, commit.episode
+    paths = opened.paths.cached()
     found = 0
-    for problem in check(opened.paths, run, episode):
+    for problem in check(paths, run, episode):
         found += 1
         if as_json:
             print_json([asdict(problem)])
         else:
             click.echo(str(problem))
+    if found and paths.partial:
+        raise IntegrityError(
+            f"{found} problems in {paths.root}; a file is repaired by deleting it and "
+            + ("reading it again" if opened.paths.remote else "pulling again")
+        )
     if found:
         raise IntegrityError(
             f"{found} problems; an episode is repaired by deleting its folder under commits/ and "
             "ingesting it again"
         )
-    if not as_json:
+    if as_json:
+        return
+    if not paths.partial:
         click.echo("every committed file is as it was committed")
+        return
+    chosen = (
+        c for c in all_commits(paths) if run in (None, c.run) and episode in (None, c.episode)
+    )
+    files, size = absent(paths, chosen)
+    click.echo(
+        f"every file that is here is as it was committed; {files} files, {size_text(size)}, "
+        + ("are not cached" if opened.paths.remote else "were not pulled")
+    )
 
 
 @click.command()
@@ -59,7 +86,7 @@ def verify(store: Path | None, run: str | None, episode: str | None, as_json: bo
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be removed.")
 @json_option
-def gc(store: Path | None, lease: float, dry_run: bool, as_json: bool) -> None:
+def gc(store: StoreName | None, lease: float, dry_run: bool, as_json: bool) -> None:
     """Remove what no commit refers to: broken-off attempts, replaced revisions, old catalogs."""
     from attnstore.store.garbage import collect
 
@@ -83,7 +110,7 @@ def catalog() -> None:
 
 @catalog.command()
 @store_option
-def rebuild(store: Path | None) -> None:
+def rebuild(store: StoreName | None) -> None:
     """Build a new generation of the catalog from the commits alone."""
     from attnstore.store.catalog import rebuild as build
 
@@ -93,7 +120,7 @@ def rebuild(store: Path | None) -> None:
 
 @catalog.command()
 @store_option
-def refresh(store: Path | None) -> None:
+def refresh(store: StoreName | None) -> None:
     """Bring the catalog up to date; SQL does it by itself."""
     from attnstore.store.catalog import refresh as update
 

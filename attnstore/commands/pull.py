@@ -1,0 +1,136 @@
+"""``attnstore pull``: a copy of a store, as much of it as is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from attnstore.store.errors import NotFoundError, PartialError
+
+from .options import console, json_option, print_json, size_text
+
+if TYPE_CHECKING:
+    from attnstore.query import Store
+    from attnstore.store.commit import Commit
+    from attnstore.store.pull import Pulled, PullPlan
+
+TIERS = ("catalog", "maps", "full")  # as store.tiers, which would import pyarrow for --help
+
+
+@click.command()
+@click.argument("source", metavar="URL_OR_PATH")
+@click.argument("dest", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--tier", type=click.Choice(TIERS), default="maps", show_default=True,
+              help="catalog: SQL over episodes; maps: also images, overview maps and statistics of "
+                   "every keyframe; full: also all weights.")  # fmt: skip
+@click.option("--where", metavar="SQL", help="Only episodes for which this holds, in columns of "
+              "table episodes: \"outcome = 'failure'\".")  # fmt: skip
+@click.option("--run", help="Only this run.")
+@click.option("--dry-run", is_flag=True, help="Only say how much would be copied.")
+@json_option
+def pull(
+    source: str,
+    dest: Path,
+    tier: str,
+    where: str | None,
+    run: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    r"""Copy a store, or a tier of some of its episodes, to DEST, which opens without the source.
+
+    Every file is compared with the SHA-256 of its commit. What is there already is not copied
+    again: the same command resumes after an interruption, brings what is new, and with a higher
+    tier adds to what is there. Exit code 5 if some episodes could not be had whole.
+
+    \b
+    attnstore pull https://host/pi05.attn pi05.attn --tier maps --dry-run
+    attnstore pull s3://bucket/pi05.attn pi05.attn --tier full --where "outcome = 'failure'"
+    """
+    from attnstore.query import open as open_for_reading
+    from attnstore.store.catalog import refresh
+    from attnstore.store.mirror import transport_for
+    from attnstore.store.paths import open_store
+    from attnstore.store.pull import plan_pull
+    from attnstore.store.pull import pull as carry_out
+
+    opened = open_for_reading(source)
+    chosen = None if where is None and run is None else _episodes(opened, where, run)
+    plan = plan_pull(opened.paths, dest, tier, chosen)  # type: ignore[arg-type]  # click's choices
+    for conflict in plan.conflicts:
+        click.echo(f"kept as it is in {dest}: {conflict} was committed there as well", err=True)
+    if not as_json:
+        click.echo(forecast(plan), err=not dry_run)
+    if dry_run:
+        if as_json:
+            print_json([_json(plan, None)])
+        return
+    name = source if "://" in source else str(Path(source).resolve())
+    with _progress() as bar:
+        task = bar.add_task("", total=plan.bytes)
+
+        def advance(size: int, commit: Commit) -> None:
+            shown = commit.summary.get("name", commit.episode)
+            bar.update(task, advance=size, description=str(shown)[-40:])
+
+        done = carry_out(plan, transport_for(opened.paths), name, advance)
+    refresh(open_store(dest))
+    if as_json:
+        print_json([_json(plan, done)])
+    else:
+        click.echo(f"{dest}: {done.parts} new parts, {size_text(done.bytes)} copied")
+    if done.failed:
+        for line in done.failed:
+            click.echo(f"not pulled: {line}", err=True)
+        raise PartialError(
+            f"{len(done.failed)} of {len(plan.parts)} parts were not pulled; the others are in {dest}, "
+            "and the same command tries these again"
+        )
+
+
+def _episodes(store: Store, where: str | None, run: str | None) -> list[tuple[str, str]]:
+    rows = store.sql(f"SELECT run, episode FROM episodes WHERE ({where or 'true'})").fetchall()
+    found = [(r, e) for r, e in rows if run in (None, r)]
+    if not found:
+        of = f" of run {run}" if run is not None else ""
+        raise NotFoundError(f"no episode{of} in {store.paths.name} where {where or 'true'}")
+    return found
+
+
+def forecast(plan: PullPlan) -> str:
+    """Say what a pull copies."""
+    here = plan.total - plan.bytes
+    return (
+        f"{plan.episodes} episode{'' if plan.episodes == 1 else 's'}, tier {plan.tier}: "
+        f"{size_text(plan.bytes)} in {plan.files} files "
+        f"to copy to {plan.target}" + (f"; {size_text(here)} are there already" if here else "")
+    )
+
+
+def _json(plan: PullPlan, done: Pulled | None) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "target": str(plan.target), "tier": plan.tier, "episodes": plan.episodes,
+        "files": plan.files, "bytes": plan.bytes, "total_bytes": plan.total,
+        "conflicts": list(plan.conflicts),
+    }  # fmt: skip
+    if done is not None:
+        row |= {"new_parts": done.parts, "copied_bytes": done.bytes, "failed": list(done.failed)}
+    return row
+
+
+def _progress() -> Progress:
+    err = console()
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+        TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal,
+    )  # fmt: skip

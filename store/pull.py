@@ -1,0 +1,274 @@
+"""Copying a tier of some episodes of a store to this machine, so that it opens without the source.
+
+Files come first, verified; then the record of the tier, then the commit that makes the part
+visible. A pull that is killed leaves whole files, which the next one finds.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from .commit import Commit, latest_commit
+from .errors import AttnstoreError, NotFoundError, UsageError
+from .fetching import Wanted, fetch_all, remove_abandoned
+from .paths import MARKER, PULLED, StorePaths, create_exclusive, now, open_store, read_json
+from .pending import pending
+from .pulled import SOURCE, PulledPaths
+from .remote import Transport
+from .tiers import TIERS, Tier, includes
+
+
+@dataclass(frozen=True, slots=True)
+class PulledPart:
+    """What a pull does about one part."""
+
+    commit: Commit
+    tier: Tier
+    """Up to which it is here afterwards."""
+    files: tuple[Wanted, ...]
+    """Those that are not here yet."""
+    size: int
+    """Bytes of the tier, here already or not."""
+    is_new: bool
+    """The commit or the tier is not recorded here yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class PullPlan:
+    """A pull's forecast, which `pull` carries out."""
+
+    source: StorePaths
+    target: Path
+    tier: Tier
+    parts: tuple[PulledPart, ...]
+    conflicts: tuple[str, ...]
+    """Parts that were committed in the copy itself, and differ from the source's."""
+
+    @property
+    def bytes(self) -> int:
+        """What is copied."""
+        return sum(w.file.size for p in self.parts for w in p.files)
+
+    @property
+    def files(self) -> int:
+        """How many files are copied."""
+        return sum(len(p.files) for p in self.parts)
+
+    @property
+    def total(self) -> int:
+        """Bytes of the whole tier, what is here already included."""
+        return sum(p.size for p in self.parts)
+
+    @property
+    def episodes(self) -> int:
+        """How many episodes are asked for."""
+        return len({(p.commit.run, p.commit.episode) for p in self.parts})
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """What a pull did."""
+
+    parts: int
+    """Parts that are new here, or have a higher tier now."""
+    bytes: int
+    failed: tuple[str, ...]
+    """A line for each part that could not be had whole; what it had before is kept."""
+
+
+def plan_pull(
+    source: StorePaths, target: Path, tier: Tier, episodes: Iterable[tuple[str, str]] | None = None
+) -> PullPlan:
+    """Compare what is asked for with what is here; nothing is written.
+
+    Parameters
+    ----------
+    source
+        Where it comes from: a store on this machine, or elsewhere.
+    target
+        Directory of the copy: new, empty, or what a pull of the same store made.
+    tier
+        ``catalog``, ``maps`` or ``full``.
+    episodes
+        (run, episode id); None is all.
+
+    Raises
+    ------
+    UsageError
+        If the target is something else.
+    """
+    if tier not in TIERS:
+        raise UsageError(f"a tier is {', '.join(TIERS)}; got {tier!r}")
+    copy = _copy_at(target, source)
+    chosen = [(r, e) for r in source.entries() for e in source.entries(r)]
+    if episodes is not None:
+        wanted = set(episodes)
+        chosen = [each for each in chosen if each in wanted]
+    else:
+        source.need_commits()  # all at once, and not one after the other
+    parts, conflicts = [], []
+    for run, episode in chosen:
+        for name in source.entries(run, episode):
+            commit = latest_commit(source, run, episode, name)
+            if commit is None:
+                continue
+            if _differs(copy, commit):
+                conflicts.append(f"{commit.summary.get('name', episode)} ({run}, {name})")
+                continue
+            parts.append(_part(source, copy, commit, tier))
+    return PullPlan(source, target, tier, tuple(parts), tuple(conflicts))
+
+
+def _copy_at(target: Path, source: StorePaths) -> PulledPaths:
+    if target.exists() and target.resolve() == source.root.resolve():
+        raise UsageError(f"{target} is the source itself")
+    if (target / MARKER).exists():
+        found = open_store(target)
+        if not isinstance(found, PulledPaths):
+            raise UsageError(
+                f"{target} is a store of its own and no pulled copy; name a new or empty directory"
+            )
+        ours, theirs = (read_json(p.root / MARKER).get("store_id") for p in (found, source))
+        if ours != theirs:
+            raise UsageError(
+                f"{target} is a copy of another store ({found.source()}); name another directory"
+            )
+        return found
+    if target.exists() and (not target.is_dir() or not _is_ours(target)):
+        raise UsageError(f"{target} is there and not empty; name a new or empty directory")
+    return PulledPaths(target)
+
+
+def _is_ours(target: Path) -> bool:
+    # A pull that was killed before it wrote the marker leaves this directory at most.
+    return {entry.name for entry in target.iterdir()} <= {PULLED}
+
+
+def _differs(copy: PulledPaths, commit: Commit) -> bool:
+    here = copy.part_commits(*commit.key) / f"{commit.revision:06d}.json"
+    return here.is_file() and read_json(here).get("attempt") != commit.attempt
+
+
+def _part(source: StorePaths, copy: PulledPaths, commit: Commit, tier: Tier) -> PulledPart:
+    before = copy.tier(commit)
+    reached = max((tier, before or tier), key=TIERS.index)
+    directory = commit.directory(copy)
+    below = directory.relative_to(copy.root).as_posix()
+    # Of a higher tier that is here, too: what was lost since comes back.
+    files = [f for f in commit.files if includes(reached, f.path)]
+    wanted = [Wanted(f"{below}/{f.path}", directory / f.path, f) for f in files]
+    here = copy.part_commits(*commit.key) / f"{commit.revision:06d}.json"
+    return PulledPart(
+        commit,
+        reached,
+        tuple(w for w in wanted if not w.is_here()),
+        sum(f.size for f in files),
+        reached != before or not here.is_file(),
+    )
+
+
+def pull(
+    plan: PullPlan,
+    transport: Transport,
+    name: str,
+    progress: Callable[[int, Commit], None] = lambda size, commit: None,
+) -> Pulled:
+    """Carry out a plan.
+
+    Parameters
+    ----------
+    transport
+        Access to the source's files.
+    name
+        Path or URL of the source, as later messages name it.
+    progress
+        Is given the size of each file that came, and its commit.
+
+    Returns
+    -------
+    What was done. A part with a file that cannot be had, or is not what was committed, is left as it
+    was; the others are not affected.
+
+    Raises
+    ------
+    AttnstoreError
+        If the target has no room, or cannot be written.
+    """
+    copy = _begin(plan, name)
+    scratch = copy.pulled / "unfinished"
+    remove_abandoned(scratch)
+    size = done = 0
+    failed = []
+    for part in plan.parts:
+        errors: list[AttnstoreError] = []
+        with closing(fetch_all(transport, part.files, scratch, durable=True)) as results:
+            for fetched in results:
+                if fetched.error is not None:
+                    errors.append(fetched.error)
+                else:
+                    size += fetched.wanted.file.size
+                    progress(fetched.wanted.file.size, part.commit)
+        if errors:
+            more = f" (and {len(errors) - 1} more files)" if len(errors) > 1 else ""
+            failed.append(f"{_said(part.commit)}: {errors[0]}{more}")
+        elif part.is_new:
+            try:
+                _commit(plan, copy, part)
+            except AttnstoreError as error:
+                failed.append(f"{_said(part.commit)}: {error}")
+                continue
+            done += 1
+    return Pulled(done, size, tuple(failed))
+
+
+def _said(commit: Commit) -> str:
+    return f"{commit.summary.get('name', commit.episode)} ({commit.run}, {commit.part})"
+
+
+def _begin(plan: PullPlan, name: str) -> PulledPaths:
+    """Make the copy a store that opens: before its first file, so that a kill leaves one."""
+    try:
+        copy = PulledPaths(plan.target)
+        for folder in (copy.pulled, copy.runs, copy.commits, copy.data, copy.catalog):
+            folder.mkdir(parents=True, exist_ok=True)
+        temporary = copy.pulled / f".tmp-{uuid.uuid4().hex}"
+        temporary.write_text(json.dumps({"source": name, "pulled": now()}))
+        temporary.replace(copy.pulled / SOURCE)
+        create_exclusive(plan.target / MARKER, read_json(plan.source.root / MARKER))
+    except OSError as error:
+        raise AttnstoreError(
+            f"{plan.target} cannot be written: {error.strerror or error}"
+        ) from None
+    return copy
+
+
+def _commit(plan: PullPlan, copy: PulledPaths, part: PulledPart) -> None:
+    commit = part.commit
+    run = f"{commit.run}.json"
+    if not (copy.runs / run).is_file():
+        try:
+            create_exclusive(copy.runs / run, read_json(plan.source.runs / run))
+        except FileNotFoundError:
+            raise NotFoundError(f"the source has no runs/{run}") from None
+    # Before the commit: without it, a part is taken for one that was committed here, whole.
+    copy.set_tier(commit, part.tier)
+    place = f"{commit.revision:06d}.json"
+    source = plan.source.part_commits(*commit.key) / place
+    with pending(copy.commits, commit.attempt):
+        create_exclusive(copy.part_commits(*commit.key) / place, read_json(source))
+
+
+def absent(paths: StorePaths, commits: Iterable[Commit]) -> tuple[int, int]:
+    """Count the files, and their bytes, that a copy does not have and is not expected to."""
+    sizes = []
+    for commit in commits:
+        directory = commit.directory(paths)
+        for file in commit.files:
+            if not paths.expects(commit, file) and not (directory / file.path).is_file():
+                sizes.append(file.size)
+    return len(sizes), sum(sizes)

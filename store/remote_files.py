@@ -1,0 +1,107 @@
+"""Files behind an fsspec file system: the one way in which any transport fetches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import AttnstoreError, IntegrityError, MissingExtraError, NotFoundError
+
+T = TypeVar("T")
+PAUSES = (0.2, 1.0)
+"""Seconds before a failed request is made again."""
+
+
+def file_system(module: str, extra: str, protocol: str, url: str, **options: Any) -> Any:
+    """Open an fsspec file system whose listings are not cached.
+
+    Raises
+    ------
+    MissingExtraError
+        If its package is not installed.
+    """
+    try:
+        import_module(module)
+        fsspec = import_module("fsspec")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in (module, "fsspec"):
+            raise
+        raise MissingExtraError(
+            f"reading {url} needs {error.name}: pip install 'attnstore[{extra}]'"
+        ) from error
+    return fsspec.filesystem(
+        protocol, use_listings_cache=False, skip_instance_cache=True, **options
+    )
+
+
+def fetch_from(files: Any, name: str, target: Path, limit: int, said: str) -> None:
+    """Fetch a file, as `Transport.fetch`.
+
+    Parameters
+    ----------
+    files
+        fsspec file system.
+    name
+        As the file system names the file.
+    said
+        As messages name it.
+    """
+
+    def once() -> None:
+        files.get_file(name, str(target), callback=_bound(limit, said))
+
+    tried(once, said)
+
+
+def tried(request: Callable[[], T], said: str) -> T:
+    """Make a request, again if it fails for a reason that may pass; one-line errors."""
+    for pause in (*PAUSES, None):
+        try:
+            return request()
+        except AttnstoreError:
+            raise
+        except FileNotFoundError:
+            raise NotFoundError(f"{said}: not found") from None
+        except PermissionError as error:
+            raise AttnstoreError(f"{said}: access denied ({first_line(error)})") from None
+        # Each file system has errors of its own (aiohttp's, botocore's, Google's), with no common root.
+        except Exception as error:
+            if getattr(error, "status", None) in (401, 403):
+                raise AttnstoreError(
+                    f"{said}: access denied; a service needs its token: open the address that it "
+                    "prints, or set ATTNSTORE_TOKEN"
+                ) from None
+            if pause is None:
+                raise AttnstoreError(f"{said}: {first_line(error)}") from None
+            time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, on one line."""
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+def _bound(limit: int, said: str) -> Any:
+    from fsspec.callbacks import Callback
+
+    class Bound(Callback):  # type: ignore[misc]  # fsspec has no types
+        """Stops a download that is larger than it may be."""
+
+        def set_size(self, size: int | None) -> None:
+            self._check(size or 0)
+            super().set_size(size)
+
+        def relative_update(self, inc: int = 1) -> None:
+            super().relative_update(inc)
+            self._check(self.value)
+
+        def _check(self, size: int) -> None:
+            if size > limit:
+                raise IntegrityError(f"{said}: {size} bytes or more, at most {limit} are expected")
+
+    return Bound()

@@ -1,0 +1,67 @@
+"""Which files of an array a read touches, and an array that gets them first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from .commit import StoredFile
+from .engine import Block, Index, Stored
+
+
+def touched(
+    files: Iterable[StoredFile], array: str, shard: Sequence[int], index: Index
+) -> list[StoredFile]:
+    """Return the committed files of an array that hold a part of a block, and its metadata.
+
+    Parameters
+    ----------
+    files
+        Of the whole part.
+    array
+        Directory of the array, relative to the part.
+    shard
+        Shape of one shard.
+    index
+        Of the block; trailing dimensions may be left out.
+    """
+    spans = []
+    for size, at in zip(shard, index, strict=False):
+        if isinstance(at, slice):
+            start = (at.start or 0) // size
+            stop = None if at.stop is None else -(-at.stop // size)
+        else:
+            start, stop = at // size, at // size + 1
+        spans.append((start, stop))
+    found = []
+    for file in files:
+        if not file.path.startswith(f"{array}/"):
+            continue
+        kind, *place = file.path[len(array) + 1 :].split("/")
+        if kind == "c" and all(p.isdigit() for p in place):
+            inside = (
+                low <= int(p) and (high is None or int(p) < high)
+                for p, (low, high) in zip(place, spans, strict=False)
+            )
+            if not all(inside):
+                continue
+        found.append(file)
+    return found
+
+
+class NeedingBlock:
+    """An array whose files may be elsewhere: a read has those that it touches brought first."""
+
+    def __init__(
+        self, block: Block, shard: Sequence[int], need: Callable[[Sequence[int], Index], None]
+    ) -> None:
+        self._block, self._shard, self._need = block, shard, need
+        self.shape, self.dtype = block.shape, block.dtype
+
+    def read(self, index: Index) -> Stored:
+        """Load a block; raises what `StorePaths.need` raises if a file cannot be had."""
+        self._need(self._shard, index)
+        return self._block.read(index)
+
+    def write(self, index: Index, data: Stored) -> None:
+        """Store a block, as in a whole store."""
+        self._block.write(index, data)

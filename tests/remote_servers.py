@@ -1,0 +1,107 @@
+"""Real servers that tests read stores from: a counting file server, and one that speaks S3."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from attnstore.store.paths import StorePaths
+
+
+class FileServer:
+    """``python -m http.server`` on a directory, in this process, that keeps what was asked."""
+
+    def __init__(self, directory: Path) -> None:
+        self.requests: list[str] = []
+        self.delay = 0.0
+        asked = self
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                asked.requests.append(self.path)
+                time.sleep(asked.delay)
+                super().do_GET()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        handler = functools.partial(Handler, directory=str(directory))
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def take(self) -> list[str]:
+        """Return the requests since the last call."""
+        found, self.requests[:] = list(self.requests), []
+        return found
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@contextmanager
+def file_server(directory: Path) -> Iterator[FileServer]:
+    server = FileServer(directory)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+S3_CREDENTIALS: Mapping[str, str] = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+@contextmanager
+def s3_server(log: Path) -> Iterator[str]:
+    """Moto's S3 in a process of its own; yield its endpoint. `log` gets a line for each request."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    endpoint = f"http://127.0.0.1:{port}"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            env={**os.environ, **S3_CREDENTIALS}, stdout=stream, stderr=stream,
+        )  # fmt: skip
+        try:
+            for _ in range(600):
+                try:
+                    urllib.request.urlopen(endpoint, timeout=5).close()
+                    break
+                except urllib.error.HTTPError as error:
+                    error.close()
+                    break
+                except OSError:
+                    time.sleep(0.1)
+            yield endpoint
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def files_of(paths: StorePaths) -> dict[str, bytes]:
+    """Every file of a store but for its catalog, by its path."""
+    return {
+        p.relative_to(paths.root).as_posix(): p.read_bytes()
+        for p in sorted(paths.root.rglob("*"))
+        if p.is_file() and "catalog" not in p.relative_to(paths.root).parts
+    }

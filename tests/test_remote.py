@@ -1,0 +1,537 @@
+"""Stores at a URL: the answers of the local store, few requests, and nothing that was not committed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from remote_servers import S3_CREDENTIALS, FileServer, file_server, s3_server
+from store_fixtures import flip_byte, write_episode
+
+import attnstore
+from attnstore.cli import cli
+from attnstore.store import catalog_stamp, remote_http
+from attnstore.store.catalog import generations, refresh
+from attnstore.store.commit import StoredFile, all_commits
+from attnstore.store.errors import (
+    AttnstoreError,
+    IntegrityError,
+    MissingExtraError,
+    NotFoundError,
+    UsageError,
+)
+from attnstore.store.fetching import fetch_all
+from attnstore.store.mirror import MirrorPaths, _transport
+from attnstore.store.paths import StorePaths, create_store, read_json
+from attnstore.store.remote import Index
+from attnstore.store.shards import touched
+
+SMALL: dict[str, Any] = {"keyframes": 2, "grid": (2, 2)}
+QUERIES = (
+    "SELECT name, outcome, keyframes FROM episodes ORDER BY ALL",
+    "SELECT count(*), sum(token_id) FROM tokens",
+    "SELECT episode, layer, avg(entropy) FROM head_stats GROUP BY ALL ORDER BY ALL",
+    "SELECT episode, keyframe, camera, octet_length(image) FROM frames ORDER BY ALL",
+)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of three episodes, with a catalog that its stamp calls complete."""
+    root = tmp_path_factory.mktemp("remote") / "toy.attn"
+    paths = create_store(root)
+    for i in range(3):
+        write_episode(paths, f"success/d/e{i}", ("success", "failure")[i % 2], i, **SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalog_stamp, "RACY", 0)
+        refresh(paths)
+        refresh(paths)
+    assert list(paths.catalog.glob("*.stamp"))
+    return root
+
+
+@pytest.fixture
+def paths(template: Path, tmp_path: Path) -> StorePaths:
+    return StorePaths(shutil.copytree(template, tmp_path / "source" / "toy.attn"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ATTNSTORE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def server(paths: StorePaths) -> Iterator[FileServer]:
+    with file_server(paths.root) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    log = tmp_path_factory.mktemp("s3") / "requests.log"
+    with s3_server(log) as endpoint, pytest.MonkeyPatch.context() as patch:
+        for name, value in {**S3_CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}.items():
+            patch.setenv(name, value)
+        yield endpoint, log
+
+
+def upload(root: Path, url: str) -> None:
+    import s3fs
+
+    files = s3fs.S3FileSystem(skip_instance_cache=True)
+    files.mkdirs(url.removeprefix("s3://").split("/")[0], exist_ok=True)
+    files.put(f"{root}/", url + "/", recursive=True)
+
+
+def assert_same_answers(here: attnstore.Store, there: attnstore.Store) -> None:
+    for query in QUERIES:
+        assert there.sql(query).fetchall() == here.sql(query).fetchall()
+    for name in ("e0", "e2"):
+        a, b = here.episode(name), there.episode(name)
+        np.testing.assert_array_equal(
+            a.values("prefix", layer=1, keyframe=1), b.values("prefix", layer=1, keyframe=1)
+        )
+        np.testing.assert_array_equal(a.values("suffix"), b.values("suffix"))
+        np.testing.assert_array_equal(
+            a.maps("suffix", "hand_camera"), b.maps("suffix", "hand_camera")
+        )
+        np.testing.assert_array_equal(a.policy_array("actions"), b.policy_array("actions"))
+        assert a.image_bytes(1, "hand_camera") == b.image_bytes(1, "hand_camera")
+        np.testing.assert_array_equal(a.lazy("prefix")[1].values, b.lazy("prefix")[1].values)
+
+
+def test_a_file_server_gives_the_answers_of_the_path(paths: StorePaths, server: FileServer) -> None:
+    assert_same_answers(attnstore.open(paths.root), attnstore.open(server.url))
+    there = attnstore.open(server.url)
+    assert server.url in repr(there)
+    server.take()
+    assert_same_answers(attnstore.open(paths.root), there)
+    assert server.take() == [], "what was fetched is kept"
+
+
+@pytest.mark.parametrize("engine", ["tensorstore", "zarr"])
+def test_both_engines(paths: StorePaths, server: FileServer, engine: str) -> None:
+    a = attnstore.open(paths.root).episode("e1").values("prefix", head=1)
+    b = attnstore.open(server.url, engine=engine).episode("e1").values("prefix", head=1)
+    np.testing.assert_array_equal(a, b)
+
+
+def test_s3_gives_the_answers_of_the_path(paths: StorePaths, s3: tuple[str, Path]) -> None:
+    url = "s3://first/some/where/toy.attn"
+    upload(paths.root, url)
+    assert_same_answers(attnstore.open(paths.root), attnstore.open(url))
+    before = s3[1].read_text().count("HTTP/1.1")
+    store = attnstore.open(url)
+    assert store.sql(QUERIES[0]).fetchall()
+    assert s3[1].read_text().count("HTTP/1.1") - before <= 8, "not one for each commit"
+    write_episode(paths, "success/d/e1", seed=9, replace=True, **SMALL)
+    write_episode(paths, "new", seed=8, **SMALL)
+    upload(paths.root, url)
+    assert_same_answers(attnstore.open(paths.root), attnstore.open(url))
+    found = attnstore.open(url).sql("SELECT name, revision FROM episodes ORDER BY ALL").fetchall()
+    assert found == [("new", 1), ("success/d/e0", 1), ("success/d/e1", 2), ("success/d/e2", 1)]
+
+
+def test_file_urls_are_paths(paths: StorePaths, cache: Path) -> None:
+    store = attnstore.open(paths.root.as_uri())
+    assert store.paths.root == paths.root
+    assert not cache.exists(), "no copy is made"
+
+
+def test_opening_again_lists_no_folder_of_an_episode(paths: StorePaths, server: FileServer) -> None:
+    attnstore.open(server.url)
+    first = server.take()
+    assert not [r for r in first if r.startswith("/commits/p")], "the catalog's stamp spares them"
+    attnstore.open(server.url)
+    assert sorted(server.take()) == [
+        "/attnstore.json",
+        "/catalog/",
+        "/changed",
+        "/commits/",
+        "/runs/",
+    ]
+    # Without a stamp every folder is listed, but only until the listing has settled.
+    for stamp in paths.catalog.glob("*.stamp"):
+        stamp.unlink()
+    write_episode(paths, "new", **SMALL)
+    attnstore.open(server.url)
+    assert len([r for r in server.take() if r.startswith("/commits/p")]) == 1 + 2 * 4
+    attnstore.open(server.url)
+    assert len([r for r in server.take() if r.startswith("/commits/p")]) == 1 + 2 * 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remote_http, "SETTLED", 0.0)
+        attnstore.open(server.url)
+    assert [r for r in server.take() if r.startswith("/commits/p")] == []
+
+
+@pytest.mark.parametrize("stamped", [True, False])
+def test_every_commit_is_noticed(paths: StorePaths, server: FileServer, stamped: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remote_http, "SETTLED", 0.0)
+        attnstore.open(server.url)
+        write_episode(paths, "success/d/e0", seed=5, replace=True, **SMALL)
+        write_episode(paths, "new", seed=6, **SMALL)
+        if stamped:
+            patch.setattr(catalog_stamp, "RACY", 0)
+            refresh(paths)
+            refresh(paths)
+        there = attnstore.open(server.url)
+        assert_same_answers(attnstore.open(paths.root), there)
+        assert [c.revision for c in there.episodes()] == [1, 2, 1, 1]
+    shutil.rmtree(next(paths.commits.glob("*/new-*")))
+    refresh(paths)
+    (paths.root / "changed").unlink()  # removed by hand: nothing but a listing tells
+    assert len(attnstore.open(server.url).episodes()) == 3
+
+
+def test_a_pending_commit_is_looked_for(paths: StorePaths, server: FileServer) -> None:
+    attnstore.open(server.url)
+    (paths.commits / ".pending-0123456789ab").touch()
+    server.take()
+    attnstore.open(server.url)
+    assert [r for r in server.take() if r.startswith("/commits/p")]
+
+
+def test_only_files_of_the_episodes_asked_for(paths: StorePaths, server: FileServer) -> None:
+    store = attnstore.open(server.url)
+    server.take()
+    assert store.sql("SELECT count(*) FROM keyframes").fetchall() == [(6,)]
+    assert server.take() == []
+    episode = store.episode("e1")
+    query = f"SELECT count(*) > 0 FROM head_stats WHERE episode = '{episode.id}'"
+    assert store.sql(query).fetchall() == [(True,)]
+    tables = [r for r in server.take() if r.endswith(".parquet")]
+    assert len(tables) == 1
+    assert tables[0].endswith("/head_stats.parquet")
+    assert f"/{episode.id}/" in tables[0]
+    relation = store.sql("SELECT count(DISTINCT episode) FROM head_stats")
+    assert relation.fetchall() == [(3,)]
+    assert len([r for r in server.take() if r.endswith(".parquet")]) == 2
+
+
+def test_only_shards_that_are_touched(paths: StorePaths, server: FileServer) -> None:
+    episode = attnstore.open(server.url).episode("e1")
+    cost = episode.explain("prefix", layer=0, keyframe=1)
+    shard = next(
+        f for f in episode.part.commit.files if f.path.endswith("prefix/attention/c/1/0/0/0/0")
+    )
+    assert cost.missing_bytes == shard.size + metadata_size(episode, "prefix/attention")
+    assert f"{cost.missing_bytes / 1e6:.2f} MB not here yet" in str(cost)
+    server.take()
+    episode.values("prefix", layer=0, keyframe=1)
+    assert [r.partition("/c/")[2] for r in server.take() if "/c/" in r] == ["1/0/0/0/0"]
+    assert episode.explain("prefix", layer=0, keyframe=1).missing_bytes == 0
+    assert episode.explain("suffix", camera="hand_camera", layer=0, head=0).missing_bytes > 0
+    assert attnstore.open(paths.root).episode("e1").explain("suffix").missing_bytes == 0
+
+
+def metadata_size(episode: attnstore.Episode, array: str) -> int:
+    name = f"attention.zarr/{array}/zarr.json"
+    return next(f.size for f in episode.part.commit.files if f.path == name)
+
+
+def test_touched_shards_by_counting() -> None:
+    files = [StoredFile(f"a/x/c/{i}/{j}", 1, "") for i in range(4) for j in range(3)]
+    files += [StoredFile("a/x/zarr.json", 1, ""), StoredFile("a/xy/c/0/0", 1, "")]
+    blocks: list[tuple[int | slice, int | slice]] = [
+        (slice(5, 11), slice(0, 4)), (slice(None), 7), (0, slice(4, None)),
+    ]  # fmt: skip
+    for rows, cols in blocks:
+        chosen = {
+            f"a/x/c/{r // 5}/{c // 4}"
+            for r in np.atleast_1d(np.arange(20)[rows])
+            for c in np.atleast_1d(np.arange(12)[cols])
+        }
+        found = {f.path for f in touched(files, "a/x", (5, 4), (rows, cols))}
+        assert found == chosen | {"a/x/zarr.json"}
+
+
+@pytest.mark.parametrize(
+    "table", ["head_stats.parquet", "attention.zarr/prefix/attention/c/0/0/0/0/0"]
+)
+def test_damaged_bytes_are_never_used(paths: StorePaths, server: FileServer, table: str) -> None:
+    (file,) = paths.data.glob(f"*/e1-*/base.*/{table}")
+    flip_byte(file, file.stat().st_size // 2)
+    store = attnstore.open(server.url)
+    with pytest.raises(IntegrityError, match="SHA-256"):
+        if "attention" in table:
+            store.episode("e1").values("prefix", layer=0, keyframe=0)
+        else:
+            store.episode("e1").stats("entropy", "prefix", "hand_camera")
+    assert not list(store.paths.data.rglob(file.name)), "it is not kept"
+    assert store.episode("e2").values("prefix").shape
+
+
+def test_sql_over_damaged_bytes_fails(paths: StorePaths, server: FileServer) -> None:
+    (file,) = paths.data.glob("*/e1-*/base.*/head_stats.parquet")
+    flip_byte(file, file.stat().st_size // 2)
+    result = CliRunner().invoke(
+        cli, ["sql", "--store", server.url, "SELECT avg(entropy) FROM head_stats"]
+    )
+    assert isinstance(result.exception, AttnstoreError)
+    text = str(result.exception)
+    assert text.startswith(server.url)
+    assert text.endswith("its bytes differ from what was committed (SHA-256)")
+    assert "\n" not in text
+
+
+def test_a_truncated_or_larger_file_is_refused(paths: StorePaths, server: FileServer) -> None:
+    (file,) = paths.data.glob("*/e1-*/base.*/frames.parquet")
+    whole = file.read_bytes()
+    store = attnstore.open(server.url)
+    file.write_bytes(whole[:-1])
+    with pytest.raises(IntegrityError, match="were committed"):
+        store.episode("e1").image_bytes(0, "hand_camera")
+    file.write_bytes(whole + b"x" * 100)
+    with pytest.raises(IntegrityError, match="bytes"):
+        store.episode("e1").image_bytes(0, "hand_camera")
+    file.write_bytes(whole)
+    assert store.episode("e1").image_bytes(0, "hand_camera")
+
+
+def test_a_file_that_is_gone(paths: StorePaths, server: FileServer) -> None:
+    store = attnstore.open(server.url)
+    (file,) = paths.data.glob("*/e1-*/base.*/frames.parquet")
+    file.unlink()
+    with pytest.raises(NotFoundError, match=r"frames\.parquet: not found: .*open the store again"):
+        store.episode("e1").image_bytes(0, "hand_camera")
+
+
+@pytest.mark.parametrize("path", ["../../../../escaped", "/tmp/escaped", "a\\..\\b", ""])
+def test_commits_cannot_name_files_outside(
+    paths: StorePaths, server: FileServer, path: str, tmp_path: Path
+) -> None:
+    (file,) = paths.commits.glob("*/e1-*/base/000001.json")
+    commit = read_json(file)
+    commit["files"][0][0] = path
+    file.write_text(json.dumps(commit))
+    with pytest.raises(IntegrityError, match="must be relative"):
+        attnstore.open(server.url).episode("e1")
+    assert not list(tmp_path.rglob("escaped"))
+
+
+def test_commits_cannot_take_others_places(paths: StorePaths, server: FileServer) -> None:
+    (file,) = paths.commits.glob("*/e1-*/base/000001.json")
+    file.write_text(file.read_text().replace("e1-", "e2-"))
+    with pytest.raises(IntegrityError, match="names"):
+        attnstore.open(server.url).episode("e1")
+
+
+def test_listings_cannot_name_paths_outside(paths: StorePaths) -> None:
+    index = Index.from_json(
+        {
+            "runs": {"../x": "", "good": ""},
+            "commits": {
+                "..": {"e": {"base": {"000001": ""}}},
+                "good": {"a/b": {}, "e": {"base": {"../1": "", "000001": ""}, "..": {}}},
+            },
+            "catalog": None,
+        }
+    )
+    assert index.runs == {"good": ""}
+    assert index.commits == {"good": {"e": {"base": {"000001": ""}}}}
+
+
+@pytest.mark.parametrize("name", ["attnstore.json", "runs"])
+def test_large_json_is_refused(
+    paths: StorePaths, server: FileServer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = paths.root / name if name.endswith("json") else next(paths.runs.glob("*.json"))
+    file.write_text(file.read_text() + " " * (2 << 20))
+    with pytest.raises(IntegrityError, match="at most 1048576 are expected"):
+        attnstore.open(server.url)
+
+
+def test_a_catalog_is_copied_and_not_trusted(
+    paths: StorePaths, server: FileServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = tmp_path / "secret.csv"
+    secret.write_text("x\n42\n")
+    newest = generations(paths)[-1].path
+    with duckdb.connect(str(newest)) as connection:
+        connection.execute("ALTER TABLE sinks RENAME TO hidden")
+        connection.execute(f"CREATE VIEW sinks AS SELECT * FROM hidden, read_csv('{secret}')")
+    store = attnstore.open(server.url)
+    assert store.sql("SELECT count(*) FROM sinks").fetchall() == [(3,)], "made from the commits"
+    assert "it has no table sinks" in caplog.text
+
+
+def test_a_catalog_cannot_name_files_outside(
+    paths: StorePaths, server: FileServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    newest = generations(paths)[-1].path
+    with duckdb.connect(str(newest)) as connection:
+        connection.execute("UPDATE files SET path = '../../../etc/head_stats.parquet'")
+    store = attnstore.open(server.url)
+    assert store.sql("SELECT count(DISTINCT episode) FROM head_stats").fetchall() == [(3,)]
+    assert "no commit puts there" in caplog.text
+
+
+def test_a_damaged_catalog_is_made_anew(paths: StorePaths, server: FileServer) -> None:
+    newest = generations(paths)[-1].path
+    newest.write_bytes(newest.read_bytes()[:5000])
+    assert_same_answers(attnstore.open(paths.root), attnstore.open(server.url))
+
+
+def test_another_store_at_the_same_url_is_another_cache(
+    paths: StorePaths, server: FileServer
+) -> None:
+    first = attnstore.open(server.url).paths
+    shutil.rmtree(paths.root)
+    write_episode(create_store(paths.root), "other", seed=3, **SMALL)
+    second = attnstore.open(server.url)
+    assert second.paths.root != first.root
+    assert [c.summary["name"] for c in second.episodes()] == ["other"]
+
+
+def test_nothing_is_written_to_a_url(server: FileServer) -> None:
+    store = attnstore.open(server.url)
+    commit = next(iter(store.commits()))
+    from attnstore.store.commit import Attempt
+    from attnstore.store.garbage import collect
+
+    for write in (lambda: Attempt(store.paths, *commit.key), lambda: collect(store.paths),
+                  lambda: refresh(store.paths)):  # fmt: skip
+        with pytest.raises(UsageError, match="read-only"):
+            write()
+    for command in (["gc"], ["catalog", "refresh"], ["catalog", "rebuild"]):
+        result = CliRunner().invoke(cli, [*command, "--store", server.url])
+        assert isinstance(result.exception, UsageError)
+        assert "is a URL, which is read-only" in str(result.exception)
+
+
+def test_commands_that_read(paths: StorePaths, server: FileServer, tmp_path: Path) -> None:
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(cli, [*arguments], catch_exceptions=False)
+        assert result.exit_code == 0
+        return result.stdout
+
+    here, there = ["--store", str(paths.root)], ["--store", server.url]
+    assert run("ls", "--json", *there) == run("ls", "--json", *here)
+    assert not [r for r in server.take() if r.startswith("/commits/p")], "ls asks the catalog"
+    assert run("ls", "--runs", "--json", *there) == run("ls", "--runs", "--json", *here)
+    compare = ["compare", "--metric", "entropy", "--by", "outcome", "--phase", "suffix", "--csv"]
+    assert run(*compare, *there) == run(*compare, *here)
+    assert "every file that is here is as it was committed" in run("verify", *there)
+    attnstore.open(server.url).episode("e1").image_bytes(0, "hand_camera")
+    (cached,) = Path(os.environ["ATTNSTORE_CACHE"]).glob("*/*/data/*/e1-*/base.*")
+    flip_byte(cached / "frames.parquet", 100)
+    result = CliRunner().invoke(cli, ["verify", *there])
+    assert isinstance(result.exception, IntegrityError)
+    assert "1 problems" in str(result.exception)
+    assert "frames.parquet: its bytes differ" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "message"),
+    [
+        ("ftp://host/x", UsageError, r"ftp://host/x: a store is a path, or a URL with s3://"),
+        ("http://host/x?version=1", UsageError, r"http://host/x: a store's URL has no \?"),
+        ("file://host/x", UsageError, "has no host"),
+        (
+            "http://u:secret@127.0.0.1:1/x",
+            AttnstoreError,
+            r"http://127\.0\.0\.1:1/x/attnstore.json",
+        ),
+    ],
+)
+def test_urls_that_cannot_be_opened(
+    url: str, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attnstore.store.remote_files.PAUSES", ())
+    with pytest.raises(error, match=message) as raised:
+        attnstore.open(url)
+    assert "secret" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_no_store_at_a_url(tmp_path: Path) -> None:
+    missing = r"is not an attnstore store: it has no attnstore"
+    with file_server(tmp_path) as server, pytest.raises(NotFoundError, match=missing):
+        attnstore.open(server.url)
+
+
+@pytest.mark.parametrize(
+    ("module", "url", "extra"), [("s3fs", "s3://b/x", "s3"), ("gcsfs", "gs://b/x", "gcs"),
+                                 ("aiohttp", "http://h/x", "http")],
+)  # fmt: skip
+def test_a_missing_extra_names_the_command(
+    module: str, url: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    _transport.cache_clear()
+    with pytest.raises(
+        MissingExtraError, match=rf"needs {module}: pip install 'attnstore\[{extra}\]'"
+    ):
+        attnstore.open(url)
+
+
+def test_processes_share_a_cache(paths: StorePaths, server: FileServer) -> None:
+    code = (
+        "import sys, attnstore; s = attnstore.open(sys.argv[1]);"
+        "print(s.sql('select count(*) from head_stats').fetchall(),"
+        "float(s.episode('e1').values('suffix').astype('f8').sum()))"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, server.url], stdout=-1, stderr=-1, text=True)
+        for _ in range(3)
+    ]
+    said = [process.communicate(timeout=120) for process in running]
+    assert [err for _, err in said] == ["", "", ""]
+    assert len({out for out, _ in said}) == 1
+    assert_same_answers(attnstore.open(paths.root), attnstore.open(server.url))
+
+
+def test_threads_that_need_one_file_fetch_it_once(paths: StorePaths, server: FileServer) -> None:
+    episode = attnstore.open(server.url).episode("e1")
+    episode.phases  # noqa: B018  the description is here
+    server.take()
+    server.delay = 0.2
+    threads = [
+        threading.Thread(target=lambda: episode.values("prefix", layer=0, keyframe=0))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len([r for r in server.take() if "/c/" in r]) == 1
+
+
+def test_another_process_opens_its_own_connection(paths: StorePaths, server: FileServer) -> None:
+    episode = attnstore.open(server.url).episode("e1")
+    copy = pickle.loads(pickle.dumps(episode.part))
+    index = (0, 0, slice(0, 2), slice(0, 2), slice(0, 2))
+    there = attnstore.open(paths.root).episode("e1").part.attention("prefix", index)
+    np.testing.assert_array_equal(copy.attention("prefix", index), there)
+
+
+def test_no_room_is_said_before_anything_is_fetched(
+    paths: StorePaths, server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = attnstore.open(server.url)
+    assert isinstance(store.paths, MirrorPaths)
+    episode = store.episode("e1")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: type("usage", (), {"free": 10}))
+    server.take()
+    with pytest.raises(AttnstoreError, match="GB free"):
+        episode.image_bytes(0, "hand_camera")
+    assert server.take() == []
+    assert list(fetch_all(store.paths.transport, [], store.paths.scratch)) == []
+
+
+def test_commits_lists_what_the_path_lists(paths: StorePaths, server: FileServer) -> None:
+    assert list(attnstore.open(server.url).commits()) == list(all_commits(paths))
