@@ -13,14 +13,14 @@ exception. The actions are bitwise those of the eager model without capture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from attnstore.store.axes import STEPPED_PHASES
+from attnstore.store.axes import STEPPED_PHASES, VISION
 
-from .policies.base import Policy
+from .policies.base import ATTENTION_ONLY, EMBEDDING, Generated, Policy, Watch
 
 if TYPE_CHECKING:
     import torch
@@ -36,10 +36,32 @@ class Record:
     """Denoising step, 0 is the noisiest; None in one-pass phases."""
     weights: torch.Tensor = field(repr=False)
     """(batch, head, query, key), on the model's device and in its data type; not to be changed."""
+    first: int = 0
+    """In phase ``vision``, whose batch is of images: place of the first of them in
+    `attnstore.ingest.policies.base.Batch.encoded`."""
+    samples: tuple[int, ...] | None = None
+    """Samples of the batch that it is of; None: all. Others have ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenRecord:
+    """The hidden states after one layer, as the model computed them, padding included."""
+
+    phase: str
+    layer: int
+    """`attnstore.ingest.policies.base.EMBEDDING` for those that enter layer 0."""
+    step: int | None
+    states: torch.Tensor = field(repr=False)
+    """(batch, query, feature), on the model's device and in its data type; not to be changed."""
+    first: int = 0
+    samples: tuple[int, ...] | None = None
+    """Both as in `Record`."""
 
 
 Sink = Callable[[Record], None]
 """Called in the model's thread as each layer finishes; what it raises ends the forward pass."""
+HiddenSink = Callable[[HiddenRecord], None]
+"""As `Sink`; a layer's hidden states come after its attention."""
 
 
 @dataclass(slots=True)
@@ -49,9 +71,15 @@ class Session:
     records: list[Record] = field(default_factory=list)
     """Every record, when no sink was given."""
     counts: dict[str, int] = field(default_factory=dict)
-    """Records per phase."""
+    """Records per phase; in phase ``vision`` images, each counted at every layer."""
+    hidden_counts: dict[str, int] = field(default_factory=dict)
+    """As `counts`, of hidden states after a layer."""
+    seen_images: dict[tuple[str, int], int] = field(default_factory=dict)
+    """Images that a layer of phase ``vision`` saw, over all calls of the vision tower so far."""
     encoded_images: int = 0
     """Images that went through the vision tower."""
+    generated: list[Generated] = field(default_factory=list)
+    """What each sample of the batch wrote; empty if the policy writes no text."""
     noisy_actions: list[torch.Tensor] = field(default_factory=list)
     """Input of each denoising step, (batch, horizon, action_dof)."""
 
@@ -59,12 +87,21 @@ class Session:
         """Forget what was seen, before another call of the policy."""
         self.records.clear()
         self.counts.clear()
+        self.hidden_counts.clear()
+        self.seen_images.clear()
         self.noisy_actions.clear()
+        self.generated.clear()
         self.encoded_images = 0
 
 
 @contextmanager
-def capture(policy: Policy, sink: Sink | None = None) -> Iterator[Session]:
+def capture(
+    policy: Policy,
+    sink: Sink | None = None,
+    *,
+    watch: Watch = ATTENTION_ONLY,
+    hidden: HiddenSink | None = None,
+) -> Iterator[Session]:
     """Record the attention of every watched layer while `policy` acts.
 
     Parameters
@@ -73,44 +110,93 @@ def capture(policy: Policy, sink: Sink | None = None) -> Iterator[Session]:
         A loaded policy; its modules may be compiled.
     sink
         Gets each record as it arrives and nothing is kept; without it the session keeps copies.
+    watch
+        What is captured beside the attention of the policy's own phases.
+    hidden
+        Gets the hidden states, if `watch` asks for them; they are never kept.
 
     Raises
     ------
     HealthError
         If a watched layer gives no weights.
+    UsageError
+        If the policy cannot show what `watch` asks for.
     """
     session = Session()
-    with policy.instrument(_Recorder(session, sink)):
+    with policy.instrument(_Recorder(session, sink, watch, hidden)):
         yield session
+
+
+class _Steps:
+    """Counts the steps of stepped phases as they begin."""
+
+    def __init__(self) -> None:
+        self._step: dict[str, int] = {}
+
+    def at(self, phase: str, *, begins: bool) -> int | None:
+        """Return the step of what a phase shows now; None in one-pass phases.
+
+        `begins` says that it is a step's, or a one-pass phase's, first.
+        """
+        if phase not in STEPPED_PHASES:
+            if begins:
+                self._step.clear()
+            return None
+        if begins:
+            self._step[phase] = self._step.get(phase, -1) + 1
+        return self._step.get(phase, 0)
+
+
+def _count(counts: dict[str, int], phase: str, images: int) -> None:
+    counts[phase] = counts.get(phase, 0) + (images if phase == VISION else 1)
 
 
 class _Recorder:
     """The observer that turns what a policy shows into records."""
 
-    def __init__(self, session: Session, sink: Sink | None) -> None:
-        self._session, self._sink = session, sink
-        self._step: dict[str, int] = {}
+    def __init__(
+        self, session: Session, sink: Sink | None, watch: Watch, hidden: HiddenSink | None
+    ) -> None:
+        self.watch = watch
+        self._session, self._sink, self._hidden = session, sink, hidden
+        self._steps, self._hidden_steps = _Steps(), _Steps()
+        self._samples: tuple[int, ...] | None = None
 
     def attention(self, phase: str, layer: int, weights: torch.Tensor) -> None:
         session = self._session
-        step = self._advance(phase, layer)
-        session.counts[phase] = session.counts.get(phase, 0) + 1
+        step = self._steps.at(phase, begins=layer == 0)
+        first = self._first("attention", phase, layer, len(weights))
+        _count(session.counts, phase, len(weights))
         if self._sink is not None:
-            self._sink(Record(phase, layer, step, weights))
+            self._sink(Record(phase, layer, step, weights, first, self._samples))
         else:
-            session.records.append(Record(phase, layer, step, weights.clone()))
+            kept = Record(phase, layer, step, weights.clone(), first, self._samples)
+            session.records.append(kept)
 
-    def _advance(self, phase: str, layer: int) -> int | None:
-        if phase not in STEPPED_PHASES:
-            if layer == 0:
-                self._step.clear()
-            return None
-        if layer == 0:
-            self._step[phase] = self._step.get(phase, -1) + 1
-        return self._step.get(phase, 0)
+    def hidden(self, phase: str, layer: int, states: torch.Tensor) -> None:
+        step = self._hidden_steps.at(phase, begins=layer == EMBEDDING)
+        first = self._first("hidden", phase, layer, len(states))
+        if layer != EMBEDDING:
+            _count(self._session.hidden_counts, phase, len(states))
+        if self._hidden is not None:
+            self._hidden(HiddenRecord(phase, layer, step, states, first, self._samples))
+
+    def _first(self, what: str, phase: str, layer: int, images: int) -> int:
+        if phase != VISION:
+            return 0
+        seen = self._session.seen_images
+        first = seen.get((what, layer), 0)
+        seen[what, layer] = first + images
+        return first
 
     def encoded(self, images: int) -> None:
         self._session.encoded_images += images
 
     def noisy_actions(self, actions: torch.Tensor) -> None:
         self._session.noisy_actions.append(actions.clone())
+
+    def continuing(self, samples: Sequence[int]) -> None:
+        self._samples = tuple(samples)
+
+    def generated(self, texts: Sequence[Generated]) -> None:
+        self._session.generated.extend(texts)

@@ -14,8 +14,9 @@ from attnstore.store.writer import EpisodeWriter
 
 from .datasets.base import Dataset, EpisodeInfo, Frame
 from .keyframes import describe_episode, keyframe_indices, observation
-from .policies.base import Policy
+from .policies.base import ATTENTION_ONLY, Policy, Watch
 from .recorder import EpisodeRecorder
+from .views import keyframe_views
 from .writing import WriteQueue
 
 Progress = Callable[[int], None]
@@ -36,6 +37,8 @@ class EpisodeJob:
     run: RunConfig
     batch_size: int = 1
     variant: str = "base"
+    watch: Watch = ATTENTION_ONLY
+    """What is captured beside the attention of the policy's own phases; the run says so too."""
 
     @property
     def part(self) -> str:
@@ -83,20 +86,21 @@ def ingest_episode(
     indices = keyframe_indices(info.frames, job.run.stride)
     spec, shapes = describe_episode(
         info,
-        dataset.frames(name, indices),
+        keyframe_views(dataset, info, indices, policy),
         policy,
         indices=indices,
         seed=job.run.seed,
         precision=job.run.precision,
+        watch=job.watch,
     )
     attempt = Attempt(job.paths, *job.commit_folder(name))
     try:
         with WriteQueue() as queue:
             writer = EpisodeWriter(attempt, spec, shapes)
-            recorder = EpisodeRecorder(policy, writer, queue)
+            recorder = EpisodeRecorder(policy, writer, queue, job.watch)
             keyframe = 0
             held: list[Frame] = []
-            for frame in dataset.frames(name, indices):
+            for frame in keyframe_views(dataset, info, indices, policy):
                 held.append(frame)
                 if len(held) == job.batch_size or keyframe + len(held) == len(indices):
                     if stopped():

@@ -6,13 +6,15 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from attnstore.store.arrays import PolicyShapes
+from attnstore.store.axes import split_path
 from attnstore.store.episode import EpisodeSpec, PhaseSpec
 from attnstore.store.errors import EpisodeError
 from attnstore.store.geometry import Geometry
 from attnstore.store.tokens import AlignedAxis, TokenLayout
 
 from .datasets.base import EpisodeInfo, Frame
-from .policies.base import Observation, Policy
+from .encoders import all_layouts, all_shapes
+from .policies.base import ATTENTION_ONLY, Observation, Policy, Watch
 
 
 def keyframe_indices(frames: int, stride: int) -> tuple[int, ...]:
@@ -54,6 +56,7 @@ def describe_episode(
     indices: Sequence[int],
     seed: int,
     precision: str,
+    watch: Watch = ATTENTION_ONLY,
 ) -> tuple[EpisodeSpec, PolicyShapes]:
     """Describe an episode before the policy runs: aligned token layouts, geometry, shapes.
 
@@ -62,29 +65,31 @@ def describe_episode(
     EpisodeError
         If a camera's image changes its size within the episode.
     """
-    layouts: dict[str, list[TokenLayout]] = {phase: [] for phase in policy.phases}
+    layouts: dict[str, list[TokenLayout]] = {}
     geometry: Mapping[str, Geometry] = {}
     seeds, state_dof, recorded_dof = [], 0, 0
     for frame in frames:
         sight = observation(frame, info, seed)
         sample = policy.prepare([sight]).samples[0]
-        for phase, layout in sample.layouts.items():
-            layouts[phase].append(layout)
+        for path, layout in all_layouts(policy, sample, watch).items():
+            layouts.setdefault(path, []).append(layout)
         if geometry and sample.geometry != geometry:
             raise EpisodeError(info.name, f"frame {frame.index}: a camera's image changes its size")
         geometry, state_dof, recorded_dof = sample.geometry, frame.state.size, frame.action.size
         seeds.append(sight.seed)
     phases = {
-        name: PhaseSpec(
-            name,
+        path: PhaseSpec(
+            split_path(path)[0],
             shape.layers,
             shape.heads,
             shape.steps,
-            AlignedAxis.over([x.query for x in layouts[name]]),
-            AlignedAxis.over([x.key for x in layouts[name]]),
+            AlignedAxis.over([x.query for x in layouts[path]]),
+            AlignedAxis.over([x.key for x in layouts[path]]),
             shape.query_groups,
+            camera=split_path(path)[1],
+            causal=shape.causal,
         )
-        for name, shape in policy.phases.items()
+        for path, shape in all_shapes(policy, geometry, watch).items()
     }
     spec = EpisodeSpec(
         name=info.name,

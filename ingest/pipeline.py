@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, Protocol
 
-from attnstore.store.commit import Commit, latest_commit
+from attnstore.store.commit import Commit, Key, latest_commit
 from attnstore.store.errors import AttnstoreError, ConflictError, EpisodeError, HealthError
 from attnstore.store.paths import StorePaths, create_exclusive, now, slug
 
@@ -93,10 +93,36 @@ def ingest_one(
     """
     if latest_commit(job.paths, *job.commit_folder(name)) is not None:
         return Outcome(name, "present")
+
+    def work() -> Commit:
+        return ingest_episode(job, policy, dataset, name, progress=progress, stopped=stopped)
+
+    return settle(job.paths, job.commit_folder(name), name, work)
+
+
+def settle(paths: StorePaths, part: Key, name: str, work: Callable[[], Commit]) -> Outcome:
+    """Make a part of an episode and turn what can go wrong with *it* into an outcome.
+
+    Parameters
+    ----------
+    part
+        (run, episode, part) ids of what `work` commits.
+    name
+        The dataset's own name of the episode.
+
+    Raises
+    ------
+    StoppedError
+        If `work` was stopped.
+    DiskFullError
+        If there is no space left.
+    AttnstoreError
+        What concerns every episode, such as weights that cannot be loaded.
+    """
     try:
-        commit = ingest_episode(job, policy, dataset, name, progress=progress, stopped=stopped)
+        commit = work()
     except ConflictError as error:
-        if latest_commit(job.paths, *job.commit_folder(name)) is not None:
+        if latest_commit(paths, *part) is not None:
             return Outcome(name, "present")
         return Outcome(name, "failed", str(error))
     except ObservationError as error:
@@ -105,13 +131,13 @@ def ingest_one(
         return Outcome(name, "broken", error.reason)
     except HealthError as error:
         try:
-            _quarantine(job, name, str(error))
+            _quarantine(paths, part, name, str(error))
         except OSError as full:
-            raise _disk_error(job, name, full) from error
+            raise _disk_error(paths, name, full) from error
         return Outcome(name, "quarantined", str(error))
     except Exception as error:
         if _is_disk_full(error):
-            raise _disk_error(job, name, error) from error
+            raise _disk_error(paths, name, error) from error
         if isinstance(error, AttnstoreError):
             raise
         # One episode's surprise must not end a night's run; its type and text name the cause.
@@ -188,9 +214,9 @@ def _committed(name: str, commit: Commit) -> Outcome:
     )
 
 
-def _quarantine(job: EpisodeJob, name: str, reason: str) -> None:
-    folder = job.paths.quarantine / job.run.id / slug(name)
-    entry = {"run": job.run.id, "name": name, "reason": reason, "created": now()}
+def _quarantine(paths: StorePaths, part: Key, name: str, reason: str) -> None:
+    folder = paths.quarantine / part[0] / slug(name)
+    entry = {"run": part[0], "part": part[2], "name": name, "reason": reason, "created": now()}
     for number in range(1, 1_000_000):
         if create_exclusive(folder / f"{number:06d}.json", entry):
             return
@@ -202,17 +228,17 @@ def quarantined(paths: StorePaths) -> list[dict[str, Any]]:
 
     found = []
     for file in sorted(paths.quarantine.glob("*/*/*.json")):
-        run, episode = file.parts[-3], file.parts[-2]
-        if latest_commit(paths, run, episode) is None:
-            found.append(read_json(file))
+        run, episode, entry = file.parts[-3], file.parts[-2], read_json(file)
+        if latest_commit(paths, run, episode, entry.get("part", "base")) is None:
+            found.append(entry)
     return found
 
 
-def _disk_error(job: EpisodeJob, name: str, error: Exception) -> AttnstoreError:
+def _disk_error(paths: StorePaths, name: str, error: Exception) -> AttnstoreError:
     if not _is_disk_full(error):
-        return AttnstoreError(f"{job.paths.root} cannot be written while at {name}: {error}")
+        return AttnstoreError(f"{paths.root} cannot be written while at {name}: {error}")
     return DiskFullError(
-        f"no space left for {job.paths.root} while writing {name}; committed episodes are kept: "
+        f"no space left for {paths.root} while writing {name}; committed episodes are kept: "
         "free space and run the same command again"
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from attnstore.store.chunking import EXPECTED_RATIO, attention_bytes
 from attnstore.store.commit import ATTEMPT_FILE, latest_commit
@@ -16,13 +17,16 @@ from attnstore.store.errors import EpisodeError, IntegrityError
 from attnstore.store.paths import StorePaths, read_json
 from attnstore.store.precision import dtype
 from attnstore.store.run import RunConfig
+from attnstore.store.tables import TOKEN_METRICS
 from attnstore.store.tokens import TokenLayout
 
 from .datasets.base import Dataset, EpisodeInfo
+from .encoders import all_layouts, all_shapes
 from .episode import EpisodeJob
 from .keyframes import keyframe_indices, observation
 from .optional import require
-from .policies.base import ObservationError, PhaseShape, Policy
+from .policies.base import ATTENTION_ONLY, ObservationError, PhaseShape, Policy, Watch
+from .views import first_full_window, keyframe_views
 
 CLOCK_SLACK = 2.0
 """Seconds that a process's start time may be off: the kernel counts it in ticks since boot."""
@@ -72,7 +76,11 @@ def make_plan(job: EpisodeJob, policy: Policy, dataset: Dataset) -> Plan:
     ------
     ObservationError
         If the policy can take none of the samples.
+    UsageError
+        If the policy cannot show what is to be watched.
     """
+    if job.watch.token_stats:
+        policy.check_hidden()
     pending: list[EpisodeInfo] = []
     committed, broken = [], {}
     for name in dataset.episode_names():
@@ -89,7 +97,8 @@ def make_plan(job: EpisodeJob, policy: Policy, dataset: Dataset) -> Plan:
     refused: ObservationError | None = None
     for info in pending[:SAMPLES]:
         try:
-            frame = next(iter(dataset.frames(info.name, [0])))
+            first = first_full_window(info, policy)
+            frame = next(keyframe_views(dataset, info, [first], policy))
         except EpisodeError as error:
             broken[info.name] = error.reason
             continue
@@ -98,8 +107,13 @@ def make_plan(job: EpisodeJob, policy: Policy, dataset: Dataset) -> Plan:
         except ObservationError as error:
             refused, broken[info.name] = error, str(error)
             continue
-        largest = max(largest, raw_bytes(policy.phases, sample.layouts, job.run.precision))
-        tokens = tokens or {p: (len(x.query), len(x.key)) for p, x in sample.layouts.items()}
+        shapes = all_shapes(policy, sample.geometry, job.watch)
+        layouts = all_layouts(policy, sample, job.watch)
+        size = raw_bytes(shapes, layouts, job.run.precision)
+        if job.watch.token_stats:
+            size += token_stats_bytes(shapes, layouts)
+        largest = max(largest, size)
+        tokens = tokens or {p: (len(x.query), len(x.key)) for p, x in layouts.items()}
     if refused is not None and not tokens:
         # No sample fits: it is the dataset or the checkpoint that is wrong, not an episode.
         raise refused
@@ -134,6 +148,12 @@ def raw_bytes(
         maps = shape.layers * shape.heads * (steps or 1) * patches * len(shape.query_groups)
         total += 2 * maps * dtype("log8").itemsize
     return total
+
+
+def token_stats_bytes(phases: Mapping[str, PhaseShape], layouts: Mapping[str, TokenLayout]) -> int:
+    """Bytes of one keyframe's ``token_stats``: their keys compress to almost nothing."""
+    rows = sum(s.layers * (s.steps or 1) * len(layouts[name].query) for name, s in phases.items())
+    return rows * len(TOKEN_METRICS) * 4
 
 
 def claimed_by_other(paths: StorePaths, run: str, episode: str, part: str) -> bool:
@@ -179,10 +199,30 @@ def _existing(path: Path) -> Path:
 
 
 def describe_run(
-    policy: Policy, policy_name: str, dataset: Dataset, *, stride: int, precision: str, seed: int
+    policy: Policy,
+    policy_name: str,
+    dataset: Dataset,
+    *,
+    stride: int,
+    precision: str,
+    seed: int,
+    watch: Watch = ATTENTION_ONLY,
 ) -> RunConfig:
-    """Return the run's configuration: what changes its numbers."""
+    """Return the run's configuration: what changes its numbers, or is in each of its episodes.
+
+    Raises
+    ------
+    UsageError
+        If the policy cannot show what is to be watched.
+    """
     shape = {name: [s.layers, s.heads, s.steps] for name, s in policy.phases.items()}
+    options: dict[str, Any] = {"phases": shape}
+    if watch.vision:
+        # An eager encoder's features differ in the last bits, and so do the actions.
+        encoder = policy.encoder_shape()
+        options["vision"] = [encoder.layers, encoder.heads]
+    if watch.token_stats:
+        options["token_stats"] = True
     return RunConfig(
         policy=policy_name,
         checkpoint=policy.checkpoint,
@@ -193,5 +233,5 @@ def describe_run(
         stride=stride,
         precision=precision,
         seed=seed,
-        options={"phases": shape},
+        options=options,
     )

@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attnstore.store.episode import EpisodeSpec
+from attnstore.store.episode import EpisodeSpec, PhaseSpec
+from attnstore.store.generated import DECODE, at_step, with_tokens
 from attnstore.store.statistics import SINK_FRACTION, SINK_THRESHOLD
+from attnstore.store.tokens import GENERATED, Token
 from attnstore.store.writer import EpisodeWriter
 
 from .aggregates import episode_stats
 from .capture import Record, Session, capture
 from .datasets.base import Frame
-from .health import check_axes, check_complete, check_rows
-from .policies.base import Batch, Policy
+from .encoders import all_layouts, all_shapes, owners
+from .health import check_axes, check_complete, check_encoded, check_rows
+from .policies.base import ATTENTION_ONLY, Batch, Generated, Policy, Watch
 from .reduction import compact, encode_on_device, reduce
 from .statistics import HeadStatistics, PhaseReductions, SinkStatistics
+from .token_stats import TokenStatistics
 from .writing import WriteQueue
 
 if TYPE_CHECKING:
@@ -38,12 +42,21 @@ class EpisodeRecorder:
         Where the episode goes.
     queue
         Takes the weights off the model's thread.
+    watch
+        What is captured beside the attention of the policy's own phases; as the episode was
+        described with.
     """
 
-    def __init__(self, policy: Policy, writer: EpisodeWriter, queue: WriteQueue) -> None:
-        self._policy, self._writer, self._queue = policy, writer, queue
+    def __init__(
+        self,
+        policy: Policy,
+        writer: EpisodeWriter,
+        queue: WriteQueue,
+        watch: Watch = ATTENTION_ONLY,
+    ) -> None:
+        self._policy, self._writer, self._queue, self._watch = policy, writer, queue, watch
         self._spec: EpisodeSpec = writer.spec
-        self._shapes = policy.phases
+        self._shapes = all_shapes(policy, self._spec.geometry, watch)
         self._heads = HeadStatistics(self._spec)
         self._sinks = SinkStatistics(SINK_THRESHOLD, SINK_FRACTION)
         self._buffers: dict[str, torch.Tensor] = {}
@@ -56,38 +69,50 @@ class EpisodeRecorder:
         HealthError
             If the capture fails a check of the health gate.
         """
+        layouts = [all_layouts(self._policy, s, self._watch) for s in batch.samples]
         reductions = [
-            {p: PhaseReductions(self._spec.phases[p], s.layouts[p]) for p in self._shapes}
-            for s in batch.samples
+            {p: PhaseReductions(self._spec.phases[p], own[p]) for p in self._shapes if p in own}
+            for own in layouts
         ]
+        hidden = TokenStatistics(self._spec, batch, layouts)
         rows: list[list[tuple[float, float]]] = [[] for _ in keyframes]
 
         def sink(record: Record) -> None:
-            shape = self._shapes[record.phase]
-            for i, (keyframe, sample) in enumerate(zip(keyframes, batch.samples, strict=True)):
-                layout = sample.layouts[record.phase]
+            for row, i, path in owners(record, len(record.weights), batch):
+                keyframe, shape = keyframes[i], self._shapes[path]
+                layout = at_step(layouts[i][path], record.step)
                 check_axes(record, layout, shape)
-                exact = compact(record.weights[i], layout)
+                exact = compact(record.weights[row], layout)
                 weights = self._widened(record.phase, exact)
                 reduction = reduce(weights, layout.query, shape.query_groups)
                 check_rows(record, *reduction.row_sum, keyframe)
                 rows[i].append(reduction.row_sum)
-                reductions[i][record.phase].add(record.layer, record.step, reduction)
+                reductions[i][path].add(record.layer, record.step, reduction)
                 # float32 rounds to float16 fastest; log8 has a table for values of 16 bits.
                 source = weights if self._spec.precision == "float16" else exact
                 stored = encode_on_device(source, self._spec.precision)
                 write = partial(
                     self._writer.write_attention,
-                    record.phase, keyframe, record.layer, stored, layout, record.step,
+                    path, keyframe, record.layer, stored, layout, record.step,
                 )  # fmt: skip
                 self._queue.put(write, stored.nbytes)
 
-        with capture(self._policy, sink) as session:
+        if self._watch.vision:
+            check_encoded(batch)
+        with capture(self._policy, sink, watch=self._watch, hidden=hidden.add) as session:
             actions = self._policy.act(batch)
-        check_complete(session, self._shapes, batch, encoder=self._policy.watches_encoder)
+        check_complete(
+            session, self._shapes, batch,
+            encoder=self._policy.watches_encoder, hidden=self._watch.token_stats,
+        )  # fmt: skip
         self._write_policy(keyframes, frames, actions, session)
         for i, keyframe in enumerate(keyframes):
-            self._write_keyframe(keyframe, frames[i], batch, i, reductions[i], rows[i])
+            text = session.generated[i] if session.generated else None
+            if text is not None:
+                self._writer.end_steps(DECODE, keyframe, len(text.tokens))
+            self._write_keyframe(keyframe, frames[i], batch, i, reductions[i], rows[i], text)
+            for block in hidden.rows(i, keyframe):
+                self._writer.add_rows("token_stats", block)
 
     def _widened(self, phase: str, weights: torch.Tensor) -> torch.Tensor:
         """Return weights as float32, in a buffer that the phase's next layer overwrites.
@@ -134,26 +159,27 @@ class EpisodeRecorder:
         index: int,
         reductions: dict[str, PhaseReductions],
         rows: Sequence[tuple[float, float]],
+        text: Generated | None,
     ) -> None:
         spec, writer, sample = self._spec, self._writer, batch.samples[index]
-        for name, phase in reductions.items():
+        for phase in reductions.values():
             for block in self._heads.rows(keyframe, phase):
                 writer.add_rows("head_stats", block)
             self._sinks.add(phase)
             for reduction, groups in (("mean", phase.mean), ("max", phase.maximum)):
                 for group, values in groups.items():
-                    for span in phase.layout.key:
-                        if span.camera is None:
-                            continue
-                        maps = phase.maps(values, span)
+                    for camera in phase.spec.cameras:
+                        maps = phase.camera_maps(values, camera)
                         lead = maps if phase.spec.steps is not None else maps[0]
-                        writer.write_map(name, group, span.camera, reduction, keyframe, lead)
-            layout = sample.layouts[name]
+                        writer.write_map(phase.spec.phase, group, camera, reduction, keyframe, lead)
+            layout = phase.layout
+            if text is not None:
+                layout = with_tokens(layout, text.tokens)
             for axis, aligned, own in (
                 ("query", phase.spec.query, layout.query),
                 ("key", phase.spec.key, layout.key),
             ):
-                _write_axis(writer, keyframe, name, axis, aligned, own)
+                _write_axis(writer, keyframe, phase.spec, axis, aligned, own)
         writer.add_rows(
             "keyframes",
             {
@@ -166,27 +192,47 @@ class EpisodeRecorder:
                 "action_recorded": [frame.action.tolist()],
                 "row_sum_min": [min(low for low, _ in rows)],
                 "row_sum_max": [max(high for _, high in rows)],
+                "generated": [None if text is None else text.text],
             },
         )
+        if text is not None:
+            writer.add_rows("tokens", _chosen(keyframe, text.tokens))
+        # A policy that was told to leave a camera out has no geometry for it.
+        seen = [c for c in frame.cameras if c.camera in sample.geometry]
         writer.add_rows(
             "frames",
             {
-                "keyframe": [keyframe] * len(frame.cameras),
-                "frame": [frame.index] * len(frame.cameras),
-                "camera": [c.camera for c in frame.cameras],
-                "image": [c.data for c in frame.cameras],
-                "media_type": [c.media_type for c in frame.cameras],
-                "height": [c.rgb.shape[0] for c in frame.cameras],
-                "width": [c.rgb.shape[1] for c in frame.cameras],
-                "geometry": [sample.geometry[c.camera].to_json() for c in frame.cameras],
+                "keyframe": [keyframe] * len(seen),
+                "frame": [frame.index] * len(seen),
+                "camera": [c.camera for c in seen],
+                "image": [c.data for c in seen],
+                "media_type": [c.media_type for c in seen],
+                "height": [c.rgb.shape[0] for c in seen],
+                "width": [c.rgb.shape[1] for c in seen],
+                "geometry": [sample.geometry[c.camera].to_json() for c in seen],
             },
         )
 
 
+def _chosen(keyframe: int, tokens: Sequence[Token]) -> dict[str, Any]:
+    """Rows of ``tokens`` that say what each step of phase decode chose."""
+    count = len(tokens)
+    return {
+        "keyframe": [keyframe] * count,
+        "phase": [DECODE] * count,
+        "axis": ["step"] * count,
+        "index": list(range(count)),
+        "span": [GENERATED] * count,
+        "role": [GENERATED] * count,
+        "token_id": [t.id for t in tokens],
+        "text": [t.text for t in tokens],
+    }
+
+
 def _write_axis(
-    writer: EpisodeWriter, keyframe: int, phase: str, axis: str, aligned: Any, own: Any
+    writer: EpisodeWriter, keyframe: int, spec: PhaseSpec, axis: str, aligned: Any, own: Any
 ) -> None:
-    homes = [aligned[span.name] for span in own]
+    homes, phase = [aligned[span.name] for span in own], spec.phase
     count = len(homes)
     writer.add_rows(
         "spans",
@@ -197,7 +243,7 @@ def _write_axis(
             "span": [s.name for s in own],
             "kind": [s.kind for s in own],
             "role": [s.role for s in own],
-            "camera": [s.camera for s in own],
+            "camera": [s.camera or spec.camera for s in own],
             "start": [h.start for h in homes],
             "stop": [h.start + len(s) for h, s in zip(homes, own, strict=True)],
             "reserved_stop": [h.stop for h in homes],

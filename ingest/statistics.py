@@ -41,7 +41,9 @@ class PhaseReductions:
     confidence: dict[str, Float] = field(default_factory=dict)
     """Per query group, (step, layer, head)."""
     overall: Float = field(init=False)
-    """(step, layer, head, key)."""
+    """(step, layer, head, key); NaN where a step does not exist."""
+    steps: int = 0
+    """Steps that arrived; 1 in one-pass phases."""
 
     def __post_init__(self) -> None:
         self.overall = np.full((*self._lead, len(self.layout.key)), np.nan, np.float32)
@@ -53,21 +55,36 @@ class PhaseReductions:
     def add(self, layer: int, step: int | None, reduction: Reduction) -> None:
         """Take in one layer's reduction."""
         at = (step or 0, layer)
-        self.overall[at] = reduction.overall
+        self.steps = max(self.steps, at[0] + 1)
+        self._place(self.overall[at], reduction.overall)
         for group, values in reduction.mean.items():
             if group not in self.mean:
                 shape = (*self._lead, len(self.layout.key))
                 self.mean[group] = np.full(shape, np.nan, np.float32)
                 self.maximum[group] = np.full(shape, np.nan, np.float32)
                 self.confidence[group] = np.full(self._lead, np.nan, np.float32)
-            self.mean[group][at] = values
-            self.maximum[group][at] = reduction.maximum[group]
+            self._place(self.mean[group][at], values)
+            self._place(self.maximum[group][at], reduction.maximum[group])
             self.confidence[group][at] = reduction.confidence[group]
+
+    @staticmethod
+    def _place(target: Float, values: Float) -> None:
+        """Put in a layer's values; keys that are yet to be generated get no attention."""
+        count = values.shape[-1]
+        target[..., :count], target[..., count:] = values, 0
 
     def maps(self, values: Float, span: Span) -> Float:
         """Cut one camera's maps out of (..., key): (..., row, col)."""
         assert span.grid is not None
         return values[..., span.start : span.stop].reshape(*values.shape[:-1], *span.grid)
+
+    def camera_maps(self, values: Float, camera: str) -> Float:
+        """Cut a camera's maps out of (..., key); NaN where this keyframe lacks the camera."""
+        for span in self.layout.key:
+            if span.camera == camera:
+                return self.maps(values, span)
+        (grid,) = [s.grid for s in self.spec.key if s.camera == camera and s.grid is not None]
+        return np.full((*values.shape[:-1], *grid), np.nan, np.float32)
 
 
 class HeadStatistics:
@@ -80,7 +97,8 @@ class HeadStatistics:
 
     def rows(self, keyframe: int, phase: PhaseReductions) -> Iterator[dict[str, Any]]:
         """Yield columns of ``head_stats``, one block of rows per query group and camera."""
-        for group, mean in phase.mean.items():
+        for group, reduced in phase.mean.items():
+            mean = reduced[: phase.steps]
             mass = self._span_mass(phase.layout.key, mean)
             for span in phase.layout.key:
                 if span.camera is not None:
@@ -116,7 +134,10 @@ class HeadStatistics:
         key = (phase.spec.phase, group, camera)
         nothing = np.full(p.shape[:-1], np.nan)
         previous = self._previous.get(key)
-        drift = nothing if previous is None else jensen_shannon(p, previous)
+        drift = nothing.copy()
+        if previous is not None:
+            both = min(len(p), len(previous))
+            drift[:both] = jensen_shannon(p[:both], previous[:both])
         self._previous[key] = p
         step_drift = nothing.copy()
         step_drift[1:] = jensen_shannon(p[1:], p[:-1])
@@ -131,7 +152,7 @@ class HeadStatistics:
             "entropy": entropy(p, float(coverage.sum())),
             "top10_mass": top_mass(p),
             "gini": gini(p),
-            "confidence": phase.confidence[group],
+            "confidence": phase.confidence[group][: phase.steps],
             "drift": drift,
             "step_drift": step_drift,
             "argmax_row": best // maps.shape[-1],
@@ -170,19 +191,22 @@ class SinkStatistics:
         self._sum: dict[str, NDArray[np.float64]] = {}
         self._phases: dict[str, PhaseSpec] = {}
         self._keyframes: dict[str, int] = {}
+        self._present: dict[str, NDArray[np.int32]] = {}
 
     def add(self, phase: PhaseReductions) -> None:
         """Take in one keyframe."""
-        name, spec = phase.spec.phase, phase.spec
+        name, spec = phase.spec.path, phase.spec
         if name not in self._above:
             shape = (*phase.overall.shape[:-1], len(spec.key))
             self._above[name], self._sum[name] = np.zeros(shape, np.int32), np.zeros(shape)
             self._phases[name] = spec
+            self._present[name] = np.zeros(phase.overall.shape[0], np.int32)
         self._keyframes[name] = self._keyframes.get(name, 0) + 1
+        self._present[name][: phase.steps] += 1
         for stored, own in spec.key.place(phase.layout.key):
-            values = phase.overall[..., own]
-            self._above[name][..., stored] += values > self._threshold
-            self._sum[name][..., stored] += values
+            values = phase.overall[: phase.steps, ..., own]
+            self._above[name][: phase.steps, ..., stored] += values > self._threshold
+            self._sum[name][: phase.steps, ..., stored] += values
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield columns of ``sinks``, one block per phase that has any."""
@@ -197,7 +221,7 @@ class SinkStatistics:
             offsets = [int(k) - s.start for k, s in zip(found[:, 3], spans, strict=True)]
             grids = [s.grid for s in spans]
             yield {
-                "phase": [name] * len(found),
+                "phase": [spec.phase] * len(found),
                 "step": found[:, 0] if spec.steps is not None else [None] * len(found),
                 "layer": found[:, 1],
                 "head": found[:, 2],
@@ -207,7 +231,7 @@ class SinkStatistics:
                     s.tokens[o].text if s.tokens else None
                     for s, o in zip(spans, offsets, strict=True)
                 ],
-                "camera": [s.camera for s in spans],
+                "camera": [s.camera or spec.camera for s in spans],
                 "row": [
                     None if g is None else o // g[1] for o, g in zip(offsets, grids, strict=True)
                 ],
@@ -215,7 +239,7 @@ class SinkStatistics:
                     None if g is None else o % g[1] for o, g in zip(offsets, grids, strict=True)
                 ],
                 "fraction": above[at] / total,
-                "mass": self._sum[name][at] / total,
+                "mass": self._sum[name][at] / self._present[name][found[:, 0]],
             }
 
 

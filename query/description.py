@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from attnstore.store.axes import VISION
 from attnstore.store.episode import EpisodeSpec, PhaseSpec
 from attnstore.store.errors import SelectionError
 from attnstore.store.geometry import Geometry
@@ -77,28 +78,52 @@ class EpisodeDescription:
     @property
     def phases(self) -> tuple[str, ...]:
         """Phases with attention."""
-        return tuple(self.spec.phases)
+        return tuple(dict.fromkeys(p.phase for p in self.spec.phases.values()))
 
-    def phase(self, phase: str) -> PhaseSpec:
-        """Return a phase's shape and axes."""
-        try:
-            return self.spec.phases[phase]
-        except KeyError:
+    def phase(self, phase: str, camera: str | None = None) -> PhaseSpec:
+        """Return a phase's shape and axes.
+
+        Parameters
+        ----------
+        phase
+            ``prefix``, ``suffix``, ...; also the path of one camera's encoder,
+            ``vision/hand_camera``.
+        camera
+            In phase ``vision``: whose encoder. Other phases have all cameras.
+
+        Raises
+        ------
+        SelectionError
+            If there is no such phase, or phase ``vision`` of several cameras needs one.
+        """
+        if (found := self.spec.phases.get(phase)) is not None:
+            return found
+        encoders = {p.camera: p for p in self.spec.phases.values() if p.camera is not None}
+        if phase == VISION and encoders:
+            if camera is None and len(encoders) > 1:
+                raise SelectionError(
+                    f"phase {phase} is of one camera: name one of {', '.join(map(str, encoders))}"
+                )
+            camera = camera or next(iter(encoders))
+            if camera in encoders:
+                return encoders[camera]
             raise SelectionError(
-                f"no phase {phase!r}; there are: {', '.join(self.phases)}"
-            ) from None
+                f"no camera {camera!r} in phase {phase}; there are: {', '.join(map(str, encoders))}"
+            )
+        hint = "; `attnstore ingest ... --vision` stores it" if phase == VISION else ""
+        raise SelectionError(f"no phase {phase!r}; there are: {', '.join(self.phases)}{hint}")
 
     def layers(self, phase: str) -> int:
         """Return the number of layers of a phase."""
-        return self.phase(phase).layers
+        return self._any(phase).layers
 
     def heads(self, phase: str) -> int:
         """Return the number of heads of a phase."""
-        return self.phase(phase).heads
+        return self._any(phase).heads
 
     def steps(self, phase: str) -> int | None:
         """Return the number of denoising steps; None in a one-pass phase."""
-        return self.phase(phase).steps
+        return self._any(phase).steps
 
     def geometry(self, camera: str) -> Geometry:
         """Return the transform between a camera's pixels and its patches."""
@@ -125,6 +150,11 @@ class EpisodeDescription:
         if camera not in self.spec.geometry:
             raise SelectionError(f"no camera {camera!r}; there are: {', '.join(self.cameras)}")
 
+    def _any(self, phase: str) -> PhaseSpec:
+        """Return a phase; of several cameras' encoders one, as the policy has one for all."""
+        found = [p for p in self.spec.phases.values() if p.phase == phase]
+        return found[0] if found else self.phase(phase)
+
     def _step(self, phase: str, step: int) -> int:
-        steps = self.phase(phase).steps
+        steps = self.steps(phase)
         return 0 if steps is None else check_index(step, steps, f"{phase} step")

@@ -17,6 +17,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from attnstore.store.arrays import MAP_PRECISION
+from attnstore.store.episode import PhaseSpec
 from attnstore.store.errors import SelectionError
 from attnstore.store.statistics import image_distribution, jensen_shannon
 
@@ -99,9 +100,9 @@ def keyframe_divergence(
     SelectionError
         If a name or an index matches nothing.
     """
-    spec = episode.phase(phase)
+    spec = episode.phase(phase, camera)
     times = Dimension.of(keyframes, len(episode.frames), "keyframe").positions
-    layers, heads = _heads(episode, phase, layer, head)
+    layers, heads = _heads(spec, layer, head)
     cover = episode.geometry(camera).coverage()
     blocks = []
     for index in layers.positions:
@@ -152,7 +153,7 @@ def step_divergence(
     """
     steps = _check_stepped(episode, phase)
     at = int(Dimension.of(keyframe, len(episode.frames), "keyframe").positions[0])
-    layers, heads = _heads(episode, phase, layer, head)
+    layers, heads = _heads(episode.phase(phase, camera), layer, head)
     cover = episode.geometry(camera).coverage()
     blocks = []
     for index in layers.positions:
@@ -208,7 +209,7 @@ def _stored(
     camera: str,
     query: str | None,
 ) -> xr.DataArray:
-    spec = episode.phase(phase)
+    spec = episode.phase(phase, camera)
     values = episode.stats(metric, phase, camera, query=query)
     array = xr.DataArray(
         values,
@@ -233,7 +234,7 @@ def _labelled(
     camera: str,
     query: str | None,
 ) -> xr.DataArray:
-    spec = episode.phase(phase)
+    spec = episode.phase(phase, camera)
     overview = query is None or query in spec.query_groups
     array = xr.DataArray(
         np.stack(blocks),
@@ -252,20 +253,19 @@ def _attributes(episode: Episode, phase: str, camera: str, query: str | None) ->
         "source": "Jensen-Shannon divergence, Lin 1991",
         "phase": phase,
         "camera": camera,
-        "query": query if query is not None else episode.phase(phase).query_groups[0],
+        "query": query if query is not None else episode.phase(phase, camera).query_groups[0],
     }
 
 
-def _heads(episode: Episode, phase: str, layer: Index, head: Index) -> tuple[Dimension, Dimension]:
-    spec = episode.phase(phase)
+def _heads(spec: PhaseSpec, layer: Index, head: Index) -> tuple[Dimension, Dimension]:
     return (
-        Dimension.of(layer, spec.layers, f"{phase} layer"),
-        Dimension.of(head, spec.heads, f"{phase} head"),
+        Dimension.of(layer, spec.layers, f"{spec.phase} layer"),
+        Dimension.of(head, spec.heads, f"{spec.phase} head"),
     )
 
 
 def _check_stepped(episode: Episode, phase: str) -> int:
-    steps = episode.phase(phase).steps
+    steps = episode.steps(phase)
     if steps is None:
         stepped = [name for name in episode.phases if episode.steps(name) is not None]
         raise SelectionError(

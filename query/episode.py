@@ -71,7 +71,7 @@ class Episode(AttentionSlices):
         -------
         (keyframe, layer, head, row, col) without the dropped dimensions, weights 0..1.
         """
-        spec = self.phase(phase)
+        spec = self.phase(phase, camera)
         self._check_camera(camera)
         if reduce not in ("max", "mean"):
             raise SelectionError(f"reduce is 'max' or 'mean'; got {reduce!r}")
@@ -80,11 +80,12 @@ class Episode(AttentionSlices):
         if isinstance(group, str) and group in spec.query_groups:
             block = self._map_block(spec, grid, keyframe, step, layer, head)
             block.check_size(4, max_bytes, f"{phase} maps")
-            stored = self.part.block(f"maps/{phase}/{group}/{camera}/{reduce}").read(block.index)
+            path = f"maps/{spec.phase}/{group}/{camera}/{reduce}"
+            stored = self.part.block(path).read(block.index)
             return np.asarray(decode(block.pick(stored), MAP_PRECISION), np.float32)
         at = self._step(phase, step) if spec.steps is not None else None
         weights = self.values(
-            phase, keyframe=keyframe, step=at, layer=layer, head=head,
+            spec.path, keyframe=keyframe, step=at, layer=layer, head=head,
             query=[group] if isinstance(group, int) else group, key=f"image:{camera}", max_bytes=max_bytes,
         ).astype(np.float32)  # fmt: skip
         if reduce == "max":
@@ -146,8 +147,9 @@ class Episode(AttentionSlices):
     ) -> NDArray[np.float32]:
         """Load a metric of ``head_stats``, (keyframe, step, layer, head); one-pass phases have one step."""
         self._check_camera(camera)
-        group = query if query is not None else self.phase(phase).query_groups[0]
-        return self._statistics.metric(metric, phase, camera, group)
+        spec = self.phase(phase, camera)
+        group = query if query is not None else spec.query_groups[0]
+        return self._statistics.metric(metric, spec, camera, group)
 
     def active_head(
         self, phase: str, camera: str, *, layer: int, step: int = -1, keyframe: int | None = None
@@ -156,21 +158,21 @@ class Episode(AttentionSlices):
 
         For one keyframe, or, when None, once for the episode by the mean over its keyframes.
         """
-        spec = self.phase(phase)
+        spec = self.phase(phase, camera)
         self._check_camera(camera)
         layer = check_index(layer, spec.layers, f"{phase} layer")
         if keyframe is not None:
             keyframe = check_index(keyframe, len(self.frames), "keyframe")
         group = spec.query_groups[0]
         return int(
-            self._statistics.active(phase, camera, group, self._step(phase, step), keyframe)[layer]
+            self._statistics.active(spec, camera, group, self._step(phase, step), keyframe)[layer]
         )
 
     def mass(
         self, phase: str, camera: str, *, layer: int, step: int = -1
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return attention on a camera's image and on its letterbox, each (keyframe, head)."""
-        layer = check_index(layer, self.phase(phase).layers, f"{phase} layer")
+        layer = check_index(layer, self.phase(phase, camera).layers, f"{phase} layer")
         at = (slice(None), self._step(phase, step), layer)
         return self.stats("camera_mass", phase, camera)[at], self.stats(
             "letterbox_mass", phase, camera
@@ -182,9 +184,39 @@ class Episode(AttentionSlices):
         """Return sinks that lie on image patches: (camera, row, col, mean mass)."""
         wanted = self._step(phase, step) if phase in STEPPED_PHASES else None
         rows = self._statistics.sinks(phase, layer, head, wanted)
-        return [
-            (r["camera"], r["row"], r["col"], r["mass"]) for r in rows if r["camera"] is not None
-        ]
+        return [(r["camera"], r["row"], r["col"], r["mass"]) for r in rows if r["row"] is not None]
+
+    def token_stats(self, phase: str, *, camera: str | None = None) -> xr.Dataset:
+        """Load how every token's hidden state evolves through a phase's layers.
+
+        Only of an ingest with ``--token-stats``; see `attnstore.query.token_stats`.
+
+        Parameters
+        ----------
+        camera
+            In phase ``vision``: whose image encoder.
+
+        Returns
+        -------
+        Dataset of ``norm``, ``cosine_previous`` and ``cosine_embedding``, each (keyframe, [step],
+        layer, token) float32, NaN where a keyframe lacks the token; coordinates ``frame``,
+        ``token_label``, ``token_span``, ``token_kind`` and ``token_role``.
+
+        Raises
+        ------
+        NotFoundError
+            If the episode was ingested without.
+        """
+        from .token_stats import token_stats
+
+        return token_stats(self, self._spec_of(phase, camera))
+
+    def generated(self, keyframe: int) -> tuple[str, ...]:
+        """Return the tokens that the policy generated, one a step of phase decode; none if none.
+
+        As one text they are column ``generated`` of table ``keyframes``.
+        """
+        return self._generated.get(check_index(keyframe, len(self.frames), "keyframe"), ())
 
     def image_bytes(self, keyframe: int, camera: str) -> bytes:
         """Return a keyframe's encoded camera image, as it was read."""
@@ -199,6 +231,14 @@ class Episode(AttentionSlices):
     def policy_array(self, name: str) -> NDArray[np.float32]:
         """Load ``actions``, ``actions_recorded``, ``state`` or ``denoising``, first axis keyframe."""
         return np.asarray(self.part.block(f"policy/{name}").read((slice(None),)), np.float32)
+
+    @cached_property
+    def _generated(self) -> Mapping[int, tuple[str, ...]]:
+        chosen: dict[int, list[tuple[int, str]]] = {}
+        for row in self.part.table("tokens", ["keyframe", "axis", "index", "text"]).to_pylist():
+            if row["axis"] == "step":
+                chosen.setdefault(row["keyframe"], []).append((row["index"], row["text"]))
+        return {k: tuple(text for _, text in sorted(steps)) for k, steps in chosen.items()}
 
     @cached_property
     def _images(self) -> Mapping[tuple[int, str], bytes]:

@@ -21,7 +21,7 @@ from .sql import sql_errors
 Reduction = Literal["mean", "max"]
 WRIST = "hand_camera"
 """Camera that is compared unless another one is asked for, as in object overlap."""
-FIRST_GROUP = {"prefix": "text"}
+FIRST_GROUP = {"joint": "readout_action", "prefix": "text", "vision": "image"}
 """Query group that is compared unless another one is asked for; ``action`` in other phases."""
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from attnstore.store.episode import EpisodeSpec
+from attnstore.store.episode import EpisodeSpec, PhaseSpec
 from attnstore.store.errors import SelectionError
 from attnstore.store.part import Part
 
@@ -26,7 +26,7 @@ class HeadStats:
     def _spec(self) -> EpisodeSpec:
         return self._part.spec
 
-    def metric(self, name: str, phase: str, camera: str, group: str) -> Float:
+    def metric(self, name: str, phase: PhaseSpec, camera: str, group: str) -> Float:
         """Return a metric, (keyframe, step, layer, head); one-pass phases have one step.
 
         Raises
@@ -34,27 +34,26 @@ class HeadStats:
         SelectionError
             If the table has no such column, or no rows for the query group.
         """
-        key = (phase, camera, group, name)
+        key = (phase.path, camera, group, name)
         if key not in self._dense:
             self._dense[key] = self._load(name, phase, camera, group)
         return self._dense[key]
 
-    def _load(self, name: str, phase: str, camera: str, group: str) -> Float:
+    def _load(self, name: str, spec: PhaseSpec, camera: str, group: str) -> Float:
         table = self._part.table("head_stats")
         numeric = [f.name for f in table.schema if str(f.type) in ("float", "int16")]
         if name not in numeric:
             raise SelectionError(f"head_stats has no metric {name!r}; it has: {', '.join(numeric)}")
         keep = pc.and_(
-            pc.and_(pc.equal(table["phase"], phase), pc.equal(table["camera"], camera)),
+            pc.and_(pc.equal(table["phase"], spec.phase), pc.equal(table["camera"], camera)),
             pc.equal(table["query_group"], group),
         )
         rows = table.select(["keyframe", "step", "layer", "head", name]).filter(keep)
         if not rows.num_rows:
-            groups = ", ".join(self._spec.phases[phase].query_groups)
+            groups = ", ".join(spec.query_groups)
             raise SelectionError(
-                f"no statistics of query group {group!r} in {phase}; there are: {groups}"
+                f"no statistics of query group {group!r} in {spec.path}; there are: {groups}"
             )
-        spec = self._spec.phases[phase]
         shape = (len(self._spec.frames), spec.steps or 1, spec.layers, spec.heads)
         dense = np.full(shape, np.nan, np.float32)
         step = rows["step"].fill_null(0).to_numpy()
@@ -64,7 +63,7 @@ class HeadStats:
         return dense
 
     def active(
-        self, phase: str, camera: str, group: str, step: int, keyframe: int | None
+        self, phase: PhaseSpec, camera: str, group: str, step: int, keyframe: int | None
     ) -> NDArray[np.intp]:
         """Return the head with the largest variance of each layer, (layer,).
 

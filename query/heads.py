@@ -79,7 +79,8 @@ def head_distance(
         raise UsageError(f"metric is divergence or cosine; got {metric!r}")
     if tokens not in get_args(Tokens):
         raise UsageError(f"tokens is mean or each; got {tokens!r}")
-    spec = episode.phase(phase)
+    spec = episode.phase(phase, camera)
+    phase = spec.path
     group = query if query is not None else spec.query_groups[0]
     chosen = Dimension.of(layers, spec.layers, f"{phase} layer").positions
     times = Dimension.of(keyframes, len(episode.frames), "keyframe").positions
@@ -101,7 +102,7 @@ def head_distance(
         coords={"unit": labels, "other": labels, "layer": ("unit", at[0]), "head": ("unit", at[1])},
         name=metric,
         attrs={
-            "phase": phase,
+            "phase": spec.phase,
             "camera": camera or "",
             "query": group,
             "tokens": tokens,

@@ -20,9 +20,9 @@ from typing import Protocol
 import numpy as np
 
 from attnstore.store.errors import EpisodeError
+from attnstore.store.rle import Mask, decode_rle
 
 from .detections import Detection, Detections, read_coco_file, read_detector_file, read_white_list
-from .rle import Mask, decode_rle
 
 HAND_CAMERA = "hand_camera"
 WHITE_LIST = "white_list.json"

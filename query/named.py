@@ -95,6 +95,176 @@ group by all
 order by confidence desc
 limit 20""",
     ),
+    NamedQuery(
+        "massive-activations",
+        "Which tokens' hidden states are at least 10 times as long as their layer's median "
+        "(massive activations, Sun et al. 2024)? On image tokens they mark visual sinks. "
+        "Needs --token-stats.",
+        """\
+with ranked as (
+       select *, norm / median(norm) over (
+                partition by run, episode, variant, keyframe, phase, step, layer,
+                             if(phase = 'vision', camera, null)) as times_median
+       from token_stats
+       where isfinite(norm))
+select phase, camera, step, layer, kind, span, "index",
+       count(distinct (run, episode)) as episodes, count(*) as keyframes,
+       avg(norm) as norm, avg(times_median) as times_median
+from ranked
+where times_median >= 10
+group by all
+order by times_median desc""",
+    ),
+    NamedQuery(
+        "token-evolution",
+        "How do image, task and other tokens change from layer to layer? Needs --token-stats.",
+        """\
+with last as (select run, phase, max(step) as step from token_stats group by all)
+select phase, layer, kind, role, camera, median(norm) as norm,
+       avg(cosine_previous) as to_previous_layer, avg(cosine_embedding) as to_embedding
+from token_stats join last using (run, phase)
+where token_stats.step is not distinct from last.step
+group by all
+order by phase, kind, role, camera, layer""",
+    ),
+    NamedQuery(
+        "mask-fidelity",
+        "Does the action depend more on what a layer looks at than on as much elsewhere? Needs "
+        "`attnstore probe fidelity`.",
+        """\
+with each as (
+       select part, phase, step, query_group, cameras, layer, run, episode, keyframe, target,
+              avg(si_mse) as si_mse, avg(pixel_change) as pixel_change
+       from interventions
+       where probe = 'fidelity' and target in ('attention', 'control')
+       group by all),
+     paired as (
+       select a.*, c.si_mse as control, c.pixel_change as control_change
+       from (from each where target = 'attention') a
+       join (from each where target = 'control') c
+         on (a.part, a.layer, a.run, a.episode, a.keyframe)
+          = (c.part, c.layer, c.run, c.episode, c.keyframe) and a.cameras = c.cameras),
+     episodes_of as (
+       select part, phase, step, query_group, cameras, layer, run, episode,
+              avg(si_mse) as attention, avg(control) as control,
+              avg(pixel_change) as attention_change, avg(control_change) as control_change
+       from paired group by all)
+select part, phase, step, query_group, cameras, layer, count(*) as episodes,
+       avg(attention) as attention, avg(control) as control,
+       avg(attention - control) as fidelity,
+       avg(attention_change) as attention_change, avg(control_change) as control_change
+from episodes_of
+group by all
+order by part, cameras, fidelity desc""",
+    ),
+    NamedQuery(
+        "curve-areas",
+        "How large is the area under deletion and insertion curves, and under those of random "
+        "order? Needs `attnstore probe fidelity --curves`.",
+        """\
+with steps as (
+       select *, fraction - lag(fraction) over place as width,
+              (si_mse + lag(si_mse) over place) / 2 as height,
+              (cosine + lag(cosine) over place) / 2 as cosine_height
+       from intervention_curves
+       window place as (partition by run, episode, part, keyframe, phase, step, layer, cameras,
+                                     curve, target, repeat order by fraction)),
+     areas as (
+       select part, phase, layer, cameras, curve, target, run, episode, keyframe, repeat,
+              sum(width * height) as si_mse, sum(width * cosine_height) as cosine
+       from steps where width is not null group by all)
+select part, phase, layer, cameras, curve, target, count(distinct (run, episode)) as episodes,
+       avg(si_mse) as si_mse_area, avg(cosine) as cosine_area
+from areas
+group by all
+order by part, cameras, curve, layer, target""",
+    ),
+    NamedQuery(
+        "effect-by-region",
+        "Which regions does the action depend on: cameras, objects, cells? Needs `attnstore probe "
+        "regions`.",
+        """\
+select part, target, detail, cameras, count(distinct (run, episode)) as episodes,
+       count(*) as keyframes, avg(area) as area, avg(pixel_change) as pixel_change,
+       avg(si_mse) as si_mse, avg(mse) as mse, avg(scale) as scale, avg(cosine) as cosine
+from interventions
+where probe = 'regions' and target <> 'base'
+group by all
+order by si_mse desc nulls last""",
+    ),
+    NamedQuery(
+        "ledger",
+        "What is looked at, and what matters: attention of every layer on every region, beside the "
+        "effect of removing it. Needs `attnstore probe regions`.",
+        """\
+select i.part, i.target, i.detail, a.camera, a.phase, a.step, a.layer, a.query_group,
+       count(distinct (i.run, i.episode)) as episodes, count(*) as keyframes,
+       avg(a.area) as area, avg(a.attention) as attention,
+       avg(a.attention) / nullif(avg(a.area), 0) as lift, avg(i.si_mse) as effect,
+       avg(i.si_mse) / nullif(avg(a.area), 0) as effect_by_area
+from interventions i
+join region_attention a using (run, episode, part, keyframe, variant)
+where i.target in ('cell', 'object', 'rank')
+group by all
+order by effect desc nulls last, lift desc nulls last""",
+    ),
+    NamedQuery(
+        "looked-at-but-unused",
+        "Which regions get more than their share of attention, while removing them changes the "
+        "action less than the median region does? Needs `attnstore probe regions`.",
+        """\
+with regions as (
+       select i.part, i.target, i.detail, a.camera, a.phase, a.layer, a.query_group,
+              count(distinct (i.run, i.episode)) as episodes,
+              avg(a.attention) / nullif(avg(a.area), 0) as lift, avg(i.si_mse) as effect,
+              avg(i.si_mse) / nullif(avg(a.area), 0) as effect_by_area
+       from interventions i
+       join region_attention a using (run, episode, part, keyframe, variant)
+       where i.target in ('cell', 'object')
+       group by all)
+from regions
+qualify lift > 1 and effect_by_area < median(effect_by_area)
+  over (partition by part, target, camera, phase, layer, query_group)
+order by lift desc""",
+    ),
+    NamedQuery(
+        "used-but-not-looked-at",
+        "Which regions get less than their share of attention, while removing them changes the "
+        "action more than the median region does? Needs `attnstore probe regions`.",
+        """\
+with regions as (
+       select i.part, i.target, i.detail, a.camera, a.phase, a.layer, a.query_group,
+              count(distinct (i.run, i.episode)) as episodes,
+              avg(a.attention) / nullif(avg(a.area), 0) as lift, avg(i.si_mse) as effect,
+              avg(i.si_mse) / nullif(avg(a.area), 0) as effect_by_area
+       from interventions i
+       join region_attention a using (run, episode, part, keyframe, variant)
+       where i.target in ('cell', 'object')
+       group by all)
+from regions
+qualify lift < 1 and effect_by_area > median(effect_by_area)
+  over (partition by part, target, camera, phase, layer, query_group)
+order by effect_by_area desc""",
+    ),
+    NamedQuery(
+        "prompt-effects",
+        "How much do action and maps change with the prompt, or with attention blocked? Needs "
+        "`attnstore probe prompts` or `knockout`.",
+        """\
+with shifts as (
+       select run, episode, part, keyframe, variant, phase, camera,
+              avg(jensen_shannon) as jensen_shannon, avg(correlation) as correlation,
+              avg(l2) as l2, avg(abs(mass_change)) as mass_change
+       from map_shifts group by all)
+select i.probe, i.part, i.detail, i.layer, s.phase, s.camera,
+       count(distinct (run, episode)) as episodes, count(*) as keyframes,
+       avg(i.si_mse) as si_mse, avg(i.scale) as scale, avg(i.cosine) as cosine,
+       avg(s.jensen_shannon) as jensen_shannon, avg(s.correlation) as correlation,
+       avg(s.l2) as l2, avg(s.mass_change) as mass_change
+from interventions i join shifts s using (run, episode, part, keyframe, variant)
+group by all
+order by si_mse desc nulls last, i.part, i.detail, i.layer, s.phase, s.camera""",
+    ),
 )
 
 NAMED: Mapping[str, NamedQuery] = MappingProxyType({q.name: q for q in _QUERIES})

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from attnstore.store.views import is_current
+
 if TYPE_CHECKING:
     from .episode import Episode
 
@@ -45,8 +47,9 @@ def episode_html(episode: Episode) -> str:
         f"<figure style='display:inline-block;margin:4px 12px 4px 0'>{_matrix(share)}"
         f"<figcaption style='font-size:smaller'>{escape(phase)}, {escape(camera)}: "
         f"share of attention, layer (down) by head; darkest {float(np.nanmax(share)):.2f}</figcaption></figure>"
-        for phase in spec.phases
+        for phase in episode.phases
         for camera in episode.cameras
+        if is_current(camera)
         for share in [np.nanmean(episode.stats("camera_mass", phase, camera)[:, -1], axis=0)]
     )
     return f"<div><table>{table}</table>{pictures}</div>"

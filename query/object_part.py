@@ -77,9 +77,11 @@ def add_objects(
     """
     camera = options.camera
     episode.geometry(camera)
-    asked = tuple(phases) or tuple(p for p in episode.phases if camera in episode.phase(p).cameras)
+    asked = tuple(phases) or tuple(
+        p for p in episode.phases if camera in episode.phase(p, camera).cameras
+    )
     for phase in asked:
-        if camera not in episode.phase(phase).cameras:
+        if camera not in episode.phase(phase, camera).cameras:
             raise SelectionError(f"{episode.name}: {phase} does not attend to {camera}")
     source = options.open(episode.name, directory)
     inputs = _digest(episode, source)

@@ -18,11 +18,11 @@ import pyarrow as pa
 from attnstore.store.commit import Commit, latest_commit
 from attnstore.store.errors import NotFoundError
 from attnstore.store.part import Part
+from attnstore.store.rle import Mask, decode_rle
 from attnstore.store.tables import OBJECT_METRICS
 
 from .episode import Episode
 from .object_rows import MASKS, STATS
-from .rle import Mask, decode_rle
 from .store import Store
 
 Row = dict[str, Any]

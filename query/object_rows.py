@@ -16,13 +16,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from attnstore.store.axes import STEPPED_PHASES
+from attnstore.store.rle import encode_rle
 from attnstore.store.tables import OBJECT_METRICS, PART_TABLES
 
 from .episode import Episode
 from .masks import MaskSource, ObjectMask
 from .object_options import ObjectOptions
 from .objects import PatchCover, cover_patches, object_metrics
-from .rle import encode_rle
 
 STATS, MASKS = "object_stats", "object_masks"
 
@@ -61,7 +61,7 @@ def phase_rows(
     keyframes = [s.keyframe for s in scenes]
     if not scenes:
         return
-    for group in episode.phase(phase).query_groups:
+    for group in episode.phase(phase, options.camera).query_groups:
         for step in range(episode.steps(phase) or 1):
             maps = _maps(episode, options, phase, group, step, keyframes)
             # The mean and the maximum over heads are two more maps behind those of the heads.
@@ -88,13 +88,14 @@ def _maps(
             phase, camera, step=step, reduce="mean", keyframe=keyframes, query=group
         )
     grid = episode.geometry(camera).grid
-    at = {"step": step} if phase in STEPPED_PHASES else {}
+    at: dict[str, Any] = {"step": step} if phase in STEPPED_PHASES else {}
+    path = episode.phase(phase, camera).path
     shape = (len(keyframes), episode.layers(phase), episode.heads(phase), *grid)
     maps = np.empty(shape, np.float32)
     for index, keyframe in enumerate(keyframes):
         for layer in range(shape[1]):
             weights = episode.values(
-                phase, keyframe=keyframe, layer=layer, query=group, key=f"image:{camera}", **at
+                path, keyframe=keyframe, layer=layer, query=group, key=f"image:{camera}", **at
             ).astype(np.float32)
             # Queries that this keyframe does not have are NaN; they take no part in the mean.
             present = np.isfinite(weights)

@@ -191,8 +191,7 @@ def object_metrics(
 def _axes(geometry: Geometry) -> tuple[_Axis, _Axis]:
     top, left, height, width = geometry.crop or (0, 0, *geometry.source)
     zeros = np.zeros(max(geometry.grid) + 1)
-    rows = np.arange(geometry.grid[0] + 1.0)
-    cols = np.arange(geometry.grid[1] + 1.0)
+    rows, cols = geometry.edges(0), geometry.edges(1)
     y, _ = geometry.grid_to_source(rows, zeros[: len(rows)])
     _, x = geometry.grid_to_source(zeros[: len(cols)], cols)
     return (
@@ -201,7 +200,7 @@ def _axes(geometry: Geometry) -> tuple[_Axis, _Axis]:
     )
 
 
-def _axis(edges: Float, seen: tuple[int, int], pixels: int) -> _Axis:
+def _axis(edges: Float, seen: tuple[float, float], pixels: int) -> _Axis:
     """Intersect patches (between consecutive edges, descending if flipped) with pixels."""
     low = np.clip(np.minimum(edges[:-1], edges[1:]), *seen)
     high = np.clip(np.maximum(edges[:-1], edges[1:]), *seen)

@@ -143,7 +143,7 @@ def rollout(
         dims=[n for n, s in (("query", rows), ("key", columns)) if not s.scalar],
         coords=coords,
         attrs=attributes,
-        name=f"{phase}_rollout",
+        name=f"{spec.phase}_rollout",
     )
 
 
@@ -178,9 +178,10 @@ def rollout_map(
         As `rollout`.
     """
     geometry = episode.geometry(camera)
-    group = query if query is not None else episode.phase(phase).query_groups[0]
+    spec = episode.phase(phase, camera)
+    group = query if query is not None else spec.query_groups[0]
     flow = rollout(
-        episode, phase, keyframe=keyframe, step=step, head_fusion=head_fusion, residual=residual,
+        episode, spec.path, keyframe=keyframe, step=step, head_fusion=head_fusion, residual=residual,
         layers=layers, query=group, key=f"image:{camera}", through_prefix=through_prefix,
     )  # fmt: skip
     mean = flow.mean("query").to_numpy()
@@ -192,7 +193,7 @@ def rollout_map(
         dims=("row", "col"),
         coords=coords | {"coverage": (("row", "col"), geometry.coverage())},
         attrs=flow.attrs | {"geometry": geometry.to_json(), "camera": camera, "query": group},
-        name=f"{phase}_rollout_map",
+        name=f"{spec.phase}_rollout_map",
     )
 
 

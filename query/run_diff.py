@@ -101,7 +101,7 @@ def diff_episodes(
         Of the maps, over their query tokens; ``max`` for the maps that overlays show.
     """
     phase = phase or default_phase(a, b)
-    shapes = [(e.phase(phase).layers, e.phase(phase).heads, e.phase(phase).steps) for e in (a, b)]
+    shapes = [(e.layers(phase), e.heads(phase), e.steps(phase)) for e in (a, b)]
     if shapes[0] != shapes[1]:
         raise SelectionError(
             f"{a.name}: the runs' {phase} is of different shape, (layers, heads, steps) "
@@ -146,7 +146,7 @@ def diff_episodes(
             "run_a": a.run,
             "run_b": b.run,
             "phase": phase,
-            "query_group": query_group or a.phase(phase).query_groups[0],
+            "query_group": query_group or a.phase(phase, chosen[0]).query_groups[0],
             "reduce": reduce,
         },
     )

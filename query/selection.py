@@ -1,14 +1,15 @@
 """Selecting tokens by name, and indices by number, with errors that say what would match.
 
 A token group is ``"text"``, ``"state"``, ``"action"``, ``"image"`` (a kind), a span's name
-(``"task"``, ``"image:hand_camera"``), ``"text:WORD"`` (the tokens of a word of the instruction), or
-``"SPAN:START:STOP"`` (a range within a kind or span: ``"action:0:5"``).
+(``"task"``, ``"image:hand_camera"``), ``"text:WORD"`` (the tokens of a word in all text) or
+``"SPAN:WORD"`` (in one text span), or ``"SPAN:START:STOP"`` (a range within a kind or span:
+``"action:0:5"``).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,13 +100,14 @@ def _named(axis: AlignedAxis, group: str, where: str) -> NDArray[np.intp]:
                     f"{where}: {group!r} is empty; {ranged['group']!r} has {len(base)} tokens"
                 )
             return part
-    if group.startswith("text:"):
-        word = group.removeprefix("text:")
-        found = _word(axis, word)
+    owner, _, word = group.partition(":")
+    texts = [s for s in axis if s.tokens and owner in (s.kind, s.name)]
+    if texts or owner == "text":
+        found = _word(texts, word)
         if len(found):
             return found
-        words = ", ".join(_words(axis)) or "none"
-        raise SelectionError(f"{where}: no word {word!r} in the text; its words: {words}")
+        words = ", ".join(_words(texts)) or "none"
+        raise SelectionError(f"{where}: no word {word!r} in the {owner}; its words: {words}")
     kinds = list(dict.fromkeys(s.kind for s in axis))
     names = [s.name for s in axis]
     raise SelectionError(
@@ -119,7 +121,7 @@ def _spans(axis: AlignedAxis, group: str) -> NDArray[np.intp]:
     return np.concatenate(parts) if parts else np.empty(0, np.intp)
 
 
-def _text(axis: AlignedAxis) -> tuple[str, list[tuple[int, int, int]]]:
+def _text(axis: Iterable[Span]) -> tuple[str, list[tuple[int, int, int]]]:
     text, places = "", []
     for span in axis:
         for offset, token in enumerate(span.tokens):
@@ -131,11 +133,11 @@ def _text(axis: AlignedAxis) -> tuple[str, list[tuple[int, int, int]]]:
     return text, places
 
 
-def _words(axis: AlignedAxis) -> list[str]:
+def _words(axis: Iterable[Span]) -> list[str]:
     return list(dict.fromkeys(re.findall(r"[\w'-]+", _text(axis)[0])))
 
 
-def _word(axis: AlignedAxis, word: str) -> NDArray[np.intp]:
+def _word(axis: Iterable[Span], word: str) -> NDArray[np.intp]:
     text, places = _text(axis)
     hits = re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE)
     found = {

@@ -27,6 +27,7 @@ def shares(
     episode: Episode,
     phase: str,
     *,
+    camera: str | None = None,
     query: str | None = None,
     heads: Heads = "each",
     keyframe: Index = None,
@@ -39,6 +40,8 @@ def shares(
 
     Parameters
     ----------
+    camera
+        In phase ``vision``: whose image encoder.
     query
         Stored query group; None is the phase's first (text, action).
     heads
@@ -60,7 +63,7 @@ def shares(
     SelectionError
         If a name or an index matches nothing, or `heads` is none of the above.
     """
-    spec = episode.phase(phase)
+    spec = episode.phase(phase, camera)
     if heads not in ("each", "mean"):
         raise SelectionError(f"heads is 'each' or 'mean'; got {heads!r}")
     if step is not None and spec.steps is None:
@@ -68,7 +71,7 @@ def shares(
     group = query if query is not None else spec.query_groups[0]
     times = Dimension.of(keyframe, len(episode.frames), "keyframe")
     steps = Dimension.of(step, spec.steps or 1, f"{phase} step")
-    rows = _rows(episode, phase, group)
+    rows = _rows(episode, spec, group)
     names, modalities, cameras = zip(*_spans(spec), strict=True)
     dense = np.full(
         (len(episode.frames), spec.steps or 1, spec.layers, spec.heads, len(names)),
@@ -98,7 +101,7 @@ def shares(
         },
         name="share",
         attrs={
-            "phase": phase,
+            "phase": spec.phase,
             "query": group,
             "units": "share of attention, 0..1",
             "source": "modality shares, Chen et al. 2024 (FastV)",
@@ -114,14 +117,16 @@ def shares(
     return array.mean("head", keep_attrs=True) if heads == "mean" else array
 
 
-def _rows(episode: Episode, phase: str, group: str) -> pa.Table:
+def _rows(episode: Episode, spec: PhaseSpec, group: str) -> pa.Table:
     table = episode.part.table("head_stats", ["phase", "query_group", "camera", *_KEYS, "mass"])
-    keep = pc.and_(pc.equal(table["phase"], phase), pc.equal(table["query_group"], group))
-    rows = table.filter(keep)
+    of_phase = pc.equal(table["phase"], spec.phase)
+    if spec.camera is not None:
+        of_phase = pc.and_(of_phase, pc.equal(table["camera"], spec.camera))
+    rows = table.filter(pc.and_(of_phase, pc.equal(table["query_group"], group)))
     if not rows.num_rows:
-        groups = pc.unique(table.filter(pc.equal(table["phase"], phase))["query_group"])
+        groups = pc.unique(table.filter(of_phase)["query_group"])
         raise SelectionError(
-            f"no statistics of query group {group!r} in {phase}; there are: "
+            f"no statistics of query group {group!r} in {spec.path}; there are: "
             f"{', '.join(groups.to_pylist()) or 'none'}"
         )
     return rows

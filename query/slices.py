@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,7 @@ class AttentionSlices(EpisodeDescription):
         phase: str,
         *,
         keyframe: Index = None,
+        camera: str | None = None,
         frame: int | None = None,
         step: Index = None,
         layer: Index = None,
@@ -50,6 +53,8 @@ class AttentionSlices(EpisodeDescription):
         ----------
         phase
             ``prefix``, ``suffix``, ...
+        camera
+            In phase ``vision``: whose image encoder. Elsewhere a camera is a token group.
         keyframe, step, layer, head
             Index (the dimension is dropped), slice, indices, or None for all. Negative ones count
             from the end.
@@ -70,15 +75,17 @@ class AttentionSlices(EpisodeDescription):
         SelectionError
             If a name or an index matches nothing, or the result is too large.
         """
-        block = self._block(phase, keyframe, frame, step, layer, head, query, key)
-        block.check_size(self._itemsize, max_bytes, f"{phase} attention")
-        return block.pick(self.part.attention(phase, block.index))
+        spec = self._spec_of(phase, camera)
+        block = self._block(spec, keyframe, frame, step, layer, head, query, key)
+        block.check_size(self._itemsize, max_bytes, f"{spec.path} attention")
+        return block.pick(self.part.attention(spec.path, block.index))
 
     def attention(
         self,
         phase: str,
         *,
         keyframe: Index = None,
+        camera: str | None = None,
         frame: int | None = None,
         step: Index = None,
         layer: Index = None,
@@ -95,37 +102,37 @@ class AttentionSlices(EpisodeDescription):
         coordinates) and coordinates ``frame``, ``query_label``, ``query_span``, ``key_label``,
         ``key_span``; accessor ``.attn``.
         """
-        block = self._block(phase, keyframe, frame, step, layer, head, query, key)
-        block.check_size(self._itemsize, max_bytes, f"{phase} attention")
-        values = block.pick(self.part.attention(phase, block.index))
+        spec = self._spec_of(phase, camera)
+        block = self._block(spec, keyframe, frame, step, layer, head, query, key)
+        block.check_size(self._itemsize, max_bytes, f"{spec.path} attention")
+        values = block.pick(self.part.attention(spec.path, block.index))
         dims = [n for n, d in zip(block.names, block.dimensions, strict=True) if not d.scalar]
-        coords = coordinates(block, self._token_labels(phase))
-        return xr.DataArray(
-            values, coords, dims, name=f"{phase}_attention", attrs=self._attributes(phase)
-        )
+        coords = coordinates(block, self._token_labels(spec))
+        name, attributes = f"{spec.phase}_attention", self._attributes(spec)
+        return xr.DataArray(values, coords, dims, name=name, attrs=attributes)
 
-    def lazy(self, phase: str) -> xr.DataArray:
+    def lazy(self, phase: str, *, camera: str | None = None) -> xr.DataArray:
         """Return a phase's whole attention as a DataArray that is read on access.
 
         ``.sel``, ``.isel`` and ``.chunk()`` (with dask) work as on any; weights are decoded as they
         are read. With ``.swap_dims(keyframe="frame")`` it is selected by frame index.
         """
-        spec = self.phase(phase)
-        names = attention_dims(phase)
+        spec = self._spec_of(phase, camera)
+        names = attention_dims(spec.phase)
         everything = Block(
             names,
             tuple(Dimension(np.arange(n), False) for n in self._shape(spec)),
         )
-        coords = coordinates(everything, self._token_labels(phase))
+        coords = coordinates(everything, self._token_labels(spec))
         array = lazy_array(
             self.part,
-            f"{phase}/attention",
+            f"{spec.path}/attention",
             self.spec.precision,
             names,
             coords,
-            f"{phase}_attention",
+            f"{spec.phase}_attention",
         )
-        return array.assign_attrs(self._attributes(phase))
+        return array.assign_attrs(self._attributes(spec))
 
     def explain(
         self,
@@ -143,20 +150,21 @@ class AttentionSlices(EpisodeDescription):
 
         With `camera`, of `maps`; else of `values`.
         """
-        spec = self.phase(phase)
+        spec = self.phase(phase, camera)
         group = query if query is not None else spec.query_groups[0]
         if camera is not None and group in spec.query_groups:
             self._check_camera(camera)
             grid = self.spec.geometry[camera].grid
-            plan = map_plan(phase, len(self.frames), spec.steps, spec.layers, spec.heads, grid)
+            plan = map_plan(spec.phase, len(self.frames), spec.steps, spec.layers, spec.heads, grid)
             block = self._map_block(spec, grid, keyframe, -1 if step is None else step, layer, head)
-            path = f"maps/{phase}/{group}/{camera}/max"
-            return cost(block, "maps", path, plan.chunk, plan.shard, plan.shape, 1)
+            path = f"maps/{spec.phase}/{group}/{camera}/max"
+            found = cost(block, "maps", path, plan.chunk, plan.shard, plan.shape, 1)
+            return self._with_missing(found, plan.shard, block)
         if camera is not None:
             key, query = f"image:{camera}", group
-        block = self._block(phase, keyframe, None, step, layer, head, query, key)
+        block = self._block(spec, keyframe, None, step, layer, head, query, key)
         plan = attention_plan(
-            phase,
+            spec.phase,
             len(self.frames),
             spec.steps,
             spec.layers,
@@ -164,17 +172,31 @@ class AttentionSlices(EpisodeDescription):
             len(spec.query),
             len(spec.key),
         )
-        return cost(
-            block, "full", f"{phase}/attention", plan.chunk, plan.shard, plan.shape, self._itemsize
-        )
+        path = f"{spec.path}/attention"
+        found = cost(block, "full", path, plan.chunk, plan.shard, plan.shape, self._itemsize)
+        return self._with_missing(found, plan.shard, block)
+
+    def _with_missing(self, found: Cost, shard: Sequence[int], block: Block) -> Cost:
+        absent = self.part.absent(found.array, shard, block.index)
+        return replace(found, missing_bytes=sum(file.size for file in absent))
 
     @property
     def _itemsize(self) -> int:
         return 4 if self.spec.precision == "log8" else 2
 
-    def _attributes(self, phase: str) -> dict[str, Any]:
+    def _spec_of(self, phase: str, camera: str | None) -> PhaseSpec:
+        spec = self.phase(phase, camera)
+        if camera is not None and spec.camera != camera:
+            raise SelectionError(
+                f"phase {phase} is not of one camera: select its tokens by "
+                f"query='image:{camera}' or key='image:{camera}'"
+            )
+        return spec
+
+    def _attributes(self, spec: PhaseSpec) -> dict[str, Any]:
         return {
-            "phase": phase,
+            "phase": spec.phase,
+            **({} if spec.camera is None else {"camera": spec.camera}),
             "episode": self.name,
             "run": self.run,
             "precision": self.spec.precision,
@@ -185,25 +207,23 @@ class AttentionSlices(EpisodeDescription):
         steps = () if spec.steps is None else (spec.steps,)
         return (len(self.frames), *steps, spec.layers, spec.heads, len(spec.query), len(spec.key))
 
-    def _tokens(self, phase: str, axis: str, group: Group | None) -> TokenSelection:
-        spec = self.spec.phases[phase]
+    def _tokens(self, spec: PhaseSpec, axis: str, group: Group | None) -> TokenSelection:
         aligned = spec.query if axis == "query" else spec.key
         if group is not None and not isinstance(group, str):
-            return select_tokens(aligned, group, where=f"{phase} {axis}")
-        at = (phase, axis, group or "")
+            return select_tokens(aligned, group, where=f"{spec.path} {axis}")
+        at = (spec.path, axis, group or "")
         if at not in self._selections:
-            self._selections[at] = select_tokens(aligned, group, where=f"{phase} {axis}")
+            self._selections[at] = select_tokens(aligned, group, where=f"{spec.path} {axis}")
         return self._selections[at]
 
-    def _token_labels(self, phase: str) -> dict[str, tuple[str, NDArray[Any]]]:
-        if phase not in self._labels:
-            spec = self.spec.phases[phase]
+    def _token_labels(self, spec: PhaseSpec) -> dict[str, tuple[str, NDArray[Any]]]:
+        if spec.path not in self._labels:
             labels: dict[str, tuple[str, NDArray[Any]]] = {"frame": ("keyframe", self.frames)}
             for axis, aligned in (("query", spec.query), ("key", spec.key)):
                 labels[f"{axis}_label"] = (axis, token_labels(aligned.spans, len(aligned)))
                 labels[f"{axis}_span"] = (axis, span_labels(aligned.spans, len(aligned)))
-            self._labels[phase] = labels
-        return self._labels[phase]
+            self._labels[spec.path] = labels
+        return self._labels[spec.path]
 
     def _keyframe(self, keyframe: Index, frame: int | None) -> Dimension:
         if frame is not None:
@@ -213,10 +233,10 @@ class AttentionSlices(EpisodeDescription):
         return Dimension.of(keyframe, len(self.frames), "keyframe")
 
     def _block(
-        self, phase: str, keyframe: Index, frame: int | None, step: Index, layer: Index, head: Index,
-        query: Group | None, key: Group | None,
+        self, spec: PhaseSpec, keyframe: Index, frame: int | None, step: Index, layer: Index,
+        head: Index, query: Group | None, key: Group | None,
     ) -> Block:  # fmt: skip
-        spec = self.phase(phase)
+        phase = spec.phase
         dimensions = [self._keyframe(keyframe, frame)]
         if spec.steps is not None:
             dimensions.append(Dimension.of(step, spec.steps, f"{phase} step"))
@@ -225,8 +245,8 @@ class AttentionSlices(EpisodeDescription):
         dimensions += [
             Dimension.of(layer, spec.layers, f"{phase} layer"),
             Dimension.of(head, spec.heads, f"{phase} head"),
-            Dimension.of_tokens(self._tokens(phase, "query", query)),
-            Dimension.of_tokens(self._tokens(phase, "key", key)),
+            Dimension.of_tokens(self._tokens(spec, "query", query)),
+            Dimension.of_tokens(self._tokens(spec, "key", key)),
         ]
         return Block(attention_dims(phase), tuple(dimensions))
 

@@ -18,7 +18,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from attnstore.store.errors import SelectionError
-from attnstore.store.tokens import AlignedAxis
+from attnstore.store.tokens import REPEATED, AlignedAxis
+from attnstore.store.views import is_current
 
 from .blocks import Dimension
 from .episode import Episode, Reduction
@@ -51,6 +52,8 @@ def words(
     episode: Episode, phase: str = "prefix", *, axis: Literal["query", "key"] = "query"
 ) -> tuple[Word, ...]:
     """List the words of the instruction in their order: of text spans with the role ``task``.
+
+    Where the instruction stands beside the images once more (role ``repeated``), those words.
 
     Raises
     ------
@@ -280,9 +283,9 @@ def _sum(values: Float32) -> Float32:
 
 def _words_of(axis: AlignedAxis) -> tuple[Word, ...]:
     text, places = "", []
-    for span in axis:
-        if span.role != "task":
-            continue
+    # Of an instruction that stands several times, the place that sees the keyframe's images.
+    again = [s for s in axis if s.role == REPEATED and is_current(s.name)]
+    for span in again or [s for s in axis if s.role == "task"]:
         for offset, token in enumerate(span.tokens):
             places.append((len(text), len(text) + len(token.text), span.start + offset))
             text += token.text

@@ -132,8 +132,8 @@ def sampler(
         geometry,
         (height, width),
         interpolation,
-        _axis(row, shown_rows, geometry.grid[0], inside_rows),
-        _axis(col, shown_cols, geometry.grid[1], inside_cols),
+        _axis(row, shown_rows, geometry.edges(0), inside_rows),
+        _axis(col, shown_cols, geometry.edges(1), inside_cols),
     )
 
 
@@ -157,7 +157,10 @@ def draw(
 
 
 def _axis(
-    coordinate: NDArray[np.float64], shown: slice, patches: int, inside: NDArray[np.bool_]
+    coordinate: NDArray[np.float64],
+    shown: slice,
+    edges: NDArray[np.float64],
+    inside: NDArray[np.bool_],
 ) -> Axis:
     count = shown.stop - shown.start
     index = np.clip(np.floor(coordinate).astype(np.intp) - shown.start, 0, count - 1)
@@ -165,7 +168,7 @@ def _axis(
     low = np.minimum(np.floor(centred).astype(np.intp), max(count - 2, 0))
     high = np.minimum(low + 1, count - 1)
     share = (centred - low).astype(np.float32)
-    seen = inside & (coordinate >= 0) & (coordinate < patches)
+    seen = inside & (coordinate >= edges[0]) & (coordinate < edges[-1])
     for array in (index, low, high, share, seen):
         array.setflags(write=False)
     return Axis(index, low, high, share, seen)

@@ -13,11 +13,12 @@ from attnstore.store.errors import UsageError
 
 from . import image_file, pool
 from .labtree import MARKER, Drawing, EpisodeFolder, Reduction
+from .layouts import LAB, folder_type
 from .look import Look
 from .marker import describe
 from .scale import ColorScale, Limits
 from .scene import Scene
-from .source import EpisodeMaps, check_cameras, check_layers, check_step
+from .source import EpisodeMaps, check_cameras, check_layers, check_step, default_step
 from .track import LayerMaps, Track
 
 Progress = Callable[[int, int, Path], None]
@@ -34,7 +35,7 @@ def render_images(
     summary: bool = True,
     heads: bool = True,
     cameras: Sequence[str] | None = None,
-    step: int = -1,
+    step: int | None = None,
     reduce: Reduction = "max",
     sink_corrected: bool = False,
     look: Look | None = None,
@@ -42,6 +43,7 @@ def render_images(
     format: str = "jpg",
     quality: int = image_file.DEFAULT_QUALITY,
     marker: str = MARKER,
+    layout: str = LAB,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
@@ -62,7 +64,8 @@ def render_images(
     cameras
         By default all.
     step
-        Denoising step, negative from the end; ignored in one-pass phases.
+        Step, negative from the end; ignored in one-pass phases. By default the last of the
+        suffix and the first of decode.
     reduce
         ``max`` or ``mean`` over the query tokens.
     sink_corrected
@@ -73,6 +76,8 @@ def render_images(
         ``jpg``, ``png`` or ``webp``; 1 to 100.
     marker
         Name of the file that is written last.
+    layout
+        ``lab`` or ``octo``: names of folders and files.
     workers
         Threads; by default one a core.
 
@@ -94,11 +99,12 @@ def render_images(
         raise UsageError("nothing to draw: neither the summary nor the heads were asked for")
     shown = check_cameras(episode, cameras)
     chosen = check_layers(episode, phases, layers)
+    steps = {phase: default_step(phase, step) for phase in chosen}
     drawings = {
-        phase: Drawing(phase, reduce, check_step(episode, phase, step), sink_corrected)
+        phase: Drawing(phase, reduce, check_step(episode, phase, steps[phase]), sink_corrected)
         for phase in chosen
     }
-    folder = EpisodeFolder.of(out, episode.name, episode.outcome, episode.date)
+    folder = folder_type(layout).of(out, episode.name, episode.outcome, episode.date)
     end = folder.marker(marker)
     # the marker says that the pictures are complete: until they are, there is none
     end.unlink(missing_ok=True)
@@ -115,11 +121,12 @@ def render_images(
             for layer in phase_layers:
                 maps = LayerMaps.load(
                     episode, phase, layer, shown,
-                    step=step, reduce=reduce, sink_corrected=sink_corrected,
+                    step=steps[phase], reduce=reduce, sink_corrected=sink_corrected,
                 )  # fmt: skip
                 tracks = [maps.track(head) for head in range(heads * episode.heads(phase))]
                 if summary:
-                    tracks.insert(0, maps.active(_most_active(episode, phase, layer, shown, step)))
+                    most_active = _most_active(episode, phase, layer, shown, steps[phase])
+                    tracks.insert(0, maps.active(most_active))
                 limits = [track.limits(scale, scene.geometries) for track in tracks]
                 for keyframe, frame in enumerate(scene.frames):
                     yield partial(

@@ -155,8 +155,10 @@ class EpisodeFolder:
         heads = f"L{layer}_{drawing.phase}{drawing._reduced_marks}_heads"
         return self.path / f"{frame:05d}" / heads / f"head_{head:02d}.{extension}"
 
-    def summary_video(self, drawing: Drawing, layer: int, extension: str) -> Path:
-        """Path of the video of a layer's most active head."""
+    def summary_video(
+        self, drawing: Drawing, layer: int, extension: str, *, last: bool = False
+    ) -> Path:
+        """Path of the video of a layer's most active head; ``last`` of the layers that are drawn."""
         marks = f"{drawing._marks}_{drawing.reduce}"
         return self.path / f"L{layer:02d}_{drawing.phase}{marks}.{extension}"
 

@@ -87,7 +87,7 @@ def _pictures(results: ObjectResults, camera: str, out: Path) -> list[Path]:
         masks = results.masks(episode)
         if not masks:
             continue
-        phases = [p for p in episode.phases if camera in episode.phase(p).cameras]
+        phases = [p for p in episode.phases if camera in episode.phase(p, camera).cameras]
         root = out / component(run) if len(runs) > 1 else out
         drawn += draw_episode(episode, camera, masks, root, colours, phases)
     return drawn

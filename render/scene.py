@@ -8,10 +8,12 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.errors import EpisodeError
+from attnstore.store.errors import EpisodeError, NotFoundError
 from attnstore.store.geometry import Geometry
+from attnstore.store.views import is_current
 
 from .image_file import decode
+from .label import printable
 from .labtree import Drawing
 from .look import Look
 from .panel import Base, Panel, Picture
@@ -45,9 +47,10 @@ class Scene:
         # what was removed goes onto a second line; one line for all would be too small to read
         self.panel = Panel(self.geometries, look, lines=2 if drawing.sink_corrected else None)
         self._title = episode.instruction
+        self._chosen = [_chosen(episode, drawing, k) for k in range(len(self.frames))]
         self._detail = _detail(episode, drawing, scale)
         self._encoded = [
-            {camera: episode.image_bytes(k, camera) for camera in cameras}
+            {camera: _bytes(episode, k, camera) for camera in cameras}
             for k in range(len(self.frames))
         ]
         self._bases: dict[int, Base] = {}
@@ -74,13 +77,26 @@ class Scene:
 
     def _draw_base(self, keyframe: int) -> Base:
         images = {
-            camera: decode_frame(
+            camera: np.zeros((*self.geometries[camera].source, 3), np.uint8)
+            if data is None
+            else decode_frame(
                 data, self.geometries[camera], self.name, f"{camera} at keyframe {keyframe}"
             )
             for camera, data in self._encoded[keyframe].items()
         }
         place = f"frame {self.frames[keyframe]}, keyframe {keyframe + 1}/{len(self.frames)}"
+        place += self._chosen[keyframe]
         return self.panel.base(self._title, self._detail, images, place)
+
+
+def _bytes(episode: EpisodeMaps, keyframe: int, camera: str) -> bytes | None:
+    """Encoded image; None of what a camera showed before the episode began."""
+    if is_current(camera):
+        return episode.image_bytes(keyframe, camera)
+    try:
+        return episode.image_bytes(keyframe, camera)
+    except NotFoundError:
+        return None
 
 
 def decode_frame(data: bytes, geometry: Geometry, episode: str, what: str) -> NDArray[np.uint8]:
@@ -110,6 +126,18 @@ def describe(episode: EpisodeMaps, drawing: Drawing) -> str:
         step = steps - 1 if drawing.step is None else drawing.step
         what += f", step {step} (0 to {steps - 1})"
     return what
+
+
+def _chosen(episode: EpisodeMaps, drawing: Drawing, keyframe: int) -> str:
+    """Text that says which token a step of phase decode chose."""
+    if drawing.phase != "decode":
+        return ""
+    tokens = episode.generated(keyframe)
+    steps = episode.steps(drawing.phase) or 0
+    step = steps - 1 if drawing.step is None else drawing.step
+    if step >= len(tokens):
+        return f", ended after {len(tokens)} tokens"
+    return f", chose “{printable(tokens[step])}”"
 
 
 def short_name(episode: EpisodeMaps) -> str:

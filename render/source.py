@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.geometry import Geometry
+from attnstore.store.views import is_current
 
 QUERY_TOKENS = {
     "prefix": "text tokens",
     "suffix": "action tokens",
     "joint": "readout tokens",
-    "decode": "decoded tokens",
+    "decode": "the step's one query",
     "vision": "patches",
 }
 """Whose attention a phase's maps show, for titles."""
@@ -76,6 +77,9 @@ class EpisodeMaps(Protocol):
     def steps(self, phase: str) -> int | None:
         """Count the denoising steps; None in a one-pass phase."""
 
+    def generated(self, keyframe: int) -> tuple[str, ...]:
+        """Return the tokens that the policy generated, one a step of phase decode; none if none."""
+
     def image_bytes(self, keyframe: int, camera: str) -> bytes:
         """Return an encoded image, as it was read from the dataset."""
 
@@ -107,14 +111,15 @@ class EpisodeMaps(Protocol):
 
 
 def check_cameras(episode: EpisodeMaps, cameras: Sequence[str] | None) -> tuple[str, ...]:
-    """Cameras to draw: those asked for, or all.
+    """Cameras to draw: those asked for, or all; earlier views (``hand_camera@-1``) only if asked for.
 
     Raises
     ------
     SelectionError
         If the episode has no such camera.
     """
-    chosen = tuple(dict.fromkeys(episode.cameras if cameras is None else cameras))
+    usual = [camera for camera in episode.cameras if is_current(camera)]
+    chosen = tuple(dict.fromkeys(usual if cameras is None else cameras))
     for camera in chosen:
         if camera not in episode.cameras:
             raise SelectionError(
@@ -157,8 +162,18 @@ def check_layers(
     }
 
 
+def default_step(phase: str, step: int | None) -> int:
+    """Step to draw: the one asked for, else the last of a suffix and the first of a decode phase.
+
+    Which step is a text's last differs from keyframe to keyframe; all have the first.
+    """
+    if step is not None:
+        return step
+    return 0 if phase == "decode" else -1
+
+
 def check_step(episode: EpisodeMaps, phase: str, step: int) -> int | None:
-    """Denoising step for file names and titles: None for the last one and in one-pass phases.
+    """Step for file names and titles: None for the last one of a suffix and in one-pass phases.
 
     Raises
     ------
@@ -172,4 +187,5 @@ def check_step(episode: EpisodeMaps, phase: str, step: int) -> int | None:
         raise SelectionError(
             f"{episode.name}: {phase} has steps 0 to {steps - 1}; there is no {step}"
         )
-    return None if step % steps == steps - 1 else step % steps
+    last = step % steps == steps - 1 and phase != "decode"
+    return None if last else step % steps

@@ -12,11 +12,12 @@ from attnstore.store.errors import UsageError
 
 from . import image_file, pool, video
 from .images import Progress
-from .labtree import Drawing, EpisodeFolder, Reduction
+from .labtree import Drawing, Reduction
+from .layouts import LAB, folder_type
 from .look import Look
 from .scale import ColorScale
 from .scene import Scene
-from .source import EpisodeMaps, check_cameras, check_layers, check_step
+from .source import EpisodeMaps, check_cameras, check_layers, check_step, default_step
 from .track import LayerMaps, Track
 
 PER_VIDEO = ColorScale("video")
@@ -31,7 +32,7 @@ def render_videos(
     summary: bool = True,
     heads: bool = True,
     cameras: Sequence[str] | None = None,
-    step: int = -1,
+    step: int | None = None,
     reduce: Reduction = "max",
     sink_corrected: bool = False,
     look: Look | None = None,
@@ -39,6 +40,7 @@ def render_videos(
     codec: str = "vp9",
     extension: str | None = None,
     fps: float = video.DEFAULT_FPS,
+    layout: str = LAB,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
@@ -60,7 +62,8 @@ def render_videos(
     cameras
         By default all.
     step
-        Denoising step, negative from the end; ignored in one-pass phases.
+        Step, negative from the end; ignored in one-pass phases. By default the last of the
+        suffix and the first of decode.
     reduce
         ``max`` or ``mean`` over the query tokens.
     sink_corrected
@@ -71,6 +74,8 @@ def render_videos(
         See `attnstore.render.video.CODECS`; each codec has a usual extension.
     fps
         Keyframes a second.
+    layout
+        ``lab`` or ``octo``: names of folders and files.
     workers
         Threads; by default one a core.
 
@@ -90,11 +95,12 @@ def render_videos(
     ending = video.extension_for(codec, extension)
     shown = check_cameras(episode, cameras)
     chosen = check_layers(episode, phases, layers)
+    steps = {phase: default_step(phase, step) for phase in chosen}
     drawings = {
-        phase: Drawing(phase, reduce, check_step(episode, phase, step), sink_corrected)
+        phase: Drawing(phase, reduce, check_step(episode, phase, steps[phase]), sink_corrected)
         for phase in chosen
     }
-    folder = EpisodeFolder.of(out, episode.name, episode.outcome, episode.date)
+    folder = folder_type(layout).of(out, episode.name, episode.outcome, episode.date)
     clips = sum(
         len(phase_layers) * (summary + heads * episode.heads(phase))
         for phase, phase_layers in chosen.items()
@@ -109,18 +115,19 @@ def render_videos(
             for layer in phase_layers:
                 maps = LayerMaps.load(
                     episode, phase, layer, shown,
-                    step=step, reduce=reduce, sink_corrected=sink_corrected,
+                    step=steps[phase], reduce=reduce, sink_corrected=sink_corrected,
                 )  # fmt: skip
                 if summary:
                     active = {
                         camera: np.full(
                             len(scene.frames),
-                            episode.active_head(phase, camera, layer=layer, step=step),
+                            episode.active_head(phase, camera, layer=layer, step=steps[phase]),
                             np.intp,
                         )
                         for camera in shown
                     }
-                    path = folder.summary_video(drawing, layer, ending)
+                    last = layer == phase_layers[-1]
+                    path = folder.summary_video(drawing, layer, ending, last=last)
                     yield partial(
                         _film, scene, maps.active(active), scale, path, codec, fps, threads
                     )

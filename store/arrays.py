@@ -4,6 +4,7 @@
 
     attention.zarr/                     attributes: the episode's description
       <phase>/attention                 keyframe [step] layer head query key
+      vision/<camera>/attention         keyframe layer head query key
       maps/<phase>/<group>/<camera>/{mean,max}   keyframe [step] layer head row col   (log8)
       policy/{actions,actions_recorded,state,denoising}
 
@@ -74,9 +75,9 @@ def _create_phase(root: Any, spec: EpisodeSpec, phase: PhaseSpec) -> None:
     plan = attention_plan(
         phase.phase, count, phase.steps, phase.layers, phase.heads, len(phase.query), len(phase.key)
     )
-    group = root.create_group(phase.phase)
+    group = root.create_group(phase.path)
     dims = attention_dims(phase.phase)
-    description = f"{phase.phase} attention weights; rows over key sum to 1; absent tokens are NaN"
+    description = f"{phase.path} attention weights; rows over key sum to 1; absent tokens are NaN"
     _attention_like(group, "attention", plan, dims, spec.precision, description)
     _coordinates(group, dims, plan.shape, spec)
     for camera in phase.cameras:

@@ -12,11 +12,11 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
-from .tables import PART_TABLES, TABLES, Column, Table
+from .tables import OPTIONAL_TABLES, PART_TABLES, TABLES, Column, Table
 
 DATABASE = "catalog"
 """Name under which a connection attaches a generation."""
-VIEWED = ("frames", "head_stats", *PART_TABLES)
+VIEWED = ("frames", "head_stats", *OPTIONAL_TABLES, *PART_TABLES)
 """Too large to copy: 10,000 episodes have 800 million rows of head_stats."""
 COPIED = tuple(name for name in TABLES if name not in VIEWED)
 

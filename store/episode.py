@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .axes import STEPPED_PHASES
+from .axes import STEPPED_PHASES, phase_path, split_path
 from .errors import IntegrityError
 from .geometry import Geometry
 from .tokens import AlignedAxis, Span, Token
@@ -20,15 +20,25 @@ class PhaseSpec:
     layers: int
     heads: int
     steps: int | None
-    """Number of denoising steps or decoded tokens; None for one-pass phases."""
+    """Number of denoising steps, or the most tokens that may be decoded; None for one-pass phases."""
     query: AlignedAxis
     key: AlignedAxis
     query_groups: tuple[str, ...]
     """Query groups with statistics and overview maps."""
+    camera: str | None = None
+    """In phase ``vision``: whose image goes through the encoder."""
+    causal: bool | None = None
+    """Whether no query attends to a token behind it; None if the policy does not say."""
 
     def __post_init__(self) -> None:
+        phase_path(self.phase, self.camera)
         if (self.phase in STEPPED_PHASES) != (self.steps is not None):
             raise ValueError(f"phase {self.phase}: steps are given exactly for stepped phases")
+
+    @property
+    def path(self) -> str:
+        """Group of its attention in ``attention.zarr``: ``prefix``, ``vision/hand_camera``."""
+        return phase_path(self.phase, self.camera)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -52,6 +62,7 @@ class EpisodeSpec:
     geometry: Mapping[str, Geometry]
     """Per camera, in the policy's order."""
     phases: Mapping[str, PhaseSpec]
+    """By `PhaseSpec.path`."""
     task: str | None = None
     date: str | None = None
     rate: float | None = None
@@ -66,7 +77,9 @@ class EpisodeSpec:
             raise ValueError(
                 f"episode {self.name}: {len(self.seeds)} seeds for {len(self.frames)} keyframes"
             )
-        for phase in self.phases.values():
+        for path, phase in self.phases.items():
+            if path != phase.path:
+                raise ValueError(f"phase {phase.path} is listed as {path!r}")
             for span in phase.key:
                 if span.camera is not None and span.grid != self.geometry[span.camera].grid:
                     raise ValueError(
@@ -130,18 +143,22 @@ def _phase_to_json(phase: PhaseSpec) -> dict[str, Any]:
         "query": [_span_to_json(s) for s in phase.query],
         "key": [_span_to_json(s) for s in phase.key],
         "query_groups": list(phase.query_groups),
+        **({} if phase.causal is None else {"causal": phase.causal}),
     }
 
 
-def _phase_from_json(name: str, raw: Mapping[str, Any]) -> PhaseSpec:
+def _phase_from_json(path: str, raw: Mapping[str, Any]) -> PhaseSpec:
+    phase, camera = split_path(path)
     return PhaseSpec(
-        phase=name,
+        phase=phase,
         layers=int(raw["layers"]),
         heads=int(raw["heads"]),
         steps=raw["steps"],
         query=AlignedAxis(tuple(_span_from_json(s) for s in raw["query"])),
         key=AlignedAxis(tuple(_span_from_json(s) for s in raw["key"])),
         query_groups=tuple(raw["query_groups"]),
+        camera=camera,
+        causal=raw.get("causal"),
     )
 
 

@@ -47,12 +47,15 @@ class Geometry:
     """Rows and columns of patches."""
     patch: tuple[float, float]
     """Distance between neighbouring patches, in input pixels."""
-    crop: tuple[int, int, int, int] | None = None
-    """(top, left, height, width) of the source that is used; None is all of it."""
+    crop: tuple[float, float, float, float] | None = None
+    """(top, left, height, width) of the source that is used; None is all of it. Fractions of a pixel
+    where the crop is taken after a resize."""
     flip_vertical: bool = False
     flip_horizontal: bool = False
     patch_origin: tuple[float, float] = (0.0, 0.0)
-    """Top-left corner of patch (0, 0) in input pixels; (-8, -8) if centred on multiples of 16."""
+    """Top-left corner of patch (0, 0) in input pixels; (-7.5, -7.5) if centred on pixel (0, 0)."""
+    receptive: tuple[float, float] | None = None
+    """Size of what a patch is computed from, centred on the patch; None: of the patch itself."""
 
     def __post_init__(self) -> None:
         for name in ("source", "input", "resized", "offset", "grid", "patch", "patch_origin"):
@@ -61,6 +64,8 @@ class Geometry:
                 raise ValueError(f"geometry: {name} must be two finite numbers; got {pair}")
             if name not in ("offset", "patch_origin") and min(pair) <= 0:
                 raise ValueError(f"geometry: {name} must be positive; got {pair}")
+        if self.receptive is not None:
+            self._check_receptive(self.receptive)
         for axis, label in ((0, "height"), (1, "width")):
             end = self.offset[axis] + self.resized[axis]
             if self.offset[axis] < 0 or end > self.input[axis]:
@@ -76,6 +81,18 @@ class Geometry:
                 raise ValueError(f"geometry: crop {self.crop} is empty or negative")
             if top + height > self.source[0] or left + width > self.source[1]:
                 raise ValueError(f"geometry: crop {self.crop} leaves the source {self.source}")
+
+    def _check_receptive(self, receptive: tuple[float, float]) -> None:
+        if len(receptive) != 2 or not np.isfinite(receptive).all() or min(receptive) <= 0:
+            raise ValueError(f"geometry: receptive must be two positive numbers; got {receptive}")
+        for axis in (0, 1):
+            first = self.patch_origin[axis] + self.patch[axis] / 2
+            last = first + (self.grid[axis] - 1) * self.patch[axis]
+            if first < 0 or last > self.input[axis]:
+                raise ValueError(
+                    f"geometry: patches are centred on {first} to {last}, "
+                    f"outside the input of {self.input[axis]}"
+                )
 
     @classmethod
     def letterbox(
@@ -151,11 +168,50 @@ class Geometry:
         """Fraction of each patch that shows source image, ``(rows, cols)``, 0 for letterbox."""
         per_axis = []
         for axis in (0, 1):
-            start = np.arange(self.grid[axis]) * self.patch[axis] + self.patch_origin[axis]
-            low = np.maximum(start, self.offset[axis])
-            high = np.minimum(start + self.patch[axis], self.offset[axis] + self.resized[axis])
-            per_axis.append(np.clip(high - low, 0, None) / self.patch[axis])
+            edges = self.edges(axis) * self.patch[axis] + self.patch_origin[axis]
+            low = np.maximum(edges[:-1], self.offset[axis])
+            high = np.minimum(edges[1:], self.offset[axis] + self.resized[axis])
+            per_axis.append(np.clip(high - low, 0, None) / np.diff(edges))
         return np.outer(per_axis[0], per_axis[1]).astype(np.float32)
+
+    def edges(self, axis: int) -> Float:
+        """Where patches begin and end along an axis, in patches, (patches + 1,).
+
+        Where patches see beyond their boxes (`receptive`), the outermost ones are cut at the input's
+        edges, and reach to them if they see as far: what lies between an edge and the nearest box
+        is seen by that patch.
+        """
+        count, size = self.grid[axis], self.patch[axis]
+        edges = np.arange(count + 1.0)
+        if self.receptive is None:
+            return edges
+        first = -self.patch_origin[axis] / size
+        last = (self.input[axis] - self.patch_origin[axis]) / size
+        reach = self.receptive[axis] / size / 2
+        edges[0] = max(first, min(0.0, 0.5 - reach))
+        edges[-1] = min(last, max(count, count - 0.5 + reach))
+        return edges
+
+    def receptive_field(self, row: int, col: int) -> tuple[slice, slice]:
+        """Input pixels, (rows, columns), that a patch is computed from, cut at the input's edges.
+
+        Examples
+        --------
+        Four convolutions of 3 pixels and stride 2, each padded by 1: patch (r, c) is centred on
+        pixel (16 r, 16 c) and reaches 15 pixels to every side.
+
+        >>> g = Geometry((256, 256), (256, 256), (256, 256), (0, 0), (16, 16), (16.0, 16.0),
+        ...              patch_origin=(-7.5, -7.5), receptive=(31.0, 31.0))
+        >>> g.receptive_field(2, 0)
+        (slice(17, 48, None), slice(0, 16, None))
+        """
+        extent = self.receptive or self.patch
+        sides = []
+        for axis, index in ((0, row), (1, col)):
+            middle = self.patch_origin[axis] + (index + 0.5) * self.patch[axis]
+            low, high = middle - extent[axis] / 2, middle + extent[axis] / 2
+            sides.append(slice(max(0, round(low)), min(self.input[axis], round(high))))
+        return sides[0], sides[1]
 
     def covered(self) -> tuple[slice, slice]:
         """Rows and columns of the grid that show any source image (coverage > 0)."""
@@ -186,5 +242,5 @@ class Geometry:
             raise ValueError(f"not a geometry: {text[:80]!r} ({error})") from None
 
     @property
-    def _crop(self) -> tuple[int, int, int, int]:
+    def _crop(self) -> tuple[float, float, float, float]:
         return self.crop if self.crop is not None else (0, 0, *self.source)

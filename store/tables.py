@@ -23,6 +23,8 @@ class Column:
     type: pa.DataType
     definition: str
     unit: str = ""
+    optional: bool = False
+    """Rows may be added without it: NULL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +61,20 @@ _VARIANT = Column("variant", _S, "'base', or the intervention on the observation
 _KEYFRAME = Column("keyframe", _I32, "ordinal of the keyframe in the episode")
 _FRAME = Column("frame", _I32, "frame index in the recording")
 _PHASE = Column("phase", _S, "prefix, suffix, joint, decode or vision")
-_STEP = Column("step", _I16, "denoising step, 0 = noisiest; NULL in one-pass phases")
+_STEP = Column("step", _I16, "denoising step, 0 = noisiest, or generated token (phase decode), 0 = first; NULL in one-pass phases")
 _LAYER = Column("layer", _I16, "0-based layer")
 _HEAD = Column("head", _I16, "0-based head")
-_GROUP = Column("query_group", _S, "query tokens that are averaged: text, action")
-_CAMERA = Column("camera", _S, "the dataset's camera name")
+_GROUP = Column("query_group", _S, "query tokens that are averaged: text, action, image")
+_CAMERA = Column(
+    "camera",
+    _S,
+    "the dataset's camera name; hand_camera@-1 is what it showed one frame earlier, to a policy with a window",
+)
+_TOKEN_CAMERA = Column(
+    "camera",
+    _S,
+    "of image tokens, and of every token of a camera's encoder (phase vision): the dataset's camera name; else NULL",
+)
 
 METRICS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
@@ -108,6 +119,7 @@ _TABLES = (
             Column("action_recorded", pa.list_(_F32), "recorded action", "dataset units"),
             Column("row_sum_min", _F32, "smallest sum of an attention row over keys, all phases"),
             Column("row_sum_max", _F32, "largest sum of an attention row over keys, all phases"),
+            Column("generated", _S, "text that the policy generated, without markers such as end-of-sequence; NULL if it generates none", optional=True),
         ),
     ),
     Table(
@@ -130,8 +142,8 @@ _TABLES = (
             Column("axis", _S, "query or key"),
             Column("span", _S, "name, unique on its axis"),
             Column("kind", _S, "image, text, state, action, readout or other"),
-            Column("role", _S, "text spans: task, state or other; else NULL"),
-            _CAMERA,
+            Column("role", _S, "task, repeated (the instruction beside the images once more), state, generated, padding (of an instruction, where the model attends to it) or other; NULL for tokens that are no text"),
+            _TOKEN_CAMERA,
             Column("start", _I32, "first index on the stored axis"),
             Column("stop", _I32, "one past the last index that exists at this keyframe"),
             Column("reserved_stop", _I32, "one past the last index kept for the span in this episode"),
@@ -145,10 +157,10 @@ _TABLES = (
         "one text token at one keyframe",
         (
             _RUN, _EPISODE, _KEYFRAME, _PHASE,
-            Column("axis", _S, "query or key"),
+            Column("axis", _S, "query or key; step: the token that a step of phase decode chose"),
             Column("index", _I32, "index on the stored axis"),
             Column("span", _S, "span that the token is in"),
-            Column("role", _S, "task, state or other"),
+            Column("role", _S, "as in spans"),
             Column("token_id", _I32, "vocabulary index"),
             Column("text", _S, "the string that the token stands for"),
         ),
@@ -172,7 +184,7 @@ _TABLES = (
             Column("key", _I32, "index on the stored key axis"),
             Column("span", _S, "span that the key is in"),
             Column("text", _S, "the token's string; NULL for other kinds"),
-            _CAMERA,
+            _TOKEN_CAMERA,
             Column("row", _I16, "patch row; NULL outside images"),
             Column("col", _I16, "patch column; NULL outside images"),
             Column("fraction", _F32, "share of the keyframes above the threshold", "0..1"),
@@ -196,6 +208,33 @@ _TABLES = (
 
 TABLES: Mapping[str, Table] = MappingProxyType({t.name: t for t in _TABLES})
 """Tables of every base part."""
+
+TOKEN_METRICS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "norm": ("Euclidean norm of the hidden state after the layer, residual stream included", "the model's activations"),
+        "cosine_previous": ("cosine of the hidden state after the layer to that before it; NULL if one of them is 0", "-1..1"),
+        "cosine_embedding": ("cosine of the hidden state after the layer to that which enters layer 0; NULL if one of them is 0", "-1..1"),
+    }
+)  # fmt: skip
+"""Metrics of ``token_stats``: definition and unit. In float32, from the hidden states as computed."""
+
+_OPTIONAL_TABLES = (
+    Table(
+        "token_stats",
+        "one token's hidden state after one layer, at one keyframe and step; only from an ingest with --token-stats",
+        (
+            _RUN, _EPISODE, _VARIANT, _KEYFRAME, _PHASE, _TOKEN_CAMERA, _STEP, _LAYER,
+            Column("index", _I32, "index on the stored query axis, as in tokens where axis = 'query'"),
+            Column("span", _S, "span that the token is in"),
+            Column("kind", _S, "image, text, state, action, readout or other"),
+            Column("role", _S, "as in spans"),
+            *(Column(name, _F32, text, unit) for name, (text, unit) in TOKEN_METRICS.items()),
+        ),
+    ),
+)  # fmt: skip
+
+OPTIONAL_TABLES: Mapping[str, Table] = MappingProxyType({t.name: t for t in _OPTIONAL_TABLES})
+"""Tables that a base part has when the ingest was asked for them."""
 
 OBJECT_METRICS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
@@ -253,29 +292,189 @@ _PART_TABLES = (
     ),
 )  # fmt: skip
 
-PART_TABLES: Mapping[str, Table] = MappingProxyType({t.name: t for t in _PART_TABLES})
-"""Tables that other parts bring, by name: object_stats and object_masks of objects-..."""
+ACTION_METRICS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "mse": ("mean squared difference of the action chunk from the base's, over the horizon and the real degrees of freedom", "squared normalised action"),
+        "si_mse": ("scale-invariant: min over alpha >= 0 of |alpha b - a|^2 / |a|^2, a the base's chunk, b the variant's; a reversed action scores 1", "0..1"),
+        "scale": ("|b| / |a|: how much longer the variant's action is", "ratio"),
+        "cosine": ("cosine of the variant's action chunk to the base's; NULL if one of them is 0", "-1..1"),
+    }
+)  # fmt: skip
+"""Metrics of ``interventions``: definition and unit; see `attnstore.store.action_metrics`."""
 
-ALL_TABLES: Mapping[str, Table] = MappingProxyType({**TABLES, **PART_TABLES})
+_PROBE_KEYS = (
+    _RUN,
+    _EPISODE,
+    Column("variant", _S, "the intervention, unique in its part and keyframe: L05/attention, prompt/empty; base: the policy run again on what is stored"),
+    Column("part", _S, "probe-...: digest of what was asked for"),
+    _KEYFRAME,
+    _FRAME,
+    Column("probe", _S, "fidelity, regions, prompts or knockout"),
+)  # fmt: skip
+_SHOWN_MAP = (
+    Column("phase", _S, "phase of the map that the mask is made from, or whose attention is blocked; NULL if neither"),
+    Column("step", _I16, "step of that map; NULL in one-pass phases, and where all steps are blocked"),
+    Column("layer", _I16, "layer of that map; NULL if there is none, or several layers are blocked"),
+    Column("query_group", _S, "query tokens of that map, or those that are blocked"),
+    Column("heads", _S, "how the map is reduced over heads: mean, max, active (largest variance over the episode) or a head's number; blocked heads: all"),
+)  # fmt: skip
+_EFFECT = (
+    Column("dof", _I16, "real degrees of freedom that were compared"),
+    *(Column(name, _F32, text, unit) for name, (text, unit) in ACTION_METRICS.items()),
+)
+
+_PROBE_TABLES = (
+    Table(
+        "interventions",
+        "one run of the policy on a changed observation, or with attention blocked, against the base; from the same noise",
+        (
+            *_PROBE_KEYS,
+            Column("target", _S, "what was taken away: attention (the top of a map), control, cell, camera, object, rank (attention by rank), prompt, attention from > to; base"),
+            Column("detail", _S, "which one: 1,2 (cell), the object's or the prompt's name, 0.1-0.2 (rank), text > image:hand_camera; NULL if there is one only"),
+            Column("cameras", pa.list_(_S), "cameras whose image was changed"),
+            *_SHOWN_MAP,
+            Column("repeat", _I16, "0-based; controls and noise differ between repeats"),
+            Column("share", _F32, "share of each changed image's seen pixels that was asked for; NULL if the region says it", "0..1"),
+            Column("fill", _S, "what the pixels were replaced by: black, mean, blur or noise; NULL if no pixel was"),
+            Column("pixels", _I32, "pixels replaced, all cameras", "pixels"),
+            Column("area", _F32, "share of the changed images' seen pixels that was replaced", "0..1"),
+            Column("pixel_change", _F32, "mean absolute difference of the replaced pixels, over colours: a control that blacks out black changes nothing", "0..255"),
+            Column("attention", _F32, "share of the map's attention on the replaced pixels, mean over the changed cameras; letterbox left out", "0..1"),
+            Column("pieces", _I16, "pieces that the moved mask was cut into to find room, all cameras; as many as the mask has if none was cut"),
+            Column("instruction", _S, "the prompt that the policy got"),
+            *_EFFECT,
+        ),
+    ),
+    Table(
+        "intervention_curves",
+        "one point of a deletion or insertion curve (Petsiuk et al. 2018)",
+        (
+            *_PROBE_KEYS,
+            Column("curve", _S, "deletion (pixels are replaced, hottest first) or insertion (all are replaced, then shown again, hottest first)"),
+            Column("target", _S, "attention (in the order of the map) or control (patches in random order)"),
+            Column("cameras", pa.list_(_S), "cameras whose image was changed"),
+            *_SHOWN_MAP,
+            Column("repeat", _I16, "0-based; of the control"),
+            Column("fill", _S, "what the pixels were replaced by"),
+            Column("fraction", _F32, "share of the seen pixels that is replaced (deletion) or shown (insertion)", "0..1"),
+            *_EFFECT,
+        ),
+    ),
+    Table(
+        "region_attention",
+        "how much of one map lies on one region of regions; from the overview maps (log8)",
+        (
+            *_PROBE_KEYS,
+            _CAMERA,
+            _PHASE, _STEP, _LAYER,
+            _GROUP,
+            Column("area", _F32, "share of the camera's seen pixels that is in the region: what attention is by chance", "0..1"),
+            Column("attention", _F32, "share of the camera's attention (mean over heads, letterbox left out) that lies on the region", "0..1"),
+        ),
+    ),
+    Table(
+        "map_shifts",
+        "how much one head's map of a camera changes between the base and an intervention; from the unrounded weights; NULL where the camera gets no attention",
+        (
+            *_PROBE_KEYS,
+            _PHASE, _STEP, _LAYER, _HEAD, _GROUP, _CAMERA,
+            Column("l2", _F32, "Euclidean distance of P from the base's", "share of attention, 0..1.41"),
+            Column("correlation", _F32, "Pearson correlation of P with the base's over patches; NULL if one is constant", "-1..1"),
+            Column("jensen_shannon", _F32, "Jensen-Shannon divergence of P from the base's", "bits, 0..1"),
+            Column("mass_change", _F32, "change of the share of attention on the camera's image", "share of attention, -1..1"),
+        ),
+    ),
+    Table(
+        "intervention_masks",
+        "the pixels of one camera that one intervention replaced",
+        (
+            *_PROBE_KEYS,
+            _CAMERA,
+            Column("height", _I32, "height of the camera's image", "pixels"),
+            Column("width", _I32, "width of the camera's image", "pixels"),
+            Column("counts", _S, "run lengths of the mask as COCO's string, column by column"),
+        ),
+    ),
+)  # fmt: skip
+
+PROBE_TABLES: Mapping[str, Table] = MappingProxyType({t.name: t for t in _PROBE_TABLES})
+"""Tables of probe-... parts."""
+
+_CNN_KEYS = (
+    _RUN,
+    _EPISODE,
+    Column("part", _S, "cnn-...: digest of network, layer, filters and settings"),
+    Column("network", _S, "the convolutional network: vgg16"),
+    Column("module", _S, "the convolution, as the network calls it: features.10"),
+    Column("conv", _I16, "0-based ordinal among the network's convolutions"),
+    Column("filter", _I32, "0-based channel of the convolution's output"),
+)
+_CNN_TABLES = (
+    Table(
+        "cnn_objective",
+        "one iteration of the ascent to the image that one filter answers most to",
+        (
+            *_CNN_KEYS,
+            Column("iteration", _I32, "steps that were done before; the last row is of the result"),
+            Column("objective", _F32, "mean over positions of the filter's output, before any rectification", "the network's activations"),
+            Column("gradient_rms", _F32, "root mean square over the input of the objective's gradient, before it is normalised", "activation per unit of the input"),
+        ),
+    ),
+    Table(
+        "cnn_response",
+        "one filter's answer to one image",
+        (
+            *_CNN_KEYS,
+            Column("kind", _S, "activations or guided"),
+            Column("keyframe", _I32, "ordinal of the keyframe in the episode; 0 for an image of a file"),
+            Column("frame", _I32, "frame index in the recording; NULL for an image of a file"),
+            Column("camera", _S, "the dataset's camera name; NULL for an image of a file"),
+            Column("mean", _F32, "mean over positions of the filter's output; NULL of kind guided", "the network's activations"),
+            Column("max", _F32, "largest output over positions; NULL of kind guided", "the network's activations"),
+            Column("active", _F32, "share of positions with a positive output; NULL of kind guided", "0..1"),
+            Column("value", _F32, "the activation that was taken back to the input; NULL of kind activations", "the network's activations"),
+            Column("relus", _I16, "rectifications on the way to the input, 0: the plain gradient; NULL of kind activations"),
+        ),
+    ),
+)  # fmt: skip
+
+CNN_TABLES: Mapping[str, Table] = MappingProxyType({t.name: t for t in _CNN_TABLES})
+"""Tables of cnn-... parts."""
+
+PART_TABLES: Mapping[str, Table] = MappingProxyType(
+    {t.name: t for t in (*_PART_TABLES, *_PROBE_TABLES, *_CNN_TABLES)}
+)
+"""Tables that other parts bring, by name: object_stats and object_masks of objects-..., those of
+probe-... and of cnn-..."""
+
+ALL_TABLES: Mapping[str, Table] = MappingProxyType({**TABLES, **OPTIONAL_TABLES, **PART_TABLES})
+
+ROW_GROUP = 64 * 1024
+"""Rows that a reader gets at least; a table that is written while it grows keeps so many."""
 
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write Parquet that any reader opens: zstd, dictionaries for text only."""
+    with open_table(path, table.schema) as file:
+        file.write_table(table, row_group_size=ROW_GROUP)
+
+
+def open_table(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Open a Parquet file to write, block by block; to be closed."""
     text = [
         f.name
-        for f in table.schema
+        for f in schema
         if pa.types.is_string(f.type) and f.name not in ("geometry", "counts")
     ]
-    keys = [f.name for f in table.schema if pa.types.is_integer(f.type)]
+    keys = [f.name for f in schema if pa.types.is_integer(f.type)]
     dictionary = [n for n in text + keys if n not in ("seed",)]
-    if "mass" in table.schema.names and pa.types.is_map(table.schema.field("mass").type):
+    if "mass" in schema.names and pa.types.is_map(schema.field("mass").type):
         dictionary.append("mass.key_value.key")
-    pq.write_table(
-        table,
+    return pq.ParquetWriter(
         path,
+        schema,
         compression="zstd",
         compression_level=3,
         use_dictionary=dictionary,
         write_statistics=True,
-        row_group_size=64 * 1024,
     )

@@ -14,6 +14,10 @@ from typing import Literal, get_args
 
 Kind = Literal["image", "text", "state", "action", "readout", "other"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+GENERATED = "generated"
+"""Role of text that the policy itself wrote; see `attnstore.store.generated`."""
+REPEATED = "repeated"
+"""Role of an instruction that stands beside the images once more, where it can attend to them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +47,9 @@ class Span:
     grid: tuple[int, int] | None = None
     """For image spans: (rows, cols), row-major."""
     role: str | None = None
-    """For text spans: ``task``, ``state`` or ``other``."""
+    """For text spans: ``task``, ``repeated``, ``state``, ``generated`` or ``other``; ``padding``."""
     tokens: tuple[Token, ...] = ()
-    """For text spans: every token."""
+    """For text spans: every token; none where generated text is not known yet."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -62,7 +66,8 @@ class Span:
             )
         if self.grid is not None and self.grid[0] * self.grid[1] != len(self):
             raise ValueError(f"span {self.name!r}: grid {self.grid} has not {len(self)} patches")
-        if self.kind == "text" and len(self.tokens) != len(self):
+        unknown = self.role == GENERATED and not self.tokens
+        if self.kind == "text" and len(self.tokens) != len(self) and not unknown:
             raise ValueError(
                 f"span {self.name!r}: {len(self.tokens)} token strings for {len(self)} tokens"
             )

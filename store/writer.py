@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from .arrays import MAP_PRECISION, MAP_REDUCTIONS, PolicyShapes, create_arrays
@@ -18,7 +19,7 @@ from .commit import Attempt, Commit
 from .engine import Block, open_block
 from .episode import EpisodeSpec, PhaseSpec
 from .precision import absent, dtype, encode
-from .tables import TABLES, write_table
+from .tables import OPTIONAL_TABLES, ROW_GROUP, TABLES, Table, open_table, write_table
 from .tokens import Axis, TokenLayout
 
 ARRAYS = "attention.zarr"
@@ -47,7 +48,9 @@ class EpisodeWriter:
         self._maps: dict[tuple[str, int], tuple[Stored, set[int]]] = {}
         self._written: set[tuple[str | int, ...]] = set()
         self._rows: dict[str, list[pa.Table]] = {}
+        self._files: dict[str, pq.ParquetWriter] = {}
         self._policy: dict[str, Stored] = {}
+        self._ended: dict[tuple[str, int], int] = {}
         self._lock = threading.Lock()
 
     def write_attention(
@@ -63,6 +66,8 @@ class EpisodeWriter:
 
         Parameters
         ----------
+        phase
+            Its path: ``prefix``, ``vision/hand_camera``.
         weights
             Already coded at the run's precision, (head, query, key), compact: padding stripped.
         layout
@@ -98,6 +103,10 @@ class EpisodeWriter:
             self._finished(f"{phase}/attention/c/{keyframe}/{step}/0/0/0/0")
             self._written.add((phase, keyframe, step))
 
+    def end_steps(self, phase: str, keyframe: int, steps: int) -> None:
+        """Say that a keyframe has only its first `steps` steps; the others stay absent."""
+        self._ended[phase, keyframe] = steps
+
     def write_map(
         self, phase: str, group: str, camera: str, reduction: str, keyframe: int, values: Stored
     ) -> None:
@@ -131,8 +140,13 @@ class EpisodeWriter:
     def add_rows(
         self, table: str, columns: Mapping[str, Sequence[Any] | Stored | pa.Array]
     ) -> None:
-        """Append rows to a table; run, episode and variant are filled in."""
-        schema = TABLES[table].schema
+        """Append rows to a table; run, episode and variant are filled in.
+
+        Rows of an optional table go to its file as they come: there may be millions of them.
+        """
+        definition = _definition(table)
+        schema = definition.schema
+        optional = {c.name for c in definition.columns if c.optional}
         count = len(next(iter(columns.values())))
         constant = {"run": self.attempt.run, "episode": self.attempt.episode, "variant": "base"}
         arrays = []
@@ -144,16 +158,21 @@ class EpisodeWriter:
                 arrays.append(values)
             elif field.name in constant:
                 arrays.append(pa.array([constant[field.name]] * count, field.type))
+            elif field.name in optional:
+                arrays.append(pa.nulls(count, field.type))
             else:
                 raise ValueError(f"table {table}: column {field.name} is missing")
         with self._lock:
-            self._rows.setdefault(table, []).append(pa.Table.from_arrays(arrays, schema=schema))
+            blocks = self._rows.setdefault(table, [])
+            blocks.append(pa.Table.from_arrays(arrays, schema=schema))
+            if table in OPTIONAL_TABLES and sum(b.num_rows for b in blocks) >= ROW_GROUP:
+                self._spill(table)
 
     def rows(self, table: str) -> pa.Table:
-        """Return the rows added so far."""
+        """Return the rows added so far; not of an optional table."""
         with self._lock:
             parts = self._rows.get(table, [])
-            return pa.concat_tables(parts) if parts else TABLES[table].schema.empty_table()
+            return pa.concat_tables(parts) if parts else _definition(table).schema.empty_table()
 
     def commit(
         self, summary: Mapping[str, Any] | None = None, *, after: int | None = None
@@ -178,6 +197,10 @@ class EpisodeWriter:
             self._block(f"policy/{name}").write((slice(None),), values)
         for table in TABLES:
             write_table(self.attempt.path / f"{table}.parquet", self.rows(table))
+        for table in OPTIONAL_TABLES:
+            if table in self._rows:
+                self._spill(table)
+                self._files.pop(table).close()
         spec = self.spec
         return self.attempt.publish(
             {
@@ -195,13 +218,26 @@ class EpisodeWriter:
             after=after,
         )
 
+    def _spill(self, table: str) -> None:
+        """Move the rows of an optional table that are in memory to its file."""
+        if table not in self._files:
+            path = self.attempt.path / f"{table}.parquet"
+            self._files[table] = open_table(path, OPTIONAL_TABLES[table].schema)
+        blocks, self._rows[table] = self._rows[table], []
+        if blocks:
+            self._files[table].write_table(pa.concat_tables(blocks))
+
     def _expected(self) -> set[tuple[str | int, ...]]:
         """Every shard of attention (phase, keyframe, layer or step) and of maps (path, start)."""
         keyframes = range(len(self.spec.frames))
         expected: set[tuple[str | int, ...]] = set()
         for phase in self.spec.phases.values():
-            seconds = range(phase.layers if phase.steps is None else phase.steps)
-            expected.update((phase.phase, k, s) for k in keyframes for s in seconds)
+            count = phase.layers if phase.steps is None else phase.steps
+            expected.update(
+                (phase.path, k, s)
+                for k in keyframes
+                for s in range(self._ended.get((phase.path, k), count))
+            )
             expected.update(
                 (f"maps/{phase.phase}/{group}/{camera}/{reduction}", start)
                 for group in phase.query_groups
@@ -239,6 +275,10 @@ class EpisodeWriter:
         for stored_q, compact_q in spec.query.place(layout.query):
             for stored_k, compact_k in spec.key.place(layout.key):
                 buffer[:, stored_q, stored_k] = weights[:, compact_q, compact_k]
+
+
+def _definition(table: str) -> Table:
+    return TABLES[table] if table in TABLES else OPTIONAL_TABLES[table]
 
 
 def _same(aligned: Sequence[Any], axis: Axis) -> bool:

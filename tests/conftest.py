@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import settings
 
-pytest_plugins = ["ingest_fixtures"]
+pytest_plugins = ["ingest_fixtures", "service_fixtures"]
+pytest.register_assert_rewrite("policy_contract")
 
 # Examples are not timed: the first one of a property pays for imports and compiled kernels.
 # CI tries the same examples every time: a failure there is of the change, not of the dice.

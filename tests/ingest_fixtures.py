@@ -22,7 +22,13 @@ from attnstore.ingest.datasets.droid import DroidDataset
 from attnstore.ingest.episode import EpisodeJob
 from attnstore.ingest.pipeline import Outcome, provenance
 from attnstore.ingest.plan import describe_run
-from attnstore.ingest.policies.base import Observation, Policy, load_policy
+from attnstore.ingest.policies.base import (
+    ATTENTION_ONLY,
+    Observation,
+    Policy,
+    Watch,
+    load_policy,
+)
 from attnstore.ingest.policies.pi0 import Pi0Policy
 from attnstore.ingest.policies.tiny import build_tiny_pi0
 from attnstore.store.commit import Commit, all_commits
@@ -163,12 +169,15 @@ def make_job(
     stride: int = 8,
     precision: str = "float16",
     seed: int = 0,
+    watch: Watch = ATTENTION_ONLY,
 ) -> EpisodeJob:
     """A job as the command line makes it."""
-    run = describe_run(policy, "pi0", dataset, stride=stride, precision=precision, seed=seed)
+    run = describe_run(
+        policy, policy.name, dataset, stride=stride, precision=precision, seed=seed, watch=watch
+    )
     paths = create_store(store)
     save_run(paths, run, provenance(policy))
-    return EpisodeJob(paths, run, batch_size)
+    return EpisodeJob(paths, run, batch_size, watch=watch)
 
 
 def commits(store: Path) -> dict[str, Commit]:

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import importlib.util
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
-import pytest
 from store_fixtures import random_episode, write_episode
 
 from attnstore.store.axes import attention_dims, map_dims
@@ -16,22 +15,15 @@ from attnstore.store.tables import TABLES
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def load() -> Any:
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-GENERATE = load()
-
-
-@pytest.mark.parametrize("name", GENERATE.PAGES)
-def test_generated_pages_are_not_stale(name: str) -> None:
-    written = (DOCS / name).read_text(encoding="utf-8")
-    assert written == GENERATE.PAGES[name](), f"docs/{name} is stale: run `make docs`"
+def test_generated_pages_are_not_stale() -> None:
+    """In a process of its own: click keeps the help options with which a command was first called."""
+    done = subprocess.run(
+        [sys.executable, DOCS / "generate.py", "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_column_is_documented() -> None:

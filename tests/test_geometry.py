@@ -76,7 +76,7 @@ def test_the_centre_of_a_pixel_lands_where_slicing_and_nearest_resize_put_it(
 ) -> None:
     """Oracle: NumPy crops and flips an image of pixel numbers and repeats them 3 x 2 times."""
     height, width = geometry.source
-    top, left, rows, cols = geometry.crop or (0, 0, height, width)
+    top, left, rows, cols = map(int, geometry.crop or (0, 0, height, width))
     enlarged = replace(
         geometry,
         resized=(rows * 3, cols * 2),
@@ -219,3 +219,23 @@ def test_a_letterbox_names_the_rule_that_is_broken() -> None:
         Geometry.letterbox((720, 1280), (224, 224), (13, 14))
     with pytest.raises(ValueError, match="anchor is 'center' or 'top-left'; got 'middle'"):
         Geometry.letterbox((720, 1280), (224, 224), (14, 14), anchor="middle")
+
+
+def test_patches_that_see_beyond_their_boxes_leave_nothing_of_the_image_out() -> None:
+    # Octo's SmallStem16 on 256x256: centred on pixels 0, 16 .. 240, reaching 15 to every side
+    geometry = Geometry(
+        (720, 1280), (256, 256), (256, 256), (0, 0), (16, 16), (16.0, 16.0),
+        patch_origin=(-7.5, -7.5), receptive=(31.0, 31.0),
+    )  # fmt: skip
+    np.testing.assert_array_equal(geometry.coverage(), 1)
+    edges = geometry.edges(0) * 16 - 7.5
+    assert edges[[0, 1, 15, 16]].tolist() == [0.0, 8.5, 232.5, 256.0]
+    assert geometry.receptive_field(0, 15) == (slice(0, 16), slice(225, 256))
+    # a receptive field that ends before the input does leaves the rest unseen
+    short = replace(geometry, receptive=(17.0, 17.0))
+    assert short.edges(0)[-1] * 16 - 7.5 == 249.0
+    assert Geometry.from_json(geometry.to_json()) == geometry
+    with pytest.raises(ValueError, match="receptive must be two positive numbers"):
+        replace(geometry, receptive=(0.0, 3.0))
+    with pytest.raises(ValueError, match="centred on 0.5 to 272.5, outside the input of 256"):
+        replace(geometry, grid=(18, 16))

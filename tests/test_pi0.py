@@ -16,11 +16,13 @@ import pytest
 import torch
 from ingest_fixtures import CHUNK, LAYERS, STEPS, arrays_of, make_job, observe
 from numpy.typing import NDArray
+from policy_contract import Case, PolicyContract
 
 from attnstore.ingest.capture import capture
 from attnstore.ingest.datasets.droid import DroidDataset
 from attnstore.ingest.episode import ingest_episode
 from attnstore.ingest.policies.base import (
+    Batch,
     ObservationError,
     PolicyError,
     load_policy,
@@ -40,6 +42,22 @@ PATCHES = 16
 
 def spans(axis: Axis) -> list[tuple[str, str, int, int, int]]:
     return [(s.name, s.kind, s.start, s.stop, s.model_start) for s in axis]
+
+
+class TestContract(PolicyContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def case(cls, loaded: Pi0Policy) -> Case:
+        model = build_tiny_pi0(layers=LAYERS, steps=STEPS, chunk=CHUNK)[0]
+        model.model.vlm.language_model.set_attn_implementation("eager")
+        model.model.dit.set_attn_implementation("eager")
+
+        def reference(batch: Batch) -> torch.Tensor:
+            actions = model.sample_actions(**batch.inputs, num_steps=STEPS)
+            assert isinstance(actions, torch.Tensor)
+            return actions
+
+        return Case(loaded, (observe(1), observe(2, "wipe")), loaded.model, reference)
 
 
 class TestLayout:

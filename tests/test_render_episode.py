@@ -71,6 +71,9 @@ class PlantedEpisode:
     def steps(self, phase: str) -> int | None:
         return 5 if phase == "suffix" else None
 
+    def generated(self, keyframe: int) -> tuple[str, ...]:
+        return ()
+
     def image_bytes(self, keyframe: int, camera: str) -> bytes:
         return self.images[keyframe, camera]
 

@@ -151,7 +151,7 @@ def test_any_geometry_pixel_by_pixel(geometry: Geometry, seed: int) -> None:
     """Crop, flip and padding, each pixel looked up in whole numbers."""
     maps = np.random.default_rng(seed).random(geometry.grid).astype(np.float32)
     nearest, bilinear = draw(maps, geometry, "nearest"), draw(maps, geometry)
-    top, left, high, wide = geometry.crop or (0, 0, *geometry.source)
+    top, left, high, wide = map(int, geometry.crop or (0, 0, *geometry.source))
     patch = int(geometry.patch[0])
     seen = maps[geometry.coverage() > 0]
     for y in range(geometry.source[0]):

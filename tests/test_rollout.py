@@ -130,7 +130,7 @@ def test_absent_tokens_are_nan_and_take_no_part(ragged: Episode, phase: str) -> 
     for keyframe in range(3):
         found = rollout(ragged, phase, keyframe=keyframe)
         prefix = compact(ragged.values("prefix", keyframe=keyframe))
-        step = {} if phase == "prefix" else {"step": -1}
+        step: dict[str, Any] = {} if phase == "prefix" else {"step": -1}
         suffix = compact(ragged.values("suffix", keyframe=keyframe, **step)) if step else None
         assert_allclose(compact(found), slow_rollout(prefix, suffix, "mean", 0.5), atol=3e-6)
         stored = ragged.values(phase, keyframe=keyframe, layer=0, head=0, **step)

@@ -13,19 +13,13 @@ import click
 
 from attnstore.store.errors import AttnstoreError, PartialError, UsageError
 
-from .options import (
-    console,
-    json_option,
-    need_store,
-    print_json,
-    size_text,
-    span_text,
-    store_option,
-)
+from .ingest_options import episode_options, policy_options, run_options
+from .options import console, json_option, need_store, print_json, size_text, span_text
 
 if TYPE_CHECKING:
     from attnstore.ingest.pipeline import Report
     from attnstore.ingest.plan import Plan
+    from attnstore.ingest.probing.pipeline import ProbePlan
 
 
 @click.group()
@@ -35,28 +29,10 @@ def ingest() -> None:
 
 @ingest.command()
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option(
-    "--policy", required=True, help="Adapter, or adapter:variant; see `attnstore policies`."
-)
-@click.option("--checkpoint", required=True, help="Local checkpoint directory, or hub id.")
-@store_option
-@click.option("--revision", help="Hub revision of the checkpoint.")
-@click.option("--dtype", help="Data type of the weights.  [default: the checkpoint's]")
-@click.option(
-    "--device", default="cpu", show_default=True, help="Torch device; cuda: one per worker."
-)
-@click.option(
-    "--policy-option", "pairs", multiple=True, metavar="KEY=VALUE", help="Adapter option."
-)
+@policy_options
 @click.option("--side", type=click.Choice(["left", "right"]), default="left", show_default=True,
               help="Side camera: left is varied_camera_1, right is varied_camera_2.")  # fmt: skip
-@click.option(
-    "--outcome", type=click.Choice(["success", "failure", "unknown"]), help="Only these episodes."
-)
-@click.option(
-    "--episodes", metavar="GLOB", help="Only episodes whose name, or its last part, matches."
-)
-@click.option("--limit", type=click.IntRange(min=1), help="At most this many episodes.")
+@episode_options
 @click.option(
     "--frames",
     "frames_rule",
@@ -65,49 +41,16 @@ def ingest() -> None:
     show_default=True,
     help="When cameras and trajectory differ in length.",
 )
-@click.option("--dataset-name", help="Name of the dataset in the run.  [default: the directory's]")
-@click.option("--stride", type=click.IntRange(min=1), default=8, show_default=True,
-              help="Frames between keyframes.")  # fmt: skip
-@click.option(
-    "--precision",
-    type=click.Choice(["float16", "log8"]),
-    default="float16",
-    show_default=True,
-    help="log8: one byte a weight, relative error at most 2.3 %.",
-)
-@click.option(
-    "--seed", type=int, default=0, show_default=True, help="Base of the keyframes' noise seeds."
-)
-@click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True,
-              help="Keyframes a forward; does not change the results.")  # fmt: skip
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
-              help="Processes, each with its own copy of the policy.")  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Print the forecast and stop.")
-@click.option("--force", is_flag=True, help="Go on although the forecast exceeds the free disk.")
-@json_option
+@run_options
 def droid(
     path: Path,
-    policy: str,
-    checkpoint: str,
-    store: Path | None,
-    revision: str | None,
-    dtype: str | None,
-    device: str,
-    pairs: tuple[str, ...],
     side: str,
     outcome: str | None,
     episodes: str | None,
     limit: int | None,
     frames_rule: str,
     dataset_name: str | None,
-    stride: int,
-    precision: str,
-    seed: int,
-    batch_size: int,
-    workers: int,
-    dry_run: bool,
-    force: bool,
-    as_json: bool,
+    **run: Any,
 ) -> None:
     """Ingest episodes in the DROID layout: outcome/date/episode below PATH.
 
@@ -115,10 +58,7 @@ def droid(
     Broken episodes are named and the others go on; the exit code is then 5.
     """
     from attnstore.ingest.datasets.droid import DroidDataset
-    from attnstore.ingest.policies.base import load_policy, parse_options
-    from attnstore.ingest.workers import PolicySpec
 
-    target = need_store(store)
     dataset = DroidDataset(
         path,
         side=side,
@@ -128,19 +68,117 @@ def droid(
         frames=frames_rule,
         name=dataset_name,
     )
+    load_and_ingest(dataset, **run)
+
+
+@ingest.command()
+@click.argument("source", metavar="PATH|HUB_ID")
+@policy_options
+@click.option("--dataset-revision", help="Hub revision of the dataset.")
+@click.option(
+    "--camera",
+    "cameras",
+    multiple=True,
+    help="Camera, in the order in which the policy gets them; repeatable.  [default: all]",
+)
+@click.option(
+    "--state-column",
+    "state",
+    multiple=True,
+    default=("observation.state",),
+    show_default=True,
+    help="Column of the robot state; several are joined.",
+)
+@click.option(
+    "--action-column",
+    "action",
+    multiple=True,
+    help="Column of the recorded action; several are joined.  [default: action, if there is one]",
+)
+@click.option(
+    "--outcome-column", help="Column of frames or episodes with the outcome: next.success."
+)
+@click.option(
+    "--outcome-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="CSV or JSON with the outcome by episode_index.",
+)
+@episode_options
+@click.option(
+    "--tolerance",
+    type=float,
+    default=1e-4,
+    show_default=True,
+    help="Seconds that a video frame may be off its row's time.",
+)
+@run_options
+def lerobot(
+    source: str,
+    dataset_revision: str | None,
+    cameras: tuple[str, ...],
+    state: tuple[str, ...],
+    action: tuple[str, ...],
+    outcome_column: str | None,
+    outcome_file: Path | None,
+    outcome: str | None,
+    episodes: str | None,
+    limit: int | None,
+    tolerance: float,
+    dataset_name: str | None,
+    **run: Any,
+) -> None:
+    """Ingest a LeRobotDataset, v2.0 to v3.0: a folder with meta/info.json, or a hub id.
+
+    Episodes are called episode_000000; --episodes also takes numbers: '1?'. Of a hub dataset only
+    the files of the asked episodes are fetched. Otherwise as `attnstore ingest droid`.
+    """
+    from attnstore.ingest.datasets.lerobot import LeRobotDataset
+
+    dataset = LeRobotDataset(
+        source,
+        revision=dataset_revision,
+        cameras=cameras,
+        state=state,
+        action=action or None,
+        outcome_column=outcome_column,
+        outcome_file=outcome_file,
+        outcome=outcome,
+        episodes=episodes,
+        limit=limit,
+        tolerance=tolerance,
+        name=dataset_name,
+    )
+    load_and_ingest(dataset, **run)
+
+
+def load_and_ingest(
+    dataset: Any,
+    *,
+    policy: str,
+    checkpoint: str,
+    store: Path | None,
+    revision: str | None,
+    dtype: str | None,
+    device: str,
+    pairs: tuple[str, ...],
+    **run: Any,
+) -> None:
+    """Load a policy and ingest a dataset with it; `run` are further arguments of `run_ingest`."""
+    from attnstore.ingest.policies.base import load_policy, parse_options
+    from attnstore.ingest.workers import PolicySpec
+
+    target = need_store(store)
     dataset.episode_names()
     options = parse_options(pairs)
-    _quiet_libraries()
+    quiet_libraries()
     first_device = "cuda:0" if device == "cuda" else device
     loaded = load_policy(
         policy, checkpoint, dtype=dtype, device=first_device, revision=revision, options=options
     )
-    spec = PolicySpec(policy, checkpoint, dtype, revision, options)
-    run_ingest(
-        target, loaded, spec, dataset, stride=stride, precision=precision, seed=seed,
-        batch_size=batch_size, workers=workers, device=device, dry_run=dry_run, force=force,
-        as_json=as_json,
-    )  # fmt: skip
+    # An adapter of several families says in its name which one the checkpoint is.
+    name = policy if ":" in policy else loaded.name
+    spec = PolicySpec(name, checkpoint, dtype, revision, options)
+    run_ingest(target, loaded, spec, dataset, device=device, **run)
 
 
 def run_ingest(
@@ -158,6 +196,8 @@ def run_ingest(
     dry_run: bool = False,
     force: bool = False,
     as_json: bool = False,
+    vision: bool = False,
+    token_stats: bool = False,
 ) -> None:
     """Forecast, ingest, and say what became of every episode.
 
@@ -171,11 +211,15 @@ def run_ingest(
     from attnstore.ingest.episode import EpisodeJob
     from attnstore.ingest.pipeline import ingest_all, provenance
     from attnstore.ingest.plan import describe_run, make_plan
+    from attnstore.ingest.policies.base import Watch
     from attnstore.ingest.workers import ingest_with_workers
     from attnstore.store.paths import MARKER, StorePaths, create_store
     from attnstore.store.run import save_run
 
-    run = describe_run(policy, spec.name, dataset, stride=stride, precision=precision, seed=seed)
+    watch = Watch(vision, token_stats)
+    run = describe_run(
+        policy, spec.name, dataset, stride=stride, precision=precision, seed=seed, watch=watch
+    )
     if dry_run and not (target / MARKER).exists():
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UsageError(f"{target} exists, is not empty and is no store; name a new directory")
@@ -183,7 +227,7 @@ def run_ingest(
     else:
         with _writable(target):
             paths = create_store(target)
-    job = EpisodeJob(paths, run, batch_size)
+    job = EpisodeJob(paths, run, batch_size, watch=watch)
     plan = make_plan(job, policy, dataset)
     _show_plan(plan, run.id, target, as_json)
     if not plan.fits and not dry_run and not force:
@@ -196,7 +240,7 @@ def run_ingest(
         return
     with _writable(target):
         save_run(paths, run, provenance(policy))
-    with _interrupts() as stopped, _progress(plan) as observer:
+    with interrupts() as stopped, progress_bar(plan) as observer:
         if workers == 1:
             report = ingest_all(job, policy, dataset, plan.pending, observer, stopped=stopped)
         else:
@@ -204,7 +248,7 @@ def run_ingest(
                 job, spec, dataset, plan.pending, observer,
                 device=device, workers=workers, stopped=stopped,
             )  # fmt: skip
-    _conclude(plan, report, target, as_json)
+    conclude(plan, report, target, as_json)
 
 
 def _show_plan(plan: Plan, run: str, target: Path, as_json: bool) -> None:
@@ -241,7 +285,14 @@ def _show_plan(plan: Plan, run: str, target: Path, as_json: bool) -> None:
         out.print(f"broken: {name}: {reason}", markup=False, style="yellow")
 
 
-def _conclude(plan: Plan, report: Report, target: Path, as_json: bool) -> None:
+def conclude(plan: Plan | ProbePlan, report: Report, target: Path, as_json: bool) -> None:
+    """Say what became of every episode, and set the exit code.
+
+    Raises
+    ------
+    PartialError
+        If an episode was not committed.
+    """
     done = [o for o in report.outcomes if o.status == "committed"]
     failed = [(o.name, o.status, o.reason) for o in report.failed]
     failed += [(name, "broken", reason) for name, reason in plan.broken.items()]
@@ -282,7 +333,7 @@ def _writable(target: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
+def interrupts() -> Iterator[Callable[[], bool]]:
     """First Ctrl-C or SIGTERM: stop after the keyframe in flight; the second one: at once."""
     seen = 0
 
@@ -302,7 +353,8 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def _progress(plan: Plan) -> Iterator[Any]:
+def progress_bar(plan: Plan | ProbePlan, what: str = "ingest") -> Iterator[Any]:
+    """Show how far the keyframes are, on a terminal; yields the observer of a pipeline."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -323,7 +375,7 @@ def _progress(plan: Plan) -> Iterator[Any]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=out, disable=not out.is_terminal) as bar:
-        yield _Bar(bar, bar.add_task("ingest", total=plan.total_keyframes))
+        yield _Bar(bar, bar.add_task(what, total=plan.total_keyframes))
 
 
 class _Bar:
@@ -343,7 +395,7 @@ class _Bar:
             click.echo(f"{outcome.status}: {outcome.name}: {outcome.reason}", err=True)
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Keep transformers' own progress bars off the terminal; ours says how it goes."""
     try:
         from transformers.utils import logging

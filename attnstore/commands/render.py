@@ -11,7 +11,7 @@ import click
 
 from attnstore.store.errors import NotFoundError, UsageError
 
-from .options import console, json_option, need_store, print_json, store_option
+from .options import StoreName, console, json_option, print_json, store_option, store_to_read
 
 if TYPE_CHECKING:
     from attnstore.query import Episode, Store
@@ -48,7 +48,8 @@ _OPTIONS = (
         help="Over the query tokens.",
     ),
     click.option(
-        "--step", type=int, default=-1, show_default=True, help="Denoising step of the suffix."
+        "--step", type=int,
+        help="Step: of denoising, or the generated token.  [default: last of suffix, first of decode]",
     ),
     click.option(
         "--heads/--no-heads", default=True, show_default=True, help="Draw every head too."
@@ -86,6 +87,13 @@ _OPTIONS = (
         help="Width of one image in the picture, in pixels.",
     ),
     click.option(
+        "--layout",
+        type=click.Choice(["lab", "octo"]),
+        default="lab",
+        show_default=True,
+        help="Names of files: octo gives step_{t}_layer_{l}.png and attention_video.mp4.",
+    ),
+    click.option(
         "--sink-corrected", is_flag=True, help="Take attention sinks out of the maps, and say so."
     ),
     json_option,
@@ -103,16 +111,17 @@ def _shared(function: Any) -> Any:
 @click.option(
     "--format",
     type=click.Choice(["jpg", "png", "webp"]),
-    default="jpg",
-    show_default=True,
-    help="Of the pictures; the lab's scripts expect jpg.",
+    help="Of the pictures; the lab's scripts expect jpg.  [default: jpg; png in Octo's layout]",
 )
 @click.option("--quality", type=click.IntRange(1, 100), help="Of JPEG and WebP.")
-def images(format: str, quality: int | None, **options: Any) -> None:
+def images(format: str | None, quality: int | None, **options: Any) -> None:
     """Draw every keyframe: the most active head of each layer, and every head."""
     from attnstore.render.images import render_images
 
-    extra: dict[str, Any] = {"format": format}
+    octo = options["layout"] == "octo"
+    extra: dict[str, Any] = {"format": format or ("png" if octo else "jpg")}
+    if octo:
+        extra["marker"] = "octo.md"
     if quality is not None:
         extra["quality"] = quality
     _draw(render_images, "frame", extra, options)
@@ -123,16 +132,15 @@ def images(format: str, quality: int | None, **options: Any) -> None:
 @click.option(
     "--codec",
     type=click.Choice(["vp9", "av1", "h264", "mjpeg"]),
-    default="vp9",
-    show_default=True,
-    help="vp9 and av1 in .webm, h264 in .mp4, mjpeg in .avi.",
+    help="vp9 and av1 in .webm, h264 in .mp4, mjpeg in .avi.  [default: vp9; h264 in Octo's layout]",
 )
 @click.option("--fps", type=click.FloatRange(min=0.1), help="Keyframes a second.")
-def video(codec: str, fps: float | None, **options: Any) -> None:
+def video(codec: str | None, fps: float | None, **options: Any) -> None:
     """Draw an episode's keyframes as videos: the active head of each layer, and every head."""
     from attnstore.render.videos import render_videos
 
-    extra: dict[str, Any] = {"codec": codec}
+    usual = "h264" if options["layout"] == "octo" else "vp9"
+    extra: dict[str, Any] = {"codec": codec or usual}
     if fps is not None:
         extra["fps"] = fps
     _draw(render_videos, "video", extra, options)
@@ -155,7 +163,7 @@ def _draw(
         **{k: v for k, v in changed.items() if v is not None},
     )
     scale = ColorScale.parse(options["scale"] or scope)
-    root = need_store(options["store"])
+    root = store_to_read(options["store"])
     layers = parse_layers(options["layers"])
     chosen = _episodes(root, options)
     with _progress(chosen) as progress:
@@ -171,6 +179,7 @@ def _draw(
                 step=options["step"],
                 reduce=options["reduce"],
                 sink_corrected=options["sink_corrected"],
+                layout=options["layout"],
                 look=look,
                 scale=scale,
                 progress=progress(episode.name),
@@ -179,14 +188,14 @@ def _draw(
             _said(episode, written, options["out"], options["as_json"])
 
 
-def _episodes(root: Path, options: dict[str, Any]) -> list[Episode]:
+def _episodes(root: StoreName, options: dict[str, Any]) -> list[Episode]:
     from attnstore.query import open as open_for_reading
 
     opened = open_for_reading(root)
     chosen = select_episodes(opened, options["episodes"], options["run"], options["where"])
     for episode in chosen:
         for phase in options["phases"]:
-            episode.phase(phase)
+            episode.layers(phase)
     return chosen
 
 
@@ -229,7 +238,7 @@ def select_episodes(
         chosen = [e for e in chosen if (e.run, e.id) in kept]
     if not chosen:
         raise NotFoundError(
-            f"no episode to draw in {store.paths.root}" + (f" where {where}" if where else "")
+            f"no episode to draw in {store.paths.name}" + (f" where {where}" if where else "")
         )
     return chosen
 

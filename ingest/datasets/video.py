@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ The frame went through a lossy codec already. Measured on toy_cube's videos (640
 loss averages 0.6 of 255 levels; a PNG takes 2.1 times the space of the JPEG's 42 kB, and more where
 a real camera's noise survived the first codec. A policy sees ``rgb``, which has no second loss.
 """
+
+Place = TypeVar("Place", int, float)
 
 REORDER = 16
 """Frames looked at past the last one asked: H.264 and HEVC may predict a frame from one that is
@@ -64,7 +67,7 @@ class Video:
             If decoding fails, or ends before the frame, or a frame's size differs.
         """
         first: tuple[int, ...] | None = None
-        for run in _ascending_runs(indices):
+        for run in ascending_runs(indices):
             for index, rgb in zip(run, self._decode(run), strict=True):
                 first = first or rgb.shape
                 if rgb.shape != first:
@@ -160,10 +163,17 @@ def encode(rgb: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _ascending_runs(indices: Sequence[int]) -> list[list[int]]:
-    runs: list[list[int]] = []
-    for index in indices:
-        if not runs or index <= runs[-1][-1]:
+def ascending_runs(asked: Sequence[Place]) -> list[list[Place]]:
+    """Split frame indices or times where they step back: one pass through a file each.
+
+    Examples
+    --------
+    >>> ascending_runs([0, 8, 3, 3])
+    [[0, 8], [3], [3]]
+    """
+    runs: list[list[Place]] = []
+    for place in asked:
+        if not runs or place <= runs[-1][-1]:
             runs.append([])
-        runs[-1].append(index)
+        runs[-1].append(place)
     return runs

@@ -12,14 +12,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.errors import AttnstoreError, NotFoundError, UsageError
 from attnstore.store.geometry import Geometry
-from attnstore.store.tokens import TokenLayout
+from attnstore.store.tokens import Token, TokenLayout
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,11 @@ class Observation:
     """What the policy sees at one keyframe."""
 
     images: Mapping[str, NDArray[np.uint8]]
-    """RGB per camera, (height, width, 3), in the policy's camera order."""
+    """RGB per camera, (height, width, 3), in the policy's camera order.
+
+    A `WindowPolicy` also gets earlier views and the goal's: ``hand_camera@-1``,
+    ``hand_camera@goal``.
+    """
     instruction: str
     state: NDArray[np.float32]
     """Robot state, (state_dof,), in the dataset's units."""
@@ -65,9 +69,23 @@ class Batch:
     inputs: Mapping[str, Any]
     """Keyword arguments of the policy's own entry point, on its device."""
     samples: tuple[Sample, ...]
+    encoded: tuple[tuple[int, str] | None, ...] = ()
+    """(sample, camera) of every image in the order in which `Policy.act` puts them through the
+    vision tower, over all its calls; None is an image that fills a gap. Needed for `Watch.vision`.
+    """
 
     def __len__(self) -> int:
         return len(self.samples)
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What a policy wrote at one keyframe."""
+
+    tokens: tuple[Token, ...]
+    """One a step of phase ``decode``, end markers included."""
+    text: str
+    """Their text, without markers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +97,36 @@ class PhaseShape:
     steps: int | None
     query_groups: tuple[str, ...]
     """Query groups that get statistics and overview maps."""
+    causal: bool | None = None
+    """Whether no query attends to a token behind it; None if that is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderShape:
+    """The image encoder that a policy puts each camera's image through."""
+
+    layers: int
+    """Self-attention layers; a pooling head is none."""
+    heads: int
+    grid: tuple[int, int]
+    """Rows and columns of patches."""
+    leading: tuple[tuple[str, int], ...] = ()
+    """Tokens before the patches, as (name, count): a class token is ``("class", 1)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What is captured beside the attention of the policy's own phases."""
+
+    vision: bool = False
+    """The attention inside the image encoder: phase ``vision``."""
+    token_stats: bool = False
+    """The hidden states' norms and cosines: table ``token_stats``."""
+
+
+ATTENTION_ONLY = Watch()
+EMBEDDING = -1
+"""The layer whose hidden states enter layer 0."""
 
 
 class Observer(Protocol):
@@ -87,10 +135,24 @@ class Observer(Protocol):
     What it raises ends the forward pass.
     """
 
+    @property
+    def watch(self) -> Watch:
+        """What else than the attention of the policy's own phases it wants to be shown."""
+        ...
+
     def attention(self, phase: str, layer: int, weights: torch.Tensor) -> None:
         """Take one layer's weights, (batch, head, query, key), padding included; not to be changed.
 
-        A stepped phase's next step begins when its layer 0 comes again.
+        A stepped phase's next step begins when its layer 0 comes again. In phase ``vision`` the
+        first dimension is images, in the order of `Batch.encoded`, in one call or several.
+        """
+        ...
+
+    def hidden(self, phase: str, layer: int, states: torch.Tensor) -> None:
+        """Take the hidden states after a layer, (batch, query, feature); not to be changed.
+
+        Those that enter layer 0 come first, as layer `EMBEDDING`, and begin a stepped phase's next
+        step; they come before that layer's attention.
         """
         ...
 
@@ -100,6 +162,14 @@ class Observer(Protocol):
 
     def noisy_actions(self, actions: torch.Tensor) -> None:
         """Take the input of a denoising step, (batch, horizon, action_dof)."""
+        ...
+
+    def continuing(self, samples: Sequence[int]) -> None:
+        """Take note that from here on only these samples of the batch take part: others ended."""
+        ...
+
+    def generated(self, texts: Sequence[Generated]) -> None:
+        """Take what each sample of the batch generated in phase ``decode``, after the last step."""
         ...
 
 
@@ -123,7 +193,7 @@ class Policy(Protocol):
 
     @property
     def horizon(self) -> int:
-        """Actions in a chunk."""
+        """Actions in a chunk; 0 if the policy generates text instead."""
         ...
 
     @property
@@ -139,6 +209,26 @@ class Policy(Protocol):
     @property
     def phases(self) -> Mapping[str, PhaseShape]:
         """Shape of every phase that will be captured."""
+        ...
+
+    def encoder_shape(self) -> EncoderShape:
+        """Return the shape of the image encoder, for `Watch.vision`; weights are not needed.
+
+        Raises
+        ------
+        UsageError
+            If its attention cannot be captured; the message says why.
+        """
+        ...
+
+    def check_hidden(self) -> None:
+        """Check that `instrument` shows hidden states, for `Watch.token_stats`.
+
+        Raises
+        ------
+        UsageError
+            If it does not; the message says why.
+        """
         ...
 
     @property
@@ -169,9 +259,25 @@ class Policy(Protocol):
         """Show `observer` what happens inside while the policy acts.
 
         Inside the context compiled code runs uncompiled and watched layers compute their weights;
-        the actions are those of the eager model. Whatever it changes, it restores, also after an
+        the actions are those of the eager model. What `observer.watch` does not ask for stays as
+        it is, and costs nothing. Whatever it changes, it restores, also after an
         exception. PyTorch policies get this from `attnstore.ingest.policies.hooks.HookedPolicy`.
         """
+        ...
+
+
+@runtime_checkable
+class WindowPolicy(Protocol):
+    """What a policy adds that sees more than the keyframe; others need not say anything."""
+
+    @property
+    def window(self) -> int:
+        """Frames that it sees, the keyframe included."""
+        ...
+
+    @property
+    def sees_goal(self) -> bool:
+        """Whether it is shown the episode's last frame as its goal."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -9,9 +10,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from attnstore.store.errors import HealthError
+from attnstore.store.axes import VISION
+from attnstore.store.errors import HealthError, UsageError
 
-from .base import Observer
+from .base import EMBEDDING, EncoderShape, Observer
+from .checkpoint import unwrap
+from .vision import encoder_attention
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +24,11 @@ if TYPE_CHECKING:
 def second_output(output: Any) -> Any:
     """Return the weights of a module whose forward returns ``(output, weights)``, else None."""
     return output[1] if isinstance(output, tuple) and len(output) > 1 else None
+
+
+def first_output(output: Any) -> Any:
+    """Return what a module's forward returns first, or alone."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +40,18 @@ class Watched:
     module: torch.nn.Module = field(repr=False)
     weights: Callable[[Any], Any] = field(default=second_output, repr=False)
     """Takes the weights, (batch, head, query, key), from the module's output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A module that takes and returns hidden states."""
+
+    phase: str
+    layer: int
+    module: torch.nn.Module = field(repr=False)
+    states: Callable[[Any], Any] = field(default=first_output, repr=False)
+    """Takes the hidden states, (batch, query, feature), from the module's output, and from its
+    first argument."""
 
 
 class HookedPolicy(ABC):
@@ -47,6 +68,56 @@ class HookedPolicy(ABC):
     def encoder(self) -> torch.nn.Module | None:
         """Return the vision tower, called with one image per row; None if it cannot be watched."""
         return None
+
+    def encoder_shape(self) -> EncoderShape:
+        """Return the shape of the vision tower, for ``--vision``.
+
+        Most adapters return `attnstore.ingest.policies.vision.vision_shape` of a configuration.
+
+        Raises
+        ------
+        UsageError
+            If its attention cannot be captured.
+        """
+        name = getattr(self, "name", type(self).__name__)
+        raise UsageError(
+            f"--vision: policy {name} does not show the attention inside its image encoder; "
+            "leave --vision out"
+        )
+
+    def watched_encoder(self) -> Sequence[Watched]:
+        """List the vision tower's self-attention, layers from 0."""
+        found = encoder_attention(self.encoder(), self.encoder_shape().layers)
+        return [Watched(VISION, i, module) for i, module in enumerate(found)]
+
+    def layers(self, watched: Sequence[Watched]) -> Sequence[Layer]:
+        """List the modules whose output is the hidden states, for ``--token-stats``.
+
+        By default the entries of the module lists in which the watched attention stands.
+
+        Raises
+        ------
+        UsageError
+            If an attention module stands in no list of layers.
+        """
+        import torch
+
+        parts = [unwrap(getattr(self, "model", None)), self.encoder()]
+        owner: dict[int, torch.nn.Module] = {}
+        for root in (part for part in parts if part is not None):
+            for entries in root.modules():
+                if isinstance(entries, torch.nn.ModuleList):
+                    for entry in entries:
+                        owner |= {id(m): unwrap(entry) for m in entry.modules()}
+        if lost := [w for w in watched if id(w.module) not in owner]:
+            raise UsageError(
+                f"--token-stats: {lost[0].phase} layer {lost[0].layer} stands in no list of "
+                "layers, so its hidden states are not known; leave --token-stats out"
+            )
+        return [Layer(w.phase, w.layer, owner[id(w.module)]) for w in watched]
+
+    def check_hidden(self) -> None:  # noqa: B027 - most layers are called as modules
+        """Check that `layers` are called as modules; adapters whose are not raise a UsageError."""
 
     def denoiser(self) -> tuple[torch.nn.Module, int] | None:
         """Return the module that gets the noisy actions at each step, and their argument's position.
@@ -69,16 +140,38 @@ class HookedPolicy(ABC):
         ------
         HealthError
             If a watched module returns no weights.
+        UsageError
+            If `observer` wants to be shown what this policy cannot show.
         """
         import torch
 
+        watch = observer.watch
         with ExitStack() as stack:
             # Hooks added after a compiled call fire nothing; eager execution is the only sure way.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(self.eager())
-            for watched in self.watched():
+            modules = list(self.watched())
+            if watch.vision:
+                vision = self.watched_encoder()
+                stack.enter_context(eager_attention([w.module for w in vision]))
+                for watched in vision:
+                    if _returns_weights_on_request(watched.module):
+                        asked = watched.module.register_forward_pre_hook(
+                            _ask_for_weights, with_kwargs=True
+                        )
+                        stack.callback(asked.remove)
+                modules += vision
+            for watched in modules:
                 hook = partial(_attention, observer, watched)
                 stack.callback(watched.module.register_forward_hook(hook).remove)
+            for layer in self.layers(modules) if watch.token_stats else ():
+                if layer.layer == 0:
+                    entering = partial(_entering, observer, layer)
+                    stack.callback(
+                        layer.module.register_forward_pre_hook(entering, with_kwargs=True).remove
+                    )
+                left = partial(_hidden, observer, layer)
+                stack.callback(layer.module.register_forward_hook(left).remove)
             if (encoder := self.encoder()) is not None:
                 counted = partial(_encoded, observer)
                 stack.callback(encoder.register_forward_hook(counted, with_kwargs=True).remove)
@@ -87,6 +180,51 @@ class HookedPolicy(ABC):
                 seen = partial(_noisy, observer, position)
                 stack.callback(module.register_forward_pre_hook(seen, with_kwargs=True).remove)
             yield
+
+
+@contextmanager
+def eager_attention(modules: Sequence[Any]) -> Iterator[None]:
+    """Make transformers' attention modules compute their weights, and nothing else eager."""
+    configs = {id(m.config): m.config for m in modules if hasattr(m, "config")}.values()
+    before = [config._attn_implementation for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation = "eager"
+        yield
+    finally:
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation = implementation
+
+
+def _returns_weights_on_request(module: Any) -> bool:
+    return "output_attentions" in inspect.signature(module.forward).parameters
+
+
+def _ask_for_weights(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    # Before transformers 5, encoders threw eager weights away unless asked for them.
+    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    bound.arguments["output_attentions"] = True
+    return bound.args, bound.kwargs
+
+
+def _entering(observer: Observer, layer: Layer, module: Any, args: Any, kwargs: Any) -> None:
+    given = args[0] if args else kwargs.get("hidden_states")
+    _show_hidden(observer, layer, EMBEDDING, module, given)
+
+
+def _hidden(observer: Observer, layer: Layer, module: Any, args: Any, output: Any) -> None:
+    _show_hidden(observer, layer, layer.layer, module, output)
+
+
+def _show_hidden(observer: Observer, layer: Layer, index: int, module: Any, value: Any) -> None:
+    states = None if value is None else layer.states(value)
+    if states is None or states.ndim != 3:
+        found = "none" if states is None else f"shape {tuple(states.shape)}"
+        raise HealthError(
+            f"{layer.phase} layer {layer.layer}: {type(module).__name__} shows no "
+            f"(batch, query, feature) hidden states ({found})"
+        )
+    observer.hidden(layer.phase, index, states.detach())
 
 
 def _attention(observer: Observer, watched: Watched, module: Any, args: Any, output: Any) -> None:

@@ -13,8 +13,9 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from attnstore.store.tokens import Axis, Span, TokenLayout
 from ..optional import require
 from .base import (
     Batch,
+    EncoderShape,
     Observation,
     ObservationError,
     PhaseShape,
@@ -35,10 +37,12 @@ from .base import (
     Sample,
     digest_directory,
 )
+from .blocking import Blocked, block_by_mask
 from .checkpoint import check_options, locate, model_type, one_line, unwrap
 from .fingerprint import digest_parameters
 from .hooks import HookedPolicy, Watched
 from .prompt import text_spans
+from .vision import vision_shape
 
 DTYPES = ("float32", "bfloat16", "float16")
 OPTIONS = ("stats", "steps")
@@ -217,7 +221,9 @@ class Pi0Policy(HookedPolicy):
         samples = tuple(self._sample(inputs, row, o) for row, o in enumerate(observations))
         noise = torch.stack([self._noise(o.seed) for o in observations])
         tensors = {key: value.to(self.device) for key, value in inputs.items()}
-        return Batch({**tensors, "noise": noise.to(self.device)}, samples)
+        return Batch(
+            {**tensors, "noise": noise.to(self.device)}, samples, _encoded(inputs, samples)
+        )
 
     def act(self, batch: Batch) -> Any:
         """Sample an action chunk for every observation of the batch."""
@@ -244,6 +250,10 @@ class Pi0Policy(HookedPolicy):
         """SigLIP's vision tower."""
         return unwrap(unwrap(unwrap(self.model).model).vlm).vision_tower
 
+    def encoder_shape(self) -> EncoderShape:
+        """Shape of SigLIP, from the configuration."""
+        return vision_shape(self.config.vlm_config.vision_config)
+
     def denoiser(self) -> tuple[Any, int]:
         """Return the embedding that gets (state, noisy actions, time) at each step."""
         return unwrap(self.model).embed_action_time, 1
@@ -261,6 +271,16 @@ class Pi0Policy(HookedPolicy):
         finally:
             for part, implementation in zip(parts, before, strict=True):
                 part.set_attn_implementation(implementation)
+
+    def blocking(self, blocked: Sequence[Sequence[Blocked]]) -> AbstractContextManager[None]:
+        """Block attention through the masks that Gemma's layers get."""
+        return block_by_mask(self.watched(), blocked)
+
+    @property
+    def real_dof(self) -> int | None:
+        """Components of an action that are not padding, from the processor's statistics."""
+        mean = getattr(self.processor, "actions_mean", None)
+        return None if mean is None else int(np.size(mean))
 
     def _check_state(self, state: NDArray[np.float32]) -> None:
         length, known = state.size, np.size(self.processor.state_mean)
@@ -364,6 +384,17 @@ class Pi0Policy(HookedPolicy):
             anchor="top-left",
             resized=(int(resized[0]), int(resized[1])),
         )
+
+
+def _encoded(inputs: Any, samples: Sequence[Sample]) -> tuple[tuple[int, str] | None, ...]:
+    """Whose each image is: the model flattens (sample, camera slot), gaps included."""
+    places: list[tuple[int, str] | None] = []
+    for row, (shown, sample) in enumerate(
+        zip(inputs["pixel_attention_mask"].tolist(), samples, strict=True)
+    ):
+        slots = zip_longest(shown, sample.geometry)
+        places += [(row, camera) if here and camera else None for here, camera in slots]
+    return tuple(places)
 
 
 def _checked_steps(text: str | None) -> int | None:
