@@ -1,0 +1,228 @@
+"""The contract on openpi itself: ``make test-openpi OPENPI=/path/to/checkout``.
+
+openpi's sources run unchanged: its configurations, transforms, tokenizer class, checkpoint loading
+and models. Reduced are sizes only: openpi's own "dummy" Gemmas (4 layers, width 64), 2 of SigLIP's
+27 layers, and random weights. Where openpi has not fetched PaliGemma's tokenizer yet, a small
+SentencePiece model takes its place.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ingest_fixtures import observe
+from openpi_prompt_model import sentencepiece_model
+from policy_contract import Case, PolicyContract, as_array, run_captured
+
+from attnstore.ingest.capture import capture
+from attnstore.ingest.policies.base import Observation, PolicyError, Watch
+from attnstore.ingest.policies.openpi import OpenpiPolicy
+from attnstore.store.errors import UsageError
+
+STATS = {"mean": [0.1] * 8, "std": [0.9] * 8, "q01": [-2.0] * 7 + [0.0], "q99": [2.0] * 7 + [1.0]}
+SIGHTS = (observe(1, "wipe", size=(72, 128)), observe(2, "pick up the green cube", size=(72, 128)))
+NAMES = ("pi05_droid", "pi0_droid")
+
+
+def shrink(patch: pytest.MonkeyPatch) -> None:
+    """Make openpi's models small enough for a test: only sizes change."""
+    from openpi.models_pytorch import gemma_pytorch
+    from openpi.training import config as configs
+    from transformers.models.paligemma import modeling_paligemma
+
+    mapping = gemma_pytorch.CONFIG_MAPPING
+
+    def paligemma() -> Any:
+        config = mapping["paligemma"]()
+        config.vision_config.num_hidden_layers = 2
+        return config
+
+    class Projector(torch.nn.Module):
+        # openpi sets the projection to 2048, the width of the full language model.
+        def __init__(self, config: Any) -> None:
+            super().__init__()
+            size = config.vision_config.hidden_size
+            self.linear = torch.nn.Linear(size, config.text_config.hidden_size)
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            projected: torch.Tensor = self.linear(features)
+            return projected
+
+    patch.setattr(modeling_paligemma, "PaliGemmaMultiModalProjector", Projector)
+    patch.setattr(
+        gemma_pytorch, "CONFIG_MAPPING", {"paligemma": paligemma, "gemma": mapping["gemma"]}
+    )
+    for name in NAMES:
+        config = configs.get_config(name)
+        model = replace(config.model, paligemma_variant="dummy", action_expert_variant="dummy")
+        patch.setitem(configs._CONFIGS_DICT, name, replace(config, model=model))
+
+
+def save_checkpoint(directory: Path, name: str) -> Path:
+    """A converted checkpoint of random weights, norm stats beside it."""
+    from openpi.models_pytorch.pi0_pytorch import PI0Pytorch
+    from openpi.training.config import get_config
+    from safetensors.torch import save_model
+
+    config = get_config(name).model
+    torch.manual_seed(0)
+    model = PI0Pytorch(replace(config, pytorch_compile_mode=None))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # openpi starts with zeros where training does not: the time would not be seen.
+            if parameter.ndim == 2:
+                parameter.normal_(std=0.2 * (64 / parameter.shape[-1]) ** 0.5)
+    assets = directory / "assets" / "droid"
+    assets.mkdir(parents=True)
+    save_model(model, str(directory / "model.safetensors"))
+    stats = json.dumps({"norm_stats": {"state": STATS, "actions": STATS}})
+    (assets / "norm_stats.json").write_text(stats)
+    fields = ("action_dim", "action_horizon", "paligemma_variant", "action_expert_variant")
+    (directory / "config.json").write_text(json.dumps({f: getattr(config, f) for f in fields}))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    from openpi.shared.download import get_cache_dir
+
+    root = tmp_path_factory.mktemp("openpi")
+    with pytest.MonkeyPatch.context() as patch:
+        if not (get_cache_dir() / "big_vision" / "paligemma_tokenizer.model").is_file():
+            patch.setenv("OPENPI_DATA_HOME", str(root / "data"))
+            (root / "data" / "big_vision").mkdir(parents=True)
+            file = root / "data" / "big_vision" / "paligemma_tokenizer.model"
+            file.write_bytes(sentencepiece_model())
+        shrink(patch)
+        yield {name: save_checkpoint(root / name, name) for name in NAMES}
+
+
+@pytest.fixture(scope="session")
+def policies(checkpoints: dict[str, Path]) -> dict[str, OpenpiPolicy]:
+    logging.getLogger().setLevel(logging.WARNING)
+    return {n: OpenpiPolicy(str(d), variant=n) for n, d in checkpoints.items()}
+
+
+class TestPi05(PolicyContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def case(cls, policies: dict[str, OpenpiPolicy]) -> Case:
+        return Case(policies["pi05_droid"], SIGHTS, policies["pi05_droid"].model)
+
+
+class TestPi0(PolicyContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def case(cls, policies: dict[str, OpenpiPolicy]) -> Case:
+        return Case(policies["pi0_droid"], SIGHTS, policies["pi0_droid"].model)
+
+
+def droid_observation(sight: Observation) -> dict[str, Any]:
+    """What openpi's own DROID client sends, written out."""
+    return {
+        "observation/exterior_image_1_left": sight.images["varied_camera_1"],
+        "observation/wrist_image_left": sight.images["hand_camera"],
+        "observation/joint_position": sight.state[:7],
+        "observation/gripper_position": sight.state[7:],
+        "prompt": sight.instruction,
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_actions_are_those_of_openpis_own_infer(checkpoints: dict[str, Path], name: str) -> None:
+    """The same observation through ``Policy.infer`` of an openpi policy without the adapter."""
+    from openpi.policies.policy_config import create_trained_policy
+    from openpi.training.config import get_config
+
+    config = get_config(name)
+    config = replace(config, model=replace(config.model, pytorch_compile_mode=None))
+    theirs = create_trained_policy(config, checkpoints[name], pytorch_device="cpu")
+    ours = OpenpiPolicy.from_policy(theirs)
+    batch = ours.prepare(SIGHTS[1:])
+    noise = batch.inputs["noise"].numpy()
+    wanted = theirs.infer(droid_observation(SIGHTS[1]), noise=noise)["actions"]
+    captured = run_captured(ours, batch)
+    outputs = {"state": as_array(batch.inputs["state"])[0], "actions": captured.actions[0]}
+    np.testing.assert_array_equal(theirs._output_transform(outputs)["actions"], wanted)
+    assert wanted.shape == (config.model.action_horizon, 8)
+
+
+def test_shapes_and_golden_geometry(policies: dict[str, OpenpiPolicy]) -> None:
+    policy = policies["pi05_droid"]
+    batch = policy.prepare([observe(3, size=(720, 1280))])
+    sample = batch.samples[0]
+    geometry = sample.geometry["varied_camera_1"]
+    assert (geometry.resized, geometry.offset, geometry.grid) == ((126, 224), (49, 0), (16, 16))
+    shapes = {(p, w.shape) for p, _, _, w, _ in run_captured(policy, batch).records}
+    assert shapes == {("prefix", (1, 8, 968, 968)), ("suffix", (1, 8, 15, 983))}
+    prefix = sample.layouts["prefix"].key
+    assert [(s.name, s.model_start) for s in prefix][:3] == [
+        ("image:varied_camera_1", 0), ("image:hand_camera", 256), ("bos", 768),
+    ]  # fmt: skip
+    assert [s.name for s in prefix if s.role == "state"] == [f"state[{i}]" for i in range(8)]
+
+
+def test_a_compiled_model(checkpoints: dict[str, Path]) -> None:
+    """``pytorch_compile_mode`` at its default: captured uncompiled, without a compilation."""
+    from openpi.policies.policy_config import create_trained_policy
+    from openpi.training.config import get_config
+
+    theirs = create_trained_policy(
+        get_config("pi05_droid"), checkpoints["pi05_droid"], pytorch_device="cpu"
+    )
+    ours = OpenpiPolicy.from_policy(theirs)
+    torch._dynamo.utils.counters.clear()
+    batch = ours.prepare(SIGHTS[:1])
+    captured = run_captured(ours, batch)
+    assert len(captured.records) == 4 + 4 * 10
+    assert not torch._dynamo.utils.counters["frames"]
+
+
+def test_messages(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    directory = str(checkpoints["pi05_droid"])
+    with pytest.raises(UsageError, match="did you mean pi05_droid"):
+        OpenpiPolicy(directory, variant="pi05_droit")
+    with pytest.raises(UsageError, match="pi0_fast_droid is a Pi0FASTConfig"):
+        OpenpiPolicy(directory, variant="pi0_fast_droid")
+    with pytest.raises(PolicyError, match="action_horizon 15, configuration pi0_droid has 10"):
+        OpenpiPolicy(directory, variant="pi0_droid")
+    (tmp_path / "params").mkdir()
+    with pytest.raises(PolicyError, match="convert it .*--config_name pi05_droid"):
+        OpenpiPolicy(str(tmp_path), variant="pi05_droid")
+
+
+def test_the_checkout_is_the_one_that_was_named() -> None:
+    import openpi
+
+    root = Path(os.environ["OPENPI"]).resolve()
+    assert root in Path(next(iter(openpi.__path__))).resolve().parents
+
+
+def test_what_happens_inside_is_shown_on_request(
+    policies: dict[str, OpenpiPolicy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Image encoders and hidden states, of openpi's patched transformers."""
+    ours = policies["pi05_droid"]
+    batch = ours.prepare(SIGHTS[:1])
+    layers: set[tuple[str, int]] = set()
+    watch = Watch(vision=True, token_stats=True)
+    with capture(
+        ours, lambda r: None, watch=watch, hidden=lambda r: layers.add((r.phase, r.layer))
+    ) as session:
+        actions = as_array(ours.act(batch))
+    monkeypatch.setattr(ours.encoder().config, "_attn_implementation", "eager")
+    np.testing.assert_array_equal(actions, run_captured(ours, batch).actions)
+    shape = ours.encoder_shape()
+    assert (shape.layers, shape.heads, shape.grid) == (2, 16, (16, 16))
+    assert session.counts == {"prefix": 4, "suffix": 40, "vision": 6}
+    assert {("prefix", i) for i in range(-1, 4)} <= layers
+    assert {("suffix", i) for i in range(-1, 4)} <= layers
