@@ -1,0 +1,162 @@
+"""A camera recorded in a video file that may hold many episodes, read by time with PyAV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnstore.store.errors import EpisodeError
+
+from .base import CameraFrame
+from .video import REORDER, ascending_runs, encode
+
+TOLERANCE = 1e-4
+"""Seconds that a video frame may be off its row's time: LeRobot's own ``tolerance_s``."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimedVideo:
+    """One camera of one episode as a stretch of a video file."""
+
+    episode: str
+    camera: str
+    path: Path
+    where: str
+    """The file relative to the dataset, for messages."""
+    start: float
+    """Time in the file at which the episode begins, seconds."""
+    tolerance: float = TOLERANCE
+
+    def check(self, last: float) -> None:
+        """Look for the packet of the episode's last frame, without decoding.
+
+        Parameters
+        ----------
+        last
+            Time of the last frame since the episode's first, seconds.
+
+        Raises
+        ------
+        EpisodeError
+            If the file is not a readable video, or ends before that frame.
+        """
+        import av
+
+        size = self.path.stat().st_size
+        try:
+            with av.open(str(self.path)) as container:
+                stream = self._stream(container)
+                self._seek(container, stream, self.start + last)
+                present = any(
+                    packet.pts * stream.time_base >= self.start + last - self.tolerance
+                    for packet in container.demux(stream)
+                    if packet.pts is not None and packet.size > 0
+                )
+        except av.FFmpegError as error:
+            raise EpisodeError(
+                self.episode,
+                f"{self.where} ({size} bytes) is not a readable video: {error.strerror}; copy the "
+                "file again",
+            ) from error
+        if not present:
+            raise EpisodeError(
+                self.episode,
+                f"{self.where} ({size} bytes) ends before the episode: its last frame at "
+                f"{self.start + last:.4f} s is not there; copy the file again",
+            )
+
+    def read(self, times: Sequence[float]) -> Iterator[CameraFrame]:
+        """Yield the frames at the asked times, in the given order.
+
+        Ascending times take one seek to the key frame before the first and one pass from there.
+        ``rgb`` is the decoded video frame, ``data`` a JPEG of it.
+
+        Raises
+        ------
+        EpisodeError
+            If decoding fails, no frame has the asked time, or a frame's size differs.
+        """
+        first: tuple[int, ...] | None = None
+        for run in ascending_runs(times):
+            for time, rgb in zip(run, self._decode([self.start + t for t in run]), strict=True):
+                first = first or rgb.shape
+                if rgb.shape != first:
+                    raise EpisodeError(
+                        self.episode,
+                        f"all frames of a camera have one size: {self.where} has "
+                        f"{rgb.shape[1]}x{rgb.shape[0]} at {time:.4f} s, {first[1]}x{first[0]} "
+                        "before; re-encode the video at one size",
+                    )
+                yield CameraFrame(self.camera, encode(rgb), "image/jpeg", rgb)
+
+    def _decode(self, ascending: Sequence[float]) -> Iterator[NDArray[np.uint8]]:
+        import av
+
+        wanted = iter(ascending)
+        time = next(wanted, None)
+        before: float | None = None
+        past = 0
+        try:
+            with av.open(str(self.path)) as container:
+                stream = self._stream(container)
+                # Frame threads race: which damaged frames they flag would differ from run to run.
+                stream.thread_type = "SLICE"
+                self._seek(container, stream, ascending[0])
+                for frame in self._shown(container, stream):
+                    if frame.is_corrupt:
+                        raise EpisodeError(
+                            self.episode,
+                            f"{self.where} is damaged at {float(frame.time):.4f} s, and frames "
+                            "after it are predicted from it; copy the file again",
+                        )
+                    if time is None:
+                        past += 1
+                        if past >= REORDER:
+                            return
+                    elif frame.time >= time - self.tolerance:
+                        if frame.time > time + self.tolerance:
+                            raise self._absent(time, before, frame.time)
+                        yield np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+                        time = next(wanted, None)
+                    before = frame.time
+        except av.FFmpegError as error:
+            raise EpisodeError(
+                self.episode,
+                f"{self.where} cannot be decoded at {time or ascending[-1]:.4f} s: "
+                f"{error.strerror}; copy the file again",
+            ) from error
+        if time is not None:
+            raise self._absent(time, before, None)
+
+    def _shown(self, container: Any, stream: Any) -> Iterator[Any]:
+        # After a seek the frames before the first key frame lack what they are predicted from.
+        anchored = False
+        for frame in container.decode(stream):
+            anchored = anchored or bool(frame.key_frame)
+            if anchored and frame.time is not None:
+                yield frame
+
+    def _stream(self, container: Any) -> Any:
+        if not container.streams.video:
+            raise EpisodeError(
+                self.episode, f"{self.where} has no readable video stream; copy the file again"
+            )
+        return container.streams.video[0]
+
+    def _seek(self, container: Any, stream: Any, time: float) -> None:
+        if time > 0:
+            container.seek(int(time / stream.time_base), stream=stream, backward=True)
+
+    def _absent(self, time: float, before: float | None, after: float | None) -> EpisodeError:
+        around = " and ".join(f"{t:.4f} s" for t in (before, after) if t is not None) or "no time"
+        return EpisodeError(
+            self.episode,
+            f"{self.where} has no frame within {self.tolerance:g} s of {time:.4f} s, the frames "
+            f"around it are at {around}; pass a larger --tolerance if the clock is that coarse, "
+            "else re-encode the video",
+        )

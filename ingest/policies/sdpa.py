@@ -1,0 +1,213 @@
+"""Weights of policies that call ``scaled_dot_product_attention`` themselves and return none.
+
+`SdpaTap` watches the calls inside chosen modules and computes the weights beside the untouched
+output, so the actions are bitwise those without it. An adapter gives them to its hooks::
+
+    class MyPolicy(HookedPolicy):
+        def __init__(self, ...):
+            self._tap = SdpaTap()
+
+        def watched(self):
+            return [Watched("prefix", i, m, self._tap.weights(m)) for i, m in enumerate(...)]
+
+        def eager(self):
+            return self._tap.over(w.module for w in self.watched())
+
+A module must make one call a forward. ``nn.MultiheadAttention`` is not for the tap: it returns its
+weights when `weights_per_head` asks it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from attnstore.store.errors import HealthError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def sdpa_weights(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Weights that ``scaled_dot_product_attention`` multiplies the values with.
+
+    Takes that function's arguments. Softmax is in float32 and rounded to the query's data type, as
+    eager attention does. Computed head by head, so that beside the result only one head's float32
+    scores are in memory. Dropout is ignored: in evaluation there is none.
+
+    Parameters
+    ----------
+    query
+        (batch, head, query, feature).
+    key, value
+        (batch, key_head, key, feature); fewer heads than the query's only with `enable_gqa`.
+    attn_mask
+        Broadcastable to (batch, head, query, key): True where attention is allowed, or added to
+        the scores.
+    is_causal
+        A query attends to keys up to its own index.
+    scale
+        Factor of the scores; 1 / sqrt(feature) if None.
+
+    Returns
+    -------
+    (batch, head, query, key). A query that may attend to nothing gets zeros.
+
+    Raises
+    ------
+    HealthError
+        If the tensors have no separate batch and head dimension, or heads that don't divide.
+
+    References
+    ----------
+    .. [1] The equivalent implementation in the documentation of
+       ``torch.nn.functional.scaled_dot_product_attention``.
+    """
+    import torch
+
+    if query.ndim != 4 or key.ndim != 4:
+        raise HealthError(
+            "attention is (batch, head, token, feature): the policy calls "
+            f"scaled_dot_product_attention with {tuple(query.shape)} and {tuple(key.shape)}"
+        )
+    batch, heads, queries, features = query.shape
+    shared, keys = key.shape[1], key.shape[2]
+    if heads % shared or (heads != shared and not (enable_gqa or shared == 1)):
+        raise HealthError(f"{heads} query heads cannot share {shared} key heads")
+    factor = 1 / math.sqrt(features) if scale is None else scale
+    mask = None
+    if attn_mask is not None:
+        mask = attn_mask.expand(batch, heads, queries, keys)
+    elif is_causal:
+        allowed = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()
+        mask = allowed.expand(batch, heads, queries, keys)
+    weights = torch.empty(
+        (batch, heads, queries, keys), dtype=query.dtype, device=query.device
+    )  # not zeros: every head is written
+    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+        for head in range(heads):
+            source = key[:, head // (heads // shared)].to(query.dtype)
+            # As eager attention does: the product in the model's type, the softmax in float32.
+            scores = (query[:, head] @ source.transpose(-1, -2) * factor).float()
+            if mask is not None:
+                _apply(mask[:, head], scores)
+            closed = scores.amax(-1, keepdim=True) == -math.inf
+            weights[:, head] = scores.softmax(-1).masked_fill_(closed, 0)
+    return weights
+
+
+def _apply(mask: torch.Tensor, scores: torch.Tensor) -> None:
+    import torch
+
+    if mask.dtype == torch.bool:
+        scores.masked_fill_(~mask, -math.inf)
+    else:
+        scores += mask
+
+
+class SdpaTap:
+    """Holds the weights of the attention that runs inside a module until its hook takes them.
+
+    One layer's weights at most are held for each module that is running.
+    """
+
+    def __init__(self) -> None:
+        self._running: list[tuple[torch.nn.Module, str]] = []
+        self._held: dict[torch.nn.Module, torch.Tensor] = {}
+
+    def weights(self, module: torch.nn.Module) -> Callable[[Any], Any]:
+        """Return what `Watched.weights` wants for a module: it takes the weights out of the tap."""
+        return partial(self._take, module)
+
+    @contextmanager
+    def over(self, modules: Iterable[torch.nn.Module]) -> Iterator[None]:
+        """Tap the calls inside these modules; the innermost one that runs gets the weights."""
+        names: dict[torch.nn.Module, str] = {m: type(m).__name__ for m in modules}
+        with ExitStack() as stack:
+            stack.callback(self._clear)
+            for module, name in names.items():
+                enter = partial(self._enter, name)
+                stack.callback(module.register_forward_pre_hook(enter).remove)
+                left = module.register_forward_hook(self._leave, always_call=True)
+                stack.callback(left.remove)
+            stack.enter_context(_mode(self))
+            yield
+
+    def called(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        """Take note of a call; called by the function mode.
+
+        Raises
+        ------
+        HealthError
+            If the module called already.
+        """
+        if not self._running:
+            return
+        module, name = self._running[-1]
+        if module in self._held:
+            raise HealthError(
+                f"{name} calls scaled_dot_product_attention twice in one forward; which weights "
+                "are its own is not known: watch the inner modules instead"
+            )
+        self._held[module] = sdpa_weights(*arguments, **keywords)
+
+    def _enter(self, name: str, module: Any, args: Any) -> None:
+        self._running.append((module, name))
+
+    def _leave(self, module: Any, args: Any, output: Any) -> None:
+        # After an exception inside, modules may have been left whose hooks did not run.
+        while self._running and self._running.pop()[0] is not module:
+            pass
+
+    def _take(self, module: torch.nn.Module, output: Any) -> Any:
+        return self._held.pop(module, None)
+
+    def _clear(self) -> None:
+        self._running.clear()
+        self._held.clear()
+
+
+def _mode(tap: SdpaTap) -> Any:
+    # Defined here: the base class is torch's, and this module is imported without torch.
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    watched = torch.nn.functional.scaled_dot_product_attention
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            keywords = kwargs or {}
+            output = func(*args, **keywords)
+            if func is watched:
+                tap.called(args, keywords)
+            return output
+
+    return Mode()
+
+
+def weights_per_head(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Forward pre-hook of ``nn.MultiheadAttention`` that asks for the weights of every head.
+
+    Register it ``with_kwargs=True``; then the output is ``(output, weights)`` with weights
+    (batch, head, query, key). Bitwise the same output where weights, averaged, were asked for
+    before, as is the default.
+    """
+    # Its parameters: query, key, value, key_padding_mask, need_weights, attn_mask, average...
+    names = ("key_padding_mask", "need_weights", "attn_mask", "average_attn_weights", "is_causal")
+    given = dict(zip(names, args[3:], strict=False)) | kwargs
+    return args[:3], given | {"need_weights": True, "average_attn_weights": False}

@@ -1,0 +1,192 @@
+"""The LeRobot adapters over the real LeRobot: ``make test-lerobot LEROBOT=/path/to/venv``.
+
+Not collected by `make test`: LeRobot needs Python 3.12 and older torch and transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ingest_fixtures import observe
+from lerobot.datasets.lerobot_dataset import LeRobotDataset as Theirs
+from lerobot_fixture_datasets import FPS, TASKS, TOP, WRIST, Content, write_v30
+from lerobot_fixture_real import CHUNK, STEPS, save_act, save_pi, save_smolvla, small
+from policy_contract import Captured, Case, PolicyContract, as_array
+from safetensors.torch import load_file, save_file
+
+from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.lerobot import LeRobotDataset
+from attnstore.ingest.datasets.lerobot_export import export_copy
+from attnstore.ingest.policies.base import Batch, ObservationError, PolicyError
+from attnstore.ingest.policies.lerobot import load_lerobot
+from attnstore.ingest.policies.lerobot_base import LeRobotPolicy
+
+WORDS = ("put the red cube onto the pink plate", "wipe")
+
+
+def load(directory: Path, **options: str) -> LeRobotPolicy:
+    """Load a checkpoint and its weights as the command line does."""
+    with small():
+        policy = load_lerobot(str(directory), options=options)
+        assert isinstance(policy, LeRobotPolicy)
+        assert not policy.policy.training
+    return policy
+
+
+class LeRobotContract(PolicyContract):
+    """Every family: the reference is LeRobot's own call on what its preprocessor made."""
+
+    save: Callable[[Path], Path]
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def case(cls, tmp_path_factory: pytest.TempPathFactory, recordings: Path) -> Case:
+        policy = load(cls.save(tmp_path_factory.mktemp("lerobot") / "checkpoint"))
+
+        def reference(batch: Batch) -> Any:
+            inputs = {k: v.clone() for k, v in batch.inputs.items() if k != "noise"}
+            noise = {"noise": batch.inputs["noise"]} if policy.noisy else {}
+            with policy.eager():  # Pi0 would leave its modules eager
+                return as_array(policy.policy.predict_action_chunk(inputs, **noise))
+
+        sights = (observe(1, WORDS[0]), observe(2, WORDS[1]))
+        return Case(
+            policy, sights, module=policy.policy, reference=reference, seeded=policy.noisy,
+            dataset=lambda: DroidDataset(recordings, limit=1),
+        )  # fmt: skip
+
+
+class TestPi0(LeRobotContract):
+    save = staticmethod(lambda directory: save_pi(directory, "pi0"))
+
+
+class TestPi05(LeRobotContract):
+    save = staticmethod(lambda directory: save_pi(directory, "pi05"))
+
+
+class TestPi05Bfloat16(LeRobotContract):
+    save = staticmethod(lambda directory: save_pi(directory, "pi05", dtype="bfloat16"))
+
+
+class TestAct(LeRobotContract):
+    save = staticmethod(save_act)
+
+
+class TestSmolVla(LeRobotContract):
+    save = staticmethod(save_smolvla)
+
+    def test_actions_are_causal_and_every_second_layer_sees_the_prefix_alone(
+        self, captured: Captured
+    ) -> None:
+        blocks = [w[..., -CHUNK:] for phase, _, _, w, _ in captured.records if phase == "suffix"]
+        assert not any(np.triu(block, 1).any() for block in blocks)
+        assert [block.any() for block in blocks] == [True, False, True, False] * STEPS
+
+
+class TestSmolVlaMarked(LeRobotContract):
+    """With marks around images, text padded to its maximum, and the prefix padded."""
+
+    save = staticmethod(
+        lambda directory: save_smolvla(
+            directory,
+            add_image_special_tokens=True,
+            pad_language_to="max_length",
+            prefix_length=160,
+        )
+    )
+
+
+class TestSmolVlaSelfAttention(LeRobotContract):
+    save = staticmethod(lambda directory: save_smolvla(directory, attention_mode="self_attn"))
+
+
+class TestLoading:
+    def test_weights_that_lerobot_drops_with_a_warning_are_an_error(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        directory = save_pi(tmp_path / "c", "pi05")
+        file = directory / "model.safetensors"
+        weights = load_file(file)
+        weights.pop(next(name for name in weights if "q_proj" in name))
+        save_file(weights, file)
+        capsys.readouterr()
+        with pytest.raises(PolicyError, match="weights cannot be loaded"):
+            load(directory)
+        assert capsys.readouterr().out == ""
+
+    def test_statistics_and_steps_may_be_given(self, tmp_path: Path) -> None:
+        directory = save_act(tmp_path / "c")
+        stats = tmp_path / "stats.json"
+        stats.write_text('{"observation.state": {"mean": [0, 0], "std": [1, 1]}}')
+        with pytest.raises(ObservationError, match="mean of observation.state has 2"):
+            load(directory, stats=str(stats)).prepare([observe(1)])
+        with pytest.raises(PolicyError, match="has no steps to set"):
+            load(directory, steps="2")
+        pi0 = save_pi(tmp_path / "pi0", "pi0")
+        assert load(pi0, steps="2").phases["suffix"].steps == 2
+        assert load(pi0).digest != load(pi0, steps="2").digest
+
+
+class TestDatasets:
+    def test_both_readers_see_the_same(self, tmp_path: Path) -> None:
+        root = write_v30(tmp_path / "toy")
+        rows = [("episode_000001", 3, 0.5), ("episode_000002", 0, 0.25)]
+        export_copy(str(root), tmp_path / "copy", ("episode", "frame", "mass"), rows)
+        for folder in (root, tmp_path / "copy"):
+            theirs = Theirs("lab/toy", root=folder, video_backend="pyav")
+            ours = LeRobotDataset(folder)
+            for index in (0, 5, 16, 17, 20, 26, 37):
+                item = theirs[index]
+                name = f"episode_{int(item['episode_index']):06d}"
+                frame = next(iter(ours.frames(name, [int(item["frame_index"])])))
+                for camera, column in zip(frame.cameras, (TOP, WRIST), strict=True):
+                    image = (item[column].permute(1, 2, 0).numpy() * 255).round()
+                    np.testing.assert_array_equal(camera.rgb, image.astype(np.uint8))
+                np.testing.assert_allclose(frame.state, item["observation.state"])
+                assert item["task"] == ours.info(name).instruction
+        assert theirs.meta.features["attention.mass"]["shape"] == (1,)
+        assert float(theirs[20]["attention.mass"]) == 0.5
+        assert np.isnan(float(theirs[21]["attention.mass"]))
+        assert set(theirs.meta.stats) == {"observation.state", "action", "timestamp"}
+
+    def test_a_dataset_that_lerobot_wrote(self, tmp_path: Path) -> None:
+        content = Content(images=True)
+        features = {
+            key: {**feature, "shape": tuple(feature["shape"])}
+            for key, feature in content.features.items()
+            if key in ("observation.state", "action", TOP, WRIST, "next.success")
+        }
+        made = Theirs.create("lab/made", fps=FPS, root=tmp_path / "made", features=features)
+        for episode, length in enumerate(content.lengths):
+            for f in range(length):
+                row = {
+                    "observation.state": np.array(content.state(episode, f), np.float32),
+                    "action": np.array(content.action(episode, f), np.float32),
+                    TOP: content.picture(episode, TOP, f),
+                    WRIST: content.picture(episode, WRIST, f),
+                    "next.success": np.array([episode in content.successes and f == length - 1]),
+                    "task": TASKS[content.task(episode)],
+                }
+                made.add_frame(row)
+            made.save_episode()
+        made.finalize()
+        ours = LeRobotDataset(tmp_path / "made", outcome_column="next.success")
+        for episode, name in enumerate(ours.episode_names()):
+            info = ours.info(name)
+            assert info.instruction == TASKS[content.task(episode)]
+            assert info.outcome == ("success" if episode in content.successes else "failure")
+            for frame in ours.frames(name, [0, 3, 8]):
+                for camera, column in zip(frame.cameras, (TOP, WRIST), strict=True):
+                    wanted = content.picture(episode, column, frame.index).astype(int)
+                    # its AV1 loses more than the next frame's difference of 10 leaves room for twice
+                    loss = np.abs(camera.rgb - wanted).max()
+                    assert loss <= (9 if column == TOP else 0)
+        export_copy(
+            str(tmp_path / "made"), tmp_path / "more", ("episode", "frame", "mass"), [(0, 0, 0.5)]
+        )
+        theirs = Theirs("lab/more", root=tmp_path / "more", video_backend="pyav")
+        assert float(theirs[0]["attention.mass"]) == 0.5
