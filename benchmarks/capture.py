@@ -16,21 +16,28 @@ from typing import Any
 
 from .measure import Figure, Setting
 
+LABELS = {
+    "tiny": "Pi0 tiny",
+    "full": "Pi0 full",
+    "paligemma": "PaliGemma 3B, a ninth of its layers",
+    "paligemma toy": "PaliGemma toy",
+}
+
 
 def run(setting: Setting) -> list[Figure]:
     figures = []
-    for size in ("tiny",) if setting.toy else ("tiny", "full"):
+    for size in ("tiny", "paligemma toy") if setting.toy else ("tiny", "full", "paligemma"):
         figures += _costs(setting, size)
     return figures
 
 
 def _costs(setting: Setting, size: str) -> list[Figure]:
-    rounds = setting.repeats(3 if size == "full" else 15)
+    rounds = setting.repeats(15 if size == "tiny" else 3)
     times = _process("times", size, setting, rounds)
     plain = statistics.median(times["plain"])
     eager = statistics.median(times["eager"])
     aim = "<= 1.1" if size == "full" else ""
-    label = f"Pi0 {size}"
+    label = LABELS[size]
     figures = [
         Figure(f"{label}: parameters", times["parameters"] / 1e9, "billion"),
         Figure(f"{label}: raw float16 a keyframe", times["raw"] / 1e6, "MB"),

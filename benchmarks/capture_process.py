@@ -8,8 +8,9 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,6 +24,7 @@ from attnstore.ingest.datasets.droid import DroidDataset
 from attnstore.ingest.keyframes import describe_episode, observation
 from attnstore.ingest.policies.base import Batch
 from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.ingest.policies.vlm import VlmPolicy
 from attnstore.ingest.recorder import EpisodeRecorder
 from attnstore.ingest.writing import WriteQueue
 from attnstore.sample import sample_path
@@ -30,9 +32,16 @@ from attnstore.store.commit import Attempt
 from attnstore.store.paths import create_store
 from attnstore.store.writer import EpisodeWriter
 
+from .full_paligemma import paligemma
 from .full_pi0 import full_policy, tiny_policy
 
 KEYFRAMES = (0, 8, 16)
+POLICIES: Mapping[str, Callable[[], Pi0Policy | VlmPolicy]] = {
+    "tiny": tiny_policy,
+    "full": full_policy,
+    "paligemma": paligemma,
+    "paligemma toy": partial(paligemma, toy=True),
+}
 
 
 class _Dropped:
@@ -48,7 +57,7 @@ class _Dropped:
 class Bench:
     """A policy and the keyframes of a sample episode."""
 
-    def __init__(self, policy: Pi0Policy, directory: Path) -> None:
+    def __init__(self, policy: Pi0Policy | VlmPolicy, directory: Path) -> None:
         self.policy, self.directory = policy, directory
         self.dataset = DroidDataset(sample_path(), name="sample")
         self.name = self.dataset.episode_names()[0]
@@ -166,7 +175,7 @@ def memory(bench: Bench, precision: str | None) -> dict[str, Any]:
 
 def measure(mode: str, size: str, directory: Path, rounds: int) -> dict[str, Any]:
     torch.set_num_threads(1)
-    bench = Bench(full_policy() if size == "full" else tiny_policy(), directory)
+    bench = Bench(POLICIES[size](), directory)
     if mode == "times":
         return times(bench, rounds)
     kind = mode.removeprefix("memory-")

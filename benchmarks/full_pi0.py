@@ -56,12 +56,12 @@ def full_policy() -> Pi0Policy:
     finally:
         torch.set_default_dtype(default)
     model.to_empty(device="cpu")
-    _fill(model)
-    _restore_buffers(model)
+    fill(model)
+    restore_buffers(model)
     return Pi0Policy.from_model(model.eval(), processor)
 
 
-def _fill(model: Any) -> None:
+def fill(model: Any) -> None:
     """Fill parameters from one block of random numbers, starting at another place each time."""
     import torch
 
@@ -81,7 +81,7 @@ def _fill(model: Any) -> None:
             flat[whole:].copy_(rolled[: len(flat) - whole])
 
 
-def _restore_buffers(model: Any) -> None:
+def restore_buffers(model: Any) -> None:
     """Compute what a checkpoint doesn't hold and `to_empty` left uninitialised."""
     import torch
 
