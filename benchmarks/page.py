@@ -15,6 +15,7 @@ TITLES = {
     "rendering": "Rendering",
     "tables": "Tables and maps",
     "sql": "Queries",
+    "service": "Query service",
     "objects": "Object overlap",
     "rollout": "Attention rollout",
     "chunks": "Chunks and codecs",

@@ -1,0 +1,187 @@
+"""`attnstore serve` under load, over loopback. Server and clients share the machine's cores.
+
+A client is a thread with one connection that it keeps; it asks the next question when the last
+one is answered. Every question is of another layer, head or keyframe than the one before, and no
+client sends entity tags: nothing is answered from a browser's cache.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+
+import attnstore
+from attnstore.query import Episode
+
+from .measure import Figure, Setting
+from .replay import CAMERAS, ingest_store, shape_of
+from .slices import KEYFRAMES
+
+TOKEN = "benchmark-0123456789"
+CLIENTS = (1, 8, 32)
+Question = Callable[[int], tuple[str, str, str | None]]
+"""Of a number: method, path, body."""
+
+
+def run(setting: Setting) -> list[Figure]:
+    count = 3 if setting.toy else KEYFRAMES
+    root = ingest_store(setting.directory, count, **shape_of(setting.toy))
+    store = attnstore.open(root)
+    (commit,) = store.episodes()
+    episode = store.from_commit(commit)
+    figures = []
+    with _server(root) as (address, pid):
+        name = json.loads(_ask(address, "GET", "/v1/stores")[1])[0]["id"]
+        questions = _questions(f"/v1/stores/{name}", episode)
+        for what, question in questions.items():
+            _load(address, question, 1, 3)  # warm: imports, the first process for SQL
+            for clients in (1, 2) if setting.toy else CLIENTS:
+                total = clients * (2 if setting.toy else max(4, 200 // clients))
+                times, seconds, refused = _load(address, question, clients, total)
+                figures += _figures(what, clients, times, seconds, refused)
+        figures += _memory(address, pid, questions["map of a head, all keyframes, npy"], setting)
+    return figures
+
+
+def _questions(store: str, episode: Episode) -> dict[str, Question]:
+    keyframes, layers = len(episode.frames), episode.layers("prefix")
+    heads, url = episode.heads("prefix"), f"{store}/episodes/{episode.run}/{episode.id}"
+    camera = CAMERAS[0]
+
+    def at(i: int) -> str:
+        return f"phase=prefix&layer={i % layers}&head={i // layers % heads}"
+
+    def one(i: int) -> str:
+        return f"{at(i)}&keyframe={i * 7 % keyframes}"
+
+    def sql(query: str) -> Question:
+        return lambda i: ("POST", f"{store}/sql", json.dumps({"query": f"{query} -- {i}"}))
+
+    return {
+        "slice: one head's text rows, npy": lambda i: (
+            "GET", f"{url}/attention?{one(i)}&query=text&format=npy", None),
+        "map of a head, all keyframes, npy": lambda i: (
+            "GET", f"{url}/maps?{at(i)}&camera={camera}&format=npy", None),
+        "layer x head matrix of a metric": lambda i: (
+            "GET", f"{url}/metrics/entropy/matrix?phase=prefix&camera={camera}"
+            f"&keyframe={i % keyframes}", None),
+        "overlay, 640 pixels, JPEG": lambda i: (
+            "GET", f"{url}/overlays/{camera}?{one(i)}&width=640&format=jpg", None),
+        "SQL: count of episodes": sql("select count(*) from episodes"),
+        "SQL: layer x head over head_stats": sql(
+            "select layer, head, avg(entropy) from head_stats where phase = 'prefix' group by all"),
+    }  # fmt: skip
+
+
+def _figures(
+    what: str, clients: int, times: list[float], seconds: float, refused: int
+) -> list[Figure]:
+    ordered = sorted(times)
+    where = f"{what}, {clients} client{'' if clients == 1 else 's'}"
+    note = f"{len(times)} requests" + (f", {refused} told to come back" if refused else "")
+    return [
+        Figure(f"{where}, p50", 1e3 * statistics.median(times), "ms", note=note),
+        Figure(f"{where}, p99", 1e3 * ordered[int(0.99 * (len(ordered) - 1))], "ms"),
+        Figure(f"{where}, rate", len(times) / seconds, "1/s"),
+    ]  # fmt: skip
+
+
+def _memory(
+    address: tuple[str, int], pid: int, question: Question, setting: Setting
+) -> list[Figure]:
+    """Memory of the server after the first and after the last of many requests."""
+    process = psutil.Process(pid)
+    count = 50 if setting.toy else 5000
+    _load(address, question, 2, count)
+    before = process.memory_info().rss
+    _load(address, question, 2, count)
+    after = process.memory_info().rss
+    return [
+        Figure(f"memory after {count} requests", before / 1e6, "MB"),
+        Figure(f"growth in {count} more", (after - before) / 1e6, "MB", aim="<= 20"),
+    ]
+
+
+def _load(
+    address: tuple[str, int], question: Question, clients: int, total: int
+) -> tuple[list[float], float, int]:
+    """Ask `total` questions; return each one's seconds, all together, and how many got 429."""
+    times: list[float] = []
+    refused = 0
+    numbers = iter(range(total))
+    lock = threading.Lock()
+
+    def client() -> None:
+        nonlocal refused
+        connection = http.client.HTTPConnection(*address, timeout=120)
+        while True:
+            with lock:
+                number = next(numbers, None)
+            if number is None:
+                break
+            began = time.perf_counter()
+            status, body = _ask(address, *question(number), connection=connection)
+            taken = time.perf_counter() - began
+            assert status in (200, 429), body[:500]
+            with lock:
+                refused += status == 429
+                times.append(taken)
+        connection.close()
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(times) == total
+    return times, time.perf_counter() - began, refused
+
+
+def _ask(
+    address: tuple[str, int],
+    method: str,
+    path: str,
+    body: str | None = None,
+    connection: http.client.HTTPConnection | None = None,
+) -> tuple[int, bytes]:
+    used = connection or http.client.HTTPConnection(*address, timeout=120)
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+    used.request(method, path, body, headers)
+    response = used.getresponse()
+    found = response.status, response.read()
+    if connection is None:
+        used.close()
+    return found
+
+
+@contextmanager
+def _server(root: Path) -> Iterator[tuple[tuple[str, int], int]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "attnstore", "serve", str(root), "--port", "0", "--json"],
+        stdout=subprocess.PIPE, text=True, env=os.environ | {"ATTNSTORE_TOKEN": TOKEN},
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        parts = urlsplit(json.loads(process.stdout.readline())["url"])
+        assert parts.hostname is not None
+        assert parts.port is not None
+        yield (parts.hostname, parts.port), process.pid
+    finally:
+        process.terminate()
+        process.wait(30)
+        process.stdout.close()

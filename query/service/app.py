@@ -1,0 +1,125 @@
+"""The service as an ASGI application."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+from starlette.staticfiles import StaticFiles
+
+from attnstore.store.errors import AttnstoreError
+
+from . import (
+    attention_routes,
+    compare_routes,
+    episode_routes,
+    file_routes,
+    picture_routes,
+    sql_routes,
+    store_routes,
+)
+from .access import Access
+from .answers import Failure
+from .config import ServiceConfig
+from .guard import Guard
+from .pictures import Pictures
+from .refusal import Refusal, refusal_of
+from .service import Service
+
+_log = logging.getLogger(__name__)
+
+
+def create_app(config: ServiceConfig, pictures: Pictures) -> FastAPI:
+    """Make the service.
+
+    Parameters
+    ----------
+    config
+        The stores, the token, the limits.
+    pictures
+        Draws overlays and videos: ``attnstore.render.serving.Painter``.
+
+    Raises
+    ------
+    NotFoundError
+        If one of the stores is none.
+    """
+    service = Service(config, pictures)
+    roots = [store.paths.root for store in service.stores.values()]
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # Not waited for: pictures need no SQL.
+        threading.Thread(target=_warm, args=(service,), daemon=True).start()
+        yield
+        service.close()
+
+    app = FastAPI(
+        title="attnstore",
+        version=version("attnstore"),
+        summary="Where a robot policy looks: stores of attention, read-only.",
+        description="Every answer is of committed data. Names of phases, cameras, token groups and "
+        "metrics are those of the Python API.",
+        openapi_url="/v1/openapi.json",
+        # Their pages load scripts from another host.
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        responses={"4XX": {"model": Failure}},
+        middleware=[
+            Middleware(
+                Guard, access=Access(config.token, config.hosts), limits=config.limits, roots=roots
+            )
+        ],
+    )
+    app.state.service = service
+
+    async def refuse(request: Request, error: Exception) -> JSONResponse:
+        return refusal_of(error).response(roots)
+
+    async def refuse_parameters(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        said = "; ".join(_said(problem) for problem in error.errors()[:5])
+        return Refusal(422, said).response(roots)
+
+    async def refuse_http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return Refusal(error.status_code, str(error.detail)).response(roots)
+
+    app.add_exception_handler(AttnstoreError, refuse)
+    app.add_exception_handler(RequestValidationError, refuse_parameters)
+    app.add_exception_handler(HTTPException, refuse_http)
+    for routes in (
+        store_routes, sql_routes, compare_routes, file_routes, attention_routes, picture_routes,
+        episode_routes,  # last: its lists take every name that is left
+    ):  # fmt: skip
+        app.include_router(routes.router)
+    if config.page is not None:
+        app.mount("/", StaticFiles(directory=config.page, html=True))
+    return app
+
+
+def _warm(service: Service) -> None:
+    """Have a process for SQL ready, or say in the log why there is none."""
+    for store in service.stores.values():
+        for children in (store.own, store.users):
+            try:
+                children.warm()
+            except AttnstoreError as error:
+                _log.warning("store %s: %s", store.id, error)
+
+
+def _said(problem: Any) -> str:
+    place = ".".join(str(p) for p in problem["loc"] if p not in ("query", "path", "body"))
+    given = problem.get("input")
+    shown = f"; got {given!r}" if isinstance(given, str | int | float) else ""
+    return f"{place or 'body'}: {problem['msg']}{shown[:100]}"

@@ -1,0 +1,136 @@
+"""The store's own files, read-only: for copies of it, and for any Zarr or Parquet reader.
+
+A path is one of the store's own shapes made of ids, and below an attempt one that its commit
+lists; nothing else is looked up, so that no path leads anywhere. Files below ``data/`` never
+change: their addresses may be kept for ever.
+
+What a copy needs (the contract is in `attnstore.store.remote`): ``index``, what is committed, and
+``files/PATH``, with ``Range`` to resume. A commit lists its own files with size and SHA-256.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import FileResponse, Response
+
+from attnstore.store.catalog import NAME as GENERATION
+from attnstore.store.catalog import generations
+from attnstore.store.commit import commit_keys, revision_files
+from attnstore.store.part import resolve
+from attnstore.store.paths import MARKER, SAFE
+from attnstore.store.run import run_ids
+
+from .answers import IndexAnswer
+from .parameters import Parameters
+from .payload import IMMUTABLE, REVALIDATE, respond_json, unchanged
+from .refusal import Refusal
+from .served import ServedStore
+from .service import service_of
+
+router = APIRouter(prefix="/v1/stores/{store}")
+_BINARY: Any = {"schema": {"type": "string", "format": "binary"}}
+_TYPES = {".json": "application/json"}
+
+
+@router.get("/index", response_model=IndexAnswer)
+async def index(
+    request: Request, store: str, parameters: Annotated[Parameters, Query()]
+) -> Response:
+    """List what is committed: what a copy of the store compares itself with."""
+    service = service_of(request)
+    served = service.store(store)
+    return respond_json(request, await service.read(lambda: _index(served)))
+
+
+@router.api_route(
+    "/files/{path:path}",
+    methods=["GET", "HEAD"],
+    response_class=FileResponse,
+    responses={
+        200: {"content": {"application/octet-stream": _BINARY}},
+        206: {"description": "A part of the file, as header Range asked for"},
+    },
+)
+async def file(
+    request: Request, store: str, path: str, parameters: Annotated[Parameters, Query()]
+) -> Response:
+    """Return a file of the store: its marker, a run, a commit, or a file that a commit lists."""
+    service = service_of(request)
+    served = service.store(store)
+    found, digest, fixed = await service.read(lambda: _find(served, path))
+    headers = {"ETag": f'"{digest}"', "Cache-Control": IMMUTABLE if fixed else REVALIDATE}
+    if (known := unchanged(request, headers["ETag"], headers)) is not None:
+        return known
+    kind = _TYPES.get(found.suffix, "application/octet-stream")
+    return FileResponse(found, media_type=kind, headers=headers)
+
+
+def _index(store: ServedStore) -> dict[str, Any]:
+    paths = store.paths
+    commits: dict[str, dict[str, dict[str, dict[str, str]]]] = {}
+    for run, episode, part, _ in commit_keys(paths):
+        revisions = {f.stem: _tag(f) for f in revision_files(paths, run, episode, part)}
+        commits.setdefault(run, {}).setdefault(episode, {})[part] = revisions
+    found = generations(paths)
+    catalog = None
+    if found:
+        file = found[-1].path
+        path = file.relative_to(paths.root).as_posix()
+        catalog = {"path": path, "size": file.stat().st_size, "tag": _tag(file)}
+    runs = {run: _tag(paths.runs / f"{run}.json") for run in run_ids(paths)}
+    return {"runs": runs, "commits": commits, "catalog": catalog}
+
+
+def _tag(file: Path) -> str:
+    status = file.stat()
+    return f"{status.st_mtime_ns:x}-{status.st_size:x}"
+
+
+def _find(store: ServedStore, path: str) -> tuple[Path, str, bool]:
+    """Return a file, what tells its content, and whether it never changes.
+
+    Raises
+    ------
+    Refusal
+        404 for everything that a copy of the store does not need.
+    """
+    paths, names = store.paths, path.split("/")
+    match names:
+        case ["attnstore.json"]:
+            found = paths.root / MARKER
+        case ["runs", name] if name.endswith(".json") and _is_id(name.removesuffix(".json")):
+            found = paths.runs / name
+        case ["catalog", name] if GENERATION.fullmatch(name):
+            found = paths.catalog / name
+        case ["commits", run, episode, part, name] if all(map(_is_id, (run, episode, part))):
+            files = {f.name: f for f in revision_files(paths, run, episode, part)}
+            if name not in files:
+                raise Refusal(404, "no such commit")
+            found = files[name]
+        case ["data", run, episode, attempt, *inner] if all(map(_is_id, (run, episode, attempt))):
+            return _committed(store, run, episode, attempt, "/".join(inner))
+        case _:
+            raise Refusal(404, "no such file")
+    if not found.is_file():
+        raise Refusal(404, "no such file")
+    return resolve(found, paths.root), _tag(found), names[0] != "attnstore.json"
+
+
+def _committed(
+    store: ServedStore, run: str, episode: str, attempt: str, inner: str
+) -> tuple[Path, str, bool]:
+    part, _, id = attempt.rpartition(".")
+    listing = store.listing(run, episode, part, id) if part else None
+    if listing is None or inner not in listing.digests:
+        raise Refusal(404, "no such file in a commit")
+    found = resolve(listing.directory / inner, store.paths.root)
+    if not found.is_file():
+        raise Refusal(404, "a file that a commit lists is missing")
+    return found, listing.digests[inner], True
+
+
+def _is_id(name: str) -> bool:
+    return SAFE.fullmatch(name) is not None

@@ -1,0 +1,170 @@
+"""What stands before every endpoint: access, bodies, the number of requests, and slow readers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .access import API, Access, Arrival, Head
+from .config import Limits
+from .payload import REVALIDATE
+from .refusal import Refusal, refusal_of
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; "
+    "media-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+}
+"""On every answer, errors included."""
+CHUNK = 256 << 10
+"""Bytes handed to the connection at a time: what a reader that stops leaves in memory."""
+BODY_SECONDS = 10.0
+_READING = frozenset({"GET", "HEAD"})
+_log = logging.getLogger(__name__)
+
+
+class SlowReader(Exception):
+    """The client takes nothing any more."""
+
+
+class Guard:
+    """ASGI middleware around the whole service."""
+
+    def __init__(
+        self, app: ASGIApp, access: Access, limits: Limits, roots: Sequence[Path] = ()
+    ) -> None:
+        self._app, self._access, self._limits, self._roots = app, access, limits, tuple(roots)
+        self._open = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        cached = "no-store" if scope["path"].startswith(API) else REVALIDATE
+        answering = _Sending(send, self._limits.send_seconds, cached)
+        try:
+            await self._answer(scope, receive, answering)
+        except SlowReader:
+            # Returning in the middle of an answer makes the server close the connection.
+            _log.info("a client that took nothing for %g s is left", self._limits.send_seconds)
+        except Exception as error:
+            if answering.begun:
+                _log.error("failed in the middle of an answer", exc_info=error)
+                return
+            await refusal_of(error).response(self._roots)(scope, receive, answering)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        head = Head(
+            scope["method"],
+            scope["path"],
+            scope["query_string"].decode("latin-1"),
+            {name: ", ".join(headers.getlist(name)) for name in headers},
+        )
+        if self._open >= self._limits.open_requests:
+            raise Refusal(429, "too many requests at once; try again", retry_after=1)
+        self._open += 1
+        try:
+            arrival = self._access.check(head)
+            if isinstance(arrival, Arrival):
+                await _welcome(arrival)(scope, receive, send)
+                return
+            body = await self._body(head, receive)
+            await self._app(scope, _replayed(body, receive), send)
+        finally:
+            self._open -= 1
+
+    async def _body(self, head: Head, receive: Receive) -> bytes:
+        """Read the whole body, if there may be one; it is small and JSON."""
+        most = self._limits.body_bytes
+        told = head.headers.get("content-length", "0")
+        empty = told == "0" and "transfer-encoding" not in head.headers
+        if head.method in _READING:
+            if not empty:
+                raise Refusal(400, f"a {head.method} request has no body")
+            return b""
+        kind = head.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            # A form or text/plain may be sent from any page without asking; JSON may not.
+            raise Refusal(415, "a body is application/json")
+        if not told.isdigit() or int(told) > most:
+            raise Refusal(413, f"a body has at most {most} bytes")
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Refusal(400, "the client went away")
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > most:
+                        raise Refusal(413, f"a body has at most {most} bytes")
+                    if not message.get("more_body"):
+                        return b"".join(parts)
+        except TimeoutError:
+            raise Refusal(408, f"the body did not arrive within {BODY_SECONDS:g} s") from None
+
+
+class _Sending:
+    """Adds headers, hands out bodies in small pieces, and gives up on who does not read."""
+
+    def __init__(self, send: Send, seconds: float, cached: str) -> None:
+        self._send, self._seconds, self._cached = send, seconds, cached
+        self.begun = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.begun = True
+            headers = MutableHeaders(raw=message["headers"])
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+            headers.setdefault("Cache-Control", self._cached)
+            message = {**message, "headers": headers.raw}
+        body = message.get("body", b"")
+        last = max(len(body) - 1, 0) // CHUNK * CHUNK
+        for start in range(0, last, CHUNK):
+            piece = body[start : start + CHUNK]
+            await self._pass_on({**message, "body": piece, "more_body": True})
+        await self._pass_on({**message, "body": body[last:]} if last else message)
+
+    async def _pass_on(self, message: Message) -> None:
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._send(message)
+        except TimeoutError:
+            raise SlowReader from None
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Give a body that was read already, then what comes after it: a disconnect."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if not given:
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return replay
+
+
+def _welcome(arrival: Arrival) -> Response:
+    headers = {"Set-Cookie": arrival.cookie, "Cache-Control": "no-store"}
+    return RedirectResponse(arrival.location, 303, headers)

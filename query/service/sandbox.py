@@ -1,0 +1,292 @@
+"""The process that runs the user's SQL, from the inside.
+
+SQL is untrusted, and DuckDB's own switches are not enough: with ``enable_external_access`` off,
+DuckDB 2.0 still wrote the write-ahead log of a catalog that is attached read-only
+(``with x as (copy ... to '....duckdb.wal') from x``), and its memory and time limits do not hold
+scalar functions. So there are several fences, each of which would do for most attacks:
+
+- one statement, and it must be a query; the transaction that it runs in is read-only;
+- DuckDB opens no file at all: the catalog was attached before ``disabled_filesystems`` was set, and
+  keyframe-level tables are Arrow datasets over the committed Parquet files, which Arrow reads;
+- no extensions, no temporary files, no environment, configuration locked;
+- the process may not write to any file, and has a limit on its address space; the parent kills it
+  at the deadline (`attnstore.query.service.children`).
+
+docs/decisions/010-service.md
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import json
+import mmap
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
+from pyarrow import fs
+
+from attnstore.store.catalog import Generation, attach_current
+from attnstore.store.catalog_tables import CATALOG, COPIED, DATABASE, VIEWED, sql_type
+from attnstore.store.errors import AttnstoreError, UsageError
+from attnstore.store.paths import StorePaths, check_relative, open_store
+from attnstore.store.tables import ALL_TABLES
+
+from ..sql import json_rows, run_query, sql_errors, unique_names, write_result
+
+Form = Literal["json", "ndjson", "csv", "arrow", "parquet"]
+FORMS: tuple[Form, ...] = get_args(Form)
+SETTINGS: Mapping[str, Any] = {
+    "python_enable_replacements": False,
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+    "allow_community_extensions": False,
+    "allow_persistent_secrets": False,
+    "temp_directory": "",
+    "threads": 2,
+}
+LOCKS = (
+    "SET secret_directory = ''",
+    "SET home_directory = ''",
+    "SET enable_external_access = false",
+    "SET disabled_filesystems = 'LocalFileSystem'",
+    "SET lock_configuration = true",
+)
+
+
+STACKS = 256 << 20
+"""Address space for the stacks of threads that a first query starts."""
+_M_ARENA_MAX = -8  # of malloc.h
+
+
+class Overflow(AttnstoreError):
+    """A result is larger than the service sends."""
+
+
+def open_catalog(
+    paths: StorePaths, memory: int, seconds: float
+) -> tuple[duckdb.DuckDBPyConnection, Generation | None]:
+    """Connect to a store's catalog so that a statement can do nothing but ask it.
+
+    Returns
+    -------
+    The connection, and the generation that it is of; None if it is in memory, because the store
+    cannot be written.
+    """
+    paths.prepare_catalog()
+    connection = duckdb.connect(config={**SETTINGS, "memory_limit": f"{memory}B"})
+    found = attach_current(connection, paths)
+    for name in CATALOG:
+        connection.execute(f"CREATE VIEW {name} AS FROM {DATABASE}.main.{name}")
+    for name in COPIED:
+        connection.execute(
+            f"CREATE VIEW {name} AS SELECT * EXCLUDE (part) FROM {DATABASE}.main.{name}"
+        )
+    for name in VIEWED:
+        _view(connection, paths, name)
+    try:
+        connection.execute(f"SET max_execution_time = {int(1e3 * seconds)}")
+    except duckdb.CatalogException:
+        pass  # DuckDB 1 has no such setting; the parent's deadline is what holds
+    for statement in LOCKS:
+        connection.execute(statement)
+    return connection, found if isinstance(found, Generation) else None
+
+
+def _view(connection: duckdb.DuckDBPyConnection, paths: StorePaths, name: str) -> None:
+    """Show the committed Parquet files of a table, read by Arrow."""
+    rows = connection.execute(
+        f"SELECT run, episode, path FROM {DATABASE}.main.files WHERE table_name = '{name}' "
+        "ORDER BY run, episode, part"
+    ).fetchall()
+    columns = ALL_TABLES[name].columns
+    if paths.partial:
+        rows = [row for row in rows if (paths.root / row[2]).is_file()]
+    if not rows:
+        empty = ", ".join(f'NULL::{sql_type(c.type)} AS "{c.name}"' for c in columns)
+        connection.execute(f"CREATE VIEW {name} AS SELECT {empty} FROM range(0)")
+        return
+    dataset = ds.FileSystemDataset.from_paths(
+        [check_relative(path) for _, _, path in rows],
+        schema=ALL_TABLES[name].schema,
+        format=ds.ParquetFileFormat(),
+        filesystem=fs.SubTreeFileSystem(str(paths.root), fs.LocalFileSystem()),
+        # The ids are the commit's and not the file's, and a filter on them skips files unopened.
+        partitions=[(ds.field("run") == r) & (ds.field("episode") == e) for r, e, _ in rows],
+    )
+    connection.register(f"{name}_files", dataset)
+    connection.execute(f"CREATE VIEW {name} AS FROM {name}_files")
+
+
+def answer(connection: duckdb.DuckDBPyConnection, sql: str, form: Form, most: int) -> bytes:
+    """Run one query and write its rows.
+
+    Parameters
+    ----------
+    form
+        ``json`` is ``{"columns": [{"name", "type"}], "rows": [[...]]}``; the others are those of
+        `attnstore.query.sql.write_result`.
+    most
+        Bytes that the result may have.
+
+    Raises
+    ------
+    UsageError
+        If this is not exactly one query, or it fails.
+    Overflow
+        If the result is larger.
+    """
+    with sql_errors():
+        statements = connection.extract_statements(sql)
+    if len(statements) != 1:
+        raise UsageError(f"send exactly one SQL statement; got {len(statements)}")
+    if statements[0].type != duckdb.StatementType.SELECT:
+        kind = str(statements[0].type).rpartition(".")[2]
+        raise UsageError(f"only queries are answered (SELECT, FROM, WITH, SUMMARIZE); got {kind}")
+    stream = _Bounded(most)
+    connection.execute("BEGIN TRANSACTION READ ONLY")
+    try:
+        relation = run_query(connection, sql)
+        if form == "json":
+            _write_json(relation, stream)
+        else:
+            write_result(relation, form, stream)
+    finally:
+        connection.execute("ROLLBACK")
+    return stream.getvalue()
+
+
+def _write_json(relation: duckdb.DuckDBPyRelation, stream: io.BytesIO) -> None:
+    names, kinds = unique_names(relation.columns), relation.types
+    columns = [{"name": n, "type": str(t)} for n, t in zip(names, kinds, strict=True)]
+    stream.write(b'{"columns":' + json.dumps(columns, ensure_ascii=False).encode() + b',"rows":[')
+    with sql_errors():
+        for number, row in enumerate(json_rows(relation)):
+            text = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+            stream.write((b",\n" if number else b"\n") + text.encode())
+    stream.write(b"]}\n")
+
+
+class _Bounded(io.BytesIO):
+    """A buffer that refuses to grow beyond a size."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def write(self, data: Any, /) -> int:
+        if self.tell() + memoryview(data).nbytes > self._most:
+            raise Overflow(
+                f"the result is larger than {self._most / 1e6:.0f} MB: aggregate, select fewer "
+                "columns, or use LIMIT"
+            )
+        return super().write(data)
+
+
+def confine(memory: int) -> int:
+    """Take from this process what a query does not need: files to write, memory beyond a limit.
+
+    Parameters
+    ----------
+    memory
+        Bytes of address space beyond what the process has now. Linux holds a process to it; macOS
+        does not.
+
+    Returns
+    -------
+    The limit of its address space, bytes; 0 if there is none.
+    """
+    import resource
+
+    # Each of a dozen threads would reserve 64 MB of addresses for a heap of its own, and Arrow's
+    # allocator a gigabyte: room that no query uses and the limit counts.
+    with contextlib.suppress(OSError, AttributeError):  # glibc's
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+    pa.set_memory_pool(pa.system_memory_pool())
+    pa.set_cpu_count(2)
+    pa.set_io_thread_count(2)
+    # Python's own handler would turn the signal into nothing; the error of the write is enough.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    used = _space()
+    if not used:
+        return 0
+    space = used + memory + STACKS
+    resource.setrlimit(resource.RLIMIT_AS, (space, space))
+    return space
+
+
+def _end_with_parent() -> None:
+    """End when the service does; else a statement would run on, without a deadline."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _space() -> int:
+    """Address space of this process, bytes; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        return 0
+    return pages * mmap.PAGESIZE
+
+
+def main(pipe: Connection, root: str, memory: int, seconds: float) -> None:
+    """Answer queries until the parent goes away.
+
+    The first message says that the catalog is open; then each request, JSON with ``sql``, ``form``
+    and ``most``, gets a JSON message, and after ``{"ok": true}`` one with the result. ``spent``
+    says that the process should not be asked again.
+    """
+    # The terminal's interrupt goes to all its processes; this one ends when its pipe does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # DuckDB and Arrow print to stderr when they abort: into the server's log, and no traceback.
+    sys.tracebacklimit = 0
+    os.environ.clear()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        connection, generation = open_catalog(open_store(Path(root)), memory, seconds)
+    except (AttnstoreError, duckdb.Error, OSError) as error:
+        _send(pipe, ok=False, kind="failed", message=str(error))
+        return
+    limit = confine(2 * memory)
+    # Freed memory may stay with the allocator, where the next statement finds it only in pieces.
+    enough = limit - memory - STACKS // 2
+    _send(pipe, ok=True, generation=None if generation is None else str(generation.path))
+    while True:
+        try:
+            request = json.loads(pipe.recv_bytes())
+        except EOFError:
+            return
+        try:
+            result = answer(connection, request["sql"], request["form"], request["most"])
+        except Overflow as error:
+            _send(pipe, ok=False, kind="overflow", message=str(error))
+        except UsageError as error:
+            _send(pipe, ok=False, kind="usage", message=str(error))
+        except (AttnstoreError, duckdb.Error, MemoryError) as error:
+            message = str(error)
+            if isinstance(error, MemoryError) or "Out of Memory" in message:
+                message = f"the statement needs more memory than the {memory >> 20} MB that it has"
+            _send(pipe, ok=False, kind="failed", message=message)
+        else:
+            _send(pipe, ok=True, spent=limit > 0 and _space() > enough)
+            pipe.send_bytes(result)
+
+
+def _send(pipe: Connection, **message: Any) -> None:
+    pipe.send_bytes(json.dumps(message).encode())

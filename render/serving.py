@@ -1,0 +1,145 @@
+"""Pictures for the query service: it must not import this package, so it is handed this object."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from attnstore.query.episode import Episode
+from attnstore.query.selection import check_index
+from attnstore.query.service.parameters import parse_group
+from attnstore.query.service.pictures import Maps, OverlayParameters, VideoParameters
+from attnstore.store.errors import EpisodeError, UsageError
+from attnstore.store.geometry import Geometry
+
+from . import heatmap, image_file, overlay, sinks, video
+from .labtree import Drawing
+from .layout import Box
+from .look import Look
+from .scale import ColorScale
+from .scene import Scene, decode_frame
+from .sheet import fit_image
+from .source import check_cameras, check_layers, check_step
+from .track import LayerMaps
+
+
+class Painter:
+    """Draws what `attnstore.query.service` is asked for; safe to use from several threads."""
+
+    def overlay(
+        self, episode: Episode, camera: str, parameters: OverlayParameters, format: str
+    ) -> bytes:
+        """Draw one camera at one keyframe, and encode it."""
+        p = parameters
+        keyframe = check_index(p.keyframe, len(episode.frames), "keyframe")
+        geometry = episode.geometry(camera)
+        head = p.head
+        if head == "active":
+            head = episode.active_head(
+                p.phase, camera, layer=p.layer, step=p.step, keyframe=keyframe
+            )
+        scale = ColorScale.parse(p.scale)
+        wanted = None if scale.scope == "video" else keyframe
+        maps = episode.maps(
+            p.phase, camera, layer=p.layer, head=int(head), step=p.step, reduce=p.reduce,
+            keyframe=wanted, query=_group(p.query),
+        )  # fmt: skip
+        if p.sink_corrected:
+            maps = self.without_sinks(
+                episode, camera, maps, phase=p.phase, layer=p.layer, head=int(head), step=p.step
+            )
+        limits = scale.limits({camera: maps}, {camera: geometry})[camera]
+        data = episode.image_bytes(keyframe, camera)
+        what = f"{camera} at keyframe {keyframe}"
+        check_size(data, geometry, episode.name, what)
+        image = decode_frame(data, geometry, episode.name, what)
+        if p.width is not None:
+            height = max(1, round(geometry.source[0] * p.width / geometry.source[1]))
+            image = fit_image(image, Box(0, 0, p.width, height))
+        size = (image.shape[0], image.shape[1])
+        shown = maps[keyframe] if wanted is None else maps
+        heat = heatmap.sampler(geometry, p.interpolation, size).draw(shown)
+        drawn = overlay.blend(image, heat, limits, cmap=p.cmap, alpha=p.alpha, style=p.blend)
+        return image_file.encode(drawn, format, p.quality)
+
+    def video(self, episode: Episode, parameters: VideoParameters, path: Path) -> None:
+        """Draw and encode a video; the file appears when it is complete."""
+        p = parameters
+        cameras = check_cameras(episode, None if p.camera is None else [p.camera])
+        check_layers(episode, [p.phase], [p.layer])
+        for keyframe in range(len(episode.frames)):
+            for camera in cameras:
+                check_size(
+                    episode.image_bytes(keyframe, camera), episode.geometry(camera),
+                    episode.name, f"{camera} at keyframe {keyframe}",
+                )  # fmt: skip
+        drawing = Drawing(p.phase, p.reduce, check_step(episode, p.phase, p.step), p.sink_corrected)
+        look = Look(p.cmap, p.alpha, p.blend, p.interpolation, p.width)
+        scale = ColorScale.parse(p.scale)
+        scene = Scene(episode, drawing, cameras, look=look, scale=scale)
+        maps = LayerMaps.load(
+            episode, p.phase, p.layer, cameras,
+            step=p.step, reduce=p.reduce, sink_corrected=p.sink_corrected,
+        )  # fmt: skip
+        if p.head == "active":
+            heads = {
+                camera: np.full(
+                    len(scene.frames),
+                    episode.active_head(p.phase, camera, layer=p.layer, step=p.step),
+                    np.intp,
+                )
+                for camera in cameras
+            }
+            track = maps.active(heads)
+        else:
+            track = maps.track(check_index(p.head, episode.heads(p.phase), f"{p.phase} head"))
+        limits = track.limits(scale, scene.geometries)
+        frames = (scene.picture(track, k, limits[k]).pixels for k in range(len(scene.frames)))
+        video.encode(path, frames, codec=p.codec, fps=p.fps, threads=1)
+
+    def without_sinks(
+        self,
+        episode: Episode,
+        camera: str,
+        maps: Maps,
+        *,
+        phase: str,
+        layer: int,
+        head: int,
+        step: int,
+    ) -> Maps:
+        """Take the sinks of a head out of its maps, (..., row, col)."""
+        found = episode.sink_keys(phase, layer=layer, head=head, step=step)
+        own = [(row, col) for at, row, col, _ in found if at == camera]
+        return sinks.remove(maps, episode.geometry(camera), own)
+
+
+def check_size(data: bytes, geometry: Geometry, episode: str, what: str) -> None:
+    """Read an image's size from its header, before it is decoded: some files claim gigapixels.
+
+    Raises
+    ------
+    EpisodeError
+        If it is neither JPEG nor PNG, or not of its geometry's size.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            width, height = image.size
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
+        raise EpisodeError(episode, f"{what} is not a readable image") from None
+    if (height, width) != geometry.source:
+        raise EpisodeError(
+            episode,
+            f"{what} is {width}x{height} pixels; its geometry says "
+            f"{geometry.source[1]}x{geometry.source[0]}",
+        )
+
+
+def _group(text: str | None) -> str | int | list[int] | None:
+    group = parse_group(text, "query")
+    if isinstance(group, slice):
+        raise UsageError(f"query is a group or indices; got {text!r}")
+    return group  # type: ignore[return-value]  # parse_group's lists are of int
