@@ -61,7 +61,11 @@ _VARIANT = Column("variant", _S, "'base', or the intervention on the observation
 _KEYFRAME = Column("keyframe", _I32, "ordinal of the keyframe in the episode")
 _FRAME = Column("frame", _I32, "frame index in the recording")
 _PHASE = Column("phase", _S, "prefix, suffix, joint, decode or vision")
-_STEP = Column("step", _I16, "denoising step, 0 = noisiest, or generated token (phase decode), 0 = first; NULL in one-pass phases")
+_STEP = Column(
+    "step",
+    _I16,
+    "denoising step, 0 = noisiest, or generated token (phase decode), 0 = first; NULL in one-pass phases",
+)
 _LAYER = Column("layer", _I16, "0-based layer")
 _HEAD = Column("head", _I16, "0-based head")
 _GROUP = Column("query_group", _S, "query tokens that are averaged: text, action, image")
@@ -416,7 +420,7 @@ _CNN_TABLES = (
         (
             *_CNN_KEYS,
             Column("iteration", _I32, "steps that were done before; the last row is of the result"),
-            Column("objective", _F32, "mean over positions of the filter's output, before any rectification", "the network's activations"),
+            Column("objective", _F32, "mean over positions of the positive part of the filter's output", "the network's activations"),
             Column("gradient_rms", _F32, "root mean square over the input of the objective's gradient, before it is normalised", "activation per unit of the input"),
         ),
     ),
