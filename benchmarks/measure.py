@@ -114,6 +114,7 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "python": platform.python_version(),
         "versions": versions,
+        "load": round(os.getloadavg()[0], 1),
     }
 
 

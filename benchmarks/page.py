@@ -32,15 +32,16 @@ def page(results: list[dict[str, Any]]) -> str:
         f"{about['cores']} cores of an {about['processor']}, {about['memory_gb']} GB, no GPU; "
         f"Python {about['python']}, {versions}.",
         "",
-        "**The machine was busy with other work during these runs** (load 4 to 9 on its 2 cores): "
-        "wall times are pessimistic, and CPU times, those of all threads of the process, are some "
-        "per cent too long. Aims that were missed are listed as missed.",
+        "*Load* is what the machine was doing when a run began. Where it is more than 1, other work "
+        "shared the cores: wall times are pessimistic, and CPU times, those of all threads of the "
+        "process, are some per cent too long. Aims that were missed are listed as missed.",
     ]
     figures = {name: rows for result in results for name, rows in result["figures"].items()}
+    load = {name: result["machine"]["load"] for result in results for name in result["figures"]}
     for name, title in TITLES.items():
         if name not in figures:
             continue
-        lines += ["", f"## {title}", "", f"`python -m benchmarks {name}`", ""]
+        lines += ["", f"## {title}", "", f"`python -m benchmarks {name}`; load {load[name]}", ""]
         lines += ["| figure | value | against | aim | remark |", "|---|---|---|---|---|"]
         lines += [_row(figure) for figure in figures[name]]
     return "\n".join(lines) + "\n"

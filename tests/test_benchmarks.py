@@ -61,6 +61,7 @@ def figures(name: str, directory: Path) -> dict[str, Any]:
         ("chunks", ["prefix float16 zstd-1 bitshuffle (1,1,1,64,K): raw float16 over it"]),
         ("sql", ["layer x head x outcome over episode_stats", "one map, 2 episodes"]),
         ("objects", ["maps: a keyframe", "full: a keyframe, CPU"]),
+        ("service", ["map of a head, all keyframes, npy, 2 clients, p50", "growth in 50 more"]),
         ("rollout", ["float16: prefix, first"]),
         ("rendering", ["faster", "bytes of ours over OpenCV's"]),
     ],
