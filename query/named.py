@@ -210,41 +210,47 @@ order by effect desc nulls last, lift desc nulls last""",
     ),
     NamedQuery(
         "looked-at-but-unused",
-        "Which regions get more than their share of attention, while removing them changes the "
-        "action less than the median region does? Needs `attnstore probe regions`.",
+        "Which regions get more attention than their area, while removing them changes the action "
+        "less, for their area, than the mean region? Needs `attnstore probe regions`.",
         """\
 with regions as (
        select i.part, i.target, i.detail, a.camera, a.phase, a.layer, a.query_group,
-              count(distinct (i.run, i.episode)) as episodes,
-              avg(a.attention) / nullif(avg(a.area), 0) as lift, avg(i.si_mse) as effect,
-              avg(i.si_mse) / nullif(avg(a.area), 0) as effect_by_area
+              count(distinct (i.run, i.episode)) as episodes, avg(a.area) as area,
+              avg(a.attention) / nullif(avg(a.area), 0) as lift, avg(i.si_mse) as effect
        from interventions i
        join region_attention a using (run, episode, part, keyframe, variant)
        where i.target in ('cell', 'object')
-       group by all)
-from regions
-qualify lift > 1 and effect_by_area < median(effect_by_area)
-  over (partition by part, target, camera, phase, layer, query_group)
+       group by all),
+     rated as (
+       select *, effect / nullif(area, 0)
+                 / nullif(avg(effect / nullif(area, 0)) over alike, 0) as effect_lift
+       from regions
+       window alike as (partition by part, target, camera, phase, layer, query_group))
+from rated
+where lift > 1 and effect_lift < 1
 order by lift desc""",
     ),
     NamedQuery(
         "used-but-not-looked-at",
-        "Which regions get less than their share of attention, while removing them changes the "
-        "action more than the median region does? Needs `attnstore probe regions`.",
+        "Which regions get less attention than their area, while removing them changes the action "
+        "more, for their area, than the mean region? Needs `attnstore probe regions`.",
         """\
 with regions as (
        select i.part, i.target, i.detail, a.camera, a.phase, a.layer, a.query_group,
-              count(distinct (i.run, i.episode)) as episodes,
-              avg(a.attention) / nullif(avg(a.area), 0) as lift, avg(i.si_mse) as effect,
-              avg(i.si_mse) / nullif(avg(a.area), 0) as effect_by_area
+              count(distinct (i.run, i.episode)) as episodes, avg(a.area) as area,
+              avg(a.attention) / nullif(avg(a.area), 0) as lift, avg(i.si_mse) as effect
        from interventions i
        join region_attention a using (run, episode, part, keyframe, variant)
        where i.target in ('cell', 'object')
-       group by all)
-from regions
-qualify lift < 1 and effect_by_area > median(effect_by_area)
-  over (partition by part, target, camera, phase, layer, query_group)
-order by effect_by_area desc""",
+       group by all),
+     rated as (
+       select *, effect / nullif(area, 0)
+                 / nullif(avg(effect / nullif(area, 0)) over alike, 0) as effect_lift
+       from regions
+       window alike as (partition by part, target, camera, phase, layer, query_group))
+from rated
+where lift < 1 and effect_lift > 1
+order by effect_lift desc""",
     ),
     NamedQuery(
         "prompt-effects",
@@ -264,6 +270,24 @@ select i.probe, i.part, i.detail, i.layer, s.phase, s.camera,
 from interventions i join shifts s using (run, episode, part, keyframe, variant)
 group by all
 order by si_mse desc nulls last, i.part, i.detail, i.layer, s.phase, s.camera""",
+    ),
+    NamedQuery(
+        "attention-effect",
+        "In which layers does attention on a region go with the effect of removing it? Correlation "
+        "over the regions of each kind. Needs `attnstore probe regions`.",
+        """\
+with regions as (
+       select i.part, i.target, i.detail, a.camera, a.phase, a.layer, a.query_group,
+              avg(a.attention) / nullif(avg(a.area), 0) as lift, avg(i.si_mse) as effect
+       from interventions i
+       join region_attention a using (run, episode, part, keyframe, variant)
+       where i.target in ('cell', 'object', 'rank')
+       group by all)
+select part, target, camera, phase, layer, query_group, count(*) as regions,
+       if(stddev_pop(lift) > 0 and stddev_pop(effect) > 0, corr(lift, effect), null) as correlation
+from regions
+group by all
+order by correlation desc nulls last""",
     ),
 )
 

@@ -22,7 +22,6 @@ from attnstore.query.masks import open_detector_masks
 from attnstore.query.object_options import ObjectOptions
 from attnstore.query.object_part import Added, add_objects, find_episode, match_frames
 from attnstore.query.objects import cover_patches, object_metrics
-from attnstore.query.rle import decode_rle
 from attnstore.sample import sample_path
 from attnstore.store.commit import Attempt, latest_commit, revision_files
 from attnstore.store.errors import (
@@ -35,6 +34,7 @@ from attnstore.store.errors import (
 )
 from attnstore.store.part import Part
 from attnstore.store.paths import StorePaths, create_store
+from attnstore.store.rle import decode_rle
 from attnstore.store.tables import OBJECT_METRICS, PART_TABLES, TABLES
 from attnstore.store.verify import verify
 

@@ -10,7 +10,7 @@ import click
 
 from attnstore.store.errors import UsageError
 
-from .ingest import _quiet_libraries, run_ingest
+from .ingest import quiet_libraries, run_ingest
 from .options import console
 
 QUESTIONS = (
@@ -56,7 +56,7 @@ def demo(out: Path) -> None:
     require("torch", "ingest", "the demo")
     say = console()
     checkpoint, store = out / "tiny-pi0", out / "demo.attn"
-    _quiet_libraries()
+    quiet_libraries()
     if not (checkpoint / "config.json").exists():
         if checkpoint.exists():
             raise UsageError(f"{checkpoint} exists and is no checkpoint; name another --out")

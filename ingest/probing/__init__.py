@@ -1,0 +1,1 @@
+"""Interventions: the policy run again on stored keyframes, with something taken away."""

@@ -1,0 +1,202 @@
+"""Mask fidelity of layers, with intervals, from the rows of ``attnstore probe fidelity``.
+
+The fidelity of a layer is the metric of the masked top of its map minus that of the control, mean
+over repeats of both, at each keyframe. Positive for ``mse`` and ``si_mse`` (negative for
+``cosine``): the action depends more on what the layer looks at than on as much elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnstore.store.errors import NotFoundError
+from attnstore.store.tables import ACTION_METRICS
+
+from .store import Store
+
+Float = NDArray[np.float64]
+Key = tuple[str, str, int | None, str, str, int, str]
+"""(part, phase, step, query group, cameras, layer, heads)"""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFidelity:
+    """One layer's maps against their controls, by one metric."""
+
+    part: str
+    phase: str
+    step: int | None
+    query_group: str
+    cameras: str
+    """Changed at once, joined by ``+``."""
+    layer: int
+    heads: str
+    metric: str
+    attention: float
+    """Metric of the masked top of the map, mean over episodes."""
+    control: float
+    """Metric of the control."""
+    fidelity: float
+    """The first minus the second."""
+    low: float
+    high: float
+    """Ends of the interval of `fidelity`; NaN for a single keyframe."""
+    attention_change: float
+    control_change: float
+    """Mean absolute change of the replaced pixels, 0..255: both must have changed something."""
+    episodes: int
+    keyframes: int
+
+
+def layer_fidelity(
+    store: Store,
+    *,
+    run: str | None = None,
+    metrics: Sequence[str] = tuple(ACTION_METRICS),
+    bootstraps: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[LayerFidelity]:
+    """Fidelity of every layer that was probed, each episode counting the same.
+
+    Parameters
+    ----------
+    run
+        Only this run.
+    metrics
+        Of `attnstore.store.tables.ACTION_METRICS`.
+    level
+        Of the intervals; see `clustered_interval`.
+
+    Raises
+    ------
+    NotFoundError
+        If no fidelity was probed.
+    """
+    where = "and run = $run" if run is not None else ""
+    columns = ", ".join(f"avg({m})" for m in metrics)
+    sql = f"""
+select part, phase, step, query_group, array_to_string(cameras, '+'), layer, heads, target,
+       run || '/' || episode, keyframe, avg(pixel_change), {columns}
+from interventions where probe = 'fidelity' and target in ('attention', 'control') {where}
+group by all order by all"""
+    rows = store.sql(sql.replace("$run", "'" + (run or "").replace("'", "''") + "'")).fetchall()
+    if not rows:
+        raise NotFoundError(
+            f"{store.paths.name} has no mask fidelity; `attnstore probe fidelity` makes it"
+        )
+    pairs: dict[Key, dict[tuple[str, int], dict[str, Sequence[float]]]] = {}
+    for row in rows:
+        place = pairs.setdefault(tuple(row[:7]), {}).setdefault((row[8], row[9]), {})
+        place[row[7]] = [np.nan if v is None else float(v) for v in row[10:]]
+    found = []
+    for key, keyframes in pairs.items():
+        both = {at: v for at, v in keyframes.items() if len(v) == 2}
+        if both:
+            found += _layer(key, both, metrics, bootstraps, level, seed)
+    return found
+
+
+def _layer(
+    key: Key,
+    keyframes: Mapping[tuple[str, int], Mapping[str, Sequence[float]]],
+    metrics: Sequence[str],
+    bootstraps: int,
+    level: float,
+    seed: int,
+) -> list[LayerFidelity]:
+    episodes = np.array([episode for episode, _ in keyframes])
+    high = np.array([v["attention"] for v in keyframes.values()])
+    control = np.array([v["control"] for v in keyframes.values()])
+    difference = high - control
+    low_end, high_end = clustered_interval(
+        difference[:, 1:], episodes, bootstraps=bootstraps, level=level, seed=seed
+    )
+    a, c, d = (mean_of_episodes(v, episodes) for v in (high, control, difference))
+    return [
+        LayerFidelity(
+            *key, metric, float(a[i]), float(c[i]), float(d[i]),
+            float(low_end[i - 1]), float(high_end[i - 1]), float(a[0]), float(c[0]),
+            len(np.unique(episodes)), len(episodes),
+        )
+        for i, metric in enumerate(metrics, 1)
+    ]  # fmt: skip
+
+
+def mean_of_episodes(values: Float, episodes: NDArray[np.str_]) -> Float:
+    """Mean over episodes of their mean over keyframes; NaN values are left out.
+
+    Parameters
+    ----------
+    values
+        (keyframe, test).
+    episodes
+        Episode of each row.
+
+    Examples
+    --------
+    >>> mean_of_episodes(np.array([[1.0], [3.0], [10.0]]), np.array(["a", "a", "b"])).tolist()
+    [6.0]
+    """
+    means = np.stack([_mean(values[episodes == e]) for e in np.unique(episodes)])
+    return _mean(means)
+
+
+def _mean(values: Float) -> Float:
+    present = np.isfinite(values)
+    count = present.sum(0)
+    total = np.where(present, values, 0.0).sum(0)
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))
+
+
+def clustered_interval(
+    values: Float,
+    episodes: NDArray[np.str_],
+    *,
+    bootstraps: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[Float, Float]:
+    """Percentile interval of `mean_of_episodes`: resamples episodes, then their keyframes.
+
+    Keyframes of one episode are alike, so that resampling them alone would promise too much (the
+    hierarchical bootstrap; Davison & Hinkley 1997, "Bootstrap Methods and their Application", 3.8).
+    With a single episode only its keyframes are resampled: the interval is of that episode.
+
+    Parameters
+    ----------
+    values
+        (keyframe, test).
+    episodes
+        Episode of each row.
+
+    Returns
+    -------
+    (low, high), (test,) each; NaN for a single keyframe.
+    """
+    nothing = np.full(values.shape[1], np.nan)
+    if len(values) < 2 or not bootstraps:
+        return nothing, nothing.copy()
+    rng = np.random.default_rng(seed)
+    names = np.unique(episodes)
+    chosen = rng.integers(0, len(names), (bootstraps, len(names)))
+    means = np.empty((bootstraps, len(names), values.shape[1]))
+    for episode, name in enumerate(names):
+        own, copies = values[episodes == name], chosen == episode
+        # how often each keyframe is drawn, anew for each time that the episode is
+        times = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), int(copies.sum()))
+        present = np.isfinite(own)
+        count = times @ present
+        total = times @ np.where(present, own, 0.0)
+        means[copies] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    drawn = _mean(np.moveaxis(means, 1, 0))
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    kept = np.isfinite(drawn).any(0)
+    low, high = nothing, nothing.copy()
+    if kept.any():
+        low[kept], high[kept] = np.nanquantile(drawn[:, kept], tails, axis=0)
+    return low, high
