@@ -6,16 +6,19 @@
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 JOBS   ?= auto
 VENV   := .venv
+OCTO_VENV ?= .venv-octo
+LEROBOT_PYTHON ?= $(firstword $(wildcard $(addsuffix /bin/python,$(abspath $(LEROBOT)) $(abspath $(LEROBOT))/.venv)))
+OPENPI_PYTHON ?= $(abspath $(OPENPI))/.venv/bin/python
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PACKAGES := attnstore ingest store query render
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install links lint test demo bench docs clean
+.PHONY: help install links lint test test-lerobot test-octo test-openpi demo bench docs clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 install: links  ## make .venv with attnstore and all that its tests need
 
@@ -28,6 +31,35 @@ lint: links  ## style, types, and the direction of imports
 
 test: lint  ## lint, then every test and doctest: what CI runs
 	$(BIN)/pytest -n $(JOBS) --maxprocesses 8 --timeout 900
+
+test-lerobot: links  ## the same contract on the real LeRobot: make test-lerobot LEROBOT=/path/to/venv
+	@test -n "$(LEROBOT_PYTHON)" \
+	  || { echo "name a virtual environment, or a checkout with .venv: make test-lerobot LEROBOT=PATH" >&2; exit 1; }
+	@# in LeRobot's own environment: it needs Python 3.12 and caps torch and transformers
+	@$(LEROBOT_PYTHON) -c 'import lerobot.datasets, duckdb, h5py, hypothesis, psutil, pytest, tensorstore, xarray, zarr' \
+	  || { echo "first: $(LEROBOT_PYTHON) -m pip install '.[lerobot]' 'lerobot[dataset]' pytest hypothesis (docs/how-to/lerobot.md)" >&2; exit 1; }
+	cd tests && HF_HUB_OFFLINE=1 PYTHONPATH="$$(ls -d ../build/__editable__.attnstore-*)" \
+	  $(LEROBOT_PYTHON) -m pytest -q -p no:cacheprovider lerobot_real.py
+
+test-octo: links  ## the same contract on the real Octo: make test-octo OCTO=/path/to/checkout
+	@test -f "$(OCTO)/octo/model/octo_model.py" \
+	  || { echo "name a checkout of github.com/octo-models/octo: make test-octo OCTO=PATH" >&2; exit 1; }
+	@# an environment of its own: Octo needs libraries of 2024
+	@test -x $(OCTO_VENV)/bin/python || $(PYTHON) -m venv $(OCTO_VENV)
+	$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	  print(*p["dependencies"], *p["optional-dependencies"]["octo"], sep="\n")' > $(OCTO_VENV)/needs.txt
+	$(OCTO_VENV)/bin/python -m pip install --quiet -r $(OCTO_VENV)/needs.txt pytest hypothesis
+	cd tests && HF_HUB_OFFLINE=1 PYTHONPATH="$$(ls -d ../build/__editable__.attnstore-*):$(abspath $(OCTO))" \
+	  $(abspath $(OCTO_VENV))/bin/python -m pytest -q -p no:cacheprovider -W default octo_real.py
+
+test-openpi: links  ## the same contract on openpi itself: make test-openpi OPENPI=/path/to/checkout
+	@test -d "$(OPENPI)/src/openpi/models_pytorch" \
+	  || { echo "name a checkout of github.com/Physical-Intelligence/openpi: make test-openpi OPENPI=PATH" >&2; exit 1; }
+	@# in openpi's own environment: it pins NumPy 1, JAX and a patched transformers
+	@$(OPENPI_PYTHON) -c 'import openpi.policies.policy_config, duckdb, h5py, hypothesis, psutil, pyarrow.lib, pytest, zarr' \
+	  || { echo "first: uv pip install --python $(OPENPI_PYTHON) '.[openpi]' pytest hypothesis (docs/how-to/openpi.md)" >&2; exit 1; }
+	cd tests && OPENPI="$(abspath $(OPENPI))" HF_HUB_OFFLINE=1 PYTHONPATH="$$(ls -d ../build/__editable__.attnstore-*)" \
+	  $(OPENPI_PYTHON) -m pytest -q -p no:cacheprovider -W ignore openpi_real.py
 
 demo: links  ## ingest the sample episode with a small random policy, and draw it
 	$(BIN)/attnstore demo

@@ -12,13 +12,19 @@ import click
 from attnstore import __version__
 from attnstore.store.errors import AttnstoreError
 
+from .commands.cnn import cnn, render_cnn
 from .commands.compare import compare
 from .commands.demo import demo
+from .commands.export import export
 from .commands.ingest import ingest, policies
 from .commands.listing import ls
 from .commands.objects import objects
+from .commands.probe import probe
+from .commands.pull import pull
 from .commands.render import render
+from .commands.serve import serve
 from .commands.sql import sql
+from .commands.tokens import tokens
 from .commands.upkeep import catalog, gc, verify
 
 
@@ -41,8 +47,12 @@ def cli(verbose: bool) -> None:
         logging.getLogger("attnstore").setLevel(logging.DEBUG)
 
 
-for command in (ingest, ls, sql, compare, objects, render, verify, gc, catalog, policies, demo):
+for command in (
+    ingest, ls, tokens, sql, compare, export, objects, cnn, probe, render, pull, serve,
+    verify, gc, catalog, policies, demo,
+):  # fmt: skip
     cli.add_command(command)
+render.add_command(render_cnn)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
