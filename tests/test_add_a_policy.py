@@ -95,4 +95,4 @@ def test_its_commands(site: Path, checkpoint: Path, tmp_path: Path) -> None:
 
 def test_it_is_short() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len([line for line in code.splitlines() if line.strip()]) <= 75
+    assert len([line for line in code.splitlines() if line.strip()]) <= 60

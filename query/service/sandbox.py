@@ -257,6 +257,8 @@ def main(pipe: Connection, root: str, memory: int, seconds: float) -> None:
     # DuckDB and Arrow print to stderr when they abort: into the server's log, and no traceback.
     sys.tracebacklimit = 0
     os.environ.clear()
+    # The service must get a core whatever its statements do: it is what ends them.
+    os.nice(5)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         connection, generation = open_catalog(open_store(Path(root)), memory, seconds)
