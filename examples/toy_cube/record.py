@@ -1,0 +1,43 @@
+"""``python -m examples.toy_cube.record``: save chosen rollouts as episodes in the DROID layout."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .episode import write_episode
+from .rollout import make_driver, roll
+from .world import remote_world
+
+
+def main() -> None:
+    """Run the asked seeds again, this time with pictures of every frame."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--driver", choices=("policy", "blind", "expert", "random"), required=True)
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--seeds", required=True, help="0,3,17 or 100:150")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--masks", choices=("npy", "rle"), default="npy")
+    given = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(given.threads)
+    driver = make_driver(given.driver, given.checkpoint)
+    name = "toy_pi0" if given.driver == "policy" else given.driver
+    with remote_world() as world:
+        for seed in seeds(given.seeds):
+            done = roll(world, driver, seed, record=True)
+            print(write_episode(given.out, done, name, arrays=given.masks == "npy"))
+
+
+def seeds(text: str) -> list[int]:
+    """Read ``0,3,17`` or a half-open range, ``100:150``."""
+    if ":" in text:
+        first, last = text.split(":")
+        return list(range(int(first), int(last)))
+    return [int(number) for number in text.split(",")]
+
+
+if __name__ == "__main__":
+    main()

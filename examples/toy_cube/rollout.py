@@ -1,0 +1,150 @@
+"""``python -m examples.toy_cube.rollout``: closed-loop success of a driver, with its interval."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attnstore.ingest.keyframes import noise_seed
+
+from .drivers import Driver, ExpertDriver, PolicyDriver, RandomDriver
+from .expert import CHUNK
+from .scene import CAMERAS, Float, Layout, sample_layout
+from .world import Moment, RemoteWorld, remote_world
+
+CHUNKS = 8
+"""Chunks before an episode is given up: 64 commands, 12.8 s."""
+FIRST = 1_000_000
+"""Seeds of evaluation layouts start here; `samples` draws from another stream."""
+
+
+@dataclass(slots=True)
+class Rollout:
+    """One episode."""
+
+    seed: int
+    layout: Layout
+    success: bool = False
+    moments: list[Moment] = field(default_factory=list)
+    """Every frame if recorded, else the first of every chunk."""
+    commands: list[Float] = field(default_factory=list)
+
+
+def roll(
+    world: RemoteWorld, driver: Driver, seed: int, *, chunks: int = CHUNKS, record: bool = False
+) -> Rollout:
+    """Run one episode: commands in chunks, until the cube is in its bowl after one of them.
+
+    Parameters
+    ----------
+    record
+        Take a picture with every camera at every frame, and masks at the first of every chunk. It
+        changes nothing of what happens.
+    """
+    done = Rollout(seed, sample_layout(np.random.default_rng(FIRST + seed)))
+    world.reset(done.layout)
+    cameras = CAMERAS if record else driver.cameras
+    for turn in range(chunks):
+        moment = world.look(cameras, record)
+        done.moments.append(moment)
+        noise = noise_seed(0, f"{seed}", turn * CHUNK)
+        commands = driver.commands(world, moment, done.layout.instruction, noise)
+        for i, command in enumerate(commands):
+            if record and i:
+                done.moments.append(world.look(cameras))
+            world.follow(command)
+        done.commands.extend(commands)
+        if world.look(()).success:
+            break
+    last = world.look(cameras, record) if record else world.look(())
+    done.moments.append(last)
+    done.success = last.success
+    return done
+
+
+def interval(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927).
+
+    Examples
+    --------
+    >>> [round(n, 3) for n in interval(50, 100)]
+    [0.404, 0.596]
+    """
+    share, square = successes / count, z * z / count
+    middle = (share + square / 2) / (1 + square)
+    half = z / (1 + square) * math.sqrt(share * (1 - share) / count + square / (4 * count))
+    return middle - half, middle + half
+
+
+def make_driver(name: str, checkpoint: str | None) -> Driver:
+    """Return a driver by its name on the command line."""
+    if name in ("policy", "blind"):
+        if checkpoint is None:
+            raise SystemExit(f"--driver {name} needs --checkpoint")
+        return PolicyDriver(checkpoint, blind=name == "blind")
+    return ExpertDriver() if name == "expert" else RandomDriver()
+
+
+def evaluate(name: str, checkpoint: str | None, seeds: list[int]) -> list[dict[str, Any]]:
+    """Run episodes in a world of their own; return what became of each."""
+    import torch
+
+    torch.set_num_threads(1)
+    driver = make_driver(name, checkpoint)
+    with remote_world() as world:
+        return [outcome(roll(world, driver, seed)) for seed in seeds]
+
+
+def main() -> None:
+    """Print the share of successes, and write what became of each episode if asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--driver", choices=("policy", "blind", "expert", "random"), required=True)
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    count = min(given.processes, given.episodes)
+    seeds = [list(range(first, given.episodes, count)) for first in range(count)]
+    with ProcessPoolExecutor(count, get_context("spawn")) as pool:
+        several = pool.map(evaluate, [given.driver] * count, [given.checkpoint] * count, seeds)
+        rows = sorted((row for some in several for row in some), key=lambda row: int(row["seed"]))
+    successes = sum(row["success"] for row in rows)
+    low, high = interval(successes, len(rows))
+    share = successes / len(rows)
+    print(f"{given.driver}: {successes} of {len(rows)}, {share:.3f} ({low:.3f} to {high:.3f})")
+    if given.json:
+        summary = {"driver": given.driver, "successes": successes, "episodes": len(rows)}
+        lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+        head = json.dumps({**summary, "wilson_95": [round(low, 4), round(high, 4)]})
+        given.json.write_text(f'{head[:-1]}, "rollouts": [\n{lines}\n]}}\n')
+
+
+def outcome(done: Rollout) -> dict[str, Any]:
+    """Say how far an episode came."""
+    last = done.moments[-1]
+    bowls = np.linalg.norm(last.cubes[0, :2] - done.layout.bowl_xy, axis=1)
+    lifted = any(m.cubes[0, 2] > 0.05 for m in done.moments)
+    wrong = any(m.cubes[1, 2] > 0.05 for m in done.moments)
+    first = np.array(done.commands[CHUNK - 1][:2])
+    return {
+        "seed": done.seed,
+        "success": done.success,
+        "commands": len(done.commands),
+        "lifted": bool(lifted),
+        "lifted_other": bool(wrong),
+        "in_other_bowl": bool(bowls[1] < 0.05 and last.cubes[0, 2] < 0.05),
+        "first_chunk_cm": round(100 * float(np.hypot(*(first - done.layout.cube_xy[0]))), 2),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,414 @@
+"""The toy benchmark: physics, expert, and the geometry of the stored episodes. Without OpenGL."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from toy_cube import architecture, looking, rollout, samples, scene, world
+from toy_cube.attention import register, shared_key_attention
+from toy_cube.batches import image_patches
+from toy_cube.episode import run_lengths, write_episode
+from toy_cube.expert import CHUNK, chunk, observe
+from toy_cube.simulator import Simulator
+
+import attnstore
+from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.policies.base import Observation, Policy, load_policy
+from attnstore.query.gripper import open_gripper_masks
+from attnstore.query.masks import open_detector_masks
+from attnstore.query.objects import cover_patches, object_metrics
+from attnstore.query.projection import draw_convex
+from attnstore.store.geometry import Geometry
+from attnstore.store.rle import decode_rle
+
+# Read when MuJoCo is imported, at the first simulator: nothing here may need OpenGL.
+os.environ.setdefault("MUJOCO_GL", "disable")
+
+EPISODES = Path(__file__).parents[1] / "examples" / "toy_cube" / "episodes"
+SIZE = (world.HEIGHT, world.WIDTH)
+NAMES = sorted(p.parent.relative_to(EPISODES).as_posix() for p in EPISODES.glob("*/*/*/*.txt"))
+STORED = [(name, camera) for name in NAMES for camera in scene.CAMERAS]
+
+Float = NDArray[np.float64]
+
+
+def layout(seed: int) -> scene.Layout:
+    return scene.sample_layout(np.random.default_rng(seed))
+
+
+def drive(simulator: Simulator, seed: int, chunks: int = 6) -> Float:
+    """Positions of hand and cubes after every command of the expert."""
+    simulator.reset(layout(seed))
+    states = []
+    for _ in range(chunks):
+        for command in chunk(observe(simulator)):
+            simulator.step(command)
+            states.append([simulator.hand, simulator.cube(0), simulator.cube(1)])
+    return np.array(states)
+
+
+def test_layouts_keep_their_distances() -> None:
+    for seed in range(200):
+        drawn = layout(seed)
+        places = [*drawn.cube_xy, *drawn.bowl_xy]
+        kinds = ["cube", "cube", "bowl", "bowl"]
+        for i, j in product(range(4), range(4)):
+            if i < j:
+                least = scene.APART[f"{kinds[i]} {kinds[j]}"]
+                assert np.hypot(*(places[i] - places[j])) >= least
+        assert np.all(np.array(places) >= scene.LOW)
+        assert np.all(np.array(places) <= scene.HIGH)
+        assert len(set(drawn.cubes)) == 2
+
+
+def test_same_seed_same_motion() -> None:
+    one = Simulator()
+    first = drive(one, 3, chunks=3)
+    np.testing.assert_array_equal(drive(Simulator(), 3, chunks=3), first)
+    drive(one, 4, chunks=1)
+    # nothing of another episode stays in the world
+    np.testing.assert_array_equal(drive(one, 3, chunks=3), first)
+    assert np.abs(drive(one, 5, chunks=3) - first).max() > 0.01
+
+
+def test_expert_puts_the_cube_into_its_bowl() -> None:
+    simulator = Simulator()
+    for seed in range(20):
+        states = drive(simulator, seed)
+        assert simulator.success, f"seed {seed}: cube at {simulator.cube(0)}"
+        # the other cube stays where it was
+        assert np.abs(states[-1, 2, :2] - layout(seed).cube_xy[1]).max() < 0.01
+
+
+def test_success_needs_the_right_cube_in_the_right_bowl_released() -> None:
+    simulator = Simulator()
+    drawn = layout(0)
+    simulator.reset(drawn)
+    assert not simulator.success
+    away = np.array([*drawn.hand[:2], 0.25])
+    for cube, bowl, expected in ((0, 0, True), (0, 1, False), (1, 0, False)):
+        simulator.reset(drawn)
+        simulator.place_cube(cube, np.array([*drawn.bowl_xy[bowl], 0.03]), 0.0)
+        simulator.place_hand(away, 0.0)
+        for _ in range(3):
+            simulator.step(np.array([*away, 0.0]))
+        assert simulator.success is expected
+    simulator.reset(drawn)
+    simulator.place_cube(0, np.array([*drawn.bowl_xy[0], 0.03]), 0.0)
+    for _ in range(3):
+        simulator.step(np.array([*away, 1.0]))
+    assert not simulator.success, "the gripper is closed"
+
+
+def test_every_kind_of_training_state_is_solved_by_the_expert() -> None:
+    simulator = Simulator()
+    random = np.random.default_rng(0)
+    for kind in samples.KINDS:
+        for seed in range(4):
+            simulator.reset(layout(seed))
+            samples.show(simulator, samples.sample_state(layout(seed), kind, random), 0.0)
+            for _ in range(7):
+                for command in chunk(observe(simulator)):
+                    simulator.step(command)
+            assert simulator.success, (kind, seed)
+
+
+def test_interval_is_wilsons() -> None:
+    # Brown, Cai and DasGupta 2001: 0 of 10 gives 0 to 0.2775
+    low, high = rollout.interval(0, 10)
+    assert low == pytest.approx(0, abs=1e-12)
+    assert high == pytest.approx(0.2775, abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_run_lengths_are_what_the_reader_decodes(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    mask = random.random((7, 5)) < (0.0, 0.3, 0.8, 1.0)[seed]
+    coded = run_lengths(mask)
+    np.testing.assert_array_equal(decode_rle((7, 5), coded["counts"]), mask)
+
+
+def test_written_episode_is_read_by_the_droid_reader(tmp_path: Path) -> None:
+    simulator = Simulator()
+    done = rollout.Rollout(7, layout(7))
+    simulator.reset(done.layout)
+    grey = cv2.imencode(".jpg", np.full((*SIZE, 3), 90, np.uint8))[1].tobytes()
+    shown = np.full(SIZE, -1, np.int8)
+    shown[10:60, 20:90] = 0
+    for i, command in enumerate(chunk(observe(simulator))):
+        done.commands.append(command)
+        for turn in range(2 if i == CHUNK - 1 else 1):
+            done.moments.append(
+                world.Moment(
+                    dict.fromkeys(scene.CAMERAS, grey),
+                    dict.fromkeys(scene.CAMERAS, shown) if i == 0 else {},
+                    np.array(simulator.joints),
+                    simulator.closed,
+                    np.array([simulator.cube(n) for n in range(2)]),
+                    np.zeros(2),
+                    False,
+                )
+            )
+            if not turn:
+                simulator.step(command)
+    directory = write_episode(tmp_path, done, "expert")
+    data = DroidDataset(tmp_path)
+    (name,) = data.episode_names()
+    info = data.info(name)
+    assert (info.frames, info.outcome, info.rate) == (CHUNK + 1, "failure", 5.0)
+    assert info.instruction == done.layout.instruction
+    (first,) = data.frames(name, [0])
+    np.testing.assert_allclose(first.state[:3], done.layout.hand, atol=1e-6)
+    masks = open_detector_masks(name, directory, "varied_camera_2").read(0, SIZE)
+    assert [m.category for m in masks] == [f"{done.layout.cubes[0]} cube"]
+    np.testing.assert_array_equal(masks[0].pixels, shown == 0)
+
+
+def test_shared_key_attention_is_eager_attention() -> None:
+    from transformers.models.gemma.modeling_gemma import eager_attention_forward
+
+    register()
+    random = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 8, 5, 4, generator=random)
+    key, value = torch.randn(2, 2, 1, 9, 4, generator=random)
+    mask = torch.where(torch.rand(2, 1, 5, 9, generator=random) < 0.3, -1e9, 0.0)
+    module: Any = torch.nn.Module()
+    module.num_key_value_groups = 8
+    expected, _ = eager_attention_forward(module, query, key, value, mask, 0.5)
+    found, _ = shared_key_attention(module, query, key, value, mask, 0.5)
+    torch.testing.assert_close(found, expected)
+
+
+def test_words_of_the_instruction_are_one_token_each() -> None:
+    built = architecture.processor()
+    ids = built.tokenizer("place the blue cube into the purple bowl")["input_ids"]
+    words = built.tokenizer.convert_ids_to_tokens(ids)
+    assert len(words) == 8
+    assert words[architecture.CUBE_WORD].endswith("blue")
+    assert words[architecture.BOWL_WORD].endswith("purple")
+    assert built.tokenizer.unk_token not in words
+
+
+def test_patches_of_the_picture_are_those_that_are_not_padding() -> None:
+    # a token's number is its place in the grid
+    tokens = torch.arange(128.0).reshape(1, 128, 1)
+    found = image_patches(tokens)[0, :, :, 0]
+    seen = Geometry.letterbox(
+        (samples.HEIGHT, samples.WIDTH), (112, 112), (14, 14), anchor="top-left"
+    ).coverage()
+    expected = np.flatnonzero(seen.ravel() > 0)
+    np.testing.assert_array_equal(found[0], expected)
+    np.testing.assert_array_equal(found[1], 64 + expected)
+
+
+class Camera:
+    """A pinhole camera of an episode, written down anew from calibration.json's own convention."""
+
+    def __init__(self, episode: Path, camera: str, hand: Float) -> None:
+        with h5py.File(episode / "trajectory.h5") as file:
+            types = {s: int(v[0]) for s, v in file["observation/camera_type"].items()}
+        wrist = [s for s, kind in types.items() if kind == 0]
+        sides = sorted((s for s, kind in types.items() if kind == 1), key=int)
+        serial = dict(zip(scene.CAMERAS, [*wrist, *sides], strict=True))[camera]
+        entry = json.loads((episode / "calibration.json").read_text())[serial]["left"]
+        self.matrix = np.array(entry["intrinsics"])
+        place, (a, b, c) = np.array(entry["extrinsics"][:3]), entry["extrinsics"][3:]
+        self.rotation = turn(2, c) @ turn(1, b) @ turn(0, a)
+        self.place = place
+        if camera == scene.HAND_CAMERA:  # its pose is in the tool frame, which looks down
+            down = np.diag([1.0, -1.0, -1.0])
+            self.place, self.rotation = hand + down @ place, down @ self.rotation
+
+    def project(self, points: Float) -> Float:
+        """Pixels (x, y) of points of the base frame."""
+        seen = (points - self.place) @ self.rotation @ self.matrix.T
+        return np.asarray(seen[:, :2] / seen[:, 2:])
+
+
+def turn(axis: int, angle: float) -> Float:
+    i, j = [(1, 2), (2, 0), (0, 1)][axis]
+    matrix = np.eye(3)
+    matrix[i, i] = matrix[j, j] = np.cos(angle)
+    matrix[j, i], matrix[i, j] = np.sin(angle), -np.sin(angle)
+    return matrix
+
+
+def first_frame(name: str, camera: str) -> tuple[Camera, Float, Float, dict[str, Any]]:
+    """Camera, the cubes' centres (2, 3), their rotations, and masks by category, at frame 0."""
+    episode = EPISODES / name
+    with h5py.File(episode / "trajectory.h5") as file:
+        cubes = file["simulation/cube_position"][0]
+        yaws = file["simulation/cube_yaw"][0]
+        hand = file["observation/robot_state/cartesian_position"][0, :3]
+        categories = json.loads(file.attrs["sim_categories"])
+    masks = open_detector_masks(name, episode, camera).read(0, SIZE)
+    found = {mask.category: mask.pixels for mask in masks}
+    return (
+        Camera(episode, camera, hand),
+        cubes,
+        yaws,
+        {category: found.get(category) for category in categories[:2]},
+    )
+
+
+def test_there_are_episodes_of_both_outcomes() -> None:
+    assert {name.split("/")[0] for name in NAMES} == {"success", "failure"}
+    size = sum(file.stat().st_size for file in EPISODES.rglob("*") if file.is_file())
+    assert size < 15e6
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_stored_episodes_are_read(side: str) -> None:
+    data = DroidDataset(EPISODES, side=side)
+    for name in data.episode_names():
+        info = data.info(name)
+        assert info.outcome == name.split("/")[0]
+        assert info.frames % CHUNK == 1
+        (last,) = data.frames(name, [info.frames - 1])
+        assert [c.rgb.shape for c in last.cameras] == [(*SIZE, 3)] * 2
+
+
+@pytest.mark.parametrize(("name", "camera"), STORED)
+def test_calibration_projects_the_cubes_onto_their_masks(name: str, camera: str) -> None:
+    view, cubes, yaws, masks = first_frame(name, camera)
+    corners = np.array(list(product((-1, 1), repeat=3))) * scene.CUBE_HALF
+    for place, yaw, (category, mask) in zip(cubes, yaws, masks.items(), strict=True):
+        x, y = view.project(place[None])[0]
+        inside = 0 <= x < SIZE[1] and 0 <= y < SIZE[0]
+        assert (mask is not None) or not inside, category
+        drawn = np.zeros(SIZE, bool)
+        draw_convex(drawn, view.project(place + corners @ turn(2, yaw).T))
+        if mask is None:
+            continue
+        # what is seen lies within the outline; a few pixels of its edge may not
+        assert (mask & drawn).sum() > 0.96 * mask.sum(), category
+        if mask.sum() > 0.95 * drawn.sum():  # nothing is in front of it
+            assert mask[int(y), int(x)], category
+            assert (mask & drawn).sum() / (mask | drawn).sum() > 0.93, category
+
+
+@pytest.mark.parametrize("camera", scene.CAMERAS)
+def test_most_cubes_are_in_full_view_at_the_start(camera: str) -> None:
+    # else the test above would have little to say
+    full = 0
+    corners = np.array(list(product((-1, 1), repeat=3))) * scene.CUBE_HALF
+    for name in NAMES:
+        view, cubes, yaws, masks = first_frame(name, camera)
+        for place, yaw, mask in zip(cubes, yaws, masks.values(), strict=True):
+            drawn = np.zeros(SIZE, bool)
+            draw_convex(drawn, view.project(place + corners @ turn(2, yaw).T))
+            full += mask is not None and mask.sum() > 0.95 * drawn.sum()
+    assert full >= len(NAMES)
+
+
+@pytest.mark.parametrize(("name", "camera"), STORED)
+def test_patches_cover_the_objects_as_the_policys_own_processor_shows_them(
+    name: str, camera: str
+) -> None:
+    geometry = Geometry.letterbox(SIZE, (112, 112), (14, 14), anchor="top-left")
+    processor = architecture.processor().image_processor
+    masks = open_detector_masks(name, EPISODES / name, camera)
+    for frame in (masks.frames[0], masks.frames[2]):  # also with a cube in the gripper
+        for mask in masks.read(frame, SIZE):
+            white = np.repeat(mask.pixels[..., None], 3, axis=2).astype(np.uint8) * 255
+            seen = processor([white], return_tensors="pt")["pixel_values"][0, 0].numpy()
+            shown = (seen[:84] + 1) / 2  # the rest is padding
+            expected = shown.reshape(6, 14, 8, 14).mean((1, 3)).ravel()
+            cover = cover_patches(geometry, [mask.pixels])
+            assert cover.shown.sum() == 48
+            share = cover.covered[0] / cover.area
+            np.testing.assert_allclose(share, expected, atol=0.03)
+            # a policy that looked exactly at the object would be told so
+            lift = object_metrics(expected.reshape(6, 8).repeat(1, 0), padded(cover))["lift"]
+            assert lift.item() > 1
+
+
+def padded(cover: Any) -> Any:
+    """The same cover over the 6 rows that show image."""
+    from dataclasses import replace
+
+    return replace(cover, shown=cover.shown[:6])
+
+
+@pytest.mark.parametrize("camera", scene.CAMERAS)
+def test_gripper_is_projected_where_it_is_dark(camera: str) -> None:
+    name = NAMES[0]
+    masks = open_gripper_masks(name, EPISODES / name, camera)
+    data = DroidDataset(EPISODES, side="right" if camera == scene.RIGHT else "left")
+    frame = 8
+    (seen,) = data.frames(name, [frame])
+    image = next(c.rgb for c in seen.cameras if c.camera == camera)
+    (mask,) = masks.read(frame, SIZE)
+    # fingers and palm are dark grey; the table and the floor are not, cubes are coloured
+    dark = (image.max(2) < 95) & (np.ptp(image.astype(int), axis=2) < 25)
+    assert dark[mask.pixels].mean() > 0.8
+
+
+CHECKPOINT = EPISODES.parent / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return load_policy("pi0", str(CHECKPOINT), dtype="float32")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trained_policy_heads_for_the_cube_that_the_words_name(policy: Policy, name: str) -> None:
+    data = DroidDataset(EPISODES)
+    (first,) = data.frames(name, [0])
+    images = {camera.camera: camera.rgb for camera in first.cameras}
+    with h5py.File(EPISODES / name / "trajectory.h5") as file:
+        target, other = file["simulation/cube_position"][0, :, :2]
+        colours = json.loads(file.attrs["sim_categories"])[:2]
+    instruction = data.info(name).instruction
+    swapped = instruction.replace(colours[0], colours[1])
+    ends = []
+    for text in (instruction, swapped):
+        batch = policy.prepare([Observation(images, text, first.state, seed=0)])
+        action = policy.act(batch)[0, -1, :2].numpy()
+        ends.append(first.state[:2] + action * architecture.ACTION_STD[:2])
+    # 8 commands of 3 cm may end before the cube, never on the other side of the table
+    for end, named, unnamed in ((ends[0], target, other), (ends[1], other, target)):
+        assert np.hypot(*(end - named)) < 0.06
+        assert np.hypot(*(end - named)) < np.hypot(*(end - unnamed))
+
+
+def test_checkpoint_is_small(policy: Policy) -> None:
+    assert sum(file.stat().st_size for file in CHECKPOINT.iterdir()) < 12e6
+    assert policy.phases["prefix"].heads == 8
+
+
+def test_words_look_at_the_objects_that_they_name(tmp_path: Path) -> None:
+    """From pixels through capture, store, geometry and masks to the metric, on a trained policy."""
+    store = tmp_path / "toy.attn"
+    command = [sys.executable, "-m", "attnstore", "ingest", "droid", str(EPISODES)]
+    command += ["--policy", "pi0", "--checkpoint", str(CHECKPOINT), "--dtype", "float32"]
+    command += ["--store", str(store), "--outcome", "success", "--limit", "2"]
+    subprocess.run(command, check=True, capture_output=True)
+    opened = attnstore.open(store)
+    (run,) = opened.runs
+    # heads that docs/findings.md names
+    for camera, word, head in (
+        (scene.HAND_CAMERA, "cube", 4),
+        (scene.HAND_CAMERA, "bowl", 6),
+        (scene.LEFT, "cube", 5),
+        (scene.LEFT, "bowl", 1),
+    ):
+        scenes = looking.read_scenes(opened, EPISODES, camera, run)
+        found = looking.look(scenes, looking.Question(f"{word} word", word, camera))
+        target = found.lift["target"][:, 0, head]
+        assert (target > 5).all(), (camera, word, target)
+        other = found.lift["other"][:, 0, head]
+        assert (other[~np.isnan(other)] < target.min() / 2).all(), (camera, word, other)
