@@ -9,8 +9,8 @@ VP9's "good" deadline needs 4 times the time of "realtime" for a third less byte
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -233,7 +233,8 @@ class VideoWriter:
         )
         picture.pts = self.frames
         picture.time_base = 1 / self.rate
-        self._container.mux(self._stream.encode(picture))
+        with _scheduling_kept():
+            self._container.mux(self._stream.encode(picture))
         self.frames += 1
 
     def _open(self, height: int, width: int) -> VideoStream:
@@ -280,6 +281,20 @@ def encode(
         for frame in frames:
             writer.write(frame)
     return path
+
+
+@contextmanager
+def _scheduling_kept() -> Iterator[None]:
+    """Keep the thread's scheduling: run by root, SVT-AV1 makes the caller real-time for good."""
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        if os.sched_getscheduler(0) != policy:
+            os.sched_setscheduler(0, policy, parameters)
 
 
 def _available(encoder: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
 
-from attnstore.render.video import CODECS, VideoWriter, codec_for, encode
+from attnstore.render.video import CODECS, VideoWriter, codec_for, encode, extension_for
 from attnstore.store.errors import UsageError
 
 Frames = list[NDArray[np.uint8]]
@@ -153,3 +154,12 @@ def test_refusals(tmp_path: Path) -> None:
 
 def test_every_codec_is_tried() -> None:
     assert {codec_for(Path(n), c) for n, (c, _) in FILES.items()} == set(CODECS)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_encoding_leaves_the_scheduling_alone(codec: str, tmp_path: Path) -> None:
+    """Run by root, SVT-AV1 makes the thread that calls it real-time, and so all its children."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    frames = [np.full((64, 64, 3), 40 * i, np.uint8) for i in range(3)]
+    encode(tmp_path / f"a.{extension_for(codec)}", frames, fps=5, codec=codec)
+    assert (os.sched_getscheduler(0), os.sched_getparam(0)) == before

@@ -258,6 +258,8 @@ def main(pipe: Connection, root: str, memory: int, seconds: float) -> None:
     sys.tracebacklimit = 0
     os.environ.clear()
     # The service must get a core whatever its statements do: it is what ends them.
+    if hasattr(os, "sched_setscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     os.nice(5)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
