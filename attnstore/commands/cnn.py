@@ -141,7 +141,7 @@ def layers(store: StoreName | None, as_json: bool, **given: Any) -> None:
 @click.option("--blur", type=click.FloatRange(min=0), default=0.5, show_default=True,
               metavar="PIXELS", help="Gaussian blur of the image; 0: none.")  # fmt: skip
 @click.option("--blur-every", type=click.IntRange(min=1), default=4, show_default=True,
-              metavar="ITERATIONS")  # fmt: skip
+              metavar="ITERATIONS", help="Iterations from one blur to the next.")  # fmt: skip
 @click.option("--clip", type=click.FloatRange(min=0), default=0.0, show_default=True,
               metavar="RMS", help="Limit of a pixel's gradient, in RMS of the gradient; 0: none.")  # fmt: skip
 @click.option("--decay", type=click.FloatRange(0, 1, max_open=True), default=0.005,
