@@ -11,7 +11,8 @@ from pathlib import Path
 
 from attnstore.store.axes import PHASES, VISION, attention_dims, map_dims
 from attnstore.store.catalog_tables import CATALOG, VIEWED, sql_type
-from attnstore.store.tables import OPTIONAL_TABLES, PART_TABLES, TABLES, Table
+from attnstore.store.columns import Table
+from attnstore.store.tables import OPTIONAL_TABLES, PART_TABLES, TABLES
 
 DOCS = Path(__file__).parent
 # docs/ is no package: the page's module lies beside this one.

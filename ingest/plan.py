@@ -11,13 +11,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from attnstore.store.base_tables import TOKEN_METRICS
 from attnstore.store.chunking import EXPECTED_RATIO, attention_bytes
 from attnstore.store.commit import ATTEMPT_FILE, latest_commit
 from attnstore.store.errors import EpisodeError, IntegrityError
 from attnstore.store.paths import StorePaths, read_json
 from attnstore.store.precision import dtype
 from attnstore.store.run import RunConfig
-from attnstore.store.tables import TOKEN_METRICS
 from attnstore.store.tokens import TokenLayout
 
 from .datasets.base import Dataset, EpisodeInfo

@@ -9,9 +9,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from attnstore.store.base_tables import METRICS
 from attnstore.store.catalog_rows import quoted
 from attnstore.store.errors import SelectionError, UsageError
-from attnstore.store.tables import METRICS
 
 from .groups import Groups, Member
 from .resampling import Float, Int

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.errors import NotFoundError
-from attnstore.store.tables import ACTION_METRICS
+from attnstore.store.probe_tables import ACTION_METRICS
 
 from .store import Store
 
@@ -68,7 +68,7 @@ def layer_fidelity(
     run
         Only this run.
     metrics
-        Of `attnstore.store.tables.ACTION_METRICS`.
+        Of `attnstore.store.probe_tables.ACTION_METRICS`.
     level
         Of the intervals; see `clustered_interval`.
 

@@ -19,8 +19,9 @@ import pyarrow as pa
 
 from attnstore.store.commit import Attempt, Commit, latest_commit
 from attnstore.store.errors import ConflictError, EpisodeError, NotFoundError, SelectionError
+from attnstore.store.parquet import write_table
 from attnstore.store.paths import StorePaths
-from attnstore.store.tables import PART_TABLES, write_table
+from attnstore.store.tables import PART_TABLES
 
 from .episode import Episode
 from .masks import MaskSource

@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from attnstore.store.commit import Commit, latest_commit
 from attnstore.store.errors import NotFoundError
+from attnstore.store.object_tables import OBJECT_METRICS
 from attnstore.store.part import Part
 from attnstore.store.rle import Mask, decode_rle
-from attnstore.store.tables import OBJECT_METRICS
 
 from .episode import Episode
 from .object_rows import MASKS, STATS

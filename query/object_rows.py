@@ -16,8 +16,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from attnstore.store.axes import STEPPED_PHASES
+from attnstore.store.object_tables import OBJECT_METRICS
 from attnstore.store.rle import encode_rle
-from attnstore.store.tables import OBJECT_METRICS, PART_TABLES
+from attnstore.store.tables import PART_TABLES
 
 from .episode import Episode
 from .masks import MaskSource, ObjectMask

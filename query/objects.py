@@ -142,7 +142,7 @@ def object_metrics(
 
     Returns
     -------
-    Per name in `attnstore.store.tables.OBJECT_METRICS`, (..., object) float64; NaN where undefined
+    Per name in `attnstore.store.object_tables.OBJECT_METRICS`, (..., object) float64; NaN where undefined
     or a weight is absent.
 
     Examples

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow.compute as pc
 import xarray as xr
 
+from attnstore.store.base_tables import TOKEN_METRICS
 from attnstore.store.episode import PhaseSpec
 from attnstore.store.errors import NotFoundError
-from attnstore.store.tables import TOKEN_METRICS
 
 from .selection import span_labels, token_labels
 

@@ -21,7 +21,7 @@ from typing import Any
 from attnstore.query.episode import Episode
 from attnstore.query.object_results import NOTE, ObjectResults, Row, load_object_results
 from attnstore.query.store import Store
-from attnstore.store.tables import OBJECT_METRICS
+from attnstore.store.object_tables import OBJECT_METRICS
 
 from . import image_file
 from .labtree import component

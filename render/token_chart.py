@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.tables import TOKEN_METRICS
+from attnstore.store.base_tables import TOKEN_METRICS
 
 from .object_charts import Chart, Curve, layer_chart, legend, stack
 

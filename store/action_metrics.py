@@ -41,7 +41,7 @@ def action_metrics(base: Array, variants: Array, dof: int) -> dict[str, Float]:
 
     Returns
     -------
-    Per name in `attnstore.store.tables.ACTION_METRICS`, the leading axes' shape, float64.
+    Per name in `attnstore.store.probe_tables.ACTION_METRICS`, the leading axes' shape, float64.
 
     Raises
     ------

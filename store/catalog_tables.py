@@ -12,7 +12,8 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
-from .tables import OPTIONAL_TABLES, PART_TABLES, TABLES, Column, Table
+from .columns import Column, Table
+from .tables import OPTIONAL_TABLES, PART_TABLES, TABLES
 
 DATABASE = "catalog"
 """Name under which a connection attaches a generation."""

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from .arrays import MAP_PRECISION, MAP_REDUCTIONS, PolicyShapes, create_arrays
 from .axes import STEPPED_PHASES
 from .chunking import MAP_KEYFRAMES
+from .columns import Table
 from .commit import Attempt, Commit
 from .engine import Block, open_block
 from .episode import EpisodeSpec, PhaseSpec
+from .parquet import ROW_GROUP, open_table, write_table
 from .precision import absent, dtype, encode
-from .tables import OPTIONAL_TABLES, ROW_GROUP, TABLES, Table, open_table, write_table
+from .tables import OPTIONAL_TABLES, TABLES
 from .tokens import Axis, TokenLayout
 
 ARRAYS = "attention.zarr"

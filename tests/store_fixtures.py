@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from attnstore.store.arrays import PolicyShapes
+from attnstore.store.base_tables import METRICS
 from attnstore.store.commit import Attempt, Commit, latest_commit
 from attnstore.store.episode import EpisodeSpec, PhaseSpec
 from attnstore.store.geometry import Geometry
@@ -29,7 +30,7 @@ from attnstore.store.statistics import (
     jensen_shannon,
     top_mass,
 )
-from attnstore.store.tables import METRICS, TABLES
+from attnstore.store.tables import TABLES
 from attnstore.store.tokens import AlignedAxis, Axis, Span, Token, TokenLayout
 from attnstore.store.writer import EpisodeWriter
 

@@ -22,10 +22,11 @@ from attnstore.ingest.keyframes import keyframe_indices, observation
 from attnstore.ingest.policies.pi0 import Pi0Policy
 from attnstore.ingest.reduction import reduce
 from attnstore.ingest.statistics import HeadStatistics, PhaseReductions, SinkStatistics
+from attnstore.store.base_tables import METRICS
 from attnstore.store.episode import EpisodeSpec, PhaseSpec
 from attnstore.store.geometry import Geometry
 from attnstore.store.part import Part
-from attnstore.store.tables import METRICS, TABLES
+from attnstore.store.tables import TABLES
 from attnstore.store.tokens import AlignedAxis, Axis, Span, Token, TokenLayout
 
 Weights = NDArray[np.float64]

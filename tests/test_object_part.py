@@ -32,10 +32,11 @@ from attnstore.store.errors import (
     SelectionError,
     UsageError,
 )
+from attnstore.store.object_tables import OBJECT_METRICS
 from attnstore.store.part import Part
 from attnstore.store.paths import StorePaths, create_store
 from attnstore.store.rle import decode_rle
-from attnstore.store.tables import OBJECT_METRICS, PART_TABLES, TABLES
+from attnstore.store.tables import PART_TABLES, TABLES
 from attnstore.store.verify import verify
 
 NAMES = ("success/2025-01-01/2025-01-01_10-00-00", "failure/2025-01-02/2025-01-02_11-00-00")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from attnstore.query.objects import cover_patches, object_metrics
 from attnstore.store.errors import UsageError
 from attnstore.store.geometry import Geometry
-from attnstore.store.tables import OBJECT_METRICS
+from attnstore.store.object_tables import OBJECT_METRICS
 
 Mask = NDArray[np.bool_]
 SUB = 6

@@ -41,13 +41,13 @@ from attnstore.ingest.pipeline import Report, ingest_all, ingest_one, provenance
 from attnstore.ingest.plan import claimed_by_other, describe_run, make_plan
 from attnstore.ingest.policies.base import Batch, Observation, ObservationError, PolicyError
 from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.store.base_tables import METRICS
 from attnstore.store.commit import ATTEMPT_FILE, Attempt, latest_commit
 from attnstore.store.errors import EpisodeError, IntegrityError
 from attnstore.store.part import Part
 from attnstore.store.paths import now
 from attnstore.store.precision import encode
 from attnstore.store.run import load_run
-from attnstore.store.tables import METRICS
 
 
 @pytest.fixture

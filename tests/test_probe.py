@@ -41,10 +41,11 @@ from attnstore.store.action_metrics import curve_area
 from attnstore.store.commit import Attempt, latest_commit
 from attnstore.store.errors import NotFoundError, SelectionError, UsageError
 from attnstore.store.geometry import Geometry
+from attnstore.store.parquet import write_table
 from attnstore.store.paths import StorePaths
 from attnstore.store.rle import decode_rle, encode_rle
 from attnstore.store.run import RunConfig
-from attnstore.store.tables import PART_TABLES, write_table
+from attnstore.store.tables import PART_TABLES
 
 SOURCE = (36, 64)
 GEOMETRY = Geometry.letterbox(SOURCE, (56, 56), (14, 14))

@@ -24,11 +24,12 @@ from attnstore.store.cnn import (
     create_group,
     network_run,
 )
+from attnstore.store.cnn_tables import CNN_TABLES
 from attnstore.store.commit import Attempt, Commit, latest_commit
 from attnstore.store.errors import ConflictError
+from attnstore.store.parquet import write_table
 from attnstore.store.paths import StorePaths
 from attnstore.store.run import save_run
-from attnstore.store.tables import CNN_TABLES, write_table
 
 from .base import ConvNetwork, Layer, Target
 from .maximisation import Maximisation, maximise

@@ -9,9 +9,10 @@ import pyarrow as pa
 
 from attnstore.store.axes import STEPPED_PHASES
 from attnstore.store.commit import Attempt
+from attnstore.store.parquet import write_table
 from attnstore.store.pixels import attention_on, seen_pixels
+from attnstore.store.probe_tables import PROBE_TABLES
 from attnstore.store.rle import encode_rle
-from attnstore.store.tables import PROBE_TABLES, write_table
 
 from .keyframe import StoredKeyframe
 from .variant import Variant

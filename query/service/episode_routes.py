@@ -9,9 +9,9 @@ from fastapi import APIRouter, Query, Request
 from numpy.typing import NDArray
 from starlette.responses import Response
 
+from attnstore.store.base_tables import METRICS
 from attnstore.store.catalog_rows import quoted
 from attnstore.store.errors import SelectionError
-from attnstore.store.tables import METRICS
 from attnstore.store.tokens import Span
 
 from ..episode import Episode

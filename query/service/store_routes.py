@@ -8,9 +8,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from attnstore.store.base_tables import METRICS
 from attnstore.store.catalog_rows import quoted
 from attnstore.store.run import load_run
-from attnstore.store.tables import METRICS
 
 from .answers import Health, MetricAnswer, Page, RunAnswer, StoreAnswer
 from .parameters import EpisodesParameters, Parameters
