@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from store_fixtures import SOURCE, maps_of, random_episode, write_episode
 
-from attnstore.commands.ingest import run_ingest
+from attnstore.commands.ingest_run import run_ingest
 from attnstore.commands.objects import objects
 from attnstore.ingest.datasets.droid import DroidDataset
 from attnstore.ingest.policies.base import load_policy

@@ -30,6 +30,7 @@ from attnstore.ingest.policies.base import (
     policy_names,
 )
 from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.ingest.policies.pi0_layout import image_geometry
 from attnstore.ingest.policies.tiny import build_tiny_pi0
 from attnstore.store.errors import NotFoundError, UsageError
 from attnstore.store.part import Part
@@ -218,7 +219,7 @@ class TestGeometry:
         processor.image_processor.size = {"shortest_edge": 56}
         ours = Pi0Policy.from_model(policy.model, processor)
         with pytest.raises(PolicyError, match="shortest_edge.*geometry is unknown"):
-            ours._geometry((36, 64))
+            image_geometry(ours.config, ours.processor, (36, 64))
 
 
 class TestNoise:

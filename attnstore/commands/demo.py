@@ -10,8 +10,9 @@ import click
 
 from attnstore.store.errors import UsageError
 
-from .ingest import quiet_libraries, run_ingest
+from .ingest_run import run_ingest
 from .options import console
+from .progress import quiet_libraries
 
 QUESTIONS = (
     ("What is in the store?",

@@ -10,9 +10,9 @@ import click
 
 from attnstore.store.errors import UsageError
 
-from .ingest import conclude, interrupts, progress_bar, quiet_libraries
 from .options import console, need_store, print_json
 from .probe_options import COMMON, FILL, MAP, add_options, parse_layers
+from .progress import conclude, interrupts, progress_bar, quiet_libraries
 
 if TYPE_CHECKING:
     from attnstore.ingest.probing.pipeline import ProbePlan

@@ -59,6 +59,44 @@ def model_type(checkpoint: str, directory: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def load_weights(
+    policy: str, model_class: str, checkpoint: str, directory: str, dtype: str | None
+) -> Any:
+    """Load a model of transformers with all its weights, on the CPU.
+
+    Parameters
+    ----------
+    policy
+        Adapter that asks, for the message where a library is missing.
+    model_class
+        Name of a class of transformers.
+    checkpoint, directory
+        As the user named it, and where it lies.
+    dtype
+        Data type; the checkpoint's if None.
+
+    Raises
+    ------
+    PolicyError
+        If the weights cannot be loaded, or some are missing.
+    """
+    torch = require("torch", "ingest", f"policy {policy}")
+    transformers = require("transformers", "ingest", f"policy {policy}")
+    try:
+        model, report = getattr(transformers, model_class).from_pretrained(
+            directory, dtype=getattr(torch, dtype) if dtype else "auto", output_loading_info=True
+        )
+    except Exception as error:
+        raise PolicyError(f"{checkpoint}: weights cannot be loaded ({one_line(error)})") from error
+    if missing := sorted(report["missing_keys"]):
+        # transformers fills them with random numbers and only warns.
+        raise PolicyError(
+            f"{checkpoint}: {len(missing)} weights are missing from the checkpoint: "
+            f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}"
+        )
+    return model
+
+
 def check_options(policy: str, options: Mapping[str, str], known: Sequence[str]) -> None:
     """Refuse an option that the policy does not have.
 

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.errors import UsageError
-from attnstore.store.geometry import Geometry
-from attnstore.store.tokens import Axis, Span, TokenLayout
 
 from ..optional import require
 from .base import (
@@ -33,15 +29,14 @@ from .base import (
     Observation,
     ObservationError,
     PhaseShape,
-    PolicyError,
-    Sample,
     digest_directory,
 )
 from .blocking import Blocked, block_by_mask
-from .checkpoint import check_options, locate, model_type, one_line, unwrap
+from .checkpoint import check_options, load_weights, locate, one_line, unwrap
 from .fingerprint import digest_parameters
 from .hooks import HookedPolicy, Watched
-from .prompt import text_spans
+from .pi0_layout import encoded, read_sample
+from .pi0_loading import apply_stats, checked_steps, read_checkpoint
 from .vision import vision_shape
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -98,25 +93,14 @@ class Pi0Policy(HookedPolicy):
             raise UsageError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
         self._options = dict(options or {})
         check_options("pi0", self._options, OPTIONS)
-        steps = _checked_steps(self._options.get("steps"))
+        steps = checked_steps(self._options.get("steps"))
         require("torch", "ingest", "policy pi0")
-        transformers = require("transformers", "ingest", "policy pi0")
+        require("transformers", "ingest", "policy pi0")
         self._directory = locate(checkpoint, revision)
         self.checkpoint = Path(checkpoint).name if Path(checkpoint).exists() else checkpoint
         self.device = device
-        # transformers builds a Pi0 of any configuration, with a warning only.
-        if (found := model_type(checkpoint, Path(self._directory))) != "pi0":
-            raise PolicyError(f"{checkpoint}: its config.json is of {found!r}, not 'pi0'")
-        try:
-            self.config = transformers.PI0Config.from_pretrained(self._directory)
-            self.processor = transformers.AutoProcessor.from_pretrained(self._directory)
-        except Exception as error:
-            # Whatever transformers raises for a bad file (OSError, ValueError, KeyError, ...) means
-            # the same to the user.
-            raise PolicyError(
-                f"{checkpoint}: not a readable Pi0 checkpoint ({one_line(error)})"
-            ) from error
-        _apply_stats(self.processor, self._options.get("stats"))
+        self.config, self.processor = read_checkpoint(checkpoint, self._directory)
+        apply_stats(self.processor, self._options.get("stats"))
         self._requested_dtype = dtype
         self.steps = int(steps or self.config.num_inference_steps)
         self.horizon = int(self.config.chunk_size)
@@ -139,24 +123,13 @@ class Pi0Policy(HookedPolicy):
     @cached_property
     def model(self) -> Any:
         """The model, loaded at the first use, in evaluation mode."""
-        import torch
-
-        transformers: Any = require("transformers", "ingest", "policy pi0")
-        dtype = getattr(torch, self._requested_dtype) if self._requested_dtype else "auto"
-        try:
-            model, report = transformers.PI0ForConditionalGeneration.from_pretrained(
-                self._directory, dtype=dtype, output_loading_info=True
-            )
-        except Exception as error:
-            raise PolicyError(
-                f"{self.checkpoint}: weights cannot be loaded ({one_line(error)})"
-            ) from error
-        if missing := sorted(report["missing_keys"]):
-            # transformers fills them with random numbers and only warns.
-            raise PolicyError(
-                f"{self.checkpoint}: {len(missing)} weights are missing from the checkpoint: "
-                f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}"
-            )
+        model = load_weights(
+            "pi0",
+            "PI0ForConditionalGeneration",
+            self.checkpoint,
+            self._directory,
+            self._requested_dtype,
+        )
         return model.to(self.device).eval()
 
     @property
@@ -218,12 +191,13 @@ class Pi0Policy(HookedPolicy):
             raise ObservationError(
                 f"the Pi0 processor refuses the observation: {one_line(error)}"
             ) from error
-        samples = tuple(self._sample(inputs, row, o) for row, o in enumerate(observations))
+        samples = tuple(
+            read_sample(self.config, self.processor, inputs, row, o)
+            for row, o in enumerate(observations)
+        )
         noise = torch.stack([self._noise(o.seed) for o in observations])
         tensors = {key: value.to(self.device) for key, value in inputs.items()}
-        return Batch(
-            {**tensors, "noise": noise.to(self.device)}, samples, _encoded(inputs, samples)
-        )
+        return Batch({**tensors, "noise": noise.to(self.device)}, samples, encoded(inputs, samples))
 
     def act(self, batch: Batch) -> Any:
         """Sample an action chunk for every observation of the batch."""
@@ -302,120 +276,3 @@ class Pi0Policy(HookedPolicy):
         # On the CPU and in float32 whatever the device: the same seed gives the same noise.
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(self.horizon, self.action_dof, generator=generator)
-
-    def _sample(self, inputs: Any, row: int, observation: Observation) -> Sample:
-        geometry = {
-            camera: self._geometry(image.shape[:2]) for camera, image in observation.images.items()
-        }
-        prefix = self._prefix_axis(inputs, row, observation, geometry)
-        suffix = Axis(
-            (
-                Span("state", "state", 0, 1, 0),
-                Span("action", "action", 1, 1 + self.horizon, 1),
-            )
-        )
-        key = prefix.followed_by(suffix, model_offset=int(inputs["input_ids"].shape[1]))
-        return Sample(
-            {
-                "prefix": TokenLayout("prefix", prefix, prefix),
-                "suffix": TokenLayout("suffix", suffix, key),
-            },
-            geometry,
-        )
-
-    def _prefix_axis(
-        self, inputs: Any, row: int, observation: Observation, geometry: Mapping[str, Geometry]
-    ) -> Axis:
-        ids = inputs["input_ids"][row].tolist()
-        valid = inputs["attention_mask"][row].bool().tolist()
-        present = inputs["pixel_attention_mask"][row].tolist()
-        image_id = self.config.vlm_config.image_token_id
-        image_at = [i for i, token in enumerate(ids) if token == image_id and valid[i]]
-        cameras = [c for c, shown in zip(observation.images, present, strict=False) if shown]
-        if not cameras or len(image_at) % len(cameras):
-            raise PolicyError(f"{len(image_at)} image tokens cannot be shared by cameras {cameras}")
-        count = len(image_at) // len(cameras)
-        spans: list[Span] = []
-        for i, camera in enumerate(cameras):
-            run = image_at[i * count : (i + 1) * count]
-            grid = geometry[camera].grid
-            if run[-1] - run[0] + 1 != count or grid[0] * grid[1] != count:
-                raise PolicyError(
-                    f"camera {camera}: {count} image tokens at {run[0]}..{run[-1]}, grid {grid}"
-                )
-            start = spans[-1].stop if spans else 0
-            name = f"image:{camera}"
-            spans.append(
-                Span(name, "image", start, start + count, run[0], camera=camera, grid=grid)
-            )
-        text_at = [i for i, shown in enumerate(valid) if shown and ids[i] != image_id]
-        spans += text_spans(self.processor.tokenizer, ids, text_at, start=spans[-1].stop)
-        return Axis(tuple(spans))
-
-    def _geometry(self, source: tuple[int, int]) -> Geometry:
-        from transformers.image_utils import get_image_size_for_max_height_width
-
-        image = self.processor.image_processor
-        size, pad, patch = (
-            dict(image.size),
-            dict(image.pad_size),
-            self.config.vlm_config.vision_config.patch_size,
-        )
-        if "max_height" in size:
-            resized = get_image_size_for_max_height_width(
-                source, size["max_height"], size["max_width"]
-            )
-        elif "height" in size:
-            resized = (size["height"], size["width"])
-        else:
-            raise PolicyError(
-                f"the image processor's size {size} is not understood; its geometry is unknown"
-            )
-        frame = (int(pad["height"]), int(pad["width"])) if image.do_pad else tuple(resized)
-        count = math.isqrt(int(image.image_seq_length))
-        if (frame[0] // patch) * (frame[1] // patch) != int(image.image_seq_length):
-            raise PolicyError(
-                f"images of {frame} in patches of {patch} are not {count * count} image tokens"
-            )
-        return Geometry.letterbox(
-            (int(source[0]), int(source[1])),
-            (frame[0], frame[1]),
-            (patch, patch),
-            anchor="top-left",
-            resized=(int(resized[0]), int(resized[1])),
-        )
-
-
-def _encoded(inputs: Any, samples: Sequence[Sample]) -> tuple[tuple[int, str] | None, ...]:
-    """Whose each image is: the model flattens (sample, camera slot), gaps included."""
-    places: list[tuple[int, str] | None] = []
-    for row, (shown, sample) in enumerate(
-        zip(inputs["pixel_attention_mask"].tolist(), samples, strict=True)
-    ):
-        slots = zip_longest(shown, sample.geometry)
-        places += [(row, camera) if here and camera else None for here, camera in slots]
-    return tuple(places)
-
-
-def _checked_steps(text: str | None) -> int | None:
-    if text is None:
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"steps is a whole number of denoising steps, at least 1; got {text!r}")
-    return int(text)
-
-
-def _apply_stats(processor: Any, file: str | None) -> None:
-    if file is not None:
-        try:
-            stats = json.loads(Path(file).read_text())
-            processor.state_mean, processor.state_std = stats["state_mean"], stats["state_std"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PolicyError(
-                f"{file}: JSON with state_mean and state_std is expected ({error!r})"
-            ) from None
-    if processor.state_mean is None or processor.state_std is None:
-        raise PolicyError(
-            "the checkpoint's processor has no state_mean and state_std, so a robot state cannot "
-            "be normalised: pass --policy-option stats=FILE with those of the training dataset"
-        )

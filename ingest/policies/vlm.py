@@ -32,12 +32,12 @@ from .base import (
     Sample,
     digest_directory,
 )
-from .checkpoint import check_options, locate, unwrap
+from .checkpoint import check_options, load_weights, locate, unwrap
 from .fingerprint import digest_parameters
 from .hooks import HookedPolicy, Watched
 from .prompt import token_text
 from .vision import vision_shape
-from .vlm_checkpoint import read_checkpoint, read_weights
+from .vlm_checkpoint import read_checkpoint
 from .vlm_generation import generate_ids
 from .vlm_geometry import is_dynamic
 from .vlm_inputs import image_geometry, process
@@ -176,7 +176,13 @@ class VlmPolicy(HookedPolicy):
     @cached_property
     def model(self) -> Any:
         """The model, loaded at the first use, in evaluation mode."""
-        model = read_weights(self.checkpoint, self._directory, self._requested_dtype)
+        model = load_weights(
+            "vlm",
+            "AutoModelForImageTextToText",
+            self.checkpoint,
+            self._directory,
+            self._requested_dtype,
+        )
         return model.to(self.device).eval()
 
     @property

@@ -34,31 +34,3 @@ def read_checkpoint(checkpoint: str, directory: str) -> tuple[Any, Any]:
             f"{checkpoint}: not a readable vision-language checkpoint ({one_line(error)})"
         ) from error
     return config, processor
-
-
-def read_weights(checkpoint: str, directory: str, dtype: str | None) -> Any:
-    """Load the model, in the checkpoint's data type if None is given.
-
-    Raises
-    ------
-    PolicyError
-        If weights cannot be loaded, or some are missing.
-    """
-    import torch
-
-    transformers: Any = require("transformers", "ingest", "policy vlm")
-    try:
-        model, report = transformers.AutoModelForImageTextToText.from_pretrained(
-            directory,
-            dtype=getattr(torch, dtype) if dtype else "auto",
-            output_loading_info=True,
-        )
-    except Exception as error:
-        raise PolicyError(f"{checkpoint}: weights cannot be loaded ({one_line(error)})") from error
-    if missing := sorted(report["missing_keys"]):
-        # transformers fills them with random numbers and only warns.
-        raise PolicyError(
-            f"{checkpoint}: {len(missing)} weights are missing from the checkpoint: "
-            f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}"
-        )
-    return model

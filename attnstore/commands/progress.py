@@ -1,0 +1,132 @@
+"""How far a pass over episodes is, what became of them, and how to stop it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from attnstore.store.errors import PartialError
+
+from .options import console, print_json, size_text, span_text
+
+if TYPE_CHECKING:
+    from attnstore.ingest.pipeline import Report
+    from attnstore.ingest.plan import Plan
+    from attnstore.ingest.probing.pipeline import ProbePlan
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """First Ctrl-C or SIGTERM: stop after the keyframe in flight; the second one: at once."""
+    seen = 0
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal seen
+        seen += 1
+        if seen > 1:
+            raise KeyboardInterrupt
+        click.echo("attnstore: stopping after this keyframe; once more stops at once", err=True)
+
+    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: seen > 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def progress_bar(plan: Plan | ProbePlan, what: str = "ingest") -> Iterator[Any]:
+    """Show how far the keyframes are, on a terminal; yields the observer of a pipeline."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    out = console()
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("keyframes"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=out, disable=not out.is_terminal) as bar:
+        yield _Bar(bar, bar.add_task(what, total=plan.total_keyframes))
+
+
+class _Bar:
+    """Shows an ingest as one progress bar, and names what went wrong as it happens."""
+
+    def __init__(self, bar: Any, task: Any) -> None:
+        self._bar, self._task = bar, task
+
+    def started(self, name: str) -> None:
+        self._bar.update(self._task, description=name.rsplit("/", 1)[-1])
+
+    def advanced(self, name: str, keyframes: int) -> None:
+        self._bar.advance(self._task, keyframes)
+
+    def ended(self, outcome: Any) -> None:
+        if outcome.status not in ("committed", "present"):
+            click.echo(f"{outcome.status}: {outcome.name}: {outcome.reason}", err=True)
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' own progress bars off the terminal; ours says how it goes."""
+    try:
+        from transformers.utils import logging
+    except ImportError:
+        return
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers is untyped here
+
+
+def conclude(plan: Plan | ProbePlan, report: Report, target: Path, as_json: bool) -> None:
+    """Say what became of every episode, and set the exit code.
+
+    Raises
+    ------
+    PartialError
+        If an episode was not committed.
+    """
+    done = [o for o in report.outcomes if o.status == "committed"]
+    failed = [(o.name, o.status, o.reason) for o in report.failed]
+    failed += [(name, "broken", reason) for name, reason in plan.broken.items()]
+    if as_json:
+        print_json(
+            {
+                "event": "episode", "name": o.name, "status": o.status, "reason": o.reason,
+                "keyframes": o.keyframes, "bytes": o.bytes, "seconds": o.seconds,
+            }
+            for o in report.outcomes
+        )  # fmt: skip
+    else:
+        total = sum(o.bytes for o in done)
+        seconds = sum(o.seconds for o in done)
+        console().print(
+            f"committed {len(done)} episodes, {sum(o.keyframes for o in done)} keyframes, "
+            f"{size_text(total)} in {span_text(seconds)}",
+            markup=False,
+            soft_wrap=True,
+        )
+    if report.interrupted:
+        click.echo(
+            "attnstore: interrupted; committed episodes are kept, the same command resumes",
+            err=True,
+        )
+        raise click.exceptions.Exit(130)
+    if failed:
+        lines = "".join(f"\n  {name}: {status}: {reason}" for name, status, reason in failed)
+        raise PartialError(f"{len(failed)} episodes are not in {target}:{lines}")
