@@ -12,6 +12,7 @@ from pathlib import Path
 from attnstore.store.axes import PHASES, VISION, attention_dims, map_dims
 from attnstore.store.catalog_tables import CATALOG, VIEWED, sql_type
 from attnstore.store.columns import Table
+from attnstore.store.ledger import LEDGER
 from attnstore.store.tables import OPTIONAL_TABLES, PART_TABLES, TABLES
 
 DOCS = Path(__file__).parent
@@ -58,6 +59,11 @@ def schema() -> str:
         "`attnstore objects add` brings these, in parts `objects-<digest>`.",
         "",
         *_tables(PART_TABLES.values()),
+        "## Views",
+        "",
+        "Joins of the tables above, made by attnstore and not stored.",
+        "",
+        *_tables([LEDGER]),
         "## Arrays",
         "",
         "`attention.zarr` beside the Parquet files is a Zarr v3 group with a subgroup per phase,",

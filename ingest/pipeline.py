@@ -222,18 +222,6 @@ def _quarantine(paths: StorePaths, part: Key, name: str, reason: str) -> None:
             return
 
 
-def quarantined(paths: StorePaths) -> list[dict[str, Any]]:
-    """Return why episodes were not committed; those that were committed later are left out."""
-    from attnstore.store.paths import read_json
-
-    found = []
-    for file in sorted(paths.quarantine.glob("*/*/*.json")):
-        run, episode, entry = file.parts[-3], file.parts[-2], read_json(file)
-        if latest_commit(paths, run, episode, entry.get("part", "base")) is None:
-            found.append(entry)
-    return found
-
-
 def _disk_error(paths: StorePaths, name: str, error: Exception) -> AttnstoreError:
     if not _is_disk_full(error):
         return AttnstoreError(f"{paths.root} cannot be written while at {name}: {error}")

@@ -1,43 +1,15 @@
-"""Charts of object overlap as SVG: layers, success against failure, and a table of both.
-
-SVG and not pixels: they go into a self-contained page and scale for print. Fonts are the reader's.
-"""
+"""Charts of object overlap as SVG: layers, success against failure, and a table of both."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 
 from .head_table import HIGH, LOW
+from .svg import COLOURS, OUTCOMES, UNKNOWN, Chart, line, text, ticks
 
-COLOURS = ("#0072b2", "#009e73", "#d55e00", "#cc79a7", "#8a7a00", "#56b4e9", "#444444")
-"""Okabe and Ito's colours, darkened where white paper needs it."""
-SUCCESS, FAILURE, UNKNOWN = "#0072b2", "#d55e00", "#777777"
-OUTCOMES = {"success": SUCCESS, "failure": FAILURE, "unknown": UNKNOWN}
 _LEFT, _TOP, _RIGHT, _BOTTOM = 56, 30, 14, 40
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """A drawing of known size."""
-
-    width: float
-    """In pixels of the SVG."""
-    height: float
-    body: str
-    """SVG elements."""
-
-    @property
-    def svg(self) -> str:
-        """The whole SVG document."""
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{self.width:g}" '
-            f'height="{self.height:g}" viewBox="0 0 {self.width:g} {self.height:g}">'
-            f'<style>{_STYLE}</style><rect width="100%" height="100%" fill="white"/>'
-            f"{self.body}</svg>"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +47,15 @@ def layer_chart(
     def y(value: float) -> float:
         return height - _BOTTOM - (height - _TOP - _BOTTOM) * (value - low) / (high - low)
 
-    parts = [_text(_LEFT, 18, title, "title")]
-    for tick in _ticks(low, high):
-        parts.append(_line(_LEFT, y(tick), width - _RIGHT, y(tick), "grid"))
-        parts.append(_text(_LEFT - 6, y(tick) + 4, f"{tick:g}", "tick end"))
+    parts = [text(_LEFT, 18, title, "title")]
+    for tick in ticks(low, high):
+        parts.append(line(_LEFT, y(tick), width - _RIGHT, y(tick), "grid"))
+        parts.append(text(_LEFT - 6, y(tick) + 4, f"{tick:g}", "tick end"))
     for layer in range(0, layers, max(1, math.ceil(layers / 9))):
-        parts.append(_text(x(layer), height - _BOTTOM + 16, str(layer), "tick middle"))
-    parts.append(_text((width + _LEFT) / 2, height - 6, f"layer; {unit}", "tick middle"))
+        parts.append(text(x(layer), height - _BOTTOM + 16, str(layer), "tick middle"))
+    parts.append(text((width + _LEFT) / 2, height - 6, f"layer; {unit}", "tick middle"))
     if reference is not None:
-        parts.append(_line(_LEFT, y(reference), width - _RIGHT, y(reference), "reference"))
+        parts.append(line(_LEFT, y(reference), width - _RIGHT, y(reference), "reference"))
     for index, curve in enumerate(curves):
         colour = COLOURS[index % len(COLOURS)]
         known = [
@@ -108,7 +80,7 @@ def legend(names: Sequence[str]) -> Chart:
         parts.append(
             f'<rect x="{x}" y="5" width="14" height="10" fill="{COLOURS[index % len(COLOURS)]}"/>'
         )
-        parts.append(_text(x + 19, 14, name, "label"))
+        parts.append(text(x + 19, 14, name, "label"))
         x += 34 + 8 * len(name)
     return Chart(max(x, 40), 20, "".join(parts))
 
@@ -133,20 +105,20 @@ def outcome_chart(
     def x(value: float) -> float:
         return left + (width - left - _RIGHT) * (value - low) / (high - low)
 
-    parts = [_text(8, 18, title, "title")]
+    parts = [text(8, 18, title, "title")]
     bottom = height - _BOTTOM
-    for tick in _ticks(low, high):
-        parts.append(_line(x(tick), _TOP, x(tick), bottom, "grid"))
-        parts.append(_text(x(tick), bottom + 16, f"{tick:g}", "tick middle"))
+    for tick in ticks(low, high):
+        parts.append(line(x(tick), _TOP, x(tick), bottom, "grid"))
+        parts.append(text(x(tick), bottom + 16, f"{tick:g}", "tick middle"))
     if reference is not None:
-        parts.append(_line(x(reference), _TOP, x(reference), bottom, "reference"))
+        parts.append(line(x(reference), _TOP, x(reference), bottom, "reference"))
     seen = ""
     for index, (name, outcome, numbers) in enumerate(groups):
         y = _TOP + row * (index + 0.5)
         if name != seen:
-            parts.append(_text(8, y + 4, name, "label"))
+            parts.append(text(8, y + 4, name, "label"))
             seen = name
-        parts.append(_text(left - 8, y + 4, f"{outcome}, {len(numbers)}", "tick end"))
+        parts.append(text(left - 8, y + 4, f"{outcome}, {len(numbers)}", "tick end"))
         colour = OUTCOMES.get(outcome, UNKNOWN)
         for order, value in enumerate(numbers):
             # Spread a little, by position and not at random: the same data is the same file.
@@ -186,19 +158,19 @@ def heat_table(
     longest = max((len(c) for c in columns), default=0)
     top = _TOP + 16 * (2 if longest > 12 else 1) + 6
     width, height = left + cell_w * len(columns) + 8, top + cell_h * len(rows) + 8
-    parts = [_text(8, 18, title, "title")]
+    parts = [text(8, 18, title, "title")]
     for c, name in enumerate(columns):
         first, _, rest = name.partition("\n")
         x = left + cell_w * (c + 0.5)
-        parts.append(_text(x, top - (20 if rest else 6), first[:14], "tick middle"))
-        parts.append(_text(x, top - 6, rest[:14], "tick middle") if rest else "")
+        parts.append(text(x, top - (20 if rest else 6), first[:14], "tick middle"))
+        parts.append(text(x, top - 6, rest[:14], "tick middle") if rest else "")
     for r, name in enumerate(rows):
         y = top + cell_h * r
-        parts.append(_text(left - 6, y + 14, name, "tick end"))
+        parts.append(text(left - 6, y + 14, name, "tick end"))
         for c, value in enumerate(values[r]):
             x = left + cell_w * c
             if value is None:
-                parts.append(_text(x + cell_w / 2, y + 14, "·", "tick middle"))
+                parts.append(text(x + cell_w / 2, y + 14, "·", "tick middle"))
                 continue
             share = max(-1.0, min(1.0, (value - centre) / reach))
             end = HIGH if share > 0 else LOW
@@ -207,41 +179,5 @@ def heat_table(
                 f'<rect x="{x}" y="{y}" width="{cell_w - 1}" height="{cell_h - 1}" '
                 f'fill="rgb({red},{green},{blue})"/>'
             )
-            parts.append(_text(x + cell_w / 2, y + 14, f"{value:.2f}", "cell middle"))
+            parts.append(text(x + cell_w / 2, y + 14, f"{value:.2f}", "cell middle"))
     return Chart(width, height, "".join(parts))
-
-
-def stack(charts: Sequence[Chart], columns: int = 2) -> Chart:
-    """Put charts into one, row by row."""
-    parts, y, width = [], 0.0, 1.0
-    for start in range(0, len(charts), columns):
-        line, x = charts[start : start + columns], 0.0
-        for chart in line:
-            parts.append(f'<g transform="translate({x:g},{y:g})">{chart.body}</g>')
-            x += chart.width + 10
-        width = max(width, x)
-        y += max(chart.height for chart in line) + 10
-    return Chart(width, max(1.0, y), "".join(parts))
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    raw = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(s * power for s in (1, 2, 5, 10) if s * power >= raw)
-    first = math.ceil(low / step)
-    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-_STYLE = (
-    "text{font:12px system-ui,sans-serif;fill:#222}.title{font-size:14px;font-weight:600}"
-    ".tick{font-size:11px;fill:#555}.cell{font-size:11px}.middle{text-anchor:middle}"
-    ".end{text-anchor:end}.grid{stroke:#e4e4e4}.reference{stroke:#777;stroke-dasharray:5 4}"
-)
-
-
-def _text(x: float, y: float, text: str, style: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{style}">{escape(text)}</text>'
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{style}"/>'

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 
 from . import label
-from .object_charts import Chart
+from .svg import Chart
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,10 @@ from attnstore.store.object_tables import OBJECT_METRICS
 
 from . import image_file
 from .labtree import component
-from .object_charts import Chart, Curve, heat_table, layer_chart, legend, outcome_chart, stack
+from .object_charts import Curve, heat_table, layer_chart, legend, outcome_chart
 from .object_page import Grid, html_page, markdown_page
 from .object_pictures import draw_episode, object_colours
+from .svg import Chart, stack
 
 SHOWN = ("overlap_ratio", "lift", "iou", "nss")
 """Metrics with a chart of their own."""

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from attnstore.store.base_tables import TOKEN_METRICS
 
-from .object_charts import Chart, Curve, layer_chart, legend, stack
+from .object_charts import Curve, layer_chart, legend
+from .svg import Chart, stack
 
 if TYPE_CHECKING:
     import xarray as xr

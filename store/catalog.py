@@ -23,6 +23,7 @@ from .catalog_rows import create_tables, parquet_scan, quoted
 from .catalog_stamp import is_current, record, take
 from .catalog_tables import CATALOG, COPIED, DATABASE, VIEWED, sql_type, version
 from .errors import UsageError
+from .ledger import LEDGER, ledger_query
 from .partial_views import create_partial_view
 from .paths import StorePaths, sync_directory
 from .tables import ALL_TABLES
@@ -280,3 +281,4 @@ def _create_views(connection: duckdb.DuckDBPyConnection, paths: StorePaths) -> N
             columns.append(text)
         source = parquet_scan(f"getvariable('attnstore_{name}')") if found else "range(0)"
         connection.execute(f"CREATE VIEW {name} AS SELECT {', '.join(columns)} FROM {source}")
+    connection.execute(f"CREATE VIEW {LEDGER.name} AS {ledger_query()}")

@@ -23,6 +23,7 @@ from attnstore.store.catalog import Generation, connect, generations, rebuild, r
 from attnstore.store.catalog_tables import CATALOG, COPIED, VIEWED
 from attnstore.store.commit import Attempt, Commit
 from attnstore.store.errors import UsageError
+from attnstore.store.ledger import LEDGER
 from attnstore.store.paths import StorePaths, create_store
 from attnstore.store.tables import ALL_TABLES, TABLES
 
@@ -71,7 +72,7 @@ def assert_same(one: Generation, other: Generation) -> None:
 def test_every_table_is_there_with_its_columns(paths: StorePaths) -> None:
     with connect(paths) as connection:
         shown = {name for (name,) in connection.sql("SHOW TABLES").fetchall()}
-        assert shown == {*CATALOG, *ALL_TABLES}
+        assert shown == {*CATALOG, *ALL_TABLES, "ledger"}
         for name, table in {**CATALOG, **TABLES}.items():
             assert connection.table(name).columns == [c.name for c in table.columns]
             if name != "unreadable":
@@ -82,10 +83,14 @@ def test_no_column_needs_quotes(paths: StorePaths) -> None:
     with connect(paths) as connection:
         for name, table in {**CATALOG, **TABLES}.items():
             for column in (c.name for c in table.columns):
-                connection.sql(
+                found = connection.sql(
                     f"SELECT {column}, {name}.{column} FROM {name} WHERE {column} IS NOT NULL "
                     f"GROUP BY {column} ORDER BY {column}"
                 )
+                # a keyword would be a function or a constant instead of the column
+                assert found.columns == [column, column], (name, column)
+                quoted = connection.sql(f'SELECT "{column}" FROM {name}')
+                assert found.types == quoted.types * 2, (name, column)
 
 
 def test_what_an_episode_row_says(paths: StorePaths) -> None:
@@ -238,7 +243,7 @@ def test_an_episode_that_was_removed_and_ingested_again(paths: StorePaths) -> No
 def test_an_empty_store_has_empty_tables(tmp_path: Path) -> None:
     paths = create_store(tmp_path / "empty.attn")
     with connect(paths) as connection:
-        for name, table in {**CATALOG, **ALL_TABLES}.items():
+        for name, table in {**CATALOG, **ALL_TABLES, LEDGER.name: LEDGER}.items():
             relation = connection.table(name)
             assert relation.columns == [c.name for c in table.columns]
             assert relation.fetchall() == []

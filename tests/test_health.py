@@ -16,11 +16,12 @@ from attnstore.ingest.capture import Record, Session
 from attnstore.ingest.datasets.droid import DroidDataset
 from attnstore.ingest.episode import ingest_episode
 from attnstore.ingest.health import ROW_TOLERANCE, check_axes, check_rows
-from attnstore.ingest.pipeline import ingest_all, quarantined
+from attnstore.ingest.pipeline import ingest_all
 from attnstore.ingest.policies.base import Batch, PhaseShape, Sample
 from attnstore.ingest.policies.pi0 import Pi0Policy
 from attnstore.ingest.policies.tiny import build_tiny_pi0
 from attnstore.store.errors import HealthError
+from attnstore.store.quarantine import quarantined
 from attnstore.store.tokens import Axis, Span, TokenLayout
 
 Damage = Callable[[torch.Tensor], torch.Tensor | None]

@@ -40,6 +40,7 @@ from pyarrow import fs
 from attnstore.store.catalog import Generation, attach_current
 from attnstore.store.catalog_tables import CATALOG, COPIED, DATABASE, VIEWED, sql_type
 from attnstore.store.errors import AttnstoreError, UsageError
+from attnstore.store.ledger import LEDGER, ledger_query
 from attnstore.store.paths import StorePaths, check_relative, open_store
 from attnstore.store.tables import ALL_TABLES
 
@@ -95,6 +96,7 @@ def open_catalog(
         )
     for name in VIEWED:
         _view(connection, paths, name)
+    connection.execute(f"CREATE VIEW {LEDGER.name} AS {ledger_query()}")
     try:
         connection.execute(f"SET max_execution_time = {int(1e3 * seconds)}")
     except duckdb.CatalogException:

@@ -1,0 +1,3 @@
+"""Reports of a store: pages that need neither the store nor another host to be read."""
+
+from __future__ import annotations
