@@ -27,13 +27,13 @@ from attnstore.ingest.policies.pi0 import Pi0Policy
 from attnstore.ingest.policies.vlm import VlmPolicy
 from attnstore.ingest.recorder import EpisodeRecorder
 from attnstore.ingest.writing import WriteQueue
-from attnstore.sample import sample_path
 from attnstore.store.commit import Attempt
 from attnstore.store.paths import create_store
 from attnstore.store.writer import EpisodeWriter
 
 from .full_paligemma import paligemma
 from .full_pi0 import full_policy, tiny_policy
+from .sample import sample_path
 
 KEYFRAMES = (0, 8, 16)
 POLICIES: Mapping[str, Callable[[], Pi0Policy | VlmPolicy]] = {

@@ -10,11 +10,11 @@ from functools import partial
 import attnstore
 from attnstore.query.object_options import TIERS, ObjectOptions
 from attnstore.query.object_part import add_objects
-from attnstore.sample import sample_path
 from attnstore.store.paths import StorePaths
 
 from .measure import Figure, Setting, Times
 from .replay import SampleFrames, ingest_store, shape_of
+from .sample import sample_path
 from .slices import KEYFRAMES
 
 

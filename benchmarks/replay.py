@@ -23,12 +23,12 @@ from attnstore.ingest.plan import describe_run
 from attnstore.ingest.policies.base import Batch, Observation, PhaseShape, Sample
 from attnstore.ingest.policies.hooks import HookedPolicy, Watched
 from attnstore.query import Episode
-from attnstore.sample import sample_path
 from attnstore.store.geometry import Geometry
 from attnstore.store.paths import create_store
 from attnstore.store.run import save_run
 from attnstore.store.tokens import Axis, Span, Token, TokenLayout
 
+from .sample import sample_path
 from .trained import HEADS, Keyframe, keyframes
 
 CAMERAS = ("hand_camera", "varied_camera_1")

@@ -1,6 +1,6 @@
-"""Cut the sample of ``attnstore/sample`` out of the full toy cube dataset.
+"""Cut the episodes of ``tests/data`` out of the full toy cube dataset.
 
-    python scripts/make_sample.py SOURCE [--out attnstore/sample/droid]
+    python scripts/make_sample.py SOURCE [--out tests/data/droid]
 
 SOURCE is the dataset's directory, with ``success/`` and ``failure/`` in it. Two episodes keep their
 full length and their videos as they are; two keep the first frames as image files, saved again at
@@ -60,8 +60,8 @@ def main() -> None:
     """Write the sample and print its size."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("source", type=Path, metavar="SOURCE", help="the full dataset's directory")
-    package = Path(__file__).resolve().parents[1] / "attnstore" / "sample" / "droid"
-    parser.add_argument("--out", type=Path, default=package, help="default: attnstore/sample/droid")
+    data = Path(__file__).resolve().parents[1] / "tests" / "data" / "droid"
+    parser.add_argument("--out", type=Path, default=data, help="default: tests/data/droid")
     options = parser.parse_args()
     missing = [cut.episode for cut in CUTS if not (options.source / cut.episode).is_dir()]
     if missing:

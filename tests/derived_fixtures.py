@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from droid_sample import sample_path
 from numpy.typing import NDArray
 
 import attnstore
@@ -16,7 +17,6 @@ from attnstore.ingest.episode import EpisodeJob, ingest_episode
 from attnstore.ingest.policies.pi0 import Pi0Policy
 from attnstore.ingest.policies.tiny import build_tiny_pi0
 from attnstore.query import Episode
-from attnstore.sample import sample_path
 from attnstore.store.episode import EpisodeSpec, PhaseSpec
 from attnstore.store.geometry import Geometry
 from attnstore.store.part import Part

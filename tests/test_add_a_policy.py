@@ -7,17 +7,18 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from droid_sample import sample_path
 from policy_contract import Case, PolicyContract
 
 from attnstore.ingest.policies.base import Observation, load_policy
-from attnstore.sample import sample_path
 
-torch = pytest.importorskip("torch")
 PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "add-a-policy.md"
 
 
@@ -69,6 +70,23 @@ class TestContract(PolicyContract):
                 for seed, instruction in enumerate(("place the cube", "lift the bowl"))
             )
             yield Case(policy, observations, module=policy.model, seeded=False)
+
+    def test_a_pixel_is_in_the_patch_that_the_geometry_says(self, case: Case) -> None:
+        sight = case.observations[0]
+        before = case.policy.prepare([sight])
+        (sample,) = before.samples
+        for camera, image in sight.images.items():
+            (span,) = [s for s in sample.layouts["joint"].key if s.camera == camera]
+            geometry = sample.geometry[camera]
+            for row, col in ((0, 0), (1, 6), (7, 2)):
+                y, x = geometry.grid_to_source(np.array(row + 0.5), np.array(col + 0.5))
+                changed = image.copy()
+                changed[int(y) - 1 : int(y) + 2, int(x) - 1 : int(x) + 2] ^= 255
+                after = case.policy.prepare(
+                    [replace(sight, images={**sight.images, camera: changed})]
+                )
+                moved = (before.inputs["patches"] != after.inputs["patches"])[0].any(-1).nonzero()
+                assert moved.flatten().tolist() == [span.start + row * geometry.grid[1] + col]
 
 
 def test_its_commands(site: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from droid_sample import sample_path
 from store_fixtures import flip_byte, random_episode, write_episode
 
 import attnstore
 from attnstore.cli import cli
-from attnstore.sample import sample_path
 from attnstore.store.paths import create_store
 
 NAME = "success/2025-01-01/2025-01-01_10-00-00"

@@ -17,12 +17,12 @@ import cv2
 import h5py
 import numpy as np
 import pytest
+from droid_sample import sample_path
 from numpy.typing import NDArray
 
 from attnstore.ingest.datasets import Dataset, DroidDataset, EpisodeInfo, Frame
 from attnstore.ingest.datasets.stills import decode
 from attnstore.ingest.datasets.video import Video
-from attnstore.sample import sample_path
 from attnstore.store.errors import EpisodeError, NotFoundError, UsageError
 
 NAME = "success/2025-12-10/2025-12-10_09-00-39"

@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from droid_sample import sample_path
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -28,7 +29,6 @@ from attnstore.query.projection import (
     project_edges,
 )
 from attnstore.query.recording import read_recording
-from attnstore.sample import sample_path
 from attnstore.store.errors import EpisodeError, MissingExtraError
 
 INTRINSICS = np.array([[100.0, 0, 50], [0, 100, 40], [0, 0, 1]])

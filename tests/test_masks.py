@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from droid_sample import sample_path
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from attnstore.query.masks import open_detector_masks
-from attnstore.sample import sample_path
 from attnstore.store.errors import EpisodeError
 from attnstore.store.rle import decode_rle, encode_rle, format_counts, parse_counts
 

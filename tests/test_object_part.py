@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from droid_sample import sample_path
 from store_fixtures import SOURCE, maps_of, random_episode, write_episode
 
 from attnstore.commands.ingest_run import run_ingest
@@ -22,7 +23,6 @@ from attnstore.query.masks import open_detector_masks
 from attnstore.query.object_options import ObjectOptions
 from attnstore.query.object_part import Added, add_objects, find_episode, match_frames
 from attnstore.query.objects import cover_patches, object_metrics
-from attnstore.sample import sample_path
 from attnstore.store.commit import Attempt, latest_commit, revision_files
 from attnstore.store.errors import (
     ConflictError,

@@ -82,6 +82,10 @@ def test_the_wheel_has_one_top_level_package(tmp_path: Path) -> None:
     }
     data = (f for f in (ROOT / "attnstore").rglob("*") if f.is_file() and f.suffix != ".pyc")
     assert names >= {f.relative_to(ROOT).as_posix() for f in data}
+    page = {f for f in (ROOT / "render" / "viewer").rglob("*") if f.is_file()}
+    typed = {f for f in page if f.name.endswith(".d.ts")}  # for the type checker alone
+    shipped_page = {n for n in names if n.startswith("attnstore/render/viewer/")}
+    assert shipped_page == {f"attnstore/{f.relative_to(ROOT).as_posix()}" for f in page - typed}
     installed = {
         Path("attnstore", *f.relative_to(ROOT).parts)
         .as_posix()

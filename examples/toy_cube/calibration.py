@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .scene import EYES, FOVY, HAND_CAMERA, HAND_VIEW, LEFT, RIGHT, Float, side_axes
+from .conditions import Conditions
+from .scene import FOVY, HAND_CAMERA, HAND_VIEW, LEFT, PLAIN, RIGHT, Float, side_axes, side_eye
 
 SERIALS = {HAND_CAMERA: "26368109", LEFT: "14436910", RIGHT: "25455306"}
 """Made up. A reader numbers the side cameras by ascending serial."""
@@ -21,11 +22,12 @@ def intrinsics(camera: str, height: int, width: int) -> Float:
     return np.array([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
 
 
-def extrinsics(camera: str) -> Float:
+def extrinsics(camera: str, conditions: Conditions = PLAIN) -> Float:
     """Return the camera's pose, (6,)."""
     if camera != HAND_CAMERA:
-        right, up = side_axes(camera)
-        return _pose(np.array(EYES[camera]), np.stack([right, -up, np.cross(right, -up)], axis=1))
+        right, up = side_axes(camera, conditions)
+        axes = np.stack([right, -up, np.cross(right, -up)], axis=1)
+        return _pose(side_eye(camera, conditions), axes)
     place, tilt = HAND_VIEW
     right = np.array([0.0, 1.0, 0.0])
     forward = np.array([-np.sin(tilt), 0.0, np.cos(tilt)])
@@ -37,13 +39,15 @@ def tool_pose(hand: Float) -> Float:
     return np.array([*hand, np.pi, 0.0, 0.0])
 
 
-def calibration(height: int, width: int) -> dict[str, dict[str, dict[str, object]]]:
+def calibration(
+    height: int, width: int, conditions: Conditions = PLAIN
+) -> dict[str, dict[str, dict[str, object]]]:
     """Return the content of ``calibration.json`` for pictures of that size."""
     return {
         serial: {
             "left": {
                 "intrinsics": intrinsics(camera, height, width).tolist(),
-                "extrinsics": extrinsics(camera).tolist(),
+                "extrinsics": extrinsics(camera, conditions).tolist(),
             }
         }
         for camera, serial in SERIALS.items()

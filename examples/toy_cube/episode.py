@@ -10,19 +10,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from attnstore.render.video import encode
+
 from .calibration import SERIALS, calibration, extrinsics, intrinsics, tool_pose
+from .conditions import WORLDS
+from .renderer import OBJECTS
 from .rollout import Rollout
 from .scene import CAMERAS, HAND_CAMERA, Layout
 from .simulator import RATE
-from .world import HEIGHT, WIDTH
+from .world import HEIGHT, WIDTH, decode
 
 DAY = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
-"""Made up, as all times are: an episode's follows from its seed."""
+"""Made up, as all times are: an episode's follows from its seed and its world, which have a year
+each, so that a comparison within dates is one within worlds."""
+YEAR = 364
 SMALLEST = 0.0004
 """Objects that cover less of the picture are left out, as a detector would."""
 
 
-def write_episode(root: Path, done: Rollout, policy: str, *, arrays: bool = True) -> Path:
+def write_episode(
+    root: Path, done: Rollout, policy: str, *, arrays: bool = True, videos: bool = False
+) -> Path:
     """Write a recorded rollout below `root`; return the episode's directory.
 
     Parameters
@@ -32,19 +40,29 @@ def write_episode(root: Path, done: Rollout, policy: str, *, arrays: bool = True
     arrays
         Write each mask as a NumPy file; else as COCO run lengths in the JSON file, which take a
         hundredth of the space.
+    videos
+        Write a video a camera instead of the pictures as the policy saw them: a seventh of the
+        space, and a second loss.
     """
-    start = DAY + timedelta(days=done.seed // 100, minutes=4 * (done.seed % 100))
+    day = done.seed // 100 + YEAR * list(WORLDS).index(done.world)
+    start = DAY + timedelta(days=day, minutes=4 * (done.seed % 100))
     outcome = "success" if done.success else "failure"
     name = f"{start:%Y-%m-%d_%H-%M-%S}"
     directory = root / outcome / f"{start:%Y-%m-%d}" / name
     directory.mkdir(parents=True)
     (directory / "instruction.txt").write_text(done.layout.instruction + "\n")
-    (directory / "calibration.json").write_text(json.dumps(calibration(HEIGHT, WIDTH), indent=1))
+    cameras = calibration(HEIGHT, WIDTH, WORLDS[done.world])
+    (directory / "calibration.json").write_text(json.dumps(cameras, indent=1))
     for camera in CAMERAS:
+        pictures = [moment.images[camera] for moment in done.moments]
+        if videos:
+            seen = (decode(picture) for picture in pictures)
+            encode(directory / "recordings" / f"{camera}.mp4", seen, fps=RATE, threads=1)
+            continue
         folder = directory / "recordings" / "frames" / camera
         folder.mkdir(parents=True)
-        for i, moment in enumerate(done.moments):
-            (folder / f"{i:05d}.jpg").write_bytes(moment.images[camera])
+        for i, picture in enumerate(pictures):
+            (folder / f"{i:05d}.jpg").write_bytes(picture)
     masked = [i for i, moment in enumerate(done.moments) if moment.objects]
     for camera in CAMERAS:
         _write_masks(directory, done, camera, masked, arrays)
@@ -54,8 +72,9 @@ def write_episode(root: Path, done: Rollout, policy: str, *, arrays: bool = True
 
 
 def categories(layout: Layout) -> tuple[str, ...]:
-    """Names of `renderer.OBJECTS`, the gripper left out: ``red cube``, other cube, bowls."""
-    return (*(f"{c} cube" for c in layout.cubes), *(f"{c} bowl" for c in layout.bowls))
+    """Names of the objects that have masks: ``red cube``, other cube, bowls, further cubes."""
+    cubes = [f"{c} cube" for c in layout.cubes]
+    return (*cubes[:2], *(f"{c} bowl" for c in layout.bowls), *cubes[2:])
 
 
 def _write_masks(
@@ -70,7 +89,8 @@ def _write_masks(
         objects = done.moments[frame].objects[camera]
         entries = found.setdefault(str(frame), [])
         for number, category in enumerate(categories(done.layout)):
-            pixels = objects == number
+            # the gripper, which has no mask, stands before the further cubes
+            pixels = objects == number + (number >= OBJECTS.index("gripper"))
             if pixels.mean() < SMALLEST:
                 continue
             entry: dict[str, Any] = {"bbox": _box(pixels), "category": category, "score": 1.0}
@@ -137,7 +157,7 @@ def _write_trajectory(path: Path, done: Rollout, policy: str, start: datetime) -
         columns[f"observation/camera_type/{serial}"] = np.full(count, kind)
         matrix = intrinsics(camera, HEIGHT, WIDTH)
         columns[f"observation/camera_intrinsics/{serial}_left"] = np.tile(matrix, (count, 1, 1))
-        pose = np.tile(extrinsics(camera), (count, 1))
+        pose = np.tile(extrinsics(camera, WORLDS[done.world]), (count, 1))
         if kind == 0:
             columns[f"observation/camera_extrinsics/{serial}_left_gripper_offset"] = pose
         else:
@@ -149,4 +169,5 @@ def _write_trajectory(path: Path, done: Rollout, policy: str, start: datetime) -
         file.attrs["current_task"] = done.layout.instruction
         file.attrs["trajectory_length"] = count
         file.attrs["sim_seed"], file.attrs["sim_policy"] = done.seed, policy
+        file.attrs["sim_world"] = done.world
         file.attrs["sim_categories"] = json.dumps(categories(done.layout))

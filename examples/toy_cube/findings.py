@@ -18,14 +18,23 @@ import numpy as np
 
 import attnstore
 from attnstore.query.resampling import permutation_test
+from attnstore.sample.looking import (
+    AGAINST,
+    Float,
+    Looking,
+    Question,
+    look,
+    mean_interval,
+    read_scenes,
+    span,
+    word_share,
+)
 
-from .looking import AGAINST, Float, Looking, Question, look, read_scenes, word_share
 from .samples import CAMERAS
 
 ASKED = (("cube word", "cube"), ("bowl word", "bowl"), ("action", "cube"), ("action", "bowl"))
 EARLY = 2
 """Keyframes of the window in which successes and failures are compared."""
-RESAMPLES = 4000
 
 
 def best_head(lift: Float) -> tuple[int, int]:
@@ -35,22 +44,14 @@ def best_head(lift: Float) -> tuple[int, int]:
     return int(layer), int(head)
 
 
-def bootstrap(values: Float, seed: int = 0) -> list[float]:
-    """Mean over episodes and its 95 % percentile interval (Efron 1979); NaN episodes left out."""
-    known = values[~np.isnan(values)]
-    draws = np.random.default_rng(seed).integers(len(known), size=(RESAMPLES, len(known)))
-    low, high = np.percentile(known[draws].mean(1), [2.5, 97.5])
-    return [float(known.mean()), float(low), float(high)]
-
-
 def summary(found: Looking) -> dict[str, Any]:
     """Choose a head on the even episodes; measure it on the odd ones."""
     layer, head = best_head(found.lift["target"][::2])
     row: dict[str, Any] = {"layer": layer, "head": head}
     for name in AGAINST:
-        row[f"lift_{name}"] = bootstrap(found.lift[name][1::2, layer, head])
-        row[f"hit_{name}"] = bootstrap(found.hit[name][1::2, layer, head])
-    row["lift_all_heads"] = bootstrap(np.nanmean(found.lift["target"][1::2], axis=(1, 2)))
+        row[f"lift_{name}"] = mean_interval(found.lift[name][1::2, layer, head])
+        row[f"hit_{name}"] = mean_interval(found.hit[name][1::2, layer, head])
+    row["lift_all_heads"] = mean_interval(np.nanmean(found.lift["target"][1::2], axis=(1, 2)))
     return row
 
 
@@ -63,8 +64,8 @@ def outcomes(found: Looking, outcome: list[str], head: tuple[int, int]) -> dict[
         return None
     tested = permutation_test(values[:, None], success, np.zeros(len(values), np.intp))
     return {
-        "success": bootstrap(values[success]),
-        "failure": bootstrap(values[~success]),
+        "success": mean_interval(values[success]),
+        "failure": mean_interval(values[~success]),
         "episodes": [int(success.sum()), int((~success).sum())],
         "p": float(tested.p[0]),
     }
@@ -120,12 +121,6 @@ def table(measured: Mapping[str, Mapping[str, Any]]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def span(interval: list[float], digits: int) -> str:
-    """``10.2 (8.1 to 12.0)``."""
-    mean, low, high = (f"{n:.{digits}f}" for n in interval)
-    return f"{mean} ({low} to {high})"
 
 
 def main() -> None:

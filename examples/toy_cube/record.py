@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .conditions import WORLDS
 from .episode import write_episode
 from .rollout import make_driver, roll
 from .world import remote_world
@@ -15,20 +16,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--driver", choices=("policy", "blind", "expert", "random"), required=True)
     parser.add_argument("--checkpoint")
+    parser.add_argument("--world", choices=tuple(WORLDS), default="plain")
     parser.add_argument("--seeds", required=True, help="0,3,17 or 100:150")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--masks", choices=("npy", "rle"), default="npy")
+    parser.add_argument("--pictures", choices=("frames", "mp4"), default="frames")
     given = parser.parse_args()
     import torch
 
     torch.set_num_threads(given.threads)
     driver = make_driver(given.driver, given.checkpoint)
     name = "toy_pi0" if given.driver == "policy" else given.driver
-    with remote_world() as world:
+    with remote_world(WORLDS[given.world]) as world:
         for seed in seeds(given.seeds):
-            done = roll(world, driver, seed, record=True)
-            print(write_episode(given.out, done, name, arrays=given.masks == "npy"))
+            done = roll(world, driver, seed, name=given.world, record=True)
+            arrays, videos = given.masks == "npy", given.pictures == "mp4"
+            print(write_episode(given.out, done, name, arrays=arrays, videos=videos), flush=True)
 
 
 def seeds(text: str) -> list[int]:

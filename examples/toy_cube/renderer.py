@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .simulator import Simulator
 
 OBJECTS = ("target cube", "other cube", "target bowl", "other bowl", "gripper")
+"""Further cubes of other worlds come behind these."""
 
 
 def choose_backend() -> None:
@@ -49,7 +50,10 @@ class Renderer:
                 if name.startswith(prefix):
                     self._object[geom + 1] = number
             if name in ("left", "right", "palm"):
-                self._object[geom + 1] = 4
+                self._object[geom + 1] = OBJECTS.index("gripper")
+            for further in range(2, simulator.cubes):
+                if name == f"cube{further}":
+                    self._object[geom + 1] = len(OBJECTS) + further - 2
 
     def close(self) -> None:
         """Free the OpenGL context."""

@@ -7,6 +7,7 @@ import json
 import math
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 
 from attnstore.ingest.keyframes import noise_seed
 
+from .conditions import WORLDS
 from .drivers import Driver, ExpertDriver, PolicyDriver, RandomDriver
 from .expert import CHUNK
 from .scene import CAMERAS, Float, Layout, sample_layout
@@ -32,6 +34,8 @@ class Rollout:
 
     seed: int
     layout: Layout
+    world: str = "plain"
+    """Key of `conditions.WORLDS`."""
     success: bool = False
     moments: list[Moment] = field(default_factory=list)
     """Every frame if recorded, else the first of every chunk."""
@@ -39,17 +43,26 @@ class Rollout:
 
 
 def roll(
-    world: RemoteWorld, driver: Driver, seed: int, *, chunks: int = CHUNKS, record: bool = False
+    world: RemoteWorld,
+    driver: Driver,
+    seed: int,
+    *,
+    name: str = "plain",
+    chunks: int = CHUNKS,
+    record: bool = False,
 ) -> Rollout:
     """Run one episode: commands in chunks, until the cube is in its bowl after one of them.
 
     Parameters
     ----------
+    name
+        Key of `conditions.WORLDS`: what the world was made of.
     record
         Take a picture with every camera at every frame, and masks at the first of every chunk. It
         changes nothing of what happens.
     """
-    done = Rollout(seed, sample_layout(np.random.default_rng(FIRST + seed)))
+    layout = sample_layout(np.random.default_rng(FIRST + seed), WORLDS[name])
+    done = Rollout(seed, layout, name)
     world.reset(done.layout)
     cameras = CAMERAS if record else driver.cameras
     for turn in range(chunks):
@@ -93,14 +106,16 @@ def make_driver(name: str, checkpoint: str | None) -> Driver:
     return ExpertDriver() if name == "expert" else RandomDriver()
 
 
-def evaluate(name: str, checkpoint: str | None, seeds: list[int]) -> list[dict[str, Any]]:
+def evaluate(
+    name: str, checkpoint: str | None, place: str, seeds: list[int]
+) -> list[dict[str, Any]]:
     """Run episodes in a world of their own; return what became of each."""
     import torch
 
     torch.set_num_threads(1)
     driver = make_driver(name, checkpoint)
-    with remote_world() as world:
-        return [outcome(roll(world, driver, seed)) for seed in seeds]
+    with remote_world(WORLDS[place]) as world:
+        return [outcome(roll(world, driver, seed, name=place)) for seed in seeds]
 
 
 def main() -> None:
@@ -108,6 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--driver", choices=("policy", "blind", "expert", "random"), required=True)
     parser.add_argument("--checkpoint")
+    parser.add_argument("--world", choices=tuple(WORLDS), default="plain")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", type=Path)
@@ -115,14 +131,17 @@ def main() -> None:
     count = min(given.processes, given.episodes)
     seeds = [list(range(first, given.episodes, count)) for first in range(count)]
     with ProcessPoolExecutor(count, get_context("spawn")) as pool:
-        several = pool.map(evaluate, [given.driver] * count, [given.checkpoint] * count, seeds)
+        task = partial(evaluate, given.driver, given.checkpoint, given.world)
+        several = pool.map(task, seeds)
         rows = sorted((row for some in several for row in some), key=lambda row: int(row["seed"]))
     successes = sum(row["success"] for row in rows)
     low, high = interval(successes, len(rows))
     share = successes / len(rows)
-    print(f"{given.driver}: {successes} of {len(rows)}, {share:.3f} ({low:.3f} to {high:.3f})")
+    who = f"{given.driver}, {given.world}"
+    print(f"{who}: {successes} of {len(rows)}, {share:.3f} ({low:.3f} to {high:.3f})")
     if given.json:
-        summary = {"driver": given.driver, "successes": successes, "episodes": len(rows)}
+        summary = {"driver": given.driver, "world": given.world}
+        summary |= {"successes": successes, "episodes": len(rows)}
         lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
         head = json.dumps({**summary, "wilson_95": [round(low, 4), round(high, 4)]})
         given.json.write_text(f'{head[:-1]}, "rollouts": [\n{lines}\n]}}\n')
@@ -133,7 +152,7 @@ def outcome(done: Rollout) -> dict[str, Any]:
     last = done.moments[-1]
     bowls = np.linalg.norm(last.cubes[0, :2] - done.layout.bowl_xy, axis=1)
     lifted = any(m.cubes[0, 2] > 0.05 for m in done.moments)
-    wrong = any(m.cubes[1, 2] > 0.05 for m in done.moments)
+    wrong = any((m.cubes[1:, 2] > 0.05).any() for m in done.moments)
     first = np.array(done.commands[CHUNK - 1][:2])
     return {
         "seed": done.seed,

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .conditions import Conditions
+
 Float = NDArray[np.float64]
 
 CUBES: Mapping[str, tuple[float, float, float]] = {
@@ -19,6 +21,11 @@ CUBES: Mapping[str, tuple[float, float, float]] = {
     "green": (0.10, 0.65, 0.15),
     "blue": (0.10, 0.22, 0.90),
 }
+EXTRA: Mapping[str, tuple[float, float, float]] = {
+    "orange": (0.95, 0.50, 0.05),
+    "cyan": (0.10, 0.75, 0.80),
+}
+"""Colours that cubes have in other worlds only; the policy never saw them."""
 BOWLS: Mapping[str, tuple[float, float, float]] = {
     "pink": (0.98, 0.50, 0.72),
     "purple": (0.42, 0.16, 0.55),
@@ -44,18 +51,19 @@ HAND_VIEW = ((0.085, 0.0, -0.125), 0.22)
 EYES = {LEFT: (1.13, 0.50, 0.62), RIGHT: (1.13, -0.50, 0.62)}
 GAZE = (0.475, 0.0, 0.035)
 """Point at which both side cameras look."""
+PLAIN = Conditions()
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """What lies where at the start, and what is asked for."""
 
-    cubes: tuple[str, str]
-    """Colours of the two cubes; the first is the target."""
+    cubes: tuple[str, ...]
+    """Colours of the cubes, two or more; the first is the target."""
     cube_xy: Float
-    """(2, 2)."""
+    """(cube, 2)."""
     cube_yaw: Float
-    """(2,), radians."""
+    """(cube,), radians."""
     bowls: tuple[str, str]
     """Colours of the two bowls; the first is the target."""
     bowl_xy: Float
@@ -69,8 +77,12 @@ class Layout:
         return f"place the {self.cubes[0]} cube into the {self.bowls[0]} bowl"
 
 
-def sample_layout(random: np.random.Generator) -> Layout:
-    """Draw a layout: colours, places at least `APART`, and a start above the middle."""
+def sample_layout(random: np.random.Generator, conditions: Conditions = PLAIN) -> Layout:
+    """Draw a layout: colours, places at least `APART`, and a start above the middle.
+
+    The same generator gives the same start and colours in every world, and the same places in every
+    world of the same reach; further cubes lie wherever there is room left.
+    """
     cubes = random.permutation(list(CUBES))[:2]
     bowls = random.permutation(list(BOWLS))
     kinds = ("cube", "cube", "bowl", "bowl")
@@ -78,43 +90,69 @@ def sample_layout(random: np.random.Generator) -> Layout:
     while len(places) < len(kinds):
         places = []
         for kind in kinds:
-            xy = random.uniform(LOW, HIGH)
-            near = [
-                np.hypot(*(xy - other)) < APART[" ".join(sorted((kind, known), reverse=True))]
-                for known, other in zip(kinds, places, strict=False)
-            ]
-            if any(near):
+            xy = random.uniform(LOW - conditions.reach, HIGH + conditions.reach)
+            if not _room(xy, kind, kinds, places):
                 break  # start again: a crowded beginning may have no room left
             places.append(xy)
     hand = np.array([*(CENTRE + random.uniform(-0.05, 0.05, 2)), random.uniform(0.22, 0.27)])
+    yaws = random.uniform(-YAW, YAW, 2)
+    further = _further_places(random, conditions, kinds, places)
+    colours = [str(cube) for cube in cubes]
+    unseen = [colour for colour in (*CUBES, *EXTRA) if colour not in colours]
     return Layout(
-        (str(cubes[0]), str(cubes[1])),
-        np.array(places[:2]),
-        random.uniform(-YAW, YAW, 2),
+        (*colours, *unseen[: conditions.extra]),
+        np.array([*places[:2], *further]),
+        np.array([*yaws, *(0.0 for _ in further)]),
         (str(bowls[0]), str(bowls[1])),
         np.array(places[2:]),
         hand,
     )
 
 
-def side_axes(camera: str) -> tuple[Float, Float]:
+def _further_places(
+    random: np.random.Generator, conditions: Conditions, kinds: tuple[str, ...], known: list[Float]
+) -> list[Float]:
+    found: list[Float] = []
+    while len(found) < conditions.extra:
+        xy = random.uniform(LOW - conditions.reach, HIGH + conditions.reach)
+        if _room(xy, "cube", (*kinds, *("cube" for _ in found)), [*known, *found]):
+            found.append(xy)
+    return found
+
+
+def _room(xy: Float, kind: str, kinds: tuple[str, ...], places: list[Float]) -> bool:
+    return not any(
+        np.hypot(*(xy - other)) < APART[" ".join(sorted((kind, known), reverse=True))]
+        for known, other in zip(kinds, places, strict=False)
+    )
+
+
+def side_eye(camera: str, conditions: Conditions = PLAIN) -> Float:
+    """Place of a side camera."""
+    mirror = 1.0 if camera == LEFT else -1.0
+    return np.add(EYES[camera], np.multiply(conditions.eye, (1.0, mirror, 1.0)))
+
+
+def side_axes(camera: str, conditions: Conditions = PLAIN) -> tuple[Float, Float]:
     """Image axes right and up of a side camera in the base frame."""
-    forward = np.subtract(GAZE, EYES[camera])
+    forward = np.add(GAZE, conditions.gaze) - side_eye(camera, conditions)
     forward /= np.linalg.norm(forward)
     right = np.cross(forward, (0.0, 0.0, 1.0))
     right /= np.linalg.norm(right)
     return right, np.cross(right, forward)
 
 
-def mjcf() -> str:
-    """Return the world's MJCF; colours and the bowls' places are edited in the compiled model."""
-    sides = "".join(_side_camera(camera) for camera in (LEFT, RIGHT))
+def mjcf(conditions: Conditions = PLAIN) -> str:
+    """Return a world's MJCF; objects' colours and bowls' places are edited in the compiled model."""
+    sides = "".join(_side_camera(camera, conditions) for camera in (LEFT, RIGHT))
+    ambient, diffuse, lamp = (_grey(n * conditions.light) for n in (0.42, 0.30, 0.35))
+    table = " ".join(f"{n:.2f}" for n in conditions.table)
     return f"""
 <mujoco model="toy cube">
   <option timestep="0.004" integrator="implicitfast" cone="elliptic" impratio="10"/>
   <visual>
     <global offwidth="640" offheight="480"/><quality shadowsize="0" offsamples="0"/>
-    <headlight ambient="0.42 0.42 0.42" diffuse="0.30 0.30 0.30" specular="0 0 0"/>
+    <headlight ambient="{ambient}" diffuse="{diffuse}" specular="0 0 0"/>
     <map znear="0.005"/>
   </visual>
   <asset><material name="plain" specular="0" shininess="0"/></asset>
@@ -123,14 +161,14 @@ def mjcf() -> str:
     <default class="hand"><geom mass="0.1" rgba="0.22 0.23 0.26 1" friction="2 0.05 0.002"/></default>
   </default>
   <worldbody>
-    <light pos="0.3 0.4 1.6" dir="0.1 -0.25 -1" directional="true" diffuse="0.35 0.35 0.35"
+    <light pos="0.3 0.4 1.6" dir="0.1 -0.25 -1" directional="true" diffuse="{lamp}"
       specular="0 0 0" castshadow="false"/>
     <geom name="floor" type="plane" size="4 4 0.1" pos="0 0 -0.5" rgba="0.55 0.57 0.60 1"
       contype="0" conaffinity="0"/>
-    <geom name="table" type="box" size="0.36 0.5 0.02" pos="0.5 0 -0.02" rgba="0.80 0.74 0.62 1"/>
+    <geom name="table" type="box" size="0.36 0.5 0.02" pos="0.5 0 -0.02" rgba="{table} 1"/>
     {sides}
     {_hand()}
-    {"".join(_cube(i) for i in range(2))}
+    {"".join(_cube(i) for i in range(2 + conditions.extra))}
     {"".join(_bowl(i) for i in range(2))}
   </worldbody>
   <actuator>
@@ -141,10 +179,14 @@ def mjcf() -> str:
 </mujoco>"""
 
 
-def _side_camera(name: str) -> str:
-    right, up = side_axes(name)
+def _grey(value: float) -> str:
+    return " ".join([f"{value:.2f}"] * 3)
+
+
+def _side_camera(name: str, conditions: Conditions) -> str:
+    right, up = side_axes(name, conditions)
     axes = " ".join(f"{n:.9g}" for n in (*right, *up))
-    eye = " ".join(str(n) for n in EYES[name])
+    eye = " ".join(f"{n:.9g}" for n in side_eye(name, conditions))
     return f'<camera name="{name}" pos="{eye}" xyaxes="{axes}" fovy="{FOVY[name]}"/>'
 
 

@@ -10,7 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from .scene import BOWL_HEIGHT, BOWL_RADIUS, BOWLS, CUBE_HALF, CUBES, Float, Layout, mjcf
+from .conditions import Conditions
+from .scene import (
+    BOWL_HEIGHT,
+    BOWL_RADIUS,
+    BOWLS,
+    CUBE_HALF,
+    CUBES,
+    EXTRA,
+    PLAIN,
+    Float,
+    Layout,
+    mjcf,
+)
 
 RATE = 5.0
 """Commands and frames per second."""
@@ -23,11 +35,11 @@ _REST = 0.03
 
 
 @cache
-def compiled() -> Any:
-    """Compile the model once in a process; `Simulator` copies it."""
+def compiled(conditions: Conditions = PLAIN) -> Any:
+    """Compile a world's model once in a process; `Simulator` copies it."""
     import mujoco
 
-    return mujoco.MjModel.from_xml_string(mjcf())
+    return mujoco.MjModel.from_xml_string(mjcf(conditions))
 
 
 class Simulator:
@@ -43,32 +55,34 @@ class Simulator:
 
     layout: Layout
 
-    def __init__(self) -> None:
+    def __init__(self, conditions: Conditions = PLAIN) -> None:
         import copy
 
         import mujoco
 
         self._mujoco = mujoco
-        self.model = copy.copy(compiled())
+        self.model = copy.copy(compiled(conditions))
         self.data = mujoco.MjData(self.model)
         self._substeps = round(1 / RATE / self.model.opt.timestep)
-        joint = {name: self.model.joint(name) for name in ("x", "left", "cube0", "cube1")}
+        names = [f"cube{i}" for i in range(2 + conditions.extra)]
+        joint = {name: self.model.joint(name) for name in ("x", "left", *names)}
         self._axes = int(joint["x"].qposadr[0])
         self._fingers = int(joint["left"].qposadr[0])
-        self._cubes = [int(joint[f"cube{i}"].qposadr[0]) for i in range(2)]
-        self._speeds = [int(joint[f"cube{i}"].dofadr[0]) for i in range(2)]
+        self._cubes = [int(joint[name].qposadr[0]) for name in names]
+        self._speeds = [int(joint[name].dofadr[0]) for name in names]
 
     def reset(self, layout: Layout) -> None:
         """Put everything where the layout says, the gripper open."""
         self.layout = layout
         self._mujoco.mj_resetData(self.model, self.data)
-        for i, (cube, bowl) in enumerate(zip(layout.cubes, layout.bowls, strict=True)):
-            self.model.geom(f"cube{i}").rgba[:3] = CUBES[cube]
+        for i, cube in enumerate(layout.cubes):
+            self.model.geom(f"cube{i}").rgba[:3] = {**CUBES, **EXTRA}[cube]
+            self.place_cube(i, np.array([*layout.cube_xy[i], CUBE_HALF]), layout.cube_yaw[i])
+        for i, bowl in enumerate(layout.bowls):
             for geom in range(self.model.ngeom):
                 if self.model.geom(geom).name.startswith(f"bowl{i}"):
                     self.model.geom(geom).rgba[:3] = BOWLS[bowl]
             self.model.body(f"bowl{i}").pos[:2] = layout.bowl_xy[i]
-            self.place_cube(i, np.array([*layout.cube_xy[i], CUBE_HALF]), layout.cube_yaw[i])
         self.place_hand(layout.hand, 0.0)
 
     def place_cube(self, index: int, position: Float, yaw: float) -> None:
@@ -99,6 +113,11 @@ class Simulator:
             self._mujoco.mj_step(self.model, self.data)
         # positions of bodies, cameras and geoms are those before the last integration step
         self._mujoco.mj_forward(self.model, self.data)
+
+    @property
+    def cubes(self) -> int:
+        """How many cubes there are."""
+        return len(self._cubes)
 
     @property
     def hand(self) -> Float:

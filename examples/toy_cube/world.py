@@ -19,8 +19,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from .conditions import Conditions
 from .expert import chunk, observe
-from .scene import CAMERAS, Float, Layout
+from .scene import CAMERAS, PLAIN, Float, Layout
 from .simulator import Simulator
 
 if TYPE_CHECKING:
@@ -42,9 +43,9 @@ class Moment:
     """Position, velocity and force of the three axes, (3, 3)."""
     closed: float
     cubes: Float
-    """Centres of target and other cube, (2, 3)."""
+    """Centres of the cubes, the target's first, (cube, 3)."""
     yaws: Float
-    """Rotations of the cubes about z, (2,)."""
+    """Rotations of the cubes about z, (cube,)."""
     success: bool
 
     @property
@@ -56,8 +57,8 @@ class Moment:
 class World:
     """One world with cameras. `reset` before anything else."""
 
-    def __init__(self) -> None:
-        self._simulator = Simulator()
+    def __init__(self, conditions: Conditions = PLAIN) -> None:
+        self._simulator = Simulator(conditions)
 
     @cached_property
     def _renderer(self) -> Renderer:
@@ -86,8 +87,8 @@ class World:
             {camera: self._renderer.objects(camera) for camera in cameras} if objects else {},
             np.array(simulator.joints),
             simulator.closed,
-            np.array([simulator.cube(i) for i in range(2)]),
-            np.array([simulator.yaw(i) for i in range(2)]),
+            np.array([simulator.cube(i) for i in range(simulator.cubes)]),
+            np.array([simulator.yaw(i) for i in range(simulator.cubes)]),
             simulator.success,
         )
 
@@ -132,11 +133,11 @@ class RemoteWorld:
 
 
 @contextmanager
-def remote_world() -> Iterator[RemoteWorld]:
+def remote_world(conditions: Conditions = PLAIN) -> Iterator[RemoteWorld]:
     """A `World` in a process of its own, for as long as the ``with`` lasts."""
     context = get_context("spawn")  # a fork would inherit torch
     mine, its = context.Pipe()
-    process = context.Process(target=_serve, args=(its,), daemon=True)
+    process = context.Process(target=_serve, args=(its, conditions), daemon=True)
     process.start()
     try:
         yield RemoteWorld(mine)
@@ -145,11 +146,11 @@ def remote_world() -> Iterator[RemoteWorld]:
         process.join()
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, conditions: Conditions) -> None:
     from .renderer import choose_backend
 
     choose_backend()
-    world = World()
+    world = World(conditions)
     while (call := pipe.recv()) is not None:
         method, arguments = call
         try:

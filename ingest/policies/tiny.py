@@ -1,4 +1,4 @@
-"""A tiny Pi0 checkpoint of the real architecture with random weights, for demo and tests.
+"""A tiny Pi0 checkpoint of the real architecture with random weights, for tests and benchmarks.
 
 Random weights attend to nothing in particular: pictures made from it show how attnstore works, not
 how a policy looks.
