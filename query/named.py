@@ -18,6 +18,23 @@ class NamedQuery:
     sql: str
 
 
+_RATED = """\
+with regions as (
+       select run, part, target, detail, camera, phase, layer, query_group,
+              count(distinct episode) as episodes, avg(area) as area,
+              avg(attention) / nullif(avg(area), 0) as lift, avg(si_mse) as effect
+       from ledger
+       where target in ('cell', 'object')
+       group by all),
+     rated as (
+       select *, effect / nullif(area, 0)
+                 / nullif(avg(effect / nullif(area, 0)) over alike, 0) as effect_lift
+       from regions
+       window alike as (partition by run, part, target, camera, phase, layer,
+                                     query_group))
+"""
+"""Regions with attention and effect, both relative to area."""
+
 _QUERIES = (
     NamedQuery(
         "most-active-heads",
@@ -145,17 +162,17 @@ with each as (
          on (a.part, a.layer, a.run, a.episode, a.keyframe)
           = (c.part, c.layer, c.run, c.episode, c.keyframe) and a.cameras = c.cameras),
      episodes_of as (
-       select part, phase, step, query_group, cameras, layer, run, episode,
+       select run, part, phase, step, query_group, cameras, layer, episode,
               avg(si_mse) as attention, avg(control) as control,
               avg(pixel_change) as attention_change, avg(control_change) as control_change
        from paired group by all)
-select part, phase, step, query_group, cameras, layer, count(*) as episodes,
+select run, part, phase, step, query_group, cameras, layer, count(*) as episodes,
        avg(attention) as attention, avg(control) as control,
        avg(attention - control) as fidelity,
        avg(attention_change) as attention_change, avg(control_change) as control_change
 from episodes_of
 group by all
-order by part, cameras, fidelity desc""",
+order by run, part, cameras, fidelity desc""",
     ),
     NamedQuery(
         "curve-areas",
@@ -173,18 +190,18 @@ with steps as (
        select part, phase, layer, cameras, curve, target, run, episode, keyframe, repeat,
               sum(width * height) as si_mse, sum(width * cosine_height) as cosine
        from steps where width is not null group by all)
-select part, phase, layer, cameras, curve, target, count(distinct (run, episode)) as episodes,
+select run, part, phase, layer, cameras, curve, target, count(distinct episode) as episodes,
        avg(si_mse) as si_mse_area, avg(cosine) as cosine_area
 from areas
 group by all
-order by part, cameras, curve, layer, target""",
+order by run, part, cameras, curve, layer, target""",
     ),
     NamedQuery(
         "effect-by-region",
         "Which regions does the action depend on: cameras, objects, cells? Needs `attnstore probe "
         "regions`.",
         """\
-select part, target, detail, cameras, count(distinct (run, episode)) as episodes,
+select run, part, target, detail, cameras, count(distinct episode) as episodes,
        count(*) as keyframes, avg(area) as area, avg(pixel_change) as pixel_change,
        avg(si_mse) as si_mse, avg(mse) as mse, avg(scale) as scale, avg(cosine) as cosine
 from interventions
@@ -197,14 +214,13 @@ order by si_mse desc nulls last""",
         "What is looked at, and what matters: attention of every layer on every region, beside the "
         "effect of removing it. Needs `attnstore probe regions`.",
         """\
-select i.part, i.target, i.detail, a.camera, a.phase, a.step, a.layer, a.query_group,
-       count(distinct (i.run, i.episode)) as episodes, count(*) as keyframes,
-       avg(a.area) as area, avg(a.attention) as attention,
-       avg(a.attention) / nullif(avg(a.area), 0) as lift, avg(i.si_mse) as effect,
-       avg(i.si_mse) / nullif(avg(a.area), 0) as effect_by_area
-from interventions i
-join region_attention a using (run, episode, part, keyframe, variant)
-where i.target in ('cell', 'object', 'rank')
+select run, part, target, detail, camera, phase, step, layer, query_group,
+       count(distinct episode) as episodes, count(*) as keyframes,
+       avg(area) as area, avg(attention) as attention,
+       avg(attention) / nullif(avg(area), 0) as lift, avg(si_mse) as effect,
+       avg(si_mse) / nullif(avg(area), 0) as effect_by_area
+from ledger
+where target in ('cell', 'object', 'rank')
 group by all
 order by effect desc nulls last, lift desc nulls last""",
     ),
@@ -212,20 +228,8 @@ order by effect desc nulls last, lift desc nulls last""",
         "looked-at-but-unused",
         "Which regions get more attention than their area, while removing them changes the action "
         "less, for their area, than the mean region? Needs `attnstore probe regions`.",
-        """\
-with regions as (
-       select i.part, i.target, i.detail, a.camera, a.phase, a.layer, a.query_group,
-              count(distinct (i.run, i.episode)) as episodes, avg(a.area) as area,
-              avg(a.attention) / nullif(avg(a.area), 0) as lift, avg(i.si_mse) as effect
-       from interventions i
-       join region_attention a using (run, episode, part, keyframe, variant)
-       where i.target in ('cell', 'object')
-       group by all),
-     rated as (
-       select *, effect / nullif(area, 0)
-                 / nullif(avg(effect / nullif(area, 0)) over alike, 0) as effect_lift
-       from regions
-       window alike as (partition by part, target, camera, phase, layer, query_group))
+        _RATED
+        + """\
 from rated
 where lift > 1 and effect_lift < 1
 order by lift desc""",
@@ -234,20 +238,8 @@ order by lift desc""",
         "used-but-not-looked-at",
         "Which regions get less attention than their area, while removing them changes the action "
         "more, for their area, than the mean region? Needs `attnstore probe regions`.",
-        """\
-with regions as (
-       select i.part, i.target, i.detail, a.camera, a.phase, a.layer, a.query_group,
-              count(distinct (i.run, i.episode)) as episodes, avg(a.area) as area,
-              avg(a.attention) / nullif(avg(a.area), 0) as lift, avg(i.si_mse) as effect
-       from interventions i
-       join region_attention a using (run, episode, part, keyframe, variant)
-       where i.target in ('cell', 'object')
-       group by all),
-     rated as (
-       select *, effect / nullif(area, 0)
-                 / nullif(avg(effect / nullif(area, 0)) over alike, 0) as effect_lift
-       from regions
-       window alike as (partition by part, target, camera, phase, layer, query_group))
+        _RATED
+        + """\
 from rated
 where lift < 1 and effect_lift > 1
 order by effect_lift desc""",
@@ -262,8 +254,8 @@ with shifts as (
               avg(jensen_shannon) as jensen_shannon, avg(correlation) as correlation,
               avg(l2) as l2, avg(abs(mass_change)) as mass_change
        from map_shifts group by all)
-select i.probe, i.part, i.detail, i.layer, s.phase, s.camera,
-       count(distinct (run, episode)) as episodes, count(*) as keyframes,
+select run, i.probe, i.part, i.detail, i.layer, s.phase, s.camera,
+       count(distinct episode) as episodes, count(*) as keyframes,
        avg(i.si_mse) as si_mse, avg(i.scale) as scale, avg(i.cosine) as cosine,
        avg(s.jensen_shannon) as jensen_shannon, avg(s.correlation) as correlation,
        avg(s.l2) as l2, avg(s.mass_change) as mass_change
@@ -277,13 +269,12 @@ order by si_mse desc nulls last, i.part, i.detail, i.layer, s.phase, s.camera"""
         "over the regions of each kind. Needs `attnstore probe regions`.",
         """\
 with regions as (
-       select i.part, i.target, i.detail, a.camera, a.phase, a.layer, a.query_group,
-              avg(a.attention) / nullif(avg(a.area), 0) as lift, avg(i.si_mse) as effect
-       from interventions i
-       join region_attention a using (run, episode, part, keyframe, variant)
-       where i.target in ('cell', 'object', 'rank')
+       select run, part, target, detail, camera, phase, layer, query_group,
+              avg(attention) / nullif(avg(area), 0) as lift, avg(si_mse) as effect
+       from ledger
+       where target in ('cell', 'object', 'rank')
        group by all)
-select part, target, camera, phase, layer, query_group, count(*) as regions,
+select run, part, target, camera, phase, layer, query_group, count(*) as regions,
        if(stddev_pop(lift) > 0 and stddev_pop(effect) > 0, corr(lift, effect), null) as correlation
 from regions
 group by all

@@ -1,25 +1,21 @@
 """Selecting tokens by name, and indices by number, with errors that say what would match.
 
-A token group is ``"text"``, ``"state"``, ``"action"``, ``"image"`` (a kind), a span's name
-(``"task"``, ``"image:hand_camera"``), ``"text:WORD"`` (the tokens of a word in all text) or
-``"SPAN:WORD"`` (in one text span), or ``"SPAN:START:STOP"`` (a range within a kind or span:
-``"action:0:5"``).
+What a token group may be called says `attnstore.store.naming`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.errors import SelectionError
+from attnstore.store.naming import find_tokens, not_found
 from attnstore.store.tokens import AlignedAxis, Span
 
 Group = str | int | slice | Sequence[int]
-_RANGE = re.compile(r"(?P<group>.+):(?P<start>-?\d*):(?P<stop>-?\d*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +58,10 @@ def select_tokens(axis: AlignedAxis, group: Group | None, *, where: str) -> Toke
     if group is None:
         return TokenSelection(np.arange(len(axis)))
     if isinstance(group, str):
-        return TokenSelection(_named(axis, group, where))
+        named = find_tokens(axis, group)
+        if not len(named):
+            raise not_found(axis, group, where)
+        return TokenSelection(named)
     length = len(axis)
     if isinstance(group, (int, np.integer)):
         return TokenSelection(np.array([check_index(int(group), length, where)]), scalar=True)
@@ -82,71 +81,6 @@ def check_index(index: int, length: int, what: str) -> int:
             f"{what} {index} is out of range: there are {length}, 0 to {length - 1}"
         )
     return index % length
-
-
-def _named(axis: AlignedAxis, group: str, where: str) -> NDArray[np.intp]:
-    found = _spans(axis, group)
-    if len(found):
-        return found
-    ranged = _RANGE.fullmatch(group)
-    if ranged is not None:
-        base = _spans(axis, ranged["group"])
-        if len(base):
-            start = int(ranged["start"]) if ranged["start"] else None
-            stop = int(ranged["stop"]) if ranged["stop"] else None
-            part = base[start:stop]
-            if not len(part):
-                raise SelectionError(
-                    f"{where}: {group!r} is empty; {ranged['group']!r} has {len(base)} tokens"
-                )
-            return part
-    owner, _, word = group.partition(":")
-    texts = [s for s in axis if s.tokens and owner in (s.kind, s.name)]
-    if texts or owner == "text":
-        found = _word(texts, word)
-        if len(found):
-            return found
-        words = ", ".join(_words(texts)) or "none"
-        raise SelectionError(f"{where}: no word {word!r} in the {owner}; its words: {words}")
-    kinds = list(dict.fromkeys(s.kind for s in axis))
-    names = [s.name for s in axis]
-    raise SelectionError(
-        f"{where}: no tokens {group!r}; kinds: {', '.join(kinds)}; spans: {', '.join(names)}; "
-        "also text:WORD and SPAN:START:STOP"
-    )
-
-
-def _spans(axis: AlignedAxis, group: str) -> NDArray[np.intp]:
-    parts = [np.arange(s.start, s.stop) for s in axis if group in (s.kind, s.name)]
-    return np.concatenate(parts) if parts else np.empty(0, np.intp)
-
-
-def _text(axis: Iterable[Span]) -> tuple[str, list[tuple[int, int, int]]]:
-    text, places = "", []
-    for span in axis:
-        for offset, token in enumerate(span.tokens):
-            places.append((len(text), len(text) + len(token.text), span.start + offset))
-            text += token.text
-        if span.tokens and span.role == "other":
-            # A marker such as <bos> is not glued to the word that follows it.
-            text += " "
-    return text, places
-
-
-def _words(axis: Iterable[Span]) -> list[str]:
-    return list(dict.fromkeys(re.findall(r"[\w'-]+", _text(axis)[0])))
-
-
-def _word(axis: Iterable[Span], word: str) -> NDArray[np.intp]:
-    text, places = _text(axis)
-    hits = re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE)
-    found = {
-        index
-        for hit in hits
-        for low, high, index in places
-        if low < hit.end() and high > hit.start()
-    }
-    return np.array(sorted(found), np.intp)
 
 
 def token_labels(spans: Sequence[Span], length: int) -> NDArray[np.str_]:

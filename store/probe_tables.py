@@ -64,7 +64,7 @@ _PROBE_TABLES = (
         "one run of the policy on a changed observation, or with attention blocked, against the base; from the same noise",
         (
             *_PROBE_KEYS,
-            Column("target", STRING, "what was taken away: attention (the top of a map), control, cell, camera, object, rank (attention by rank), prompt, attention from > to; base"),
+            Column("target", STRING, "what was taken away: attention (the top of a map), control, cell, camera, object, object together (in several cameras at once), rank (attention by rank), prompt, attention from > to; base"),
             Column("detail", STRING, "which one: 1,2 (cell), the object's or the prompt's name, 0.1-0.2 (rank), text > image:hand_camera; NULL if there is one only"),
             Column("cameras", pa.list_(STRING), "cameras whose image was changed"),
             *_SHOWN_MAP,

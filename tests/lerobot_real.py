@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from blocking_contract import BlockingContract
 from ingest_fixtures import observe
 from lerobot.datasets.lerobot_dataset import LeRobotDataset as Theirs
 from lerobot_fixture_datasets import FPS, TASKS, TOP, WRIST, Content, write_v30
 from lerobot_fixture_real import CHUNK, STEPS, save_act, save_pi, save_smolvla, small
-from policy_contract import Captured, Case, PolicyContract, as_array
+from policy_contract import Captured, Case, as_array
 from safetensors.torch import load_file, save_file
 
 from attnstore.ingest.datasets.droid import DroidDataset
@@ -37,7 +38,7 @@ def load(directory: Path, **options: str) -> LeRobotPolicy:
     return policy
 
 
-class LeRobotContract(PolicyContract):
+class LeRobotContract(BlockingContract):
     """Every family: the reference is LeRobot's own call on what its preprocessor made."""
 
     save: Callable[[Path], Path]

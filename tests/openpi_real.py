@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from blocking_contract import BlockingContract
 from ingest_fixtures import observe
 from openpi_prompt_model import sentencepiece_model
-from policy_contract import Case, PolicyContract, as_array, run_captured
+from policy_contract import Case, as_array, run_captured
 
 from attnstore.ingest.capture import capture
 from attnstore.ingest.policies.base import Observation, PolicyError, Watch
@@ -112,14 +113,14 @@ def policies(checkpoints: dict[str, Path]) -> dict[str, OpenpiPolicy]:
     return {n: OpenpiPolicy(str(d), variant=n) for n, d in checkpoints.items()}
 
 
-class TestPi05(PolicyContract):
+class TestPi05(BlockingContract):
     @pytest.fixture(scope="class")
     @classmethod
     def case(cls, policies: dict[str, OpenpiPolicy]) -> Case:
         return Case(policies["pi05_droid"], SIGHTS, policies["pi05_droid"].model)
 
 
-class TestPi0(PolicyContract):
+class TestPi0(BlockingContract):
     @pytest.fixture(scope="class")
     @classmethod
     def case(cls, policies: dict[str, OpenpiPolicy]) -> Case:

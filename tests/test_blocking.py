@@ -1,28 +1,27 @@
-"""Blocked attention: exactly zero, the rest as a softmax over the other keys, all undone."""
+"""Blocked attention in probes: the gate that holds it to zero, words as tokens, reused prefixes.
+
+What every policy must keep whose attention can be blocked is in `blocking_contract`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from ingest_fixtures import LAYERS, STEPS, observe
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ingest_fixtures import LAYERS, observe
 
-from attnstore.ingest.capture import capture
-from attnstore.ingest.policies.base import ATTENTION_ONLY
-from attnstore.ingest.policies.blocking import Blocked
+from attnstore.ingest.policies.base import ATTENTION_ONLY, Observation
+from attnstore.ingest.policies.blocking import Blocked, block_multihead
+from attnstore.ingest.policies.hooks import Watched
 from attnstore.ingest.policies.pi0 import Pi0Policy
-from attnstore.ingest.probing.forward import Forward
-from attnstore.store.errors import HealthError, UsageError
-
-
-def records(policy: Pi0Policy, blocked: list[list[Blocked]], **options: Any) -> tuple[Any, Any]:
-    batch = policy.prepare([observe(i, **options) for i in range(len(blocked))])
-    with capture(policy) as session, policy.blocking(blocked):
-        actions = policy.act(batch)
-    weights = {(r.phase, r.layer, r.step): r.weights for r in session.records}
-    return weights, actions
+from attnstore.ingest.probing.forward import Forward, Ran
+from attnstore.store.errors import HealthError
 
 
 def tokens(policy: Pi0Policy) -> dict[str, tuple[int, ...]]:
@@ -30,86 +29,142 @@ def tokens(policy: Pi0Policy) -> dict[str, tuple[int, ...]]:
     return {s.name: tuple(range(s.model_start, s.model_start + len(s))) for s in layout.key}
 
 
-def test_blocked_weights_are_zero_and_the_others_a_softmax_without_them(policy: Pi0Policy) -> None:
-    at = tokens(policy)
-    query, key = at["task"], at["image:hand_camera"]
-    base, _ = records(policy, [[]])
-    found, _ = records(policy, [[Blocked("prefix", 0, query, key)]])
-    first, blocked = base["prefix", 0, None][0], found["prefix", 0, None][0]
-    assert float(first[:, query][:, :, key].min()) > 0
-    assert float(blocked[:, query][:, :, key].max()) == 0
-    kept = first.clone()
-    kept[:, torch.tensor(query)[:, None], torch.tensor(key)] = 0
-    expected = kept / kept.sum(-1, keepdim=True)
-    np.testing.assert_allclose(blocked[:, query], expected[:, query], atol=1e-6)
-    others = [i for i in range(first.shape[1]) if i not in query]
-    assert torch.equal(blocked[:, others], first[:, others])
-    assert (found["prefix", 1, None] != base["prefix", 1, None]).any()
-
-
-def test_every_layer_and_step_and_only_that_sample(policy: Pi0Policy) -> None:
-    at = tokens(policy)
-    prefix = tuple(i for name in at if name != "state" for i in at[name])
-    key = at["image:varied_camera_1"]
-    blocks = [Blocked("suffix", n, tuple(range(1, 6)), key) for n in range(LAYERS)]
-    assert len(prefix) > len(key)
-    base, actions = records(policy, [[], []])
-    found, changed = records(policy, [[], blocks])
-    assert torch.equal(actions[0], changed[0])
-    assert float((actions[1] - changed[1]).abs().max()) > 1e-3
-    for layer in range(LAYERS):
-        for step in range(STEPS):
-            weights = found["suffix", layer, step]
-            assert float(weights[1, :, 1:, list(key)].max()) == 0
-            assert float(weights[1, :, 0, list(key)].min()) > 0
-            np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
-            assert torch.equal(weights[0], base["suffix", layer, step][0])
-
-
-def test_all_is_undone_also_after_an_exception(policy: Pi0Policy) -> None:
-    _, before = records(policy, [[]])
-    batch = policy.prepare([observe(0)])
-    block = Blocked("prefix", 0, (0,), (1,))
-    with pytest.raises(KeyError), capture(policy), policy.blocking([[block]]):
-        raise KeyError
-    hooked = [m for m in policy.model.modules() if m._forward_hooks or m._forward_pre_hooks]
-    assert hooked == []
-    assert torch.equal(policy.act(batch), policy.act(batch))
-    assert torch.equal(records(policy, [[]])[1], before)
-
-
-def test_a_query_with_nothing_left_is_refused(policy: Pi0Policy) -> None:
-    at = tokens(policy)
-    everything = tuple(i for indices in at.values() for i in indices)
-    forward = Forward(policy, ATTENTION_ONLY)
-    block = Blocked("prefix", 1, at["task"][:1], everything)
-    with pytest.raises(HealthError, match="prefix layer 1: a query has nothing left to attend to"):
-        forward.run(0, [observe(0)], [[block]])
-
-
-@pytest.mark.parametrize(
-    ("block", "error", "said"),
-    [
-        (Blocked("prefix", 9, (0,), (1,)), UsageError, "there is no prefix layer 9 to block"),
-        (Blocked("suffix", 0, (99,), (1,)), HealthError, "query tokens to block, up to 99"),
-        (Blocked("prefix", 0, (), (1,)), HealthError, "0 query tokens to block, up to none"),
-    ],
-)
-def test_what_is_not_there_cannot_be_blocked(
-    policy: Pi0Policy, block: Blocked, error: type[Exception], said: str
-) -> None:
-    with pytest.raises(error, match=said):
-        Forward(policy, ATTENTION_ONLY).run(0, [observe(0)], [[block]])
-
-
 def test_attention_that_is_left_is_noticed(policy: Pi0Policy) -> None:
     class Careless(Pi0Policy):
         def blocking(self, blocked: Any) -> Any:
-            import contextlib
-
             return contextlib.nullcontext()
 
     careless = Careless.from_model(policy.model, policy.processor)
     block = Blocked("prefix", 0, (0,), (1,))
     with pytest.raises(HealthError, match="attention of .* is left where it is blocked"):
         Forward(careless, ATTENTION_ONLY).run(0, [observe(0)], [[block]])
+
+
+def test_nothing_to_block_is_said(policy: Pi0Policy) -> None:
+    block = Blocked("prefix", 0, (), (1,))
+    with pytest.raises(HealthError, match="0 query tokens to block, up to none"):
+        Forward(policy, ATTENTION_ONLY).run(0, [observe(0)], [[block]])
+
+
+class TestReusedPrefix:
+    """Only the suffix changes: vision tower and language model need not run again."""
+
+    def run(
+        self,
+        policy: Pi0Policy,
+        blocked: Sequence[Sequence[Blocked]],
+        *,
+        reuse: bool,
+        other: Observation | None = None,
+    ) -> tuple[list[Ran], int, int]:
+        """What ran, how often the vision tower did after the base, and what was reused."""
+        sight = observe(3)
+        forward = Forward(policy, ATTENTION_ONLY, maps=True, reuse=reuse)
+        forward.run_base(0, sight)
+        calls = []
+        handle = policy.encoder().register_forward_hook(lambda *given: calls.append(1))
+        try:
+            found = forward.run(0, [other or sight for _ in blocked], blocked)
+        finally:
+            handle.remove()
+        return found, len(calls), forward.reused
+
+    def blocks(self, policy: Pi0Policy) -> list[Blocked]:
+        key = tokens(policy)["image:hand_camera"]
+        return [Blocked("suffix", layer, tuple(range(1, 6)), key) for layer in range(LAYERS)]
+
+    def test_it_gives_the_same_bits(self, policy: Pi0Policy) -> None:
+        blocked = [self.blocks(policy)]
+        (plain,), ran, none = self.run(policy, blocked, reuse=False)
+        (reused,), again, count = self.run(policy, blocked, reuse=True)
+        assert (ran, none) == (1, 0)
+        assert (again, count) == (0, 1)
+        np.testing.assert_array_equal(reused.actions, plain.actions)
+        assert reused.maps.keys() == plain.maps.keys()
+        assert {place[0] for place in plain.maps} == {"prefix", "suffix"}
+        for place, values in plain.maps.items():
+            np.testing.assert_array_equal(reused.maps[place], values)
+
+    def test_a_batch_of_variants_shares_one(self, policy: Pi0Policy) -> None:
+        blocks = self.blocks(policy)
+        blocked = [blocks, blocks[:1], []]
+        plain, _, _ = self.run(policy, blocked, reuse=False)
+        reused, _, count = self.run(policy, blocked, reuse=True)
+        assert count == 3
+        for one, other in zip(plain, reused, strict=True):
+            np.testing.assert_allclose(one.actions, other.actions, atol=1e-5)
+        assert abs(plain[0].actions - plain[1].actions).max() > 1e-3
+        # what is kept stays what it was
+        forward, sight = Forward(policy, ATTENTION_ONLY), observe(3)
+        forward.run_base(0, sight)
+        (first,) = forward.run(0, [sight], [blocks])
+        forward.run(0, [sight] * 3, blocked)
+        (again,) = forward.run(0, [sight], [blocks])
+        np.testing.assert_array_equal(again.actions, first.actions)
+        assert forward.reused == 5
+
+    def test_not_where_prefix_or_observation_differ(self, policy: Pi0Policy) -> None:
+        block = Blocked("prefix", 0, (0,), (1,))
+        assert self.run(policy, [[block]], reuse=True)[2] == 0
+        assert self.run(policy, [[]], reuse=True, other=observe(4))[1:] == (1, 0)
+
+    def test_it_is_undone_after_an_exception(self, policy: Pi0Policy) -> None:
+        sight, forward = observe(3), Forward(policy, ATTENTION_ONLY)
+        base = forward.run_base(0, sight)
+        everything = tuple(i for indices in tokens(policy).values() for i in indices)
+        length = len(policy.prepare([sight]).inputs["input_ids"][0])
+        own = tuple(range(length, length + policy.horizon + 1))
+        with pytest.raises(HealthError, match="a query has nothing left"):
+            forward.run(0, [sight], [[Blocked("suffix", 0, (1,), (*everything, *own))]])
+        core = policy.model.model
+        assert "embed_prefix" not in vars(core)
+        assert "forward" not in vars(core.vlm)
+        np.testing.assert_array_equal(forward.run_base(0, sight).actions, base.actions)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    first=st.booleans(),
+    floating=st.booleans(),
+    known=st.sampled_from(["none", "bool", "float"]),
+)
+def test_multihead_against_its_definition(
+    seed: int, first: bool, floating: bool, known: str
+) -> None:
+    """Softmax of the masked scores, head by head, from the module's own projections."""
+    floating = floating if known == "none" else known == "float"  # torch wants one type
+    generator = torch.Generator().manual_seed(seed)
+    heads, width, queries, keys = 2, 8, 3, 5
+    module = torch.nn.MultiheadAttention(width, heads, batch_first=first).eval()
+    query = torch.randn(2, queries, width, generator=generator)
+    key = torch.randn(2, keys, width, generator=generator)
+    shut = torch.rand(queries, keys, generator=generator) < 0.3
+    shut[:, 0] = False
+    given_mask = {
+        "none": None,
+        "bool": shut,
+        "float": torch.zeros(queries, keys).masked_fill(shut, -torch.inf),
+    }[known]
+    padding = torch.tensor([[False] * keys, [False] * (keys - 1) + [True]])
+    added = torch.zeros(2, keys).masked_fill(padding, -torch.inf)
+    block = Blocked("prefix", 0, (0, 2), (1, 4))
+    given = [x if first else x.transpose(0, 1) for x in (query, key)]
+    watched = [Watched("prefix", 0, module)]
+    with torch.no_grad(), block_multihead(watched, [[], [block]]):
+        _, found = module(
+            *given, given[1], key_padding_mask=added if floating else padding,
+            attn_mask=given_mask, average_attn_weights=False,
+        )  # fmt: skip
+        q_weight, k_weight, _ = module.in_proj_weight.chunk(3)
+        q_bias, k_bias, _ = module.in_proj_bias.chunk(3)
+        q = (query @ q_weight.T + q_bias).reshape(2, queries, heads, -1).transpose(1, 2)
+        k = (key @ k_weight.T + k_bias).reshape(2, keys, heads, -1).transpose(1, 2)
+        scores = q @ k.transpose(-1, -2) / (width // heads) ** 0.5
+    scores = scores.masked_fill(padding[:, None, None], -torch.inf)
+    if known != "none":
+        scores = scores.masked_fill(shut, -torch.inf)
+    for row in block.query:
+        scores[1, :, row, list(block.key)] = -torch.inf
+    np.testing.assert_allclose(found, scores.softmax(-1), atol=1e-6)
+    assert not module._forward_pre_hooks

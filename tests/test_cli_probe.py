@@ -106,6 +106,16 @@ def test_json_and_other_kinds(probe: Run, store: Path) -> None:
     assert found.fetchall() == [("knockout", 4), ("prompts", 3), ("regions", 5)]
 
 
+def test_episodes_whose_prompt_has_not_the_word_are_named(probe: Run, store: Path) -> None:
+    code, _, err = probe("knockout", "--key", "text:cube", "--query", "text:the", "--every", 9)
+    assert code == 5
+    assert "1 episodes to do, 1 keyframes, 2 action chunks" in err
+    assert "0 committed already, 2 broken" in err
+    assert "2 episodes are not in" in err
+    assert err.count("query: no word 'the'") + err.count("key: no word 'cube'") == 2
+    assert len(parts(store)) == 1
+
+
 def test_a_dry_run_writes_nothing(probe: Run, store: Path) -> None:
     code, _, err = probe("regions", "--dry-run", "--cells", "2x2")
     assert code == 0
@@ -124,7 +134,8 @@ def test_a_dry_run_writes_nothing(probe: Run, store: Path) -> None:
         (("regions", "--cells", "4"), 2, "--cells is ROWSxCOLUMNS, as 4x4; got '4'"),
         (("regions", "--by", "rank"), 2, "--by rank needs --layers"),
         (("prompts",), 2, "there is no prompt to try: give --prompts FILE"),
-        (("knockout", "--key", "wheel"), 2, "no key tokens 'wheel' in prefix, suffix"),
+        (("knockout", "--key", "wheel"), 2, "prefix, suffix key: no tokens 'wheel'; kinds: "),
+        (("knockout", "--key", "text:wheel"), 2, "and 2 more: prefix, suffix key: no word 'wheel'"),
         (("fidelity", "--dof", "33"), 2, "--dof 33: the policy's actions have 32 components"),
         (("fidelity", "--policy-option", "steps=1"), 2, "pass the --policy-option values"),
     ],

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import octo_fixture
 import pytest
+from blocking_contract import BlockingContract
 from ingest_fixtures import observe, picture, write_droid
 from numpy.typing import NDArray
 from octo_fixture import HEADS, LAYERS, PATCHES, WORDS, OctoModel, build_octo, may_attend
-from policy_contract import Case, PolicyContract, as_array, run_captured, valid_weights
+from policy_contract import Case, as_array, run_captured, valid_weights
 
 from attnstore.cli import main
 from attnstore.ingest.capture import capture
@@ -70,7 +71,7 @@ def spans(axis: Axis) -> list[tuple[str, str, int, int]]:
     return [(s.name, s.kind, len(s), s.model_start) for s in axis]
 
 
-class TestContract(PolicyContract):
+class TestContract(BlockingContract):
     @pytest.fixture(scope="class")
     @classmethod
     def case(cls, policy: OctoPolicy) -> Case:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from blocking_contract import BlockingContract
+from droid_sample import sample_path
 from hypothesis import given
 from hypothesis import strategies as st
 from ingest_fixtures import observe, picture
@@ -32,7 +34,6 @@ from openpi_fixture import (
 )
 from policy_contract import (
     Case,
-    PolicyContract,
     as_array,
     plain_eager,
     run_captured,
@@ -52,7 +53,6 @@ from attnstore.ingest.policies.base import (
 )
 from attnstore.ingest.policies.openpi import OpenpiPolicy
 from attnstore.ingest.policies.prompt import pi05_spans, token_text
-from attnstore.sample import sample_path
 from attnstore.store.errors import AttnstoreError, MissingExtraError, NotFoundError, UsageError
 from attnstore.store.tokens import Axis, Token
 
@@ -91,7 +91,7 @@ def in_memory(name: str) -> StandInPolicy:
     return policy
 
 
-class TestPi05(PolicyContract):
+class TestPi05(BlockingContract):
     """A checkpoint directory, bfloat16."""
 
     @pytest.fixture(scope="class")
@@ -100,7 +100,7 @@ class TestPi05(PolicyContract):
         return Case(policy, SIGHTS, policy.model)
 
 
-class TestPi0(PolicyContract):
+class TestPi0(BlockingContract):
     """A policy object in memory, float32, against a model of its own without the adapter."""
 
     @pytest.fixture(scope="class")

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from blocking_contract import BlockingContract
 from ingest_fixtures import CHUNK, LAYERS, STEPS, arrays_of, make_job, observe
 from numpy.typing import NDArray
-from policy_contract import Case, PolicyContract
+from policy_contract import Case
 
 from attnstore.ingest.capture import capture
 from attnstore.ingest.datasets.droid import DroidDataset
@@ -45,7 +46,7 @@ def spans(axis: Axis) -> list[tuple[str, str, int, int, int]]:
     return [(s.name, s.kind, s.start, s.stop, s.model_start) for s in axis]
 
 
-class TestContract(PolicyContract):
+class TestContract(BlockingContract):
     @pytest.fixture(scope="class")
     @classmethod
     def case(cls, loaded: Pi0Policy) -> Case:
@@ -235,7 +236,13 @@ class TestNoise:
         assert 0.8 < float(torch.cat([first, again]).std()) < 1.2
 
     def test_the_largest_seed(self, policy: Pi0Policy) -> None:
-        policy.prepare([replace(observe(1), seed=2**63 - 1)])
+        noises = [
+            policy.prepare([replace(observe(1), seed=seed)]).inputs["noise"]
+            for seed in (2**63 - 1, 2**63 - 2, 0)
+        ]
+        assert all(torch.isfinite(noise).all() for noise in noises)
+        assert not torch.equal(noises[0], noises[1])  # as they are where a seed is cut to a float
+        assert not torch.equal(noises[0], noises[2])
 
 
 class TestLoading:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,8 @@ import attnstore
 from attnstore.ingest.capture import capture
 from attnstore.ingest.datasets.base import Frame
 from attnstore.ingest.datasets.droid import DroidDataset
-from attnstore.ingest.pipeline import ingest_all, quarantined
+from attnstore.ingest.pipeline import ingest_all
+from attnstore.ingest.policies.base import Batch, Observation, ObservationError
 from attnstore.ingest.policies.pi0 import Pi0Policy
 from attnstore.ingest.probing.episode import ProbeJob, probe_episode
 from attnstore.ingest.probing.fidelity import Fidelity
@@ -37,12 +39,14 @@ from attnstore.ingest.probing.variant import Probe
 from attnstore.query import Store
 from attnstore.query.fidelity import clustered_interval, layer_fidelity
 from attnstore.query.named import named_query
+from attnstore.render.video import encode
 from attnstore.store.action_metrics import curve_area
 from attnstore.store.commit import Attempt, latest_commit
 from attnstore.store.errors import NotFoundError, SelectionError, UsageError
 from attnstore.store.geometry import Geometry
 from attnstore.store.parquet import write_table
 from attnstore.store.paths import StorePaths
+from attnstore.store.quarantine import quarantined
 from attnstore.store.rle import decode_rle, encode_rle
 from attnstore.store.run import RunConfig
 from attnstore.store.tables import PART_TABLES
@@ -279,6 +283,22 @@ class TestPlantedDependence:
         assert [r["detail"] for r in effect if r["mse"] > 0] == ["0-0.12"]
         assert effect[0]["attention"] > 0.75
 
+    def test_what_makes_no_batch_is_run_one_by_one(
+        self, planted: PlantedPolicy, planted_job: ProbeJob
+    ) -> None:
+        class Unpadded(PlantedPolicy):
+            def prepare(self, observations: Sequence[Observation]) -> Batch:
+                if len({len(o.instruction) for o in observations}) > 1:
+                    raise ObservationError("expected sequence of length 6")
+                return super().prepare(observations)
+
+        policy = Unpadded(dict.fromkeys(CAMERAS, GEOMETRY), CAMERAS[0], PATCH, ELSEWHERE)
+        probe = Prompts((("long", "{instruction} twice"),), empty=True)
+        store = run(planted_job, policy, probe, batch_size=8)
+        rows = ask(store, f"from interventions where part = '{probe.part}' and target = 'prompt'")
+        assert {r["detail"] for r in rows} == {"long", "empty"}
+        assert {r["mse"] for r in rows} == {0}  # it does not read
+
     def test_objects_are_removed_by_their_masks(
         self, planted: PlantedPolicy, planted_job: ProbeJob
     ) -> None:
@@ -309,19 +329,42 @@ class TestPlantedDependence:
         assert set(background.tolist()) == shown - {PATCH, ELSEWHERE}
         assert patches_of(keyframe, CAMERAS[1], "background").size == 0
         assert box.any()
+        # shown by both cameras, it is gone only when both lose it
+        write_objects(planted_job.paths, episode.commit.run, episode.commit.episode, CAMERAS)
+        probe = Regions(by=("object",), cameras=("all",), fill="black")
+        fresh = choose_episodes(planted_job.paths, planted_job.run, ())[0]
+        probe_episode(replace(job, probe=probe), planted, fresh)
+        rows = ask(store, f"from interventions where part = '{probe.part}' and keyframe = 0")
+        found = {
+            (r["detail"], r["target"], *r["cameras"]): r for r in rows if r["target"] != "base"
+        }
+        assert set(found) == {
+            (name, *where)
+            for name in ("cube", "bowl")
+            for where in (("object", CAMERAS[0]), ("object", CAMERAS[1]),
+                          ("object together", *CAMERAS))
+        }  # fmt: skip
+        together = found["cube", "object together", *CAMERAS]
+        alone = found["cube", "object", CAMERAS[0]]
+        assert together["mse"] == alone["mse"] > 0
+        assert together["pixels"] == 2 * alone["pixels"] == 2 * box.sum()
+        assert found["cube", "object", CAMERAS[1]]["mse"] == 0
 
 
-def write_objects(paths: StorePaths, run: str, episode: str) -> None:
+def write_objects(
+    paths: StorePaths, run: str, episode: str, cameras: Sequence[str] = CAMERAS[:1]
+) -> None:
     attempt = Attempt(paths, run, episode, "objects-0123456789")
     schema = PART_TABLES["object_masks"].schema
     rows = [
         {
             "run": run, "episode": episode, "variant": "base", "part": "objects-0123456789",
-            "keyframe": 0, "frame": 0, "camera": CAMERAS[0], "source": "detector", "object": name,
+            "keyframe": 0, "frame": 0, "camera": camera, "source": "detector", "object": name,
             "mask_frame": 0, "instances": 1, "score": 0.9, "height": SOURCE[0], "width": SOURCE[1],
             "counts": encode_rle(planted_pixels(GEOMETRY, patch)),
         }
         for name, patch in (("cube", PATCH), ("bowl", ELSEWHERE))
+        for camera in cameras
     ]  # fmt: skip
     import pyarrow as pa
 
@@ -354,6 +397,49 @@ class TestRealPolicy:
             assert one["variant"] == other["variant"]
             assert one["pixels"] == other["pixels"]
             assert one["mse"] == pytest.approx(other["mse"], abs=1e-4)
+
+    def test_words_are_blocked_where_they_stand_in_the_prompt(
+        self, policy: Pi0Policy, real_job: ProbeJob
+    ) -> None:
+        episode = choose_episodes(real_job.paths, real_job.run, ())[0]
+        keyframe = next(episode.keyframes())
+        batch = policy.prepare([keyframe.observation])
+        keyframe = replace(keyframe, layouts=batch.samples[0].layouts)
+        word = keyframe.observation.instruction.split()[-1]
+        ids = batch.inputs["input_ids"][0].tolist()
+        length = len(ids)
+
+        def text(places: Sequence[int]) -> str:
+            return "".join(policy.processor.tokenizer.decode([ids[i]]) for i in places).strip()
+
+        probe = Knockout((f"text:{word}", "action:0:2", "all"), query=f"task:{word}")
+        assert probe.forwards(keyframe.spec) == 3
+        as_key, _ = probe.variants(keyframe)  # the prompt sees no action token
+        assert {b.phase for b in as_key.blocked} == {"prefix"}
+        assert all(text(b.query) == text(b.key) == word for b in as_key.blocked)
+        probe = Knockout((f"text:{word}", "action:0:2"), query="action", phases=("suffix",))
+        words, actions = probe.variants(keyframe)
+        assert all(text(b.key) == word for b in words.blocked)
+        assert {b.key for b in actions.blocked} == {(length + 1, length + 2)}
+
+    def test_an_episode_without_the_word_is_named_and_the_others_go_on(
+        self, policy: Pi0Policy, recordings: Path, tmp_path: Path
+    ) -> None:
+        job = replace(ingest(tmp_path / "s", policy, DroidDataset(recordings), 3), dof=8)
+        episodes = choose_episodes(job.paths, job.run, ())
+        job = replace(job, probe=Knockout(("text:cube",), query="action", every=9))
+        plan = make_plan(job, episodes)
+        own = {e.spec.name: e.spec.instruction for e in episodes}
+        assert [e.spec.name for e in plan.pending] == [n for n, t in own.items() if "cube" in t]
+        assert plan.broken == {
+            name: "prefix, suffix key: no word 'cube' in the text; its words: "
+            + ", ".join(["bos", *dict.fromkeys(text.split())])
+            for name, text in own.items()
+            if "cube" not in text
+        }
+        assert len(plan.broken) == 2
+        with pytest.raises(SelectionError, match="and 2 more: .* no word 'wheel' in the text"):
+            make_plan(replace(job, probe=Knockout(("text:wheel",))), episodes)
 
     def test_frames_that_were_re_encoded_are_noticed(
         self, policy: Pi0Policy, recordings: Path, tmp_path: Path
@@ -429,6 +515,29 @@ def check_shift(store: Store, policy: Pi0Policy, job: ProbeJob, part: str) -> No
     assert len(found) == LAYERS
 
 
+def test_video_frames_kept_as_png_are_exactly_what_the_policy_saw(
+    policy: Pi0Policy, recordings: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "toy"
+    shutil.copytree(recordings, folder)
+    for directory in folder.glob("*/*/*/recordings/frames/*"):
+        pictures = [np.asarray(Image.open(p).convert("RGB")) for p in sorted(directory.iterdir())]
+        video = directory.parent.parent / f"{directory.name}.mp4"
+        encode(video, iter(pictures), codec="h264", fps=15)
+        shutil.rmtree(directory)
+    seen = {}
+    for kept in ("jpeg", "png"):
+        job = ingest(tmp_path / kept, policy, DroidDataset(folder, video_frames=kept), 1)
+        store = run(replace(job, tolerance=10.0), policy, Prompts(empty=True, every=9))
+        (row,) = ask(store, "from interventions where target = 'base'")
+        seen[kept] = row["mse"]
+        kinds = ask(store, "select distinct media_type from frames")
+        assert kinds == [{"media_type": f"image/{kept}"}]
+    assert seen["png"] == 0 < seen["jpeg"]
+    with pytest.raises(UsageError, match="kept as jpeg, png; got 'webp'"):
+        DroidDataset(folder, video_frames="webp")  # type: ignore[arg-type]
+
+
 class _ReEncoded(DroidDataset):
     """Keeps worse images than the policy sees, as videos do."""
 
@@ -443,6 +552,30 @@ def _jpeg(rgb: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, "JPEG", quality=20)
     return buffer.getvalue()
+
+
+def test_runs_are_not_mixed(planted: PlantedPolicy, recordings: Path, ram_path: Path) -> None:
+    dataset = DroidDataset(recordings, limit=1)
+    probe = Fidelity("joint", "action", share=SHARE, fill="black", repeats=1, every=9)
+    regions = Regions(by=("camera", "cell"), cells=(1, 2), every=9)
+    runs = []
+    for precision in ("float16", "log8"):
+        made = make_job(ram_path / "s", planted, dataset, precision=precision)
+        assert not ingest_all(made, planted, dataset, dataset.episode_names(), Watcher()).failed
+        job = ProbeJob(made.paths, made.run, probe, DOF)
+        store = run(job, planted, probe)
+        run(job, planted, regions)
+        runs.append(made.run.id)
+    assert len(set(runs)) == 2
+    for name in ("mask-fidelity", "effect-by-region", "ledger", "attention-effect"):
+        rows = ask(store, named_query(name).sql)
+        assert {r["run"] for r in rows} == set(runs)
+        assert all(r.get("episodes", 1) == 1 for r in rows), name
+    with pytest.raises(
+        SelectionError, match=f"of several runs; name one: {', '.join(sorted(runs))}"
+    ):
+        layer_fidelity(store)
+    assert {f.episodes for f in layer_fidelity(store, run=runs[0])} == {1}
 
 
 class TestResume:
@@ -502,7 +635,11 @@ class TestWhatIsRefused:
             (Fidelity("joint", "action", (2,)), "layer 2: phase joint has layers 0 to 1"),
             (Fidelity("joint", "action", heads="9"), "a number below 2; got '9'"),
             (Fidelity("joint", "action", cameras=("x",)), "no camera 'x'; it has: hand_camera"),
-            (Knockout(("text",)), "no key tokens 'text' in joint; there are: all, image"),
+            (
+                Knockout(("text",)),
+                "joint key: no tokens 'text'; kinds: image; spans: image:hand_camera",
+            ),
+            (Knockout(("text:cube",)), "joint key: no word 'cube' in the text; its words: none"),
             (Knockout(("background@x",)), "no camera 'x'"),
         ],
     )

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 import vlm_fixtures
+from blocking_contract import BlockingContract
+from droid_sample import sample_path
 from ingest_fixtures import arrays_of, commits, make_job, observe, problems
-from policy_contract import Case, PolicyContract, run_captured
+from policy_contract import Case, run_captured
 
 from attnstore.cli import main
 from attnstore.ingest.datasets.droid import DroidDataset
@@ -20,7 +22,6 @@ from attnstore.ingest.keyframes import observation
 from attnstore.ingest.policies.base import Generated, load_policy
 from attnstore.ingest.policies.vlm import CAUSAL, VlmPolicy
 from attnstore.query import open as open_for_reading
-from attnstore.sample import sample_path
 from attnstore.store.errors import HealthError
 from attnstore.store.part import Part
 from attnstore.store.paths import StorePaths
@@ -48,7 +49,7 @@ def family(request: pytest.FixtureRequest, root: Path) -> VlmPolicy:
     return load(request.param, root)
 
 
-class TestContract(PolicyContract):
+class TestContract(BlockingContract):
     @pytest.fixture(scope="class")
     @classmethod
     def case(cls, family: VlmPolicy) -> Case:
@@ -200,6 +201,32 @@ class TestSteps:
         with pytest.raises(Exception, match="no array policy/actions"):
             episode.policy_array("actions")
         assert episode.policy_array("state").shape[0] == 4
+
+    def test_a_step_from_the_end_is_that_of_each_text(self, ended: Ended, store: Path) -> None:
+        episode = open_for_reading(store).episode(ended.name)
+        counts = [len(t.tokens) for t in ended.texts]
+        assert len(set(counts)) > 1
+        camera = episode.cameras[0]
+        for back in (-1, -2, -STEPS):
+            maps = episode.maps("decode", camera, step=back)
+            mass, _ = episode.mass("decode", camera, layer=1, step=back)
+            for keyframe, count in enumerate(counts):
+                one = episode.maps("decode", camera, step=back, keyframe=keyframe, layer=1)
+                np.testing.assert_array_equal(maps[keyframe, 1], one)
+                if count + back < 0:
+                    assert np.isnan(one).all()
+                    assert np.isnan(mass[keyframe]).all()
+                    continue
+                given: dict[str, Any] = {"step": count + back, "keyframe": keyframe, "layer": 1}
+                wanted = episode.maps("decode", camera, **given)
+                assert np.isfinite(wanted).all()
+                np.testing.assert_array_equal(one, wanted)
+                own = episode.stats("camera_mass", "decode", camera)[keyframe, count + back, 1]
+                np.testing.assert_array_equal(mass[keyframe], own)
+                head = episode.active_head("decode", camera, layer=1, step=back, keyframe=keyframe)
+                assert head == episode.active_head("decode", camera, **given)
+        some = episode.maps("decode", camera, step=-1, keyframe=[2, 0], head=1)
+        np.testing.assert_array_equal(some, episode.maps("decode", camera, step=-1)[[2, 0], :, 1])
 
     def test_the_stored_weights_are_those_of_a_capture(self, ended: Ended, store: Path) -> None:
         episode = open_for_reading(store).episode(ended.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from attnstore.store.errors import UsageError
 from .ingest_options import episode_options, policy_options, run_options
 from .ingest_run import load_and_ingest
 from .options import json_option, print_json
+
+if TYPE_CHECKING:
+    from attnstore.ingest.datasets.base import VideoFrames
 
 
 @click.group()
@@ -40,6 +43,7 @@ def droid(
     outcome: str | None,
     episodes: str | None,
     limit: int | None,
+    video_frames: VideoFrames,
     frames_rule: str,
     dataset_name: str | None,
     **run: Any,
@@ -58,6 +62,7 @@ def droid(
         episodes=episodes,
         limit=limit,
         frames=frames_rule,
+        video_frames=video_frames,
         name=dataset_name,
     )
     load_and_ingest(dataset, **run)
@@ -115,6 +120,7 @@ def lerobot(
     outcome: str | None,
     episodes: str | None,
     limit: int | None,
+    video_frames: VideoFrames,
     tolerance: float,
     dataset_name: str | None,
     **run: Any,
@@ -138,6 +144,7 @@ def lerobot(
         episodes=episodes,
         limit=limit,
         tolerance=tolerance,
+        video_frames=video_frames,
         name=dataset_name,
     )
     load_and_ingest(dataset, **run)

@@ -32,6 +32,14 @@ EPISODES = (
         "--episodes", metavar="GLOB", help="Only episodes whose name, or its last part, matches."
     ),
     click.option("--limit", type=click.IntRange(min=1), help="At most this many episodes."),
+    click.option(
+        "--video-frames",
+        type=click.Choice(["jpeg", "png"]),
+        default="jpeg",
+        show_default=True,
+        help="What is kept of the frames of videos; png is larger, and exactly what the policy saw: "
+        "`attnstore probe` does the same again.",
+    ),
 )
 
 RUN = (

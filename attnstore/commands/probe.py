@@ -10,12 +10,10 @@ import click
 
 from attnstore.store.errors import UsageError
 
-from .options import console, need_store, print_json
 from .probe_options import COMMON, FILL, MAP, add_options, parse_layers
-from .progress import conclude, interrupts, progress_bar, quiet_libraries
+from .probe_run import run_probe, shown_map
 
 if TYPE_CHECKING:
-    from attnstore.ingest.probing.pipeline import ProbePlan
     from attnstore.ingest.probing.variant import Probe
 
 
@@ -86,13 +84,13 @@ def fidelity(
     from attnstore.ingest.probing.fidelity import Fidelity
 
     def make(spec: Any, every: int, **options: Any) -> Probe:
-        shown = _shown_map(spec, phase, group)
+        shown = shown_map(spec, phase, group)
         layers = parse_layers(layer_text)
         return Fidelity(
             *shown, layers, cameras=cameras, curve_points=curves or 0, every=every, **options
         )
 
-    _run(make, ("heads", "step", "share", "reduce", "fill", "control", "repeats"), **rest)
+    run_probe(make, ("heads", "step", "share", "reduce", "fill", "control", "repeats"), **rest)
 
 
 @probe.command()
@@ -141,7 +139,7 @@ def regions(
 
     def make(spec: Any, every: int, **options: Any) -> Probe:
         ranked = "rank" in by
-        shown = _shown_map(spec, phase, group) if ranked else ("", "")
+        shown = shown_map(spec, phase, group) if ranked else ("", "")
         layers = parse_layers(layer_text) if ranked else ()
         if ranked and layers is None:
             raise UsageError("--by rank needs --layers: every band of every layer is a forward")
@@ -152,7 +150,7 @@ def regions(
             **options,
         )  # fmt: skip
 
-    _run(make, ("heads", "step", "fill", "bands"), **rest)
+    run_probe(make, ("heads", "step", "fill", "bands"), **rest)
 
 
 @probe.command()
@@ -190,7 +188,7 @@ def prompts(file: Path | None, pairs_of_words: tuple[str, ...], **rest: Any) -> 
     def make(spec: Any, every: int, **options: Any) -> Probe:
         return Prompts(given, parse_replaced(pairs_of_words), every=every, **options)
 
-    _run(make, ("empty", "shuffles"), **rest)
+    run_probe(make, ("empty", "shuffles"), **rest)
 
 
 @probe.command()
@@ -201,11 +199,14 @@ def prompts(file: Path | None, pairs_of_words: tuple[str, ...], **rest: Any) -> 
         "keys",
         multiple=True,
         required=True,
-        help="Tokens that are not to be seen, a variant each: image, image:CAMERA, text, task, "
-        "object:NAME, background, letterbox (also background@CAMERA).",
+        help="Tokens that are not to be seen, a variant each: image, image:CAMERA, text, text:WORD, "
+        "task, action:0:5, all, object:NAME, background, letterbox (also background@CAMERA).",
     ),
     click.option(
-        "--query", default="all", show_default=True, help="Tokens that must not attend to them."
+        "--query",
+        default="all",
+        show_default=True,
+        help="Tokens that must not attend to them: action, text, text:WORD, ...",
     ),
     click.option(
         "--phase", "phases", multiple=True, help="Only in this phase; repeatable.  [default: all]"
@@ -226,90 +227,4 @@ def knockout(layer_text: str | None, **rest: Any) -> None:
     def make(spec: Any, every: int, **options: Any) -> Probe:
         return Knockout(layers=parse_layers(layer_text), every=every, **options)
 
-    _run(make, ("keys", "query", "phases", "at"), **rest)
-
-
-def _shown_map(spec: Any, phase: str | None, group: str | None) -> tuple[str, str]:
-    """Phase and query group of the maps; by default the last phase's: that of the actions."""
-    with_maps = [p for p, s in spec.phases.items() if s.camera is None and s.cameras]
-    chosen = phase or with_maps[-1]
-    groups = spec.phases[chosen].query_groups if chosen in spec.phases else ("",)
-    return chosen, group or groups[0]
-
-
-def _run(
-    make: Any,
-    names_of_options: tuple[str, ...],
-    *,
-    store: Path | None,
-    checkpoint: str,
-    policy: str | None,
-    revision: str | None,
-    device: str,
-    pairs: tuple[str, ...],
-    run_id: str | None,
-    names: tuple[str, ...],
-    limit: int | None,
-    every: int,
-    dof: int | None,
-    batch_size: int,
-    tolerance: float | None,
-    dry_run: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Forecast, probe, and say what became of every episode."""
-    from attnstore.ingest.policies.base import load_policy, parse_options
-    from attnstore.ingest.probing.episode import ProbeJob
-    from attnstore.ingest.probing.pipeline import (
-        check_policy,
-        choose_episodes,
-        choose_run,
-        make_plan,
-        probe_all,
-        real_dof,
-    )
-    from attnstore.store.paths import open_store
-
-    target = need_store(store)
-    paths = open_store(target)
-    paths.check_writable()
-    run = choose_run(paths, run_id)
-    episodes = choose_episodes(paths, run, names, limit=limit)
-    asked = make(episodes[0].spec, every, **{name: options[name] for name in names_of_options})
-    quiet_libraries()
-    loaded = load_policy(
-        policy or run.policy, checkpoint, dtype=run.dtype, device=device, revision=revision,
-        options=parse_options(pairs),
-    )  # fmt: skip
-    check_policy(loaded, run)
-    job = ProbeJob(paths, run, asked, real_dof(loaded, episodes[0], dof), batch_size, tolerance)
-    plan = make_plan(job, episodes)
-    _show_plan(plan, job, target, as_json)
-    if dry_run:
-        return
-    with interrupts() as stopped, progress_bar(plan, "probe") as observer:
-        report = probe_all(job, loaded, plan.pending, observer, stopped=stopped)
-    conclude(plan, report, target, as_json)
-
-
-def _show_plan(plan: ProbePlan, job: Any, target: Path, as_json: bool) -> None:
-    if as_json:
-        print_json(
-            [
-                {
-                    "event": "forecast", "run": job.run.id, "part": job.probe.part,
-                    "episodes": len(plan.pending), "keyframes": plan.total_keyframes,
-                    "forwards": plan.forwards, "dof": job.dof, "committed": len(plan.present),
-                }
-            ]
-        )  # fmt: skip
-        return
-    console().print(
-        f"{job.probe.kind} of run {job.run.id} in {target}, part {job.probe.part}\n"
-        f"{len(plan.pending)} episodes to do, {plan.total_keyframes} keyframes, "
-        f"{plan.forwards} action chunks of {job.dof} degrees of freedom; "
-        f"{len(plan.present)} committed already; the time is known after the first keyframes",
-        markup=False,
-        soft_wrap=True,
-    )
+    run_probe(make, ("keys", "query", "phases", "at"), **rest)

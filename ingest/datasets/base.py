@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 OUTCOMES = ("success", "failure", "unknown")
+VideoFrames = Literal["jpeg", "png"]
+"""What is kept of the decoded frames of videos."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from pathlib import Path
 from attnstore.store.errors import EpisodeError, NotFoundError, UsageError
 
 from . import droid_layout as layout
-from .base import OUTCOMES, EpisodeInfo, Frame
+from .base import OUTCOMES, EpisodeInfo, Frame, VideoFrames
 from .droid_trajectory import Trajectory, read_trajectory
+from .video import check_kept
 
 FRAMES_RULES = ("strict", "shortest")
 
@@ -50,6 +51,9 @@ class DroidDataset:
         Only episodes whose name, or its last component, matches this glob; all if None.
     limit
         At most this many episodes, after the filters, in sorted order.
+    video_frames
+        What is kept of a video's frames: ``jpeg``, or ``png``, twice as large and exactly what the
+        policy sees.
     frames
         ``strict``: cameras and trajectory of an episode must have equal lengths. ``shortest``: use
         the first frames, as many as all of them have.
@@ -63,7 +67,17 @@ class DroidDataset:
     """
 
     kind: str = "droid"
-    __slots__ = ("_base", "_episodes", "_frames", "_limit", "_outcome", "_root", "cameras", "name")
+    __slots__ = (
+        "_base",
+        "_episodes",
+        "_frames",
+        "_kept",
+        "_limit",
+        "_outcome",
+        "_root",
+        "cameras",
+        "name",
+    )
 
     def __init__(
         self,
@@ -74,10 +88,12 @@ class DroidDataset:
         episodes: str | None = None,
         limit: int | None = None,
         frames: str = "strict",
+        video_frames: VideoFrames = "jpeg",
         name: str | None = None,
     ) -> None:
         _one_of("side", side, tuple(layout.SIDES))
         _one_of("frames", frames, FRAMES_RULES)
+        check_kept(video_frames)
         if outcome is not None:
             _one_of("outcome", outcome, OUTCOMES)
         if limit is not None and limit < 1:
@@ -88,6 +104,7 @@ class DroidDataset:
         self._episodes = episodes
         self._limit = limit
         self._frames = frames
+        self._kept = video_frames
         self.name: str = name or self._base.name
         self.cameras: tuple[str, ...] = (layout.HAND_CAMERA, layout.SIDES[side])
 
@@ -190,7 +207,9 @@ class DroidDataset:
         directory = self._base / name
         if ".." in Path(name).parts or not directory.is_dir() or not layout.is_episode(directory):
             raise NotFoundError(f"{self._base}: no episode {name!r}; expected {layout.EXPECTED}")
-        images = tuple(layout.find_images(name, directory, camera) for camera in self.cameras)
+        images = tuple(
+            layout.find_images(name, directory, camera, self._kept) for camera in self.cameras
+        )
         trajectory = read_trajectory(name, directory / "trajectory.h5")
         length = min(len(trajectory), *map(len, images))
         if length == 0:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from attnstore.store.errors import EpisodeError
 
-from .base import OUTCOMES
+from .base import OUTCOMES, VideoFrames
 from .stills import MEDIA_TYPES, Stills
 from .video import Video, open_video
 
@@ -146,8 +146,13 @@ def calibrated_serials(directory: Path) -> list[str] | None:
     return sorted(calibration) if isinstance(calibration, dict) else None
 
 
-def find_images(episode: str, directory: Path, camera: str) -> Images:
+def find_images(episode: str, directory: Path, camera: str, kept: VideoFrames = "jpeg") -> Images:
     """Find a camera's images: numbered files if there are any, else its video.
+
+    Parameters
+    ----------
+    kept
+        What is kept of a video's frames.
 
     Raises
     ------
@@ -171,7 +176,7 @@ def find_images(episode: str, directory: Path, camera: str) -> Images:
             )
         return Stills(episode, camera, tuple(numbered[index] for index in sorted(numbered)))
     if video.is_file():
-        return open_video(episode, camera, video)
+        return replace(open_video(episode, camera, video), kept=kept)
     raise EpisodeError(episode, _missing_camera(directory, camera))
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from attnstore.store.errors import EpisodeError, NotFoundError, UsageError
 
-from .base import OUTCOMES, CameraFrame, EpisodeInfo, Frame
+from .base import OUTCOMES, CameraFrame, EpisodeInfo, Frame, VideoFrames
 from .lerobot_files import open_files
 from .lerobot_meta import Recording, instruction, read_info, read_recordings, read_tasks
 from .lerobot_outcome import outcome_of_episode, outcome_of_frames, read_outcomes
 from .lerobot_rows import EmbeddedImages, EpisodeRows, read_columns, read_rows
 from .lerobot_video import TOLERANCE, TimedVideo
+from .video import check_kept
 
 STATE, ACTION = "observation.state", "action"
 
@@ -52,6 +53,9 @@ class LeRobotDataset:
         At most this many episodes, after the filters.
     tolerance
         Seconds that a video frame may be off its row's time.
+    video_frames
+        What is kept of a video's frames: ``jpeg``, or ``png``, which is exactly what the policy
+        sees.
     name
         Name of the dataset, part of a run's identity; the folder's or hub repository's if None.
 
@@ -81,6 +85,7 @@ class LeRobotDataset:
         episodes: str | None = None,
         limit: int | None = None,
         tolerance: float = TOLERANCE,
+        video_frames: VideoFrames = "jpeg",
         name: str | None = None,
     ) -> None:
         if outcome is not None and outcome not in OUTCOMES:
@@ -101,7 +106,8 @@ class LeRobotDataset:
                 f"tolerance is above 0 and below half a frame, {0.5 / self._recorded.fps:g} s; "
                 f"got {tolerance:g}"
             )
-        self._tolerance = tolerance
+        check_kept(video_frames)
+        self._tolerance, self._kept = tolerance, video_frames
         self._outcome_column = outcome_column
         self._outcomes = None if outcome_file is None else read_outcomes(Path(outcome_file))
         self._outcome, self._episodes, self._limit = outcome, episodes, limit
@@ -283,7 +289,9 @@ class LeRobotDataset:
                 continue
             where, start = recording.videos[column]
             path = self._file(recording, where)
-            video = TimedVideo(recording.name, camera, path, where, start, self._tolerance)
+            video = TimedVideo(
+                recording.name, camera, path, where, start, self._tolerance, self._kept
+            )
             cameras.append(_Timed(video, rows))
         return cameras
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from attnstore.store.errors import EpisodeError
 
-from .base import CameraFrame
+from .base import CameraFrame, VideoFrames
 from .video import REORDER, ascending_runs, encode
 
 TOLERANCE = 1e-4
@@ -31,6 +31,7 @@ class TimedVideo:
     start: float
     """Time in the file at which the episode begins, seconds."""
     tolerance: float = TOLERANCE
+    kept: VideoFrames = "jpeg"
 
     def check(self, last: float) -> None:
         """Look for the packet of the episode's last frame, without decoding.
@@ -74,7 +75,7 @@ class TimedVideo:
         """Yield the frames at the asked times, in the given order.
 
         Ascending times take one seek to the key frame before the first and one pass from there.
-        ``rgb`` is the decoded video frame, ``data`` a JPEG of it.
+        ``rgb`` is the decoded video frame, ``data`` what is kept of it.
 
         Raises
         ------
@@ -92,7 +93,7 @@ class TimedVideo:
                         f"{rgb.shape[1]}x{rgb.shape[0]} at {time:.4f} s, {first[1]}x{first[0]} "
                         "before; re-encode the video at one size",
                     )
-                yield CameraFrame(self.camera, encode(rgb), "image/jpeg", rgb)
+                yield encode(self.camera, rgb, self.kept)
 
     def _decode(self, ascending: Sequence[float]) -> Iterator[NDArray[np.uint8]]:
         import av

@@ -6,15 +6,15 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from attnstore.store.errors import EpisodeError
+from attnstore.store.errors import EpisodeError, UsageError
 
-from .base import CameraFrame
+from .base import CameraFrame, VideoFrames
 
 JPEG_QUALITY = 95
 """Of the JPEG kept for a decoded video frame, without chroma subsampling.
@@ -42,6 +42,7 @@ class Video:
     """Number of frames, counted."""
     rate: float | None
     """Average frames per second, as the container says."""
+    kept: VideoFrames = "jpeg"
 
     def __len__(self) -> int:
         return self.length
@@ -58,7 +59,7 @@ class Video:
         """Yield the asked frames in the given order.
 
         Ascending indices take one sequential pass through the file; each step back starts another.
-        ``rgb`` is the decoded video frame, ``data`` a JPEG of it (see `JPEG_QUALITY`). No seeking:
+        ``rgb`` is the decoded video frame, ``data`` what is kept of it (see `encode`). No seeking:
         seeking lands on timestamps, and timestamps are not frame indices.
 
         Raises
@@ -77,7 +78,7 @@ class Video:
                         f"{rgb.shape[1]}x{rgb.shape[0]}, the frames before it are "
                         f"{first[1]}x{first[0]}; re-export the video at one size",
                     )
-                yield CameraFrame(self.camera, encode(rgb), "image/jpeg", rgb)
+                yield encode(self.camera, rgb, self.kept)
 
     @property
     def _where(self) -> str:
@@ -156,11 +157,25 @@ def open_video(episode: str, camera: str, path: Path) -> Video:
     return Video(episode, camera, path, shown, float(rate) if rate else None)
 
 
-def encode(rgb: NDArray[np.uint8]) -> bytes:
-    """Encode an image, (height, width, 3), as the JPEG kept for a video frame."""
+def check_kept(kept: str) -> None:
+    """Raise `UsageError` if video frames cannot be kept so."""
+    if kept not in get_args(VideoFrames):
+        known = ", ".join(get_args(VideoFrames))
+        raise UsageError(f"decoded video frames are kept as {known}; got {kept!r}")
+
+
+def encode(camera: str, rgb: NDArray[np.uint8], kept: VideoFrames) -> CameraFrame:
+    """Encode a decoded video frame, (height, width, 3), as it is kept.
+
+    ``jpeg`` is of `JPEG_QUALITY`; ``png`` is exactly what the policy sees.
+    """
     buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()
+    image = Image.fromarray(rgb)
+    if kept == "png":
+        image.save(buffer, "PNG")
+    else:
+        image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return CameraFrame(camera, buffer.getvalue(), f"image/{kept}", rgb)
 
 
 def ascending_runs(asked: Sequence[Place]) -> list[list[Place]]:

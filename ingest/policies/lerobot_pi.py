@@ -17,6 +17,7 @@ from attnstore.store.geometry import Geometry
 from attnstore.store.tokens import Axis, Span, TokenLayout
 
 from .base import EncoderShape, PhaseShape, Sample
+from .blocking import Blocked, block_by_mask
 from .checkpoint import unwrap
 from .hooks import Watched, eager_attention
 from .lerobot_base import TOKENS, LeRobotPolicy
@@ -57,6 +58,10 @@ class LeRobotPi0(LeRobotPolicy):
         LeRobot sets it at every call, and leaves it so; here it is as before afterwards.
         """
         return eager_attention([watched.module for watched in self.watched()])
+
+    def blocking(self, blocked: Sequence[Sequence[Blocked]]) -> AbstractContextManager[None]:
+        """Block attention through the masks that Gemma's layers get."""
+        return block_by_mask(self.watched(), blocked)
 
     def encoder(self) -> Any:
         """SigLIP's vision tower."""

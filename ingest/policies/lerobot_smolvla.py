@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from attnstore.store.errors import HealthError, UsageError
@@ -21,6 +22,7 @@ from attnstore.store.geometry import Geometry
 from attnstore.store.tokens import Axis, Span, TokenLayout
 
 from .base import EncoderShape, Observer, PhaseShape, Sample
+from .blocking import Blocked, Samples, by_layer, check_left, forbidden, place_of
 from .checkpoint import unwrap
 from .hooks import Watched
 from .lerobot_base import TOKENS, LeRobotPolicy
@@ -61,6 +63,19 @@ class LeRobotSmolVla(LeRobotPolicy):
             core = self._core
             stack.enter_context(_instead(core, "forward", calls.forward))
             stack.enter_context(_instead(core, "eager_attention_forward", calls.attention))
+            yield
+
+    @contextmanager
+    def blocking(self, blocked: Sequence[Sequence[Blocked]]) -> Iterator[None]:
+        """Block attention through the boolean mask that the attention method gets.
+
+        Where action tokens attend to the prefix alone, they are no keys, and nothing is blocked.
+        """
+        layers = {(phase, n) for phase, shape in self.phases.items() for n in range(shape.layers)}
+        with ExitStack() as stack:
+            turns = _Blocking(by_layer(blocked, layers))
+            stack.enter_context(_instead(self._core, "forward", turns.forward))
+            stack.enter_context(_instead(self._core, "eager_attention_forward", turns.attention))
             yield
 
     def check_hidden(self) -> None:
@@ -169,17 +184,53 @@ class LeRobotSmolVla(LeRobotPolicy):
         return unwrap(self.model.vlm_with_expert)
 
 
-class _Calls:
-    """Tells the calls of the attention method apart, and takes the weights out of each."""
+class _Turns:
+    """Tells the calls of the attention method apart."""
 
-    def __init__(self, observer: Observer, actions: int) -> None:
-        self._observer, self._actions = observer, actions
-        self._phase, self._layer, self._prefix = "", 0, 0
+    _phase, _layer = "", 0
 
     def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         given = kwargs["inputs_embeds"] if "inputs_embeds" in kwargs else args[3]
         self._phase, self._layer = ("prefix" if given[1] is None else "suffix"), 0
         return original(*args, **kwargs)
+
+
+class _Blocking(_Turns):
+    """Closes the mask of each call where attention is blocked."""
+
+    def __init__(self, wanted: Mapping[tuple[str, int], Samples]) -> None:
+        self._wanted = wanted
+
+    def attention(self, original: Callable[..., Any], mask: Any, *args: Any, **kwargs: Any) -> Any:
+        import torch
+
+        samples = self._keys(self._wanted.get((self._phase, self._layer), {}), mask.shape[-1])
+        self._layer += 1
+        if samples:
+            no = forbidden(samples, tuple(mask.shape))
+            mask = mask & ~torch.from_numpy(no).to(mask.device)
+            check_left(place_of(samples), no, mask.any(-1).cpu().numpy())
+        return original(mask, *args, **kwargs)
+
+    def _keys(self, samples: Samples, keys: int) -> Samples:
+        """Leave out the action tokens where they are no keys."""
+        if self._phase == "prefix":
+            self._prefix = keys
+        elif keys == self._prefix:
+            cut = {
+                sample: [replace(b, key=tuple(k for k in b.key if k < keys)) for b in blocks]
+                for sample, blocks in samples.items()
+            }
+            kept = {sample: [b for b in blocks if b.key] for sample, blocks in cut.items()}
+            return {sample: blocks for sample, blocks in kept.items() if blocks}
+        return samples
+
+
+class _Calls(_Turns):
+    """Takes the weights out of each call."""
+
+    def __init__(self, observer: Observer, actions: int) -> None:
+        self._observer, self._actions, self._prefix = observer, actions, 0
 
     def attention(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         import torch

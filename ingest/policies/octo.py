@@ -7,7 +7,7 @@ sizes, the window of observations, token groups and their counts, the convolutio
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +31,11 @@ from .base import (
     Sample,
     digest_directory,
 )
+from .blocking import Blocked, nothing_left
+from .octo_blocking import OctoBlocks
 from .octo_calls import OctoCalls
 from .octo_inputs import OctoInputs, camera_slots, random_keys, task_words
-from .octo_layout import PHASE, Word, joint_layout, query_groups
+from .octo_layout import PHASE, Word, joint_layout, query_groups, sequence_length
 from .octo_loading import check_directory, digest_parameters, jax_device, load_octo
 from .octo_stem import stem_geometry
 from .octo_survey import Survey, understood
@@ -138,6 +140,7 @@ class OctoPolicy:
         )
         self._calls = OctoCalls(self.model)
         self._observer: Observer | None = None
+        self._blocks = OctoBlocks()
         head = model.module.heads["action"]
         self.horizon, self.action_dof = int(head.action_horizon), int(head.action_dim)
 
@@ -211,12 +214,20 @@ class OctoPolicy:
         Raises
         ------
         HealthError
-            If a weight that the model's mask forbids is not exactly 0.
+            If a weight that the model's mask forbids is not exactly 0, or a query of which
+            something is blocked has nothing left to attend to.
         """
         observer = self._observer
         if observer is None:
             return self._tensor(self._calls.act(**batch.inputs))
-        seen = self._calls.see(**batch.inputs, hidden=observer.watch.token_stats)
+        length = sequence_length(self._survey.groups)
+        forbidden = self._blocks.forbidden(self.phases[PHASE].layers, len(batch), length)
+        seen = self._calls.see(
+            **batch.inputs, hidden=observer.watch.token_stats, forbidden=forbidden
+        )
+        for layer, emptied in enumerate(seen.emptied):
+            if emptied:
+                raise nothing_left(f"{PHASE} layer {layer}")
         for layer, stray in enumerate(np.asarray(seen.stray).tolist()):
             if stray != 0:
                 raise HealthError(
@@ -248,6 +259,10 @@ class OctoPolicy:
             yield
         finally:
             self._observer = before
+
+    def blocking(self, blocked: Sequence[Sequence[Blocked]]) -> AbstractContextManager[None]:
+        """Block attention by closing the masks inside a function that is traced for it."""
+        return self._blocks.over(self.phases[PHASE].layers, blocked)
 
     def encoder_shape(self) -> EncoderShape:
         """Refuse: Octo's image encoder is a convolutional stem."""

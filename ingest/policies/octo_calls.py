@@ -8,12 +8,13 @@ changed. The classes are known by name, because Octo is installed from its repos
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .base import PolicyError
 from .octo_survey import TRANSFORMER, Survey, Tokenizers
@@ -33,6 +34,8 @@ class Seen:
     """Per layer, (batch, head, query, key)."""
     stray: Any
     """Per layer, the largest weight on a masked key of a row that has an unmasked one."""
+    emptied: Any
+    """Per layer, whether a query of which something is blocked has nothing left to attend to."""
     hidden: list[Any]
     """What enters layer 0, then what leaves each layer, (batch, token, feature); empty unless asked."""
 
@@ -70,10 +73,25 @@ class OctoCalls:
         """
         return self._compiled_act(self._model.params, dict(observations), dict(tasks), keys)
 
-    def see(self, observations: Arrays, tasks: Arrays, keys: Any, *, hidden: bool) -> Seen:
-        """As `act`, with the attention weights and, if asked, the hidden states."""
+    def see(
+        self,
+        observations: Arrays,
+        tasks: Arrays,
+        keys: Any,
+        *,
+        hidden: bool,
+        forbidden: NDArray[np.bool_] | None = None,
+    ) -> Seen:
+        """As `act`, with the attention weights and, if asked, the hidden states.
+
+        Parameters
+        ----------
+        forbidden
+            Attention that must not be, (layer, batch, query, key); None traces a function that
+            knows of none.
+        """
         found = self._compiled_see(
-            self._model.params, dict(observations), dict(tasks), keys, hidden
+            self._model.params, dict(observations), dict(tasks), keys, hidden, forbidden
         )
         return Seen(*found)
 
@@ -128,16 +146,32 @@ class OctoCalls:
             self._transform(params, observations, tasks)
         return watch.masks
 
-    def _see(self, params: Any, observations: Any, tasks: Any, keys: Any, hidden: bool) -> Any:
+    def _see(
+        self,
+        params: Any,
+        observations: Any,
+        tasks: Any,
+        keys: Any,
+        hidden: bool,
+        forbidden: Any,
+    ) -> Any:
         import flax.linen as nn
         import jax.numpy as jnp
+
+        emptied: dict[int, Any] = {}
 
         def sow(following: Any, args: Any, kwargs: Any, context: Any) -> Any:
             module = context.module
             if context.method_name != "__call__" or TRANSFORMER not in "/".join(module.path):
                 return following(*args, **kwargs)
             if type(module).__name__ == ATTENTION:
-                return following(*args, **{**kwargs, "sow_weights": True})
+                given = {**kwargs, "sow_weights": True}
+                if forbidden is not None:
+                    no = forbidden[_layer(module.path)][:, None]
+                    given["mask"] = jnp.logical_and(given["mask"], jnp.logical_not(no))
+                    closed = no.any(-1) & jnp.logical_not(given["mask"].any(-1))
+                    emptied[_layer(module.path)] = closed.any()
+                return following(*args, **given)
             output = following(*args, **kwargs)
             if hidden and (block := _BLOCK.fullmatch(module.path[-1])):
                 if block[1] == "0":
@@ -156,7 +190,8 @@ class OctoCalls:
         wrong = jnp.logical_and(jnp.logical_not(mask), mask.any(-1, keepdims=True))
         stray = jnp.stack([jnp.where(wrong, w, 0).max() for w in weights])
         states = _by_layer(sown, "entering") + states
-        return self._head(params, outputs, keys), weights, stray, states
+        closed = [emptied[layer] for layer in sorted(emptied)]
+        return self._head(params, outputs, keys), weights, stray, closed, states
 
 
 def _flat(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
@@ -170,7 +205,10 @@ def _flat(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
 def _by_layer(sown: Mapping[tuple[str, ...], Any], name: str) -> list[Any]:
     found = {}
     for path, value in sown.items():
-        block = [m for part in path if (m := _BLOCK.fullmatch(part))]
-        if path[-1] == name and block:
-            found[int(block[-1][1])] = value
+        if path[-1] == name and any(_BLOCK.fullmatch(part) for part in path):
+            found[_layer(path)] = value
     return [found[layer] for layer in sorted(found)]
+
+
+def _layer(path: Sequence[str]) -> int:
+    return [int(m[1]) for part in path if (m := _BLOCK.fullmatch(part))][-1]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,8 @@ from typing import Any
 from attnstore.store.errors import UsageError
 
 from ..optional import require
-from .base import (
-    Batch,
-    EncoderShape,
-    Observation,
-    PhaseShape,
-    PolicyError,
-)
+from .base import Batch, EncoderShape, Observation, PhaseShape, PolicyError
+from .blocking import Blocked, block_by_mask
 from .checkpoint import check_options, unwrap
 from .fingerprint import digest_parameters
 from .hooks import HookedPolicy, Watched
@@ -271,6 +266,10 @@ class OpenpiPolicy(HookedPolicy):
         finally:
             for config, implementation in zip(configs, before, strict=True):
                 config._attn_implementation = implementation
+
+    def blocking(self, blocked: Sequence[Sequence[Blocked]]) -> AbstractContextManager[None]:
+        """Block attention through the masks that Gemma's layers get."""
+        return block_by_mask(self.watched(), blocked)
 
     def _paligemma(self) -> Any:
         return unwrap(unwrap(unwrap(self.model).paligemma_with_expert).paligemma)

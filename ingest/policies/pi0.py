@@ -37,6 +37,7 @@ from .fingerprint import digest_parameters
 from .hooks import HookedPolicy, Watched
 from .pi0_layout import encoded, read_sample
 from .pi0_loading import apply_stats, checked_steps, read_checkpoint
+from .prefix import KeptPrefix, keep_prefix, reuse_prefix
 from .vision import vision_shape
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -249,6 +250,15 @@ class Pi0Policy(HookedPolicy):
     def blocking(self, blocked: Sequence[Sequence[Blocked]]) -> AbstractContextManager[None]:
         """Block attention through the masks that Gemma's layers get."""
         return block_by_mask(self.watched(), blocked)
+
+    def keeping_prefix(self) -> AbstractContextManager[list[Any]]:
+        """Keep the language model's key-value cache."""
+        return keep_prefix(unwrap(unwrap(unwrap(self.model).model).vlm))
+
+    def reusing_prefix(self, kept: KeptPrefix) -> AbstractContextManager[None]:
+        """Give the expert a kept cache; vision tower and language model do not run."""
+        core = unwrap(unwrap(self.model).model)
+        return reuse_prefix(core, unwrap(core.vlm), kept)
 
     @property
     def real_dof(self) -> int | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from .base import (
     Sample,
     digest_directory,
 )
+from .blocking import Blocked
 from .checkpoint import check_options, load_weights, locate, unwrap
 from .fingerprint import digest_parameters
 from .hooks import HookedPolicy, Watched
@@ -42,7 +43,7 @@ from .vlm_generation import generate_ids
 from .vlm_geometry import is_dynamic
 from .vlm_inputs import image_geometry, process
 from .vlm_modules import language_model, self_attention, vision_tower
-from .vlm_passes import PREFIX, Passes
+from .vlm_passes import PREFIX, Passes, block_passes
 from .vlm_prompt import INSTRUCTION, Prompt, check_template, prompt_axis, write_prompt
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -296,6 +297,10 @@ class VlmPolicy(HookedPolicy):
             yield
         finally:
             decoder.set_attn_implementation(before)
+
+    def blocking(self, blocked: Sequence[Sequence[Blocked]]) -> AbstractContextManager[None]:
+        """Block attention through the masks of the language model's layers."""
+        return block_passes(self.watched(), blocked)
 
     def _sample(
         self, inputs: Any, row: int, prompt: Prompt, geometry: Mapping[str, Geometry]

@@ -7,14 +7,19 @@ query, the token before, and chooses the next.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from attnstore.store.axes import VISION
 from attnstore.store.errors import HealthError
 from attnstore.store.generated import DECODE
 
 from .base import Batch, Generated, Observer, Watch
+from .blocking import Blocked, Samples, additive_mask, by_layer, closed_mask
+from .hooks import Watched
 
 if TYPE_CHECKING:
     import torch
@@ -82,6 +87,58 @@ class Passes:
     def generated(self, texts: Sequence[Generated]) -> None:
         """Hand on."""
         self._observer.generated(texts)
+
+
+@contextmanager
+def block_passes(
+    watched: Sequence[Watched], blocked: Sequence[Sequence[Blocked]]
+) -> Iterator[None]:
+    """Block attention of the phases that `Passes` names, through the masks of the decoder's layers.
+
+    What is blocked in ``decode`` is blocked in the last row of the prompt's pass too, which is its
+    step 0. Generated keys are blocked from the step on at which they are there.
+
+    Parameters
+    ----------
+    watched
+        The decoder's attention, a module a layer.
+
+    Raises
+    ------
+    UsageError
+        If there is no such phase or layer.
+    """
+    modules = {w.layer: w.module for w in watched}
+    wanted = by_layer(blocked, {(p, n) for p in (PREFIX, DECODE) for n in modules})
+    with ExitStack() as stack:
+        for layer, module in modules.items():
+            phases = {p: wanted[p, layer] for p in (PREFIX, DECODE) if (p, layer) in wanted}
+            if phases:
+                hook = partial(_block, phases)
+                handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+                stack.callback(handle.remove)
+        yield
+
+
+def _block(phases: Mapping[str, Samples], module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    mask, batch = additive_mask(module, args, kwargs)
+    queries, keys = mask.shape[2:]
+    if queries > 1 and PREFIX in phases:
+        mask = closed_mask(mask, batch, phases[PREFIX])
+    if own := _last_row(phases.get(DECODE, {}), queries, keys):
+        mask = closed_mask(mask, batch, own)
+    return args, {**kwargs, "attention_mask": mask}
+
+
+def _last_row(samples: Samples, queries: int, keys: int) -> Samples:
+    """Move what is blocked in a step to the pass' last row, of the keys that are there already."""
+    found: dict[int, list[Blocked]] = {}
+    for sample, blocks in samples.items():
+        for block in blocks:
+            if there := tuple(k for k in block.key if k < keys):
+                moved = replace(block, query=(queries - 1,), key=there)
+                found.setdefault(sample, []).append(moved)
+    return found
 
 
 def _check_causal(weights: torch.Tensor, starts: Sequence[int]) -> None:

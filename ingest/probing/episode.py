@@ -124,7 +124,7 @@ def probe_episode(
         for keyframe in episode.keyframes(probe.every):
             if stopped():
                 raise StoppedError(f"interrupted at keyframe {keyframe.index} of {_name(episode)}")
-            base = forward.run(keyframe.index, [keyframe.observation])[0]
+            base = forward.run_base(keyframe.index, keyframe.observation)
             forwards += 1
             _add_base(job, rows, episode, keyframe, base)
             here = replace(keyframe, layouts=base.layouts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,9 @@ from attnstore.store.tokens import TokenLayout
 from ..capture import Record, capture
 from ..encoders import all_layouts, all_shapes, owners
 from ..health import check_axes, check_complete, check_encoded, check_rows
-from ..policies.base import Batch, Observation, PhaseShape, Policy, Watch
+from ..policies.base import Batch, Observation, ObservationError, PhaseShape, Policy, Watch
 from ..policies.blocking import Blocked, BlockingPolicy
+from ..policies.prefix import REUSABLE, PrefixPolicy
 from ..reduction import compact
 
 if TYPE_CHECKING:
@@ -40,8 +41,19 @@ class Ran:
     """Mean over a group's query tokens, (head, key) compact; of the last step."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The base that was run last, and what its prefix gave."""
+
+    observation: Observation
+    ran: Ran
+    prefix: Any
+
+
 class Forward:
     """Runs a policy on observations as an ingest does, some of its attention blocked.
+
+    Where only the suffix of the base changes, its prefix is reused if the policy can.
 
     Parameters
     ----------
@@ -51,6 +63,8 @@ class Forward:
         As the run was ingested with: an eager image encoder differs in the last bits.
     maps
         Whether the maps are kept, for shifts.
+    reuse
+        Whether a prefix may be reused; it changes no number, only the time.
 
     Raises
     ------
@@ -58,12 +72,29 @@ class Forward:
         If the policy has no actions.
     """
 
-    def __init__(self, policy: Policy, watch: Watch, *, maps: bool = False) -> None:
+    def __init__(
+        self, policy: Policy, watch: Watch, *, maps: bool = False, reuse: bool = True
+    ) -> None:
         if not policy.horizon:
             raise UsageError(
                 f"policy {policy.name} generates text and no actions; probes measure actions"
             )
         self._policy, self._watch, self._maps = policy, watch, maps
+        self._reuse = reuse
+        self._base: _Kept | None = None
+        self.reused = 0
+        """Observations so far whose prefix was not run again."""
+
+    def run_base(self, keyframe: int, observation: Observation) -> Ran:
+        """Act on a keyframe's own observation as `run` does, which may reuse its prefix then."""
+        policy, self._base = self._policy, None
+        if not (self._reuse and isinstance(policy, PrefixPolicy)):
+            return self.run(keyframe, [observation])[0]
+        with policy.keeping_prefix() as kept:
+            (ran,) = self.run(keyframe, [observation])
+        if len(kept) == 1:
+            self._base = _Kept(observation, ran, kept[0])
+        return ran
 
     def run(
         self,
@@ -71,7 +102,7 @@ class Forward:
         observations: Sequence[Observation],
         blocked: Sequence[Sequence[Blocked]] = (),
     ) -> list[Ran]:
-        """Act on observations of a keyframe in one batch.
+        """Act on observations of a keyframe in one batch, or one by one if they make none.
 
         Raises
         ------
@@ -84,10 +115,23 @@ class Forward:
             If the policy cannot take an observation.
         """
         policy, watch = self._policy, self._watch
-        batch = policy.prepare(observations)
+        try:
+            batch = policy.prepare(observations)
+        except ObservationError:
+            if len(observations) == 1:
+                raise
+            # Prompts of different lengths make no batch where a checkpoint does not pad.
+            each = blocked or [()] * len(observations)
+            pairs = zip(observations, each, strict=True)
+            return [self.run(keyframe, [one], [own])[0] for one, own in pairs]
         shapes = all_shapes(policy, batch.samples[0].geometry, watch)
         layouts = [all_layouts(policy, s, watch) for s in batch.samples]
         found: list[dict[MapPlace, Float]] = [{} for _ in observations]
+        base = self._reusable(observations, layouts, blocked)
+        if base is not None:
+            shapes = {path: shape for path, shape in shapes.items() if path == REUSABLE}
+            found = [{p: m for p, m in base.ran.maps.items() if p[0] != REUSABLE} for _ in found]
+            self.reused += len(found)
         gate = _Gate(keyframe, batch, shapes, layouts, blocked, found if self._maps else None)
         if watch.vision:
             check_encoded(batch)
@@ -95,13 +139,31 @@ class Forward:
             session = stack.enter_context(capture(policy, gate.take, watch=watch))
             if any(blocked):
                 stack.enter_context(blocking(policy).blocking(blocked))
+            if base is not None and isinstance(policy, PrefixPolicy):
+                stack.enter_context(policy.reusing_prefix(base.prefix))
             chunk = policy.act(batch)
-        check_complete(session, shapes, batch, encoder=policy.watches_encoder)
+        encoder = policy.watches_encoder and base is None
+        check_complete(session, shapes, batch, encoder=encoder)
         gate.check_blocked()
         actions = np.asarray(chunk.detach().float().cpu().numpy(), np.float64)
         if not np.isfinite(actions).all():
             raise HealthError("the policy's actions are not finite")
         return [Ran(actions[i], layouts[i], found[i]) for i in range(len(observations))]
+
+    def _reusable(
+        self,
+        observations: Sequence[Observation],
+        layouts: Sequence[Mapping[str, TokenLayout]],
+        blocked: Sequence[Sequence[Blocked]],
+    ) -> _Kept | None:
+        """Return the base, if what is to be run differs from it in the suffix alone."""
+        base = self._base
+        if base is None or any(b.phase != REUSABLE for blocks in blocked for b in blocks):
+            return None
+        same = all(o is base.observation for o in observations)
+        # Padding may depend on the batch, and with it where tokens stand.
+        alike = all(dict(layout) == dict(base.ran.layouts) for layout in layouts)
+        return base if same and alike else None
 
 
 def blocking(policy: Policy) -> BlockingPolicy:

@@ -15,10 +15,11 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.episode import EpisodeSpec, PhaseSpec
-from attnstore.store.errors import SelectionError, UsageError
+from attnstore.store.episode import EpisodeSpec
+from attnstore.store.errors import EpisodeError, SelectionError, UsageError
+from attnstore.store.naming import find_tokens, lacks_word, not_found
 from attnstore.store.pixels import UNSEEN, patch_of_pixels
-from attnstore.store.tokens import Axis
+from attnstore.store.tokens import AlignedAxis, Axis
 
 from ..policies.blocking import Blocked
 from .choices import chosen_layers
@@ -38,11 +39,12 @@ class Knockout(Probe):
     shifts: ClassVar[bool] = True
 
     keys: tuple[str, ...]
-    """A variant each: a kind or span of tokens (``image``, ``image:hand_camera``, ``text``,
-    ``task``), ``object:NAME``, ``background`` (patches that show image and no object) or
-    ``letterbox``; the last three also of one camera: ``background@hand_camera``."""
+    """A variant each: tokens by name as in `attnstore.store.naming` (``image``,
+    ``image:hand_camera``, ``text``, ``text:cube``), ``all``, ``object:NAME``, ``background`` (patches
+    that show image and no object) or ``letterbox``; the last three also of one camera:
+    ``background@hand_camera``."""
     query: str = ALL
-    """Kind or span of the tokens that must not attend to them; ``all``."""
+    """Name of the tokens that must not attend to them; ``all``."""
     phases: tuple[str, ...] = ()
     """Empty: every phase that has both."""
     layers: tuple[int, ...] | None = None
@@ -62,7 +64,15 @@ class Knockout(Probe):
         return any(re.match(f"({OBJECT}|{BACKGROUND})([:@]|$)", key) for key in self.keys)
 
     def check(self, spec: EpisodeSpec) -> None:
-        """Check phases, layers and tokens."""
+        """Check phases, layers and tokens.
+
+        Raises
+        ------
+        SelectionError
+            If the episode has no such phase, layer, camera or kind of tokens.
+        EpisodeError
+            If its prompt has not the word.
+        """
         for phase in self._phases(spec):
             chosen_layers(spec, phase, self.layers)
         for key in self.keys:
@@ -123,29 +133,24 @@ class Knockout(Probe):
 
     def _with_both(self, spec: EpisodeSpec, key: str) -> None:
         phases = [spec.phases[p] for p in self._phases(spec)]
-        for what, names in (("query", self.query), ("key", key)):
-            if names != ALL and not any(_names(p, what, names) for p in phases):
-                known = dict.fromkeys(
-                    name for p in phases for s in getattr(p, what) for name in (s.kind, s.name)
-                )
-                raise SelectionError(
-                    f"{spec.name}: no {what} tokens {names!r} in {', '.join(self._phases(spec))}; "
-                    f"there are: all, {', '.join(known)}"
-                )
-
-
-def _names(phase: PhaseSpec, axis: str, name: str) -> bool:
-    return any(name in (s.kind, s.name) for s in getattr(phase, axis))
+        for what, name in (("query", self.query), ("key", key)):
+            axes: list[AlignedAxis] = [getattr(p, what) for p in phases]
+            if name == ALL or any(len(find_tokens(axis, name)) for axis in axes):
+                continue
+            where = f"{', '.join(self._phases(spec))} {what}"
+            spans = list({s.name: s for axis in axes for s in axis}.values())
+            error = not_found(spans, name, where)
+            if any(lacks_word(axis, name) for axis in axes):
+                # Other episodes may have another prompt.
+                raise EpisodeError(spec.name, str(error))
+            raise SelectionError(f"{spec.name}: {error}")
 
 
 def _tokens(axis: Axis, name: str) -> NDArray[np.intp]:
-    """Indices of a kind's or span's tokens in the model's own sequence."""
-    parts = [
-        np.arange(span.model_start, span.model_start + len(span))
-        for span in axis
-        if name in (ALL, span.kind, span.name)
-    ]
-    return np.concatenate(parts).astype(np.intp) if parts else np.empty(0, np.intp)
+    """Indices of the named tokens in the model's own sequence."""
+    parts = [np.arange(s.model_start, s.model_start + len(s), dtype=np.intp) for s in axis]
+    places = np.concatenate(parts)
+    return places if name == ALL else places[find_tokens(axis, name)]
 
 
 def _keys(axis: Axis, key: str, keyframe: StoredKeyframe) -> NDArray[np.intp]:

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from attnstore.store.commit import Commit, latest_commit
-from attnstore.store.errors import NotFoundError, SelectionError, UsageError
+from attnstore.store.errors import EpisodeError, NotFoundError, SelectionError, UsageError
 from attnstore.store.paths import StorePaths
 from attnstore.store.run import RunConfig, load_run, run_ids
 
 from ..episode import StoppedError
 from ..pipeline import Observer, Outcome, Report, settle
 from ..plan import claimed_by_other
-from ..policies.base import Policy
+from ..policies.base import Policy, WindowPolicy
 from .episode import ProbeJob, probe_episode
 from .keyframe import StoredEpisode
 from .variant import Probe
@@ -34,7 +34,7 @@ class ProbePlan:
     forwards: int
     """Observations that the policy will be run on, bases included; objects are not counted."""
     broken: Mapping[str, str] = field(default_factory=dict)
-    """None: what is committed is not broken."""
+    """Episodes that have not what the probe asks for, such as a word in their prompt, and why."""
 
 
 def choose_run(paths: StorePaths, run: str | None) -> RunConfig:
@@ -93,8 +93,14 @@ def check_policy(policy: Policy, run: RunConfig) -> None:
     Raises
     ------
     UsageError
-        If checkpoint, data type, or the phases' shapes differ.
+        If checkpoint, data type, or the phases' shapes differ, or if the policy sees what the store
+        has not.
     """
+    if isinstance(policy, WindowPolicy) and policy.sees_goal:
+        raise UsageError(
+            f"policy {policy.name} is shown the episode's last frame as its goal, which the store "
+            "does not keep: what it did cannot be done again; only runs without a goal are probed"
+        )
     if policy.digest != run.checkpoint_digest:
         raise UsageError(
             f"run {run.id} was made with checkpoint {run.checkpoint} (digest "
@@ -135,21 +141,31 @@ def make_plan(job: ProbeJob, episodes: Sequence[StoredEpisode]) -> ProbePlan:
     Raises
     ------
     SelectionError
-        If an episode has not what the probe asks for.
+        If an episode has not what the probe asks for, and another prompt would not help; or if no
+        episode has it.
     """
     probe: Probe = job.probe
     pending, present = [], []
+    broken: dict[str, str] = {}
     keyframes = forwards = 0
     for episode in episodes:
         if job.done(episode) is not None:
             present.append(episode.spec.name)
             continue
-        probe.check(episode.spec)
+        try:
+            probe.check(episode.spec)
+        except EpisodeError as error:
+            broken[episode.spec.name] = error.reason
+            continue
         pending.append(episode)
         count = len(range(0, len(episode.spec.frames), probe.every))
         keyframes += count
         forwards += count * (1 + probe.forwards(episode.spec))
-    return ProbePlan(tuple(pending), tuple(present), keyframes, forwards)
+    if broken and not (pending or present):
+        name, reason = next(iter(broken.items()))
+        others = f", and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise SelectionError(f"{name}{others}: {reason}")
+    return ProbePlan(tuple(pending), tuple(present), keyframes, forwards, broken)
 
 
 def probe_all(

@@ -1,7 +1,7 @@
 """Regions: which parts of the images the action depends on, whatever the attention says.
 
-One region is replaced at a time: a cell of a grid (an effect map), an object of a detector, a
-whole camera, or a band of one map's pixels by rank. For each, the attention of every layer's map
+One region is replaced at a time: a cell of a grid (an effect map), an object of a detector in one
+camera or in all, a whole camera, or a band of one map's pixels by rank. For each, the attention of every layer's map
 on it is kept (`region_attention`), so that looked at and used can be held against each other.
 """
 
@@ -24,6 +24,9 @@ from .variant import Mask, Probe, Variant, masked
 
 By = Literal["cell", "object", "camera", "rank"]
 BY: tuple[By, ...] = get_args(By)
+TOGETHER = "object together"
+"""Column ``target`` of an object that is replaced in several cameras at once; the ledger, where a
+region is of one camera, has it not among its objects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,8 @@ class Regions(Probe):
     cells: tuple[int, int] = (4, 4)
     """Rows and columns of the grid over each camera's image."""
     cameras: tuple[str, ...] = ("each",)
-    """Cameras whose regions are replaced; sets are for whole cameras only."""
+    """Cameras whose regions are replaced; of sets of several, whole cameras and objects are
+    replaced in all at once."""
     fill: Fill = "mean"
     phase: str = ""
     """Phase of the map of ``rank``."""
@@ -84,7 +88,7 @@ class Regions(Probe):
         )
 
     def variants(self, keyframe: StoredKeyframe) -> Iterator[Variant]:
-        """Yield whole cameras, then objects, cells and ranks of each camera."""
+        """Yield sets of cameras: whole, or an object in all; then the regions of each camera."""
         sets = camera_sets(keyframe.spec, self.cameras)
         if "camera" in self.by:
             for cameras in sets:
@@ -92,6 +96,9 @@ class Regions(Probe):
                 if here:
                     label = camera_label(keyframe.spec, tuple(here))
                     yield self._region(keyframe, f"camera/{label}", here, "camera", label)
+        if "object" in self.by:
+            for cameras in sets:
+                yield from self._together(keyframe, cameras)
         for camera in dict.fromkeys(c for cameras in sets for c in cameras):
             if camera not in keyframe.cameras:
                 continue
@@ -109,6 +116,21 @@ class Regions(Probe):
                 yield self._region(
                     keyframe, f"object/{camera}/{name}", {camera: seen}, "object", name
                 )
+
+    def _together(self, keyframe: StoredKeyframe, cameras: tuple[str, ...]) -> Iterator[Variant]:
+        """Yield each object that several of the cameras show, removed from all of them.
+
+        From one picture alone it is not gone: another may show it.
+        """
+        shown: dict[str, dict[str, Mask]] = {}
+        for camera in (c for c in cameras if c in keyframe.cameras):
+            for name, mask in keyframe.objects(camera).items():
+                if (seen := mask & keyframe.seen(camera)).any():
+                    shown.setdefault(name, {})[camera] = seen
+        label = camera_label(keyframe.spec, cameras)
+        for name, masks in shown.items():
+            if len(masks) > 1:
+                yield self._region(keyframe, f"object/{label}/{name}", masks, TOGETHER, name)
 
     def _cells(self, keyframe: StoredKeyframe, camera: str) -> Iterator[Variant]:
         seen = keyframe.seen(camera)

@@ -76,6 +76,8 @@ class Probe:
         ------
         SelectionError
             If it has not; the message lists what there is.
+        EpisodeError
+            If another episode of the same run may have it.
         """
         raise NotImplementedError
 
