@@ -6,7 +6,8 @@ Nothing here imports torch or transformers before a policy is loaded.
 from __future__ import annotations
 
 from .capture import Record, Session, capture
-from .policies.base import Batch, Observation, Policy, PolicyError, load_policy
+from .policies.base import Batch, Observation, Policy, PolicyError
+from .policies.registry import load_policy
 
 __all__ = [
     "Batch",

@@ -21,7 +21,7 @@ from attnstore.store.errors import AttnstoreError
 from .datasets.base import Dataset
 from .episode import EpisodeJob, StoppedError
 from .pipeline import DiskFullError, Observer, Outcome, Report, ingest_one
-from .policies.base import load_policy
+from .policies.registry import load_policy
 
 _log = logging.getLogger(__name__)
 

@@ -22,14 +22,9 @@ from attnstore.ingest.datasets.droid import DroidDataset
 from attnstore.ingest.episode import EpisodeJob
 from attnstore.ingest.pipeline import Outcome, provenance
 from attnstore.ingest.plan import describe_run
-from attnstore.ingest.policies.base import (
-    ATTENTION_ONLY,
-    Observation,
-    Policy,
-    Watch,
-    load_policy,
-)
+from attnstore.ingest.policies.base import ATTENTION_ONLY, Observation, Policy, Watch
 from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.ingest.policies.registry import load_policy
 from attnstore.ingest.policies.tiny import build_tiny_pi0
 from attnstore.store.commit import Commit, all_commits
 from attnstore.store.part import Part

@@ -17,7 +17,8 @@ import torch
 from droid_sample import sample_path
 from policy_contract import Case, PolicyContract
 
-from attnstore.ingest.policies.base import Observation, load_policy
+from attnstore.ingest.policies.base import Observation
+from attnstore.ingest.policies.registry import load_policy
 
 PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "add-a-policy.md"
 

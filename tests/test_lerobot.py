@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from blocking_contract import BlockingContract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ingest_fixtures import observe
@@ -30,28 +31,23 @@ from lerobot_fixture_models import (
     build,
     fitted,
 )
-from policy_contract import Case, PolicyContract
+from policy_contract import Case
 
 from attnstore.ingest.capture import capture
 from attnstore.ingest.datasets.droid import DroidDataset
-from attnstore.ingest.policies.base import (
-    Observation,
-    ObservationError,
-    PolicyError,
-    Watch,
-    load_policy,
-)
+from attnstore.ingest.policies.base import Observation, ObservationError, PolicyError, Watch
 from attnstore.ingest.policies.lerobot import FAMILIES, adapt_lerobot, load_lerobot, parse_cameras
-from attnstore.ingest.policies.lerobot_act import feature_map_geometry
 from attnstore.ingest.policies.lerobot_base import LeRobotPolicy
 from attnstore.ingest.policies.lerobot_loading import check_weights
+from attnstore.ingest.policies.registry import load_policy
+from attnstore.ingest.policies.resnet_field import resnet_geometry
 from attnstore.store.errors import AttnstoreError, MissingExtraError, NotFoundError, UsageError
 from attnstore.store.tokens import Axis
 
 WORDS = ("put the red cube onto the pink plate", "wipe")
 
 
-class LeRobotContract(PolicyContract):
+class LeRobotContract(BlockingContract):
     """Every family; the reference is the policy's own call."""
 
     family: str
@@ -322,7 +318,7 @@ class TestGeometry:
         body = torch.nn.Sequential(net.conv1, net.bn1, net.relu, pool, *blocks)
         image = torch.rand(1, 3, 384, 384, dtype=torch.float64, requires_grad=True)
         features = body(image)
-        shape = feature_map_geometry((384, 384), 32)
+        shape = resnet_geometry((384, 384), "resnet18", False)
         assert features.shape[2:] == shape.grid
         features[0, :, cell[0], cell[1]].abs().sum().backward()
         assert image.grad is not None
@@ -332,12 +328,41 @@ class TestGeometry:
         middle = [np.array(float(c)) + 0.5 for c in cell]
         assert centre == [float(x) for x in shape.grid_to_source(*middle)]
 
+    @pytest.mark.parametrize(
+        ("name", "dilated", "cell"),
+        [("resnet18", False, (8, 8)), ("resnet50", False, (7, 8)), ("resnet50", True, (16, 15))],
+    )
+    def test_a_resnet_cell_is_computed_from_its_receptive_field(
+        self, name: str, dilated: bool, cell: tuple[int, int]
+    ) -> None:
+        replaced = [False, False, dilated]
+        net = torchvision.models.get_model(
+            name, weights=None, replace_stride_with_dilation=replaced
+        ).eval()
+        net.maxpool = torch.nn.AvgPool2d(3, 2, 1)  # a maximum passes no gradient to most of it
+        with torch.no_grad():
+            for conv in (m for m in net.modules() if isinstance(m, torch.nn.Conv2d)):
+                conv.weight.fill_(1 / conv.weight[0].numel())  # nothing cancels, no unit is off
+        body = torch.nn.Sequential(*list(net.children())[:-2])
+        image: Any = torch.ones(1, 3, 480, 480, requires_grad=True)
+        features = body(image)
+        shape = resnet_geometry((480, 480), name, dilated)
+        assert features.shape[2:] == shape.grid
+        features[0, 0, cell[0], cell[1]].backward()
+        touched = image.grad[0].sum(0).nonzero()
+        low, high = touched.min(0).values.tolist(), touched.max(0).values.tolist()
+        field = shape.receptive_field(*cell)
+        assert [(s.start, s.stop - 1) for s in field] == list(zip(low, high, strict=True))
+        assert shape.receptive == ((435.0,) * 2 if name == "resnet18" else (427.0,) * 2)
+        # the outermost cells see nothing but image
+        assert (shape.coverage() == 1).all()
+
     @pytest.mark.parametrize("size", [(480, 640), (36, 64), (33, 97)])
     def test_the_grid_is_the_feature_map_s(self, size: tuple[int, int]) -> None:
         backbone = ActPolicy().model.backbone
         with torch.no_grad():
             features = backbone(torch.zeros(1, 3, *size))["feature_map"]
-        assert tuple(features.shape[2:]) == feature_map_geometry(size, 32).grid
+        assert tuple(features.shape[2:]) == resnet_geometry(size, "resnet18", False).grid
 
 
 def checkpoint(directory: Path, config: Any, *files: str) -> str:

@@ -15,7 +15,7 @@ from store_fixtures import SOURCE, maps_of, random_episode, write_episode
 from attnstore.commands.ingest_run import run_ingest
 from attnstore.commands.objects import objects
 from attnstore.ingest.datasets.droid import DroidDataset
-from attnstore.ingest.policies.base import load_policy
+from attnstore.ingest.policies.registry import load_policy
 from attnstore.ingest.workers import PolicySpec
 from attnstore.query import Episode, Store
 from attnstore.query import open as open_store_for_reading

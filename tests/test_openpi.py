@@ -43,16 +43,10 @@ from policy_contract import (
 import attnstore
 from attnstore.cli import main
 from attnstore.ingest.capture import capture
-from attnstore.ingest.policies.base import (
-    Batch,
-    ObservationError,
-    PolicyError,
-    Watch,
-    load_policy,
-    policy_names,
-)
+from attnstore.ingest.policies.base import Batch, ObservationError, PolicyError, Watch
 from attnstore.ingest.policies.openpi import OpenpiPolicy
 from attnstore.ingest.policies.prompt import pi05_spans, token_text
+from attnstore.ingest.policies.registry import load_policy, policy_names
 from attnstore.store.errors import AttnstoreError, MissingExtraError, NotFoundError, UsageError
 from attnstore.store.tokens import Axis, Token
 

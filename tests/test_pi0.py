@@ -22,16 +22,10 @@ from policy_contract import Case
 from attnstore.ingest.capture import capture
 from attnstore.ingest.datasets.droid import DroidDataset
 from attnstore.ingest.episode import ingest_episode
-from attnstore.ingest.policies.base import (
-    Batch,
-    ObservationError,
-    PolicyError,
-    load_policy,
-    parse_options,
-    policy_names,
-)
+from attnstore.ingest.policies.base import Batch, ObservationError, PolicyError
 from attnstore.ingest.policies.pi0 import Pi0Policy
 from attnstore.ingest.policies.pi0_layout import image_geometry
+from attnstore.ingest.policies.registry import load_policy, parse_options, policy_names
 from attnstore.ingest.policies.tiny import build_tiny_pi0
 from attnstore.store.errors import NotFoundError, UsageError
 from attnstore.store.part import Part
@@ -525,7 +519,7 @@ class Blocker:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Blocker())
-from attnstore.ingest.policies.base import load_policy
+from attnstore.ingest.policies.registry import load_policy
 from attnstore.store.errors import AttnstoreError
 try:
     {call}

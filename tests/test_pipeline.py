@@ -354,7 +354,7 @@ class TestForecast:
     def test_it_loads_no_weights_and_writes_nothing(
         self, checkpoint: Path, dataset: DroidDataset, ram_path: Path
     ) -> None:
-        from attnstore.ingest.policies.base import load_policy
+        from attnstore.ingest.policies.registry import load_policy
 
         directory = ram_path / "ck"
         shutil.copytree(checkpoint, directory)

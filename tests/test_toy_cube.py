@@ -28,7 +28,8 @@ from toy_cube.simulator import Simulator
 
 import attnstore
 from attnstore.ingest.datasets.droid import DroidDataset
-from attnstore.ingest.policies.base import Observation, Policy, load_policy
+from attnstore.ingest.policies.base import Observation, Policy
+from attnstore.ingest.policies.registry import load_policy
 from attnstore.query.gripper import open_gripper_masks
 from attnstore.query.masks import open_detector_masks
 from attnstore.query.objects import cover_patches, object_metrics

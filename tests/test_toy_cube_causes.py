@@ -14,8 +14,8 @@ from toy_cube.architecture import BOWL_WORD, CUBE_WORD
 
 from attnstore.ingest.datasets.droid import DroidDataset
 from attnstore.ingest.pipeline import ingest_all
-from attnstore.ingest.policies.base import load_policy
 from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.ingest.policies.registry import load_policy
 from attnstore.ingest.probing.pipeline import choose_episodes
 from attnstore.sample import checkpoint_path, episodes_path
 

@@ -19,7 +19,8 @@ from attnstore.cli import main
 from attnstore.ingest.datasets.droid import DroidDataset
 from attnstore.ingest.episode import ingest_episode
 from attnstore.ingest.keyframes import observation
-from attnstore.ingest.policies.base import Generated, load_policy
+from attnstore.ingest.policies.base import Generated
+from attnstore.ingest.policies.registry import load_policy
 from attnstore.ingest.policies.vlm import CAUSAL, VlmPolicy
 from attnstore.query import open as open_for_reading
 from attnstore.store.errors import HealthError

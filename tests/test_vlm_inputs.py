@@ -16,8 +16,9 @@ import vlm_fixtures
 from ingest_fixtures import observe
 from numpy.typing import NDArray
 
-from attnstore.ingest.policies.base import Observation, ObservationError, PolicyError, load_policy
+from attnstore.ingest.policies.base import Observation, ObservationError, PolicyError
 from attnstore.ingest.policies.prompt import token_bytes, token_text
+from attnstore.ingest.policies.registry import load_policy
 from attnstore.ingest.policies.vlm import VlmPolicy
 from attnstore.store.errors import UsageError
 from attnstore.store.geometry import Geometry

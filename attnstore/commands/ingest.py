@@ -156,7 +156,7 @@ def policies(as_json: bool) -> None:
     """List the policy adapters that are installed."""
     from importlib.metadata import entry_points
 
-    from attnstore.ingest.policies.base import ENTRY_POINTS
+    from attnstore.ingest.policies.registry import ENTRY_POINTS
 
     points = sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name)
     if not points:

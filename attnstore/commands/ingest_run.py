@@ -29,7 +29,7 @@ def load_and_ingest(
     **run: Any,
 ) -> None:
     """Load a policy and ingest a dataset with it; `run` are further arguments of `run_ingest`."""
-    from attnstore.ingest.policies.base import load_policy, parse_options
+    from attnstore.ingest.policies.registry import load_policy, parse_options
     from attnstore.ingest.workers import PolicySpec
 
     target = need_store(store)

@@ -42,7 +42,7 @@ def run_probe(
     **options: Any,
 ) -> None:
     """Forecast, probe, and say what became of every episode."""
-    from attnstore.ingest.policies.base import load_policy, parse_options
+    from attnstore.ingest.policies.registry import load_policy, parse_options
     from attnstore.ingest.probing.episode import ProbeJob
     from attnstore.ingest.probing.pipeline import (
         check_policy,

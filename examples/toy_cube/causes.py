@@ -22,8 +22,9 @@ import h5py
 import numpy as np
 
 import attnstore
-from attnstore.ingest.policies.base import ATTENTION_ONLY, load_policy
+from attnstore.ingest.policies.base import ATTENTION_ONLY
 from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.ingest.policies.registry import load_policy
 from attnstore.ingest.probing.forward import Forward
 from attnstore.ingest.probing.keyframe import StoredEpisode, StoredKeyframe
 from attnstore.ingest.probing.knockout import Knockout

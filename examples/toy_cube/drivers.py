@@ -6,7 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
-from attnstore.ingest.policies.base import Observation, load_policy
+from attnstore.ingest.policies.base import Observation
+from attnstore.ingest.policies.registry import load_policy
 
 from .architecture import ACTION_MEAN, ACTION_STD
 from .expert import CHUNK, STRIDE

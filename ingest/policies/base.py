@@ -1,30 +1,24 @@
 """What a policy adapter says: the seam between model families and capture.
 
-Adapters are found through the entry point group ``attnstore.policies``; its value is a class with
-the `PolicyType` constructor. This module does not import torch.
+Adapters are found by `attnstore.ingest.policies.registry`. This module does not import torch.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.metadata import entry_points
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.errors import AttnstoreError, NotFoundError, UsageError
+from attnstore.store.errors import AttnstoreError
 from attnstore.store.geometry import Geometry
 from attnstore.store.tokens import Token, TokenLayout
 
 if TYPE_CHECKING:
     import torch
-
-ENTRY_POINTS = "attnstore.policies"
 
 
 class PolicyError(AttnstoreError):
@@ -279,84 +273,3 @@ class WindowPolicy(Protocol):
     def sees_goal(self) -> bool:
         """Whether it is shown the episode's last frame as its goal."""
         ...
-
-
-class PolicyType(Protocol):
-    """How an adapter is constructed by the command line."""
-
-    def __call__(
-        self,
-        checkpoint: str,
-        *,
-        variant: str | None,
-        dtype: str | None,
-        device: str,
-        revision: str | None,
-        options: Mapping[str, str],
-    ) -> Policy:
-        """Load the policy; the weights may wait for the first `Policy.act`."""
-        ...
-
-
-def policy_names() -> list[str]:
-    """Names of all adapters that are installed, sorted."""
-    return sorted({point.name for point in entry_points(group=ENTRY_POINTS)})
-
-
-def load_policy(
-    name: str,
-    checkpoint: str,
-    *,
-    dtype: str | None = None,
-    device: str = "cpu",
-    revision: str | None = None,
-    options: Mapping[str, str] | None = None,
-) -> Policy:
-    """Load a policy by its adapter's name, ``adapter[:variant]``.
-
-    Raises
-    ------
-    NotFoundError
-        If no such adapter is installed; the message lists those that are.
-    MissingExtraError
-        If the adapter's libraries are not installed.
-    PolicyError
-        If the checkpoint cannot be loaded.
-    """
-    adapter, _, variant = name.partition(":")
-    for point in entry_points(group=ENTRY_POINTS):
-        if point.name == adapter:
-            factory = cast(PolicyType, point.load())
-            return factory(
-                checkpoint,
-                variant=variant or None,
-                dtype=dtype,
-                device=device,
-                revision=revision,
-                options=options or {},
-            )
-    raise NotFoundError(f"no policy {adapter!r}; installed: {', '.join(policy_names()) or 'none'}")
-
-
-def parse_options(pairs: Sequence[str]) -> dict[str, str]:
-    """Parse ``key=value`` strings of the command line."""
-    options = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise UsageError(f"a policy option is KEY=VALUE; got {pair!r}")
-        options[key] = value
-    return options
-
-
-def digest_directory(directory: Path) -> str:
-    """SHA-256 over the names and bytes of a checkpoint's files, sorted; hidden files left out."""
-    digest = hashlib.sha256()
-    for file in sorted(p for p in directory.rglob("*") if p.is_file()):
-        relative = file.relative_to(directory).as_posix()
-        if any(part.startswith(".") for part in Path(relative).parts):
-            continue
-        with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{relative}\0{content}\n".encode())
-    return digest.hexdigest()

@@ -12,21 +12,19 @@ for their mean, so the arithmetic is the same.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from attnstore.store.geometry import Geometry
 from attnstore.store.tokens import Axis, Span, TokenLayout
 
 from .base import PhaseShape, PolicyError, Sample
+from .blocking import Blocked, block_multihead
 from .checkpoint import unwrap
 from .hooks import Layer, Watched, first_output
 from .lerobot_base import LeRobotPolicy
+from .resnet_field import resnet_geometry
 from .sdpa import weights_per_head
-
-STRIDE = 32
-"""Input pixels between neighbouring cells of a ResNet's last feature map."""
 
 
 class LeRobotAct(LeRobotPolicy):
@@ -62,6 +60,10 @@ class LeRobotAct(LeRobotPolicy):
                 asked = watched.module.register_forward_pre_hook(weights_per_head, with_kwargs=True)
                 stack.callback(asked.remove)
             yield
+
+    def blocking(self, blocked: Sequence[Sequence[Blocked]]) -> AbstractContextManager[None]:
+        """Block attention through ``attn_mask``, which ACT leaves empty."""
+        return block_multihead(self.watched(), blocked)
 
     def layers(self, watched: Sequence[Watched]) -> Sequence[Layer]:
         """Layers of encoder and decoder; their hidden states are (query, batch, feature)."""
@@ -124,42 +126,7 @@ class LeRobotAct(LeRobotPolicy):
             geometry,
         )
 
-    @cached_property
-    def _stride(self) -> int:
-        dilated = bool(getattr(self.config, "replace_final_stride_with_dilation", False))
-        return STRIDE // 2 if dilated else STRIDE
-
     def _geometry(self, source: tuple[int, ...]) -> Geometry:
-        return feature_map_geometry((int(source[0]), int(source[1])), self._stride)
-
-
-def feature_map_geometry(source: tuple[int, int], stride: int) -> Geometry:
-    """Geometry of a convolutional feature map whose kernels are odd and padded by their half.
-
-    Every layer keeps the centre: cell (r, c) is centred on pixel (stride·r, stride·c), whatever its
-    receptive field, which in a ResNet-18 is 435 pixels wide. So a patch is the stride's square
-    around that centre; those at the top and on the left begin outside the image.
-
-    Parameters
-    ----------
-    source
-        (height, width) of the image, which is not resized.
-    stride
-        Pixels between neighbouring cells.
-
-    Examples
-    --------
-    >>> shape = feature_map_geometry((480, 640), 32)
-    >>> shape.grid, shape.patch_origin
-    ((15, 20), (-15.5, -15.5))
-    """
-    half = stride / 2 - 0.5  # the centre of pixel i is at i + 0.5
-    return Geometry(
-        source=source,
-        input=source,
-        resized=source,
-        offset=(0, 0),
-        grid=(-(-source[0] // stride), -(-source[1] // stride)),
-        patch=(float(stride), float(stride)),
-        patch_origin=(-half, -half),
-    )
+        dilated = bool(getattr(self.config, "replace_final_stride_with_dilation", False))
+        name = str(getattr(self.config, "vision_backbone", "resnet18"))
+        return resnet_geometry((int(source[0]), int(source[1])), name, dilated)

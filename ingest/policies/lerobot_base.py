@@ -20,18 +20,9 @@ import numpy as np
 from attnstore.store.errors import UsageError
 from attnstore.store.tokens import Token
 
-from .base import (
-    Batch,
-    Observation,
-    ObservationError,
-    Observer,
-    PhaseShape,
-    PolicyError,
-    Sample,
-    digest_directory,
-)
+from .base import Batch, Observation, ObservationError, Observer, PhaseShape, PolicyError, Sample
 from .checkpoint import one_line, unwrap
-from .fingerprint import digest_parameters
+from .fingerprint import digest_directory, digest_parameters
 from .hooks import HookedPolicy
 from .lerobot_loading import STATE, LeRobotCheckpoint, check_statistics
 

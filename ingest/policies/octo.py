@@ -29,9 +29,9 @@ from .base import (
     PhaseShape,
     PolicyError,
     Sample,
-    digest_directory,
 )
 from .blocking import Blocked, nothing_left
+from .fingerprint import digest_directory
 from .octo_blocking import OctoBlocks
 from .octo_calls import OctoCalls
 from .octo_inputs import OctoInputs, camera_slots, random_keys, task_words

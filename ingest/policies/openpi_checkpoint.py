@@ -15,8 +15,9 @@ import numpy as np
 
 from attnstore.store.errors import MissingExtraError, UsageError
 
-from .base import PolicyError, digest_directory
+from .base import PolicyError
 from .checkpoint import locate, one_line
+from .fingerprint import digest_directory
 
 WEIGHTS = "model.safetensors"
 INSTALL = (

@@ -23,17 +23,10 @@ from numpy.typing import NDArray
 from attnstore.store.errors import UsageError
 
 from ..optional import require
-from .base import (
-    Batch,
-    EncoderShape,
-    Observation,
-    ObservationError,
-    PhaseShape,
-    digest_directory,
-)
+from .base import Batch, EncoderShape, Observation, ObservationError, PhaseShape
 from .blocking import Blocked, block_by_mask
 from .checkpoint import check_options, load_weights, locate, one_line, unwrap
-from .fingerprint import digest_parameters
+from .fingerprint import digest_directory, digest_parameters
 from .hooks import HookedPolicy, Watched
 from .pi0_layout import encoded, read_sample
 from .pi0_loading import apply_stats, checked_steps, read_checkpoint

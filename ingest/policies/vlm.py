@@ -30,11 +30,10 @@ from .base import (
     PhaseShape,
     PolicyError,
     Sample,
-    digest_directory,
 )
 from .blocking import Blocked
 from .checkpoint import check_options, load_weights, locate, unwrap
-from .fingerprint import digest_parameters
+from .fingerprint import digest_directory, digest_parameters
 from .hooks import HookedPolicy, Watched
 from .prompt import token_text
 from .vision import vision_shape
