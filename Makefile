@@ -8,6 +8,7 @@ JOBS   ?= auto
 VENV   := .venv
 OCTO_VENV ?= .venv-octo
 LEROBOT_PYTHON ?= $(firstword $(wildcard $(addsuffix /bin/python,$(abspath $(LEROBOT)) $(abspath $(LEROBOT))/.venv)))
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 OPENPI_PYTHON ?= $(abspath $(OPENPI))/.venv/bin/python
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
@@ -15,22 +16,34 @@ PACKAGES := attnstore ingest store query render
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install links lint test test-lerobot test-octo test-openpi demo bench docs clean
+.PHONY: help install links browser lint test test-lerobot test-octo test-openpi demo bench docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 install: links  ## make .venv with attnstore and all that its tests need
 
-lint: links  ## style, types, and the direction of imports
+lint: links $(VENV)/viewer/.installed  ## style, types, and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	@# from tests/, because the top folder's attnstore/ is the front door alone
 	cd tests && ../$(BIN)/lint-imports --config ../pyproject.toml --no-cache --no-logo
+	$(BIN)/node $(VENV)/viewer/node_modules/typescript/bin/tsc -p scripts/viewer/tsconfig.json
+	$(BIN)/node $(VENV)/viewer/node_modules/prettier/bin/prettier.cjs --log-level warn --check \
+	  --config scripts/viewer/package.json 'render/viewer/*.{js,ts,css}'
+	$(BIN)/python scripts/vendor_viewer.py $(VENV)/viewer/node_modules --check
 
-test: lint  ## lint, then every test and doctest: what CI runs
-	$(BIN)/pytest -n $(JOBS) --maxprocesses 8 --timeout 900
+test: lint browser  ## lint, then every test and doctest: what CI runs
+	@# one thread a process: two that wait for each other take ten times the time on a busy machine
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --maxprocesses 8 --timeout 900
+
+browser:  ## Chromium for the viewer's tests, if the machine has none
+	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
+	 if [ "$$(id -u)" = 0 ]; then become=; elif sudo -n true 2>/dev/null; then become=sudo; else become=none; fi; \
+	 if [ "$$become" = none ] || ! command -v apt-get >/dev/null; \
+	 then echo "the viewer's tests need Chromium; on Debian: sudo apt-get install chromium" >&2; exit 1; fi; \
+	 $$become apt-get update -qq && $$become apt-get install -y -qq --no-install-recommends chromium >/dev/null
 
 test-lerobot: links  ## the same contract on the real LeRobot: make test-lerobot LEROBOT=/path/to/venv
 	@test -n "$(LEROBOT_PYTHON)" \
@@ -50,7 +63,8 @@ test-octo: links  ## the same contract on the real Octo: make test-octo OCTO=/pa
 	  print(*p["dependencies"], *p["optional-dependencies"]["octo"], sep="\n")' > $(OCTO_VENV)/needs.txt
 	$(OCTO_VENV)/bin/python -m pip install --quiet -r $(OCTO_VENV)/needs.txt pytest hypothesis
 	cd tests && HF_HUB_OFFLINE=1 PYTHONPATH="$$(ls -d ../build/__editable__.attnstore-*):$(abspath $(OCTO))" \
-	  $(abspath $(OCTO_VENV))/bin/python -m pytest -q -p no:cacheprovider -W default octo_real.py
+	  $(abspath $(OCTO_VENV))/bin/python -m pytest -q -p no:cacheprovider -p octo_checkpoint -W default \
+	  octo_real.py octo_cnn_real.py
 
 test-openpi: links  ## the same contract on openpi itself: make test-openpi OPENPI=/path/to/checkout
 	@test -d "$(OPENPI)/src/openpi/models_pytorch" \
@@ -61,7 +75,7 @@ test-openpi: links  ## the same contract on openpi itself: make test-openpi OPEN
 	cd tests && OPENPI="$(abspath $(OPENPI))" HF_HUB_OFFLINE=1 PYTHONPATH="$$(ls -d ../build/__editable__.attnstore-*)" \
 	  $(OPENPI_PYTHON) -m pytest -q -p no:cacheprovider -W ignore openpi_real.py
 
-demo: links  ## ingest the sample episode with a small random policy, and draw it
+demo: links  ## ingest rollouts of a small trained policy, ask where it looks, and draw it
 	$(BIN)/attnstore demo
 
 bench: links $(VENV)/.bench  ## measure size and speed
@@ -97,6 +111,12 @@ links: $(VENV)/.installed
 	@if ! cmp -s $(VENV)/.files $(VENV)/.linked || ! ls -d build/__editable__.attnstore-* >/dev/null 2>&1; \
 	 then $(PIP) install --quiet --no-deps --no-build-isolation -e . >$(VENV)/.link.log 2>&1 \
 	   || { cat $(VENV)/.link.log >&2; exit 1; }; cp $(VENV)/.files $(VENV)/.linked; fi
+
+# The viewer's libraries as published, and the type checker of its modules: pinned by the lock file.
+$(VENV)/viewer/.installed: scripts/viewer/package.json scripts/viewer/package-lock.json | links
+	@mkdir -p $(VENV)/viewer && cp $^ $(VENV)/viewer
+	@cd $(VENV)/viewer && PATH="$(abspath $(BIN)):$$PATH" npm ci --silent --no-audit --no-fund --ignore-scripts
+	@touch $@
 
 # A small trained transformer (84 MB). Without its dependencies (scipy, scikit-learn, ...): the
 # benchmark reads its weights with transformers.

@@ -25,6 +25,10 @@ from .sheet import fit_image
 from .source import check_cameras, check_layers, check_step
 from .track import LayerMaps
 
+# resolved: an editable install consists of links, and files outside the folder are not served
+PAGE = Path(__file__).resolve().parent / "viewer"
+"""Folder of the viewer page."""
+
 
 class Painter:
     """Draws what `attnstore.query.service` is asked for; safe to use from several threads."""

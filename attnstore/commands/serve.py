@@ -96,7 +96,7 @@ def serve(
         import uvicorn
 
         from attnstore.query.service import LOOPBACK, Limits, ServiceConfig, create_app
-        from attnstore.render.serving import Painter
+        from attnstore.render.serving import PAGE, Painter
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("attnstore"):
             raise
@@ -110,7 +110,7 @@ def serve(
         Limits(), sql_seconds=sql_seconds, sql_memory=sql_memory << 20, slice_bytes=max_slice << 20
     )
     hosts = tuple(dict.fromkeys((*LOOPBACK, *named, *(name.lower() for name in allowed))))
-    config = ServiceConfig(stores, token, hosts, limits)
+    config = ServiceConfig(stores, token, hosts, limits, PAGE)
     app = create_app(config, Painter())
     listening = _listen(host, port)
     address = _address(host, listening.getsockname()[1])

@@ -1,0 +1,65 @@
+// What the keys do, and what the colours mean.
+
+import { html, useEffect, useRef } from "./html.js";
+
+/** @type {[string, string][]} */
+const KEYS = [
+  ["← →", "keyframe before, after"],
+  ["Home End", "first, last keyframe"],
+  ["Space", "play, pause"],
+  ["↑ ↓", "layer before, after"],
+  ["[ ]", "head before, after"],
+  ["a  m", "the active head, the mean of heads"],
+  ["n p", "next, previous episode"],
+  ["s", "take sinks out, or not"],
+  ["Esc", "forget the token and the patches"],
+  ["/", "filter episodes"],
+  ["?", "this help"],
+];
+
+/** @param {{open: boolean, close: () => void}} props */
+export function Help({ open, close }) {
+  const dialog = useRef(/** @type {HTMLDialogElement | null} */ (null));
+  useEffect(() => {
+    if (open) dialog.current?.showModal();
+    else dialog.current?.close();
+  }, [open]);
+  return html`
+    <dialog ref=${dialog} onClose=${close} aria-labelledby="help-title">
+      <h2 id="help-title">Help</h2>
+      <dl class="keys">
+        ${KEYS.map(
+          ([key, what]) => html`
+            <dt>
+              ${key
+                .split(" ")
+                .filter(Boolean)
+                .map(
+                  (k) => html`
+                    <kbd>${k}</kbd>
+                    ${" "}
+                  `,
+                )}
+            </dt>
+            <dd>${what}</dd>
+          `,
+        )}
+      </dl>
+      <p>
+        In the layer × head matrix the arrow keys choose a head. On a camera, Enter chooses the patch of most
+        attention and the arrow keys move it.
+      </p>
+      <h3>What the colours mean</h3>
+      <p>
+        Attention of the chosen query tokens to each image patch, from 0 to the number at the end of the bar.
+        Dimmed pixels are never seen by the policy; attention to the letterbox is not drawn, its share is
+        printed above the picture.
+      </p>
+      <p>
+        A map shows where image tokens sit. After a vision encoder has mixed all patches, a token is no longer
+        only its patch of pixels; and attention is not importance: probes measure that.
+      </p>
+      <form method="dialog"><button autofocus>Close</button></form>
+    </dialog>
+  `;
+}

@@ -1,0 +1,286 @@
+// One episode: its cameras with heat, and everything that says what the heat is of.
+
+import { useAnswer, useAnswers } from "./answers.js";
+import { colours } from "./colormaps.js";
+import { Appearance, Selection } from "./controls.js";
+import { pixels, pixelsHere, preload } from "./frames.js";
+import { limitsOf, tables as tablesOf } from "./heat.js";
+import { html, useEffect, useList, useMemo } from "./html.js";
+import { activeHeads, mapAt, mapsOf, massOf, ofHead } from "./maps.js";
+import { HeadMatrix } from "./matrix.js";
+import { headText, layerName, percent } from "./numbers.js";
+import { Pane } from "./pane.js";
+import { pictureSize } from "./picture.js";
+import {
+  attending,
+  headsTogether,
+  isStored,
+  maps as askMaps,
+  phaseOf,
+  sinks as askSinks,
+  trace,
+  variances,
+} from "./questions.js";
+import { brushOf, formatBrush } from "./state.js";
+import { lineOf, Timeline } from "./timeline.js";
+import { TokenStrip } from "./tokens.js";
+import { Share } from "./share.js";
+
+/** @import {Brush, Change, Episode, NumberArray, View} from "./types" */
+
+/**
+ * The head that is shown of each camera, and the maps of every keyframe.
+ * @param {Episode} e @param {View} view @param {string[]} cameras
+ */
+export function useMaps(e, view, cameras) {
+  const varied = useAnswers(cameras.map((c) => (view.head === "active" ? variances(e, view, c) : null)));
+  /** @type {(number | "mean" | null)[]} */
+  const heads = cameras.map((_, i) => {
+    if (view.head !== "active") return view.head === "mean" ? "mean" : Number(view.head);
+    return varied[i].value ? activeHeads(varied[i].value.values)[view.layer] : null;
+  });
+  const answers = useAnswers(
+    cameras.map((c, i) => {
+      if (headsTogether(e, view, c)) return askMaps(e, view, c, 0); // whichever head it will be
+      const alone = heads[i];
+      return alone === null || alone === "mean" ? null : askMaps(e, view, c, alone);
+    }),
+    "array",
+  );
+  const arrived = useList(answers.map((a) => a.value));
+  const maps = useMemo(
+    () => arrived.map((value, i) => (value && heads[i] !== null ? ofHead(mapsOf(value), heads[i]) : null)),
+    [arrived, heads.join()],
+  );
+  const tooMany = (/** @type {string} */ camera, /** @type {number | "mean" | null} */ head) =>
+    head === "mean" && !headsTogether(e, view, camera)
+      ? new Error("The maps of all heads are too many to be averaged here: choose a head.")
+      : undefined;
+  return cameras.map((camera, i) => ({
+    camera,
+    head: heads[i],
+    maps: maps[i],
+    pending: varied[i].pending || answers[i].pending,
+    error: varied[i].error ?? answers[i].error ?? tooMany(camera, heads[i]),
+  }));
+}
+
+/** @param {{e: Episode, view: View, change: Change, playing: boolean, play: (on: boolean) => void, theme: string}} props */
+export function Look({ e, view, change, playing, play, theme }) {
+  const phase = phaseOf(e, view);
+  const { cameras } = phase;
+  const loaded = useMaps(e, view, cameras);
+  const ready = loaded.every((one) => one.maps || one.error);
+  const tables = useMemo(
+    () => tablesOf(colours(view.cmap), view.alpha, view.blend),
+    [view.cmap, view.alpha, view.blend],
+  );
+  const maps = useList(loaded.map((one) => one.maps));
+  const whole = useMemo(
+    () => maps.map((found, i) => limitsOf(found ? [found.data] : [], e.cameras[cameras[i]].coverage)),
+    [e, maps],
+  );
+  const masses = useMasses(e, view, loaded);
+  const notes = useSinks(e, view, loaded);
+  const brush = brushOf(view);
+  const attended = useAttending(e, view, brush, loaded);
+
+  useEffect(() => {
+    if (!ready) return;
+    const stop = new AbortController();
+    preload(e, cameras, view.keyframe, (c) => pictureSize(e.cameras[c]), stop.signal);
+    return () => stop.abort();
+  }, [e, ready, cameras.join()]);
+
+  const shown = loaded.map(({ camera, head, maps, pending, error }, i) => {
+    const map = maps ? mapAt(maps, view.keyframe) : null;
+    const absent = map?.every(Number.isNaN) ?? false;
+    const frame = map ? limitsOf([map], e.cameras[camera].coverage) : null;
+    const shared = /** @type {import("./types").Limits} */ ([
+      Math.min(...whole.map((l) => l[0])),
+      Math.max(...whole.map((l) => l[1])),
+    ]);
+    return {
+      camera,
+      map: absent ? null : map,
+      limits: (view.scale === "frame" ? frame : view.scale === "episode" ? whole[i] : shared) ?? [0, 1],
+      head: `${layerName(view.layer)} ${headText(head)}${view.head === "active" ? " (active)" : ""}`,
+      headIndex: head,
+      mass: absent ? null : masses[i],
+      note: absent ? "These tokens, or this camera, are absent at this keyframe." : notes[i],
+      pending,
+      error,
+    };
+  });
+  const imagesHere = (/** @type {number} */ keyframe) => {
+    const missing = cameras.filter((c) => !pixelsHere(e, c, keyframe, ...pictureSize(e.cameras[c])));
+    for (const c of missing) pixels(e, c, keyframe, ...pictureSize(e.cameras[c])).catch(() => {});
+    return missing.length === 0;
+  };
+  const headOf = (/** @type {string} */ camera) => loaded[cameras.indexOf(camera)]?.head ?? null;
+  return html`
+    <div class="look">
+      <div class="main">
+        <${Selection} e=${e} view=${view} change=${change} />
+        <div class="panes">
+          ${shown.map(
+            (one) => html`
+              <${Pane}
+                key=${one.camera}
+                e=${e}
+                view=${view}
+                camera=${one.camera}
+                shown=${one}
+                tables=${tables}
+                brush=${brush}
+                onBrush=${(/** @type {Brush | null} */ b) => change({ brush: b ? formatBrush(b) : "" })}
+              />
+            `,
+          )}
+          ${
+            cameras.length === 0 &&
+            html`
+              <p class="note">No camera is among the keys of this phase.</p>
+            `
+          }
+        </div>
+        <${Timeline}
+          e=${e}
+          view=${view}
+          change=${change}
+          playing=${playing}
+          play=${play}
+          theme=${theme}
+          headOf=${headOf}
+          ready=${imagesHere}
+        />
+        <${TokenStrip}
+          e=${e}
+          view=${view}
+          change=${change}
+          weights=${attended.weights}
+          about=${attended.about}
+          patch=${brush && patchQuery(e, view, brush)}
+        />
+        ${
+          attended.error &&
+          html`
+            <p class="error" role="alert">${attended.error.message}</p>
+          `
+        }
+      </div>
+      <aside class="side" aria-label="Heads, appearance and export">
+        <${HeadMatrix}
+          e=${e}
+          view=${view}
+          change=${change}
+          keyframe=${view.keyframe}
+          active=${loaded.find((one) => one.camera === view.camera)?.head ?? null}
+        />
+        <section class="card" aria-label="Appearance">
+          <h2>Appearance</h2>
+          <${Appearance} view=${view} change=${change} />
+        </section>
+        <${Share} e=${e} view=${view} shown=${shown} tables=${tables} />
+      </aside>
+    </div>
+  `;
+}
+
+/**
+ * Attention on image and letterbox at the keyframe: from the stored statistics, or from the map where it
+ * is a mean over queries.
+ * @param {Episode} e @param {View} view @param {ReturnType<typeof useMaps>} loaded
+ */
+function useMasses(e, view, loaded) {
+  const single = /^\d+$/.test(view.query);
+  const summed = (single || view.reduce === "mean") && !view.sinks;
+  const stored = !summed && isStored(e, view) && phaseOf(e, view).query_groups.length > 0;
+  const answers = useAnswers(
+    loaded.flatMap(({ camera }) =>
+      ["camera_mass", "letterbox_mass"].map((m) => (stored ? trace(e, view, camera, m) : null)),
+    ),
+  );
+  return loaded.map(({ camera, head, maps }, i) => {
+    if (head === null) return null;
+    if (summed) return maps && massOf(mapAt(maps, view.keyframe), e.cameras[camera]);
+    const [image, letterbox] = [answers[2 * i], answers[2 * i + 1]].map(
+      (a) => a.value && lineOf(a.value, head)[view.keyframe],
+    );
+    return typeof image === "number" && typeof letterbox === "number" ? { image, letterbox } : null;
+  });
+}
+
+/**
+ * What is said about sinks under each camera.
+ * @param {Episode} e @param {View} view @param {ReturnType<typeof useMaps>} loaded
+ */
+function useSinks(e, view, loaded) {
+  const answer = useAnswer(view.sinks ? askSinks(e, view) : null);
+  const { steps } = phaseOf(e, view);
+  const step = steps === null ? null : view.step < 0 ? steps - 1 : view.step;
+  return loaded.map(({ camera, head }) => {
+    if (!view.sinks || !answer.value || head === null) return "";
+    const found = answer.value.rows.filter(
+      (/** @type {any} */ r) =>
+        r.camera === camera &&
+        r.row !== null &&
+        r.layer === view.layer &&
+        r.step === step &&
+        (head === "mean" || r.head === head),
+    );
+    if (!found.length) return "This head has no sink on this camera: the map is as it is.";
+    const mass = found.reduce((/** @type {number} */ sum, /** @type {any} */ r) => sum + r.mass, 0);
+    return head === "mean"
+      ? `Sinks of the layer's heads set to the median patch: ${found.length}.`
+      : `Sinks set to the median patch: ${found.length}, with ${percent(mass)} of all queries' attention.`;
+  });
+}
+
+/**
+ * How much every query token attends to the brushed patches.
+ * @param {Episode} e @param {View} view @param {Brush | null} brush @param {ReturnType<typeof useMaps>} loaded
+ * @returns {{weights: Float32Array | null, about: string, error?: Error}}
+ */
+function useAttending(e, view, brush, loaded) {
+  const head = brush ? (loaded.find((one) => one.camera === brush.camera)?.head ?? null) : null;
+  const question = brush && head !== null ? attending(e, view, brush, head === "mean" ? null : head) : null;
+  const answer = useAnswer(question, "array");
+  const weights = useMemo(
+    () =>
+      brush && answer.value ? sumOverPatches(answer.value, brush, e.cameras[brush.camera].grid[1]) : null,
+    [answer.value],
+  );
+  if (!brush) return { weights: null, about: "" };
+  const [r0, r1, c0, c1] = [...brush.rows, ...brush.cols];
+  const count = (r1 - r0 + 1) * (c1 - c0 + 1);
+  const about = count === 1 ? `patch ${r0}, ${c0} of ${brush.camera}` : `${count} patches of ${brush.camera}`;
+  return { weights, about, error: answer.error };
+}
+
+/**
+ * Index of a single brushed patch among the queries; null if it is none of them.
+ * @param {Episode} e @param {View} view @param {Brush} brush
+ */
+function patchQuery(e, view, { camera, rows, cols }) {
+  const span = phaseOf(e, view).query.find((s) => s.camera === camera);
+  if (!span || rows[0] !== rows[1] || cols[0] !== cols[1]) return null;
+  return span.start + rows[0] * e.cameras[camera].grid[1] + cols[0];
+}
+
+/**
+ * (query, key) summed over the brushed keys, of those from the first to the last of them; with heads
+ * before, their mean.
+ * @param {NumberArray} array @param {Brush} brush
+ * @param {number} cols of the grid
+ */
+function sumOverPatches({ shape, data }, brush, cols) {
+  const [queries, keys] = shape.slice(-2),
+    heads = shape.length === 3 ? shape[0] : 1;
+  const sums = new Float32Array(queries);
+  for (let i = 0; i < data.length; i++) {
+    const col = (brush.cols[0] + (i % keys)) % cols;
+    if (col >= brush.cols[0] && col <= brush.cols[1]) sums[Math.floor(i / keys) % queries] += data[i] / heads;
+  }
+  return sums;
+}

@@ -1,0 +1,66 @@
+// The Python call that returns what is shown.
+
+import { isStored, phaseOf } from "./questions.js";
+import { brushOf } from "./state.js";
+
+/** @import {Episode, View} from "./types" */
+
+/**
+ * @param {Episode} e
+ * @param {View} view
+ * @param {string} camera
+ * @param {number | "mean"} head
+ * @param {string} address of the store
+ */
+export function pythonCall(e, view, camera, head, address) {
+  const stepped = phaseOf(e, view).steps !== null;
+  const selection = [
+    `layer=${view.layer}`,
+    ...(head === "mean" ? [] : [`head=${head}`]),
+    ...(stepped ? [`step=${view.step}`] : []),
+  ].join(", ");
+  const query =
+    view.query === "" || (isStored(e, view) && view.query === phaseOf(e, view).query_groups[0])
+      ? ""
+      : `, query=${/^\d+$/.test(view.query) ? view.query : literal(view.query)}`;
+  const lines = [
+    "import attnstore",
+    "",
+    `store = attnstore.open(${literal(address)})  # ATTNSTORE_TOKEN is set; or a path`,
+    `episode = store.episode(${literal(e.episode)}, run=${literal(e.run)})  # ${comment(e.name)}`,
+    `maps = episode.maps(${literal(view.phase)}, ${literal(camera)}, ${selection}, ` +
+      `reduce=${literal(view.reduce)}${query})`,
+  ];
+  if (view.sinks && head !== "mean")
+    lines.push(
+      "",
+      "from attnstore.render import sinks",
+      `found = episode.sink_keys(${literal(view.phase)}, ${selection})`,
+      `patches = [(row, col) for camera, row, col, mass in found if camera == ${literal(camera)}]`,
+      `maps = sinks.remove(maps, episode.geometry(${literal(camera)}), patches)`,
+    );
+  lines.push(
+    head === "mean"
+      ? `shown = maps[${view.keyframe}].mean(0)  # (row, col)`
+      : `shown = maps[${view.keyframe}]  # (row, col)`,
+  );
+  const brush = brushOf(view);
+  if (brush) {
+    const cols = e.cameras[brush.camera].grid[1];
+    lines.push(
+      "",
+      `key = ${literal(`image:${brush.camera}`)}`,
+      `weights = episode.attention(${literal(view.phase)}, keyframe=${view.keyframe}, ${selection}, key=key)`,
+      `patches = weights.values.reshape(*weights.shape[:-1], -1, ${cols})` +
+        `[..., ${brush.rows[0]}:${brush.rows[1] + 1}, ${brush.cols[0]}:${brush.cols[1] + 1}]`,
+      "attending = patches.sum((-2, -1))  # of every query token, to the brushed patches",
+    );
+  }
+  return `${lines.join("\n")}\n`;
+}
+
+/** A Python string: JSON's escapes are Python's. @param {string} text */
+const literal = (text) => JSON.stringify(text);
+
+/** @param {string} text */
+const comment = (text) => text.replace(/[\p{Cc}\u2028\u2029]/gu, " ");

@@ -1,0 +1,536 @@
+"""The viewer page in a real browser, against a real service and a store whose attention is known."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from playwright.sync_api import Page, expect
+from service_fixtures import SCRIPT, TOKEN
+from viewer_fixtures import (
+    GEOMETRIES,
+    HEAD,
+    LAYER,
+    LOOKS,
+    SCREENSHOTS,
+    Planted,
+    browser,
+    decoded,
+    page,
+    pixels,
+    planted,
+    settle,
+)
+
+import attnstore
+from attnstore.query import Episode
+from attnstore.render import colormap
+from attnstore.render.serving import PAGE
+
+__all__ = ["browser", "page", "planted"]  # fixtures
+expect.set_options(timeout=20_000)  # a machine of CI may be busy
+CAMERAS = tuple(GEOMETRIES)
+
+
+def episode_of(planted: Planted, number: int = 0) -> Episode:
+    return attnstore.open(planted.root).episode(list(planted.episodes)[number])
+
+
+def show(page: Page, planted: Planted, **view: Any) -> None:
+    page.goto(planted.address(**view))
+    settle(page)
+
+
+def test_the_first_page_shows_an_episode(page: Page, planted: Planted) -> None:
+    page.goto(f"{planted.server.url}/?token={TOKEN}")
+    settle(page)
+    assert TOKEN not in page.url
+    expect(page.locator(".episodes tbody tr")).to_have_count(3)
+    expect(page.locator("h1")).to_have_text("failure/2025-01-01/2025-01-01_10-00-00")
+    assert page.title() == "failure/2025-01-01/2025-01-01_10-00-00 · attnstore"
+    expect(page.locator(".pane")).to_have_count(2)
+    assert all(pixels(page, camera).any() for camera in CAMERAS)
+
+
+def test_episodes_are_filtered(page: Page, planted: Planted) -> None:
+    show(page, planted)
+    rows = page.locator(".episodes tbody tr")
+    page.get_by_role("radio", name="failure").click()
+    expect(rows).to_have_count(1)
+    page.get_by_role("radio", name="all").click()
+    expect(rows).to_have_count(3)
+    page.get_by_label("Filter episodes").fill("_11-00")
+    expect(rows).to_have_count(1)
+    expect(rows).to_contain_text("2025-01-01_11-00-00")
+    page.get_by_label("Filter episodes").fill("it's not there")
+    expect(page.get_by_text("No episode matches.")).to_be_visible()
+    page.get_by_label("Filter episodes").fill("CUBE")
+    expect(rows).to_have_count(3)
+    page.get_by_label("SQL condition").fill("keyframes >= 4")
+    expect(rows).to_have_count(2)
+    rows.last.get_by_role("button").click()
+    expect(page.locator("h1")).to_contain_text("2025-01-01_12-00-00")
+    page.expected_failures.append("400 (Bad Request)")  # type: ignore[attr-defined]
+    page.get_by_label("SQL condition").fill("no_such_column > 1")
+    expect(page.locator(".episodes .error")).to_contain_text("no_such_column")
+    page.get_by_label("SQL condition").fill("")
+    page.get_by_label("Filter episodes").fill("")
+    page.get_by_role("button", name="Keyframes").click()
+    expect(rows.first).to_contain_text("2025-01-01_10-00-00")
+    page.get_by_role("button", name="Keyframes").click()
+    expect(rows.first).to_contain_text("2025-01-01_12-00-00")
+
+
+@pytest.mark.parametrize("number", LOOKS)
+def test_a_token_is_clicked_and_its_patch_is_hot(page: Page, planted: Planted, number: int) -> None:
+    """Every colour is the heat's own: where the planted patch is, by the geometry in Python."""
+    show(page, planted, layer=LAYER, head=HEAD, blend="constant", alpha=1, interpolation="nearest")
+    id = next(iter(planted.episodes))
+    page.locator(f'[data-token="{planted.token(id, number)}"]').click()
+    expect(page.locator('.token[aria-pressed="true"]')).to_have_count(1)
+    settle(page)
+    camera, row, col = LOOKS[number]
+    geometry = GEOMETRIES[camera]
+    seen = pixels(page, camera).astype(int)
+    height, width = seen.shape[:2]
+    assert (height, width) == geometry.source
+    rows, _ = geometry.source_to_grid(np.arange(height) + 0.5, np.zeros(height))
+    _, cols = geometry.source_to_grid(np.zeros(width), np.arange(width) + 0.5)
+    top, left, crop_height, crop_width = geometry.crop or (0, 0, *geometry.source)
+    inside_y = (np.arange(height) + 0.5 > top) & (np.arange(height) + 0.5 < top + crop_height)
+    inside_x = (np.arange(width) + 0.5 > left) & (np.arange(width) + 0.5 < left + crop_width)
+    hot = ((np.floor(rows) == row) & inside_y)[:, None] & ((np.floor(cols) == col) & inside_x)
+    assert 100 < hot.sum() < 300
+    colours = colormap.table("inferno").astype(int)
+    assert (abs(seen[hot] - colours[255]) <= 1).all()
+    cold = (inside_y[:, None] & inside_x) & ~hot
+    # 0.1 / (keys - 1) of 0.9 is one of the first colours
+    assert (seen[cold].sum(-1) < 60).all()
+    other = next(c for c in CAMERAS if c != camera)
+    expect(page.locator(f'[data-camera="{other}"] .readout')).not_to_contain_text("0.9")
+    expect(page.locator(f'[data-camera="{camera}"] .readout')).to_contain_text(
+        f"max 0.9 at patch {row}, {col}"
+    )
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        {"interpolation": "bilinear", "blend": "spotlight", "cmap": "inferno", "alpha": 0.75},
+        {"interpolation": "nearest", "blend": "proportional", "cmap": "viridis", "alpha": 0.5},
+        {"interpolation": "bilinear", "blend": "constant", "cmap": "jet", "alpha": 0.9},
+    ],
+    ids=lambda look: look["blend"],
+)
+def test_pixels_are_those_of_the_renderer(
+    page: Page, planted: Planted, look: dict[str, Any]
+) -> None:
+    """The browser draws what `render/overlay.py` draws: two implementations, one picture."""
+    id = next(iter(planted.episodes))
+    for view in (
+        {"phase": "prefix", "layer": LAYER, "head": HEAD, "keyframe": 2, "sinks": 0},
+        {"phase": "suffix", "layer": 0, "head": "0", "keyframe": 1, "scale": "episode", "step": 0},
+        {"phase": "prefix", "layer": 0, "head": "0", "keyframe": 0, "sinks": 1},
+    ):
+        page.goto("about:blank")
+        show(page, planted, **view, **look)
+        for camera in CAMERAS:
+            asked: dict[str, Any] = {
+                k: view[k] for k in ("phase", "layer", "head", "keyframe")
+            } | look
+            asked |= {"sink_corrected": bool(view.get("sinks")), "step": view.get("step", -1)}
+            asked["scale"] = "video" if view.get("scale") == "episode" else "frame"
+            url = f"/v1/stores/planted/episodes/{planted.run}/{id}/overlays/{camera}"
+            answer = planted.server.get(url, format="png", **asked)
+            assert answer.status == 200, answer.body
+            drawn = decoded(answer.body)
+            apart = np.abs(pixels(page, camera).astype(int) - drawn)
+            # a value between two colours may be rounded to either
+            assert apart.mean() < 0.5, (camera, view)
+            assert np.quantile(apart, 0.99) <= 4, (camera, view)
+
+
+def test_patches_are_brushed_and_tokens_say_how_much(page: Page, planted: Planted) -> None:
+    show(page, planted, layer=LAYER, head=HEAD)
+    id = next(iter(planted.episodes))
+    camera, row, col = LOOKS[0]
+    y, x = GEOMETRIES[camera].grid_to_source(np.array(row + 0.5), np.array(col + 0.5))
+    stage = page.locator(f'[data-camera="{camera}"] .stage')
+    box = stage.bounding_box()
+    assert box is not None
+    at = (box["x"] + float(x) / 64 * box["width"], box["y"] + float(y) / 36 * box["height"])
+    page.mouse.click(*at)
+    token = page.locator(f'[data-token="{planted.token(id, 0)}"]')
+    expect(token).to_have_attribute(
+        "title", re.compile(r"90\.0 % of its attention goes to patch 2, 1")
+    )
+    expect(token.locator(".share")).to_have_attribute("style", re.compile("height: 100%"))
+    other = page.locator(f'[data-token="{planted.token(id, 1)}"] .share')
+    assert other.evaluate("bar => parseFloat(bar.style.height)") < 2
+    page.mouse.move(*at)
+    page.mouse.down()
+    page.mouse.up()
+    expect(page.locator(".share")).to_have_count(0)  # clicked again: forgotten
+    page.mouse.down()
+    page.mouse.move(at[0] + box["width"] / 4, at[1], steps=4)
+    page.mouse.up()
+    expect(page.locator(".tokens h2")).to_contain_text("2 patches of hand_camera")
+    weights = episode_of(planted).attention(
+        "prefix", keyframe=0, layer=LAYER, head=HEAD, key=f"image:{camera}"
+    )
+    wanted = weights.values.astype(np.float32).reshape(-1, 4, 4)[planted.token(id, 0), 2, 1:3].sum()
+    expect(token).to_have_attribute(
+        "title", re.compile(f"{100 * wanted:.1f} %".replace(".", r"\."))
+    )
+
+
+def test_time_is_scrubbed_and_played(page: Page, planted: Planted) -> None:
+    show(page, planted, episode=list(planted.episodes)[2], layer=1, head=0)
+    canvas = page.locator(f'[data-camera="{CAMERAS[0]}"] canvas')
+    first = pixels(page, CAMERAS[0])
+    page.get_by_label("Keyframe", exact=True).fill("3")
+    expect(canvas).to_have_attribute("data-drawn", "3")
+    assert (pixels(page, CAMERAS[0]) != first).any()
+    expect(page.locator(".timeline output")).to_contain_text("keyframe 4 of 5, frame 24, 1.6 s")
+    page.get_by_role("button", name="Previous keyframe").click()
+    expect(canvas).to_have_attribute("data-drawn", "2")
+    page.locator("h1").click()
+    page.keyboard.press("End")
+    expect(canvas).to_have_attribute("data-drawn", "4")
+    page.keyboard.press("Space")
+    expect(canvas).not_to_have_attribute("data-drawn", "4")  # over the end
+    page.keyboard.press("Space")
+    expect(page.get_by_role("button", name="Play", exact=True)).to_be_visible()
+
+
+def test_a_link_shows_the_same(page: Page, planted: Planted) -> None:
+    show(page, planted)
+    page.get_by_role("radio", name="suffix").click()
+    page.get_by_label("Over them").get_by_role("radio", name="mean").click()
+    page.get_by_role("combobox", name="Colours").select_option("cividis")
+    page.get_by_role("combobox", name="Scale").select_option("cameras")
+    page.get_by_role("combobox", name="Patches").select_option("nearest")
+    page.get_by_role("slider", name="Step").fill("0")
+    page.get_by_role("slider", name="Keyframe").fill("1")
+    page.get_by_role("slider", name="Opacity").fill("0.5")
+    page.get_by_role("gridcell", name="layer 1 head 0").click()
+    page.get_by_role("combobox", name="Metric").select_option("gini")
+    settle(page)
+    page.wait_for_url(re.compile("metric=gini"))
+    link = page.url
+    for part in (
+        "phase=suffix",
+        "reduce=mean",
+        "step=0",
+        "keyframe=1",
+        "alpha=0.5",
+        "layer=1",
+        "head=0",
+    ):
+        assert part in link
+    before = [pixels(page, camera) for camera in CAMERAS]
+    page.goto("about:blank")
+    page.goto(link)
+    settle(page)
+    for camera, shown in zip(CAMERAS, before, strict=True):
+        np.testing.assert_array_equal(pixels(page, camera), shown)
+    expect(page.get_by_role("combobox", name="Metric")).to_have_value("gini")
+    page.locator(".episodes tbody button").last.click()
+    expect(page.locator("h1")).to_contain_text("12-00-00")
+    page.go_back()
+    expect(page.locator("h1")).to_contain_text("10-00-00")
+
+
+def test_a_wrong_link_is_no_dead_end(page: Page, planted: Planted) -> None:
+    page.expected_failures.append("404 (Not Found)")  # type: ignore[attr-defined]
+    page.goto(planted.address(episode="nothing"))
+    expect(page.get_by_role("alert")).to_contain_text("no episode nothing")
+    page.locator(".episodes tbody button").first.click()
+    settle(page)
+    # what an episode lacks is replaced by what it has
+    show(
+        page, planted, layer=99, head=77, step=5, keyframe=-3, phase="none", cmap="none", alpha="x"
+    )
+    expect(page.get_by_role("slider", name="Layer")).to_have_value("1")
+
+
+def test_the_matrix_shows_and_selects(page: Page, planted: Planted) -> None:
+    show(page, planted, metric="entropy", camera=CAMERAS[1])
+    wanted = np.nanmean(episode_of(planted).stats("entropy", "prefix", CAMERAS[1]), (0, 1))
+    for layer, head in np.ndindex(wanted.shape):
+        cell = page.locator(f'[data-cell="{layer}-{head}"]')
+        text = cell.get_attribute("aria-label") or ""
+        assert float(text.rpartition(" ")[2]) == pytest.approx(wanted[layer, head], rel=5e-3)
+    page.locator('[data-cell="1-0"]').click()
+    expect(page.locator('[data-cell="1-0"]')).to_have_attribute("aria-selected", "true")
+    expect(page.locator(".pane figcaption").first).to_contain_text("L01 H00")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator('[data-cell="1-1"]')).to_be_focused()
+    expect(page.locator(".pane figcaption").first).to_contain_text("L01 H01")
+
+
+def test_masses_are_printed(page: Page, planted: Planted) -> None:
+    show(page, planted, layer=LAYER, head=HEAD, keyframe=1)
+    inside, outside = episode_of(planted).mass("prefix", CAMERAS[1], layer=LAYER)
+    numbers = page.locator(f'[data-camera="{CAMERAS[1]}"] .numbers')
+    said = f"image {100 * inside[1, HEAD]:.1f} % letterbox {100 * outside[1, HEAD]:.1f} %"
+    expect(numbers).to_have_text(said)
+    page.get_by_label("Over them").get_by_role("radio", name="mean").click()
+    settle(page)
+    page.wait_for_url(re.compile("reduce=mean"))
+    shown = numbers.inner_text()
+    found = [float(n) for n in re.findall(r"[\d.]+(?= %)", shown)]
+    # from a map of log8 codes: 2.3 % at most
+    assert found == pytest.approx([100 * inside[1, HEAD], 100 * outside[1, HEAD]], rel=0.03)
+
+
+def test_two_episodes_and_two_groups_are_compared(page: Page, planted: Planted) -> None:
+    show(page, planted, view="compare", layer=LAYER, head=HEAD, time=0.5)
+    expect(page.locator("canvas[data-drawn]")).to_have_count(3)
+    settle(page)
+    a, b = (
+        episode_of(planted, i).maps("prefix", CAMERAS[0], layer=LAYER, head=HEAD) for i in (0, 1)
+    )
+    apart = a[1] - (b[1] + b[2]) / 2  # the middle of three keyframes, and of four
+    cover = GEOMETRIES[CAMERAS[0]].coverage() > 0
+    row, col = np.unravel_index(np.where(cover, apart, -9).argmax(), apart.shape)
+    said = page.locator(".pane").nth(2).locator(".readout")
+    expect(said).to_contain_text(f"at patch {row}, {col}")
+    number = re.search(r"max ([\d.e-]+)", said.inner_text())
+    assert number is not None
+    assert float(number[1]) == pytest.approx(float(apart[row, col]), rel=0.05)
+    page.get_by_role("radio", name="groups").click()
+    expect(
+        page.locator("h2")
+        .filter(has_text="failure minus success")
+        .or_(page.locator("h2").filter(has_text="success minus failure"))
+    ).to_be_visible()
+    expect(page.locator("section[aria-label='Which heads differ'] .matrix button")).to_have_count(4)
+    page.screenshot(path=SCREENSHOTS / "groups.png")
+
+
+def test_sql_is_asked_and_saved(page: Page, planted: Planted) -> None:
+    page.goto(planted.address(view="sql"))
+    box = page.get_by_role("textbox", name="Query, on the tables")
+    box.fill("select run, episode, outcome, keyframes from episodes order by name")
+    box.press("Control+Enter")
+    expect(page.locator(".result tbody tr")).to_have_count(3)
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="CSV").click()
+    rows = list(csv.DictReader(io.StringIO(saved.value.path().read_text())))
+    assert [r["outcome"] for r in rows] == ["failure", "success", "success"]
+    page.expected_failures.append("400 (Bad Request)")  # type: ignore[attr-defined]
+    box.fill("drop table episodes")
+    box.press("Control+Enter")
+    expect(page.locator(".sql .error")).to_be_visible()
+    box.fill("select run, episode from episodes order by name desc")
+    box.press("Control+Enter")
+    page.locator(".result tbody button").first.click()
+    expect(page.locator("h1")).to_contain_text("2025-01-01_12-00-00")
+    settle(page)
+
+
+def test_what_is_shown_is_saved(
+    page: Page, planted: Planted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    show(page, planted, layer=LAYER, head=HEAD, keyframe=1, phase="suffix", step=0, reduce="mean")
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="PNG").click()
+    picture = decoded(saved.value.path().read_bytes())
+    for camera, left in zip(CAMERAS, (12, 12 + 64 + 12), strict=True):
+        np.testing.assert_array_equal(picture[12:48, left : left + 64], pixels(page, camera))
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="CSV").click()
+    rows = list(csv.DictReader(io.StringIO(saved.value.path().read_text())))
+    episode = episode_of(planted)
+    for camera in CAMERAS:
+        own = [float(r["weight"]) for r in rows if r["camera"] == camera]
+        wanted = episode.maps(
+            "suffix", camera, layer=LAYER, head=HEAD, step=0, reduce="mean", keyframe=1
+        )
+        np.testing.assert_allclose(np.reshape(own, (4, 4)), wanted, rtol=1e-6)
+    monkeypatch.setenv("ATTNSTORE_TOKEN", TOKEN)
+    monkeypatch.setenv("ATTNSTORE_CACHE", str(tmp_path))
+    page.get_by_role("button", name="Python").click()
+    for query in ("", str(planted.token(next(iter(planted.episodes)), 0))):
+        if query:
+            show(
+                page,
+                planted,
+                layer=0,
+                head="mean",
+                keyframe=2,
+                query=query,
+                brush="hand_camera:2-2:0-1",
+            )
+            page.get_by_role("button", name="Python").click()
+        names: dict[str, Any] = {}
+        exec(page.locator("pre.code").inner_text(), names)
+        shown = names["shown"]
+        if not query:
+            np.testing.assert_array_equal(
+                shown, episode.maps("suffix", CAMERAS[0], layer=1, head=1, step=0, reduce="mean")[1]
+            )
+            continue
+        said = page.locator(f'[data-camera="{CAMERAS[0]}"] .readout').inner_text()
+        assert float(said.split()[1]) == pytest.approx(float(shown[cover_of(0)].max()), rel=5e-3)
+        bar = page.locator(f'[data-token="{query}"]').get_attribute("title") or ""
+        share = names["attending"].mean(0)[int(query)]
+        assert f"{100 * share:.1f} %" in bar
+
+
+def cover_of(camera: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    return GEOMETRIES[CAMERAS[camera]].coverage() > 0
+
+
+def test_text_of_a_store_is_never_markup(page: Page, planted: Planted) -> None:
+    """The fixture fails if an alert opens or a script's error is logged."""
+    page.goto(f"{planted.server.url}/?token={TOKEN}#store=other")
+    settle(page)
+    expect(page.locator("h1")).to_contain_text('success/"><img src=x onerror=alert(1)>/')
+    expect(page.locator("header q")).to_contain_text(SCRIPT)
+    expect(page.locator(".episodes tbody")).to_contain_text(SCRIPT)
+    page.get_by_role("button", name="Python").click()
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_role("tab", name="SQL").click()
+    box = page.get_by_role("textbox", name="Query, on the tables")
+    box.fill("select name, instruction, '<b>bold</b>' as \"<i>column</i>\" from episodes")
+    box.press("Control+Enter")
+    expect(page.locator(".result")).to_contain_text("<b>bold</b>")
+    expect(page.locator(".result th").last).to_have_text("<i>column</i>")
+    assert page.locator("img").count() == 0
+    assert page.locator("script:not([src])").count() == 0
+    assert page.locator(".result b, .result th i").count() == 0
+
+
+PART = "document.activeElement.closest('nav, .stage, section, .controls')?.ariaLabel ?? ''"
+NAMELESS = """[...document.querySelectorAll("button, input, select, textarea, canvas, [role=img]")]
+  .filter(e => !e.closest("[role=img]:not(canvas)") || e.role === "img")
+  .filter(e => !(e.ariaLabel || e.innerText?.trim() || e.labels?.length || e.title))
+  .map(e => e.outerHTML.slice(0, 80))"""
+
+
+def test_the_keyboard_is_enough(page: Page, planted: Planted) -> None:
+    show(page, planted, layer=0, head=0)
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    page.keyboard.press("ArrowDown")
+    expect(page.locator(".pane figcaption").first).to_contain_text("L01")
+    page.keyboard.press("]")
+    expect(page.locator(".pane figcaption").first).to_contain_text("H01")
+    page.keyboard.press("m")
+    expect(page.locator(".pane figcaption").first).to_contain_text("mean of heads")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".timeline output")).to_contain_text("keyframe 2 of 3")
+    page.keyboard.press("n")
+    expect(page.locator("h1")).to_contain_text("11-00-00")
+    settle(page)
+    page.keyboard.press("/")
+    expect(page.get_by_label("Filter episodes")).to_be_focused()
+    page.keyboard.type("m?")  # letters are text there
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    page.keyboard.press("Control+a")
+    page.keyboard.press("Delete")
+    stage = page.locator(".stage").first
+    stage.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".marks .chosen")).to_have_count(1)
+    expect(page.locator(".tokens h2")).to_contain_text("attention to patch")
+    before = page.locator(".tokens h2").inner_text()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".tokens h2")).not_to_have_text(before)
+    page.keyboard.press("Escape")
+    expect(page.locator(".marks .chosen")).to_have_count(0)
+    # Tab reaches every part of the page, in the order of reading
+    page.locator("header button").first.focus()
+    seen = []
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        seen.append(
+            page.evaluate(
+                "document.activeElement.closest('header, nav, .stage, section, .controls')?.ariaLabel ?? ''"
+            )
+        )
+    parts = [p for i, p in enumerate(seen) if p and p not in seen[:i]]
+    for earlier, later in zip(
+        ("Episodes", "Selection", "Time", "Query tokens", "Layers and heads", "Share"),
+        ("Selection", "Time", "Query tokens", "Layers and heads", "Share"),
+        strict=False,
+    ):
+        assert parts.index(earlier) < parts.index(later), parts
+
+
+def test_everything_has_a_name(page: Page, planted: Planted) -> None:
+    for view in ("look", "compare", "sql"):
+        page.goto("about:blank")
+        page.goto(planted.address(view=view))
+        page.get_by_role("tab", selected=True).wait_for()
+        if view != "sql":
+            settle(page)
+        nameless = page.evaluate(NAMELESS)
+        assert not nameless
+    assert page.locator("html").get_attribute("lang") == "en"
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_it_is_readable_in_both_themes(page: Page, planted: Planted, theme: Any) -> None:
+    page.emulate_media(color_scheme=theme)
+    show(page, planted, layer=1)
+    assert page.locator("html").get_attribute("data-theme") == theme
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{theme}.png")
+    for size in ({"width": 900, "height": 1200}, {"width": 390, "height": 844}):
+        page.set_viewport_size(size)  # type: ignore[arg-type]
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= size["width"], f"{wide} pixels wide at {size['width']}"
+        page.screenshot(path=SCREENSHOTS / f"{theme}-{size['width']}.png", full_page=True)
+    page.get_by_role("button", name="Colours of the page").click()
+    assert page.locator("html").get_attribute("data-theme") != theme
+    text = (PAGE / "style.css").read_text()
+    pairs = re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\);", text)
+    colours = {name: dark if theme == "dark" else light for name, light, dark in pairs}
+    for ink in ("ink", "quiet", "success", "failure", "unknown", "warn", "accent"):
+        for paper in ("card", "paper"):
+            assert contrast(colours[ink], colours[paper]) >= 4.5, (ink, paper)
+    assert contrast(colours["accent-ink"], colours["accent"]) >= 4.5
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's contrast ratio of two colours."""
+    bright = []
+    for colour in (one, other):
+        channels = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        linear = np.where(
+            channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4
+        )
+        bright.append(float(linear @ [0.2126, 0.7152, 0.0722]) + 0.05)
+    return max(bright) / min(bright)
+
+
+def test_colour_maps_are_the_renderers(page: Page, planted: Planted) -> None:
+    show(page, planted)
+    found = page.evaluate(
+        """async () => { const m = await import("/colormaps.js");
+           return Object.fromEntries(m.NAMES.map(n => [n, [...m.colours(n)]])); }"""
+    )
+    assert set(found) == set(colormap.CODES)
+    for name, colours in found.items():
+        np.testing.assert_array_equal(np.reshape(colours, (256, 3)), colormap.table(name))
+
+
+def test_the_page_names_all_its_modules() -> None:
+    """One that is not named is fetched only when another has arrived: a round trip more."""
+    named = set(re.findall(r'(?:href|src)="([\w/]+\.js)"', (PAGE / "index.html").read_text()))
+    files = {p.relative_to(PAGE).as_posix() for p in PAGE.rglob("*.js")}
+    assert named == files
+    for file in files:
+        text = (PAGE / file).read_text()
+        assert "innerHTML" not in text or file.startswith("vendor/"), file
+        assert file in ("api.js", "vendor/preact.js") or "fetch(" not in text, file
