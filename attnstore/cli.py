@@ -12,7 +12,7 @@ import click
 from attnstore import __version__
 from attnstore.store.errors import AttnstoreError
 
-from .commands.cnn import cnn, render_cnn
+from .commands.cnn import cnn
 from .commands.compare import compare
 from .commands.demo import demo
 from .commands.export import export
@@ -22,8 +22,11 @@ from .commands.objects import objects
 from .commands.probe import probe
 from .commands.pull import pull
 from .commands.render import render
+from .commands.render_cnn import render_cnn
+from .commands.report import report
 from .commands.serve import serve
 from .commands.sql import sql
+from .commands.timeline import timeline
 from .commands.tokens import tokens
 from .commands.upkeep import catalog, gc, verify
 
@@ -48,11 +51,12 @@ def cli(verbose: bool) -> None:
 
 
 for command in (
-    ingest, ls, tokens, sql, compare, export, objects, cnn, probe, render, pull, serve,
+    ingest, ls, tokens, sql, compare, export, objects, cnn, probe, render, report, pull, serve,
     verify, gc, catalog, policies, demo,
 ):  # fmt: skip
     cli.add_command(command)
 render.add_command(render_cnn)
+objects.add_command(timeline)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

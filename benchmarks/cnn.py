@@ -1,36 +1,48 @@
-"""Activation maximisation: filters a second in batches against one at a time.
+"""Activation maximisation: images a second in batches against one filter at a time.
 
-Run alone with ``python -m benchmarks.cnn``: torchvision's VGG16 with random weights, whose speed is that
-of trained ones.
+torchvision's VGG16 with random weights, whose speed is that of trained ones. An image is one filter's
+whole ascent. Rates are per core: of CPU time, since torch runs on one thread.
 """
 
 from __future__ import annotations
 
-import time
+from functools import partial
 
-from attnstore.ingest.cnn.base import find_layer
+from attnstore.ingest.cnn.base import ConvNetwork, Layer, find_layer
 from attnstore.ingest.cnn.loading import load_network
 from attnstore.ingest.cnn.maximisation import Maximisation, maximise
 
-LAYERS = ("features.2", "features.10", "features.17")
+from .measure import Figure, Setting, timed
+
+LAYERS = ("features.2", "features.10", "features.17", "features.24")
 FILTERS = 8
-SETTINGS = Maximisation(size=64, iterations=5, shots=0)
 
 
-def main() -> None:
-    network = load_network("vgg16", "random")
-    print(f"| layer | batch | filter steps / s ({SETTINGS.size} px) |\n|---|---|---|")
-    for name in LAYERS:
+def run(setting: Setting) -> list[Figure]:
+    size, iterations = (32, 2) if setting.toy else (96, 8)
+    settings = Maximisation(size=size, iterations=iterations, shots=0)
+    # a net of a megabyte where figures mean nothing
+    name, layers = ("squeezenet1_1", ("@1",)) if setting.toy else ("vgg16", LAYERS)
+    network = load_network(name, "random")
+    figures = []
+    for name in layers:
         layer = find_layer(network, name)
-        maximise(network, layer, [0], Maximisation(size=SETTINGS.size, iterations=1, shots=0))
+        maximise(network, layer, [0], Maximisation(size=size, iterations=1, shots=0))
+        rates: dict[int, float] = {}
         for batch in (1, 4, FILTERS):
-            begun = time.process_time()
-            for start in range(0, FILTERS, batch):
-                maximise(network, layer, range(start, start + batch), SETTINGS)
-            spent = time.process_time() - begun
-            steps = FILTERS * (SETTINGS.iterations + 1)
-            print(f"| {name} | {batch} | {steps / spent:.1f} |", flush=True)
+            ascend = partial(_ascend, network, layer, batch, settings)
+            rates[batch] = FILTERS / timed(ascend, setting.repeats(2)).cpu_median
+            note = f"{size} pixels, {iterations} steps"
+            if batch == 1:
+                figures.append(Figure(f"{name}, one at a time", rates[1], "images/s", note=note))
+                continue
+            gain = f"{rates[batch] / rates[1]:.2f} times one at a time"
+            figures.append(
+                Figure(f"{name}, batches of {batch}", rates[batch], "images/s", gain, note=note)
+            )
+    return figures
 
 
-if __name__ == "__main__":
-    main()
+def _ascend(network: ConvNetwork, layer: Layer, batch: int, settings: Maximisation) -> None:
+    for start in range(0, FILTERS, batch):
+        maximise(network, layer, range(start, start + batch), settings)

@@ -1,4 +1,4 @@
-"""A random checkpoint of octo-small's architecture, made with the octo package itself.
+"""Random checkpoints of octo-small's architecture, made with the octo package itself.
 
 For ``make test-octo``. Its language model is small and random, and its tokenizer knows a few
 words: no weights are downloaded. Everything else is the pretrained configuration's.
@@ -7,11 +7,15 @@ words: no weights are downloaded. Everything else is the pretrained configuratio
 from __future__ import annotations
 
 import json
+import zlib
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from numpy.typing import NDArray
 
 from attnstore.ingest.policies.octo_loading import _octo_model
 from attnstore.ingest.policies.tiny import PROMPTS
@@ -120,16 +124,63 @@ def example_batch(processor: Any, window: int = 2) -> dict[str, Any]:
 
 def save_octo_small(directory: Path, *, correct_attention: bool = True) -> Path:
     """Save a random octo-small as ``OctoModel.save_pretrained`` does; return the directory."""
+    config = configuration(save_t5(directory / "t5-tiny"), correct_attention=correct_attention)
+    return _save(config, directory / "octo-small")
+
+
+class Vectors:
+    """A text processor that gives one vector for an instruction, as MUSE's of octo does."""
+
+    def encode(self, strings: Sequence[str]) -> NDArray[np.float32]:
+        draws = (np.random.default_rng(zlib.crc32(s.encode())) for s in strings)
+        return np.stack([draw.standard_normal(24) for draw in draws]).astype(np.float32)
+
+
+def save_octo_film(directory: Path) -> Path:
+    """Save a random Octo whose encoders are octo's own with FiLM, whose γ and β are not zero."""
+    import jax
+
+    config = configuration(directory)
+    config["text_processor"] = {
+        "module": "octo_checkpoint", "name": "Vectors", "args": (), "kwargs": {}
+    }  # fmt: skip
+    model = config["model"]
+    model["transformer_kwargs"]["num_layers"] = 1
+    model["task_tokenizers"]["language"]["kwargs"] |= {"encoder": None}
+    for slot, name, kwargs in (
+        ("primary", "SmallStem16", {"use_film": True}), ("wrist", "ResNet26FILM", {}),
+    ):  # fmt: skip
+        tokenizer = model["observation_tokenizers"][slot]["kwargs"]
+        tokenizer["encoder"] = tokenizer["encoder"] | {"name": name, "kwargs": kwargs}
+        tokenizer["task_film_keys"] = ["language_instruction"]
+    rng = np.random.default_rng(0)
+
+    def filled(path: Any, value: Any) -> Any:
+        film = any("FilmConditioning" in str(key) for key in path)
+        return 0.2 * rng.standard_normal(value.shape).astype(np.float32) if film else value
+
+    return _save(
+        config, directory / "octo-film", lambda p: jax.tree_util.tree_map_with_path(filled, p)
+    )  # fmt: skip
+
+
+def _save(config: dict[str, Any], target: Path, fill: Callable[[Any], Any] | None = None) -> Path:
     model_class = _octo_model()
     from octo.utils.spec import ModuleSpec
 
-    config = configuration(save_t5(directory / "t5-tiny"), correct_attention=correct_attention)
     processor = ModuleSpec.instantiate(config["text_processor"])()
     model = model_class.from_config(
         config, example_batch(processor), processor,
         dataset_statistics={"action": {"mean": np.zeros(7), "std": np.ones(7)}},
     )  # fmt: skip
-    target = directory / "octo-small"
+    if fill is not None:
+        model = model.replace(params=fill(model.params))
     model.save_pretrained(0, str(target))
     assert json.loads((target / "config.json").read_text())["model"]
     return target
+
+
+@pytest.fixture(scope="session")
+def octo_small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random octo-small, saved by octo itself."""
+    return save_octo_small(tmp_path_factory.mktemp("octo"))

@@ -51,6 +51,26 @@ class SmallStem16(nn.Module):
         return nn.Conv(WIDTH, (1, 1), strides=(1, 1), padding="VALID", name="embedding")(x)
 
 
+class FilmConditioning(nn.Module):
+    """y = x * (1 + γ) + β: the first Dense makes γ, the second β, as in Octo."""
+
+    @nn.compact
+    def __call__(self, x: Any, condition: Any) -> Any:
+        gamma, beta = (nn.Dense(x.shape[-1])(condition)[:, None, None] for _ in range(2))
+        return x * (1 + gamma) + beta
+
+
+class FilmStem(nn.Module):
+    """Convolutions before and after what the instruction changes."""
+
+    @nn.compact
+    def __call__(self, images: Any, cond_var: Any) -> Any:
+        x = images.astype(jnp.float32) / 127.5 - 1
+        x = StdConv(4, (4, 4), strides=(4, 4), padding="VALID")(x)
+        x = FilmConditioning()(nn.relu(x), cond_var)
+        return nn.Conv(WIDTH, (4, 4), strides=(4, 4), padding="VALID", name="embedding")(x)
+
+
 class ResNet26(nn.Module):
     @nn.compact
     def __call__(self, images: Any) -> Any:
@@ -73,8 +93,12 @@ class ImageTokenizer(nn.Module):
         stacked = jnp.repeat(tasks[key][:, None], images.shape[1], axis=1)
         images = jnp.concatenate([images, stacked], axis=-1)
         batch, horizon = images.shape[:2]
-        stem = SmallStem16() if self.encoder == "SmallStem16" else ResNet26()
-        tokens = stem(images.reshape(-1, *images.shape[2:]))
+        flat = images.reshape(-1, *images.shape[2:])
+        if self.encoder == "FilmStem":
+            words = jnp.asarray(tasks["language_instruction"]["input_ids"]) / 50
+            tokens = FilmStem()(flat, cond_var=jnp.repeat(words, horizon, axis=0))
+        else:
+            tokens = (SmallStem16() if self.encoder == "SmallStem16" else ResNet26())(flat)
         tokens = tokens.reshape(batch, horizon, -1, tokens.shape[-1])
         given = observations["pad_mask_dict"][key][:, :, None]
         return Group(tokens, jnp.broadcast_to(given, tokens.shape[:-1]))

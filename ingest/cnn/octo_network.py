@@ -1,14 +1,13 @@
 """The image encoder of an Octo camera as a `ConvNetwork`: SmallStem and other Flax encoders.
 
-The encoder is met in a trace of the whole model and taken out of it with its parameters, so its
-class need not be known. It is given pixels 0..255, which it scales itself; a model that can be
-given a goal image takes that as three further channels.
+The encoder is met in a trace of the model and taken out of it with its parameters, so its class
+need not be known (`octo_encoder.py`). It is given pixels 0..255, which it scales itself; a model
+that can be given a goal image takes that as three further channels.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -22,24 +21,24 @@ from attnstore.store.errors import UsageError
 from ..optional import require
 from ..policies.octo_loading import check_directory, digest_parameters, load_octo
 from .base import Guided, Images, Layer, Target
-
-_OWNER = re.compile(r"observation_tokenizers_(.+)")
-_FILM = re.compile(r"FilmConditioning_\d+")
+from .octo_encoder import Film, Reached, find_encoders
 
 
-def load_stem(text: str) -> OctoStem:
+def load_stem(text: str, instruction: str | None = None) -> OctoStem:
     """Load a camera's image encoder from ``CHECKPOINT`` or ``CHECKPOINT#CAMERA``.
 
     Raises
     ------
     UsageError
-        If the model has several cameras and none is named, or not that one.
+        If the model has several cameras and none is named, or not that one; if an instruction is
+        given and the encoder takes none.
     """
     for module in ("jax", "flax"):
         require(module, "octo", "attnstore cnn of Octo")
     checkpoint, _, camera = text.partition("#")
     model = load_octo(checkpoint, check_directory(checkpoint))
-    return OctoStem(model, camera or None, weights=Path(checkpoint).expanduser().resolve().name)
+    weights = Path(checkpoint).expanduser().resolve().name
+    return OctoStem(model, camera or None, weights=weights, instruction=instruction)
 
 
 class OctoStem:
@@ -53,21 +52,37 @@ class OctoStem:
         The model's own name of it: ``primary``, ``wrist``; None if it has one only.
     weights
         Where they are from, for people.
+    instruction
+        What an encoder with FiLM is conditioned on; None: the empty instruction.
+
+    Raises
+    ------
+    UsageError
+        As `load_stem`.
     """
 
     trained = True
 
-    def __init__(self, model: Any, camera: str | None, *, weights: str) -> None:
-        found = _encoders(model)
+    def __init__(
+        self, model: Any, camera: str | None, *, weights: str, instruction: str | None = None
+    ) -> None:
+        found = find_encoders(model, instruction)
         if camera not in found and (camera is not None or len(found) != 1):
             said = f"no {camera}" if camera else "several cameras; name one with #"
             raise UsageError(f"{weights}: {said}; its cameras are {', '.join(found) or 'none'}")
         camera = camera or next(iter(found))
-        self._encoder, self._params, self._options, self.channels = found[camera]
-        self.name, self.weights = f"octo-{camera}", weights
+        self._encoder = encoder = found[camera]
+        if instruction is not None and not encoder.conditions:
+            raise UsageError(
+                f"{weights}: the encoder of {camera} takes no instruction; leave it out"
+            )
+        self.name, self.channels = f"octo-{camera}", encoder.channels
+        # What an encoder with FiLM shows depends on it, so it is a part of the description.
+        said = f", instruction {instruction or ''!r}" if encoder.conditions else ""
+        self.weights = weights + said
         # -1..1, which the encoder's own scale is near to
         self.mean = self.std = (0.5,) * self.channels
-        self.digest = digest_parameters(self._params)
+        self.digest = digest_parameters(encoder.params)
         self._compiled: dict[str, Any] = {}
 
     @cached_property
@@ -86,16 +101,13 @@ class OctoStem:
 
         image = jax.ShapeDtypeStruct((1, 224, 224, self.channels), np.float32)  # type: ignore[no-untyped-call]
         with nn.intercept_methods(note):
-            jax.eval_shape(self._apply, image)
+            jax.eval_shape(self._encoder.apply, image)
         return tuple(Layer(n, i, filters) for i, (n, filters) in enumerate(seen.items()))
 
     @property
-    def film(self) -> list[tuple[str, float, float]]:
-        """Per FiLM block its name and the norms of what makes γ and β; 0: it does nothing.
-
-        FiLM (Perez et al. 2018) is y = x · (1 + γ) + β, γ and β linear in the instruction.
-        """
-        return sorted(_film_norms(self._params))
+    def film(self) -> list[Film]:
+        """FiLM blocks with their γ and β for the instruction; none where there is no FiLM."""
+        return self._encoder.film()
 
     def ascent(
         self, layer: Layer, images: Images, filters: Sequence[int]
@@ -137,10 +149,6 @@ class OctoStem:
             gradient, values = jax.grad(value, has_aux=True)(np.moveaxis(images, 1, -1))
         return Guided(_channels_first(gradient), np.asarray(values, np.float32), len(seen))
 
-    def _apply(self, x: Any) -> Any:
-        pixels = x * 127.5 + 127.5
-        return self._encoder.apply({"params": self._params}, pixels, **self._options)
-
     def _output(self, layer: Layer, x: Any) -> Any:
         """Output of a convolution, (image, row, col, filter)."""
         import flax.linen as nn
@@ -151,55 +159,15 @@ class OctoStem:
             output = following(*args, **kwargs)
             if context.method_name == "__call__" and ".".join(context.module.path) == layer.name:
                 held.append(output)
-                raise _Reached
+                raise Reached
             return output
 
         try:
             with nn.intercept_methods(keep):
-                self._apply(x)
-        except _Reached:
+                self._encoder.apply(x * 127.5 + 127.5)
+        except Reached:
             return held[0]
         raise UsageError(f"{self.name} does not call {layer.name} when it is given an image")
-
-
-class _Reached(Exception):
-    """Ends a forward pass; caught where it was begun."""
-
-
-def _encoders(model: Any) -> dict[str, tuple[Any, Any, Mapping[str, Any], int]]:
-    """Per camera: its encoder on its own, parameters, options of its call, input channels."""
-    import flax.linen as nn
-    import jax
-
-    found: dict[str, tuple[Any, Any, Mapping[str, Any], int]] = {}
-
-    def note(following: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        module = context.module
-        owner = _OWNER.fullmatch(module.path[-2]) if len(module.path) > 1 else None
-        if (
-            owner
-            and owner[1] not in found
-            and context.method_name == "__call__"
-            and args[0].ndim == 4
-        ):
-            params = model.params
-            for name in module.path:
-                params = params[name]
-            plain = {k: v for k, v in kwargs.items() if isinstance(v, bool | str | type(None))}
-            found[owner[1]] = module.clone(parent=None, name=None), params, plain, args[0].shape[-1]
-        return following(*args, **kwargs)
-
-    seen, task = model.example_batch["observation"], model.example_batch["task"]
-
-    def shapes(params: Any) -> Any:
-        return model.module.apply(
-            {"params": params}, seen, task, seen["timestep_pad_mask"], train=False,
-            method="octo_transformer",
-        )  # fmt: skip
-
-    with nn.intercept_methods(note):
-        jax.eval_shape(shapes, model.params)
-    return dict(sorted(found.items()))
 
 
 @contextmanager
@@ -236,20 +204,6 @@ def _guided_relu() -> Iterator[list[None]]:
     finally:
         for place, relu_ in zip(places, former, strict=True):
             place.relu = relu_
-
-
-def _film_norms(params: Any, path: str = "") -> Iterator[tuple[str, float, float]]:
-    for name, value in params.items():
-        here = f"{path}.{name}" if path else name
-        if _FILM.fullmatch(name):
-            # Octo's layer multiplies with its first Dense and adds its second, whatever it calls them.
-            gamma, beta = (
-                float(np.sqrt(sum(float(np.square(leaf).sum()) for leaf in value[part].values())))
-                for part in ("Dense_0", "Dense_1")
-            )
-            yield here, gamma, beta
-        elif hasattr(value, "items"):
-            yield from _film_norms(value, here)
 
 
 def _channels_first(values: Any) -> NDArray[np.float32]:

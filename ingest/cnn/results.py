@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,11 @@ def _spec(
 
 
 def _own_run(paths: StorePaths, spec: CnnSpec) -> str:
-    return save_run(paths, network_run(spec), {"attnstore": version("attnstore")})
+    try:
+        release = version("attnstore")
+    except PackageNotFoundError:  # run from a checkout
+        release = "unknown"
+    return save_run(paths, network_run(spec), {"attnstore": release})
 
 
 def _add(
