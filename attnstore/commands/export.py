@@ -1,4 +1,4 @@
-"""``attnstore export``: numbers of the store in the formats of others."""
+"""``attnstore export``: what the store knows in the formats of others."""
 
 from __future__ import annotations
 
@@ -8,12 +8,26 @@ import click
 
 from attnstore.store.errors import UsageError
 
-from .options import console, need_store, store_option
+from .export_pack import pack
+from .options import (
+    StoreName,
+    console,
+    json_option,
+    need_store,
+    print_json,
+    size_text,
+    store_option,
+    store_to_read,
+)
+from .render import parse_layers
 
 
 @click.group()
 def export() -> None:
-    """Write what the store knows into datasets of other formats."""
+    """Write what the store knows in the formats of others."""
+
+
+export.add_command(pack)
 
 
 @export.command()
@@ -72,3 +86,52 @@ def lerobot(
         prefix=prefix, fill=fill, link_videos=link_videos,
     )  # fmt: skip
     console().print(f"{target}: {', '.join(added)}", markup=False, soft_wrap=True)
+
+
+@export.command()
+@click.argument("episode")
+@store_option
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True,
+              help="File to write, *.rrd.")  # fmt: skip
+@click.option("--run", help="Run of the episode.")
+@click.option("--layers", metavar="LIST", help="1,4,5,7,10 or 0-17.  [default: all]")
+@click.option("--phase", "phases", multiple=True, help="Only this phase; repeatable.")
+@click.option("--camera", "cameras", multiple=True, help="Only this camera; repeatable.")
+@click.option("--metric", "metrics", multiple=True, default=("entropy", "camera_mass"),
+              show_default=True, help="Column of head_stats to plot; repeatable.")  # fmt: skip
+@click.option("--reduce", type=click.Choice(["max", "mean"]), default="max", show_default=True,
+              help="Of maps, over the query tokens.")  # fmt: skip
+@click.option("--all-steps", is_flag=True,
+              help="Heat and maps of every step, and not only of the one that pictures show.")  # fmt: skip
+@click.option("--cmap", default="inferno", show_default=True, help="Colour map of the heat.")
+@click.option("--scale", metavar="frame|video|LOW:HIGH", default="video", show_default=True,
+              help="Ends of the colours: per keyframe, one for all, or fixed.")  # fmt: skip
+@json_option
+def rerun(
+    episode: str, store: StoreName | None, out: Path, run: str | None, layers: str | None,
+    phases: tuple[str, ...], cameras: tuple[str, ...], metrics: tuple[str, ...], reduce: str,
+    all_steps: bool, cmap: str, scale: str, as_json: bool,
+) -> None:  # fmt: skip
+    r"""Write an episode as a recording for Rerun: images, heat, maps, metrics and actions.
+
+    Timelines are keyframe, frame, time, and one for the steps of each phase that has any.
+
+    \b
+    attnstore export rerun 2025-12-11_10-04-31 --out one.rrd --layers 5,10
+    rerun one.rrd
+    """
+    from attnstore.query import open as open_for_reading
+    from attnstore.render.rerun_export import Recorded, write_recording
+    from attnstore.render.scale import ColorScale
+
+    what = Recorded(
+        phases or None, cameras or None, parse_layers(layers), metrics, reduce,  # type: ignore[arg-type]  # click checked it
+        all_steps, cmap, ColorScale.parse(scale),
+    )  # fmt: skip
+    opened = open_for_reading(store_to_read(store)).episode(episode, run=run)
+    write_recording(opened, out, what)
+    size = out.stat().st_size
+    if as_json:
+        print_json([{"event": "written", "path": str(out), "bytes": size}])
+        return
+    console().print(f"{out}: {size_text(size)}", markup=False, soft_wrap=True)

@@ -65,7 +65,7 @@ def pull(
     from attnstore.store.pull import pull as carry_out
 
     opened = open_for_reading(source)
-    chosen = None if where is None and run is None else _episodes(opened, where, run)
+    chosen = None if where is None and run is None else chosen_episodes(opened, where, run)
     plan = plan_pull(opened.paths, dest, tier, chosen)  # type: ignore[arg-type]  # click's choices
     for conflict in plan.conflicts:
         click.echo(f"kept as it is in {dest}: {conflict} was committed there as well", err=True)
@@ -98,7 +98,14 @@ def pull(
         )
 
 
-def _episodes(store: Store, where: str | None, run: str | None) -> list[tuple[str, str]]:
+def chosen_episodes(store: Store, where: str | None, run: str | None) -> list[tuple[str, str]]:
+    """Episodes for which a condition holds, as (run, episode).
+
+    Raises
+    ------
+    NotFoundError
+        If there are none.
+    """
     rows = store.sql(f"SELECT run, episode FROM episodes WHERE ({where or 'true'})").fetchall()
     found = [(r, e) for r, e in rows if run in (None, r)]
     if not found:
