@@ -29,6 +29,7 @@ from .paths import MARKER, MAX_JSON, StorePaths, check_id, open_store, read_json
 from .remote import Index, Transport, local_path, open_transport, shown, split_token
 from .remote_http import at_once
 from .remote_local import Directory
+from .remote_token import token_for
 
 if TYPE_CHECKING:
     import duckdb
@@ -72,7 +73,7 @@ class MirrorPaths(StorePaths):
     @property
     def transport(self) -> Transport:
         """Access to the store, of this process."""
-        return _transport(self.url, os.getpid())
+        return _transport(self.url, os.getpid(), token_for(self.url))
 
     @property
     def scratch(self) -> Path:
@@ -205,7 +206,7 @@ def open_mirror(url: str) -> MirrorPaths:
         If it cannot be reached.
     """
     url = url.rstrip("/")
-    transport = _transport(url, os.getpid())
+    transport = _transport(url, os.getpid(), token_for(url))
     home = cache_root() / _slug(url)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     scratch = home / "unfinished"
@@ -254,8 +255,8 @@ def _close_connections() -> None:
 
 
 @lru_cache(maxsize=32)
-def _transport(url: str, process: int) -> Transport:
-    # Per process: connections do not survive a fork.
+def _transport(url: str, process: int, token: str | None) -> Transport:
+    # Per process: connections do not survive a fork. Per token: that of the environment may change.
     return open_transport(url)
 
 

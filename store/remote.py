@@ -12,8 +12,9 @@ a byte range: shards are 1 to 4 MB, and only of a whole file the SHA-256 is know
 ========================  ===========================================================
 
 A service needs a token: as it prints its own address, ``http://host:port/?token=TOKEN``, or from the
-variable ``ATTNSTORE_TOKEN``. It is sent as ``Authorization: Bearer`` and is in no message and no
-name of a cache.
+variable ``ATTNSTORE_TOKEN``, which only this machine's servers get and those that
+``ATTNSTORE_TOKEN_HOSTS`` names (`attnstore.store.remote_token`). It is sent as ``Authorization:
+Bearer``, not to where a server redirects, and is in no message and no name of a cache.
 
 **The contract of a service** (`attnstore serve`), for ``URL`` without a trailing slash. It is
 recognised by ``GET URL/v1/stores`` answering a JSON array of objects that have an ``id``, when

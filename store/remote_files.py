@@ -72,7 +72,8 @@ def tried(request: Callable[[], T], said: str) -> T:
             if getattr(error, "status", None) in (401, 403):
                 raise AttnstoreError(
                     f"{said}: access denied; a service needs its token: open the address that it "
-                    "prints, or set ATTNSTORE_TOKEN"
+                    "prints, or set ATTNSTORE_TOKEN, which another machine gets only if "
+                    "ATTNSTORE_TOKEN_HOSTS names it"
                 ) from None
             if pause is None:
                 raise AttnstoreError(f"{said}: {first_line(error)}") from None

@@ -13,7 +13,6 @@ be 2,000 requests. Two things spare them:
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -30,6 +29,7 @@ from .paths import MARKER, MAX_JSON, SAFE, read_json
 from .pending import CHANGED, PREFIX
 from .remote import Commits, Index, RemoteFile, Transport, is_revision, shown
 from .remote_files import fetch_from, file_system
+from .remote_token import token_for
 
 T = TypeVar("T")
 CONNECTIONS = 16
@@ -45,9 +45,10 @@ def open_http(url: str, token: str | None = None) -> Transport:
     Parameters
     ----------
     token
-        Of a service; by default from the variable ``ATTNSTORE_TOKEN``.
+        Of a service; by default that of the environment, if it is for this server
+        (`attnstore.store.remote_token`).
     """
-    server = FileServer(url, token or os.environ.get("ATTNSTORE_TOKEN") or None)
+    server = FileServer(url, token or token_for(url))
     try:
         server.read(MARKER, 1 << 20)
     except NotFoundError:
