@@ -14,7 +14,8 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 NAMES = (
-    "writer", "size", "slices", "tables", "chunks", "rendering", "capture", "sql", "objects", "rollout", "service"
+    "writer", "size", "slices", "tables", "chunks", "rendering", "capture", "sql", "objects", "rollout",
+    "service", "viewer", "cnn", "probe",
 )  # fmt: skip
 
 

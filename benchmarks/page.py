@@ -16,8 +16,11 @@ TITLES = {
     "tables": "Tables and maps",
     "sql": "Queries",
     "service": "Query service",
+    "viewer": "Viewer",
     "objects": "Object overlap",
     "rollout": "Attention rollout",
+    "cnn": "Filters of convolutional networks",
+    "probe": "Probes",
     "chunks": "Chunks and codecs",
 }
 

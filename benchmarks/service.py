@@ -3,6 +3,9 @@
 A client is a thread with one connection that it keeps; it asks the next question when the last
 one is answered. Every question is of another layer, head or keyframe than the one before, and no
 client sends entity tags: nothing is answered from a browser's cache.
+
+The same is measured under attack (`benchmarks.attack`). Rates are of what was answered; how many were told to
+come back (429), which the attack may cause, is in the remark.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,12 +29,17 @@ import psutil
 import attnstore
 from attnstore.query import Episode
 
+from .attack import attack
 from .measure import Figure, Setting
 from .replay import CAMERAS, ingest_store, shape_of
 from .slices import KEYFRAMES
 
 TOKEN = "benchmark-0123456789"
 CLIENTS = (1, 8, 32)
+REQUESTS = 10_000
+"""After as many, which fill the caches, the memory is looked at, and again after as many more."""
+ATTACKED_SECONDS = 15.0
+"""For how long clients ask under attack, where a statement may wait for minutes in all."""
 Question = Callable[[int], tuple[str, str, str | None]]
 """Of a number: method, path, body."""
 
@@ -42,17 +51,36 @@ def run(setting: Setting) -> list[Figure]:
     (commit,) = store.episodes()
     episode = store.from_commit(commit)
     figures = []
-    with _server(root) as (address, pid):
+    with server_of(root, *("--sql-seconds", "0.5") if setting.toy else ()) as (address, pid):
         name = json.loads(_ask(address, "GET", "/v1/stores")[1])[0]["id"]
         questions = _questions(f"/v1/stores/{name}", episode)
         for what, question in questions.items():
             _load(address, question, 1, 3)  # warm: imports, the first process for SQL
             for clients in (1, 2) if setting.toy else CLIENTS:
-                total = clients * (2 if setting.toy else max(4, 200 // clients))
-                times, seconds, refused = _load(address, question, clients, total)
-                figures += _figures(what, clients, times, seconds, refused)
-        figures += _memory(address, pid, questions["map of a head, all keyframes, npy"], setting)
+                total = clients * (2 if setting.toy else max(8, 400 // clients))
+                figures += _figures(what, clients, _load(address, question, clients, total))
+        every = list(questions.values())
+
+        def mixed(i: int) -> tuple[str, str, str | None]:
+            return every[i % len(every)](i // len(every))
+
+        figures += _memory(address, pid, mixed, "", setting)
+        with attack(address, TOKEN, f"/v1/stores/{name}") as made:
+            for what in UNDER_ATTACK:
+                for clients in (1, 2) if setting.toy else CLIENTS:
+                    seconds = 0.3 if setting.toy else ATTACKED_SECONDS
+                    load = _load(address, questions[what], clients, 1000 * clients, seconds)
+                    figures += _figures(f"under attack: {what}", clients, load)
+            cheap = questions[UNDER_ATTACK[1]]
+            figures += _memory(address, pid, cheap, "under attack: ", setting)
+        figures.append(Figure("attack: statements that were sent", made.statements, ""))
     return figures
+
+
+UNDER_ATTACK = (
+    "slice: one head's text rows, npy", "map of a head, all keyframes, npy",
+    "overlay, 640 pixels, JPEG", "SQL: count of episodes",
+)  # fmt: skip
 
 
 def _questions(store: str, episode: Episode) -> dict[str, Question]:
@@ -85,69 +113,88 @@ def _questions(store: str, episode: Episode) -> dict[str, Question]:
     }  # fmt: skip
 
 
-def _figures(
-    what: str, clients: int, times: list[float], seconds: float, refused: int
-) -> list[Figure]:
-    ordered = sorted(times)
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What became of some requests."""
+
+    times: list[float]
+    """Seconds of each that was answered."""
+    seconds: float
+    """All together."""
+    refused: int
+    """How many got 429 or 503."""
+
+
+def _figures(what: str, clients: int, load: Load) -> list[Figure]:
+    ordered = sorted(load.times) or [load.seconds]
     where = f"{what}, {clients} client{'' if clients == 1 else 's'}"
-    note = f"{len(times)} requests" + (f", {refused} told to come back" if refused else "")
+    note = f"{len(load.times)} requests"
+    note += f", {load.refused} more told to come back" if load.refused else ""
     return [
-        Figure(f"{where}, p50", 1e3 * statistics.median(times), "ms", note=note),
-        Figure(f"{where}, p99", 1e3 * ordered[int(0.99 * (len(ordered) - 1))], "ms"),
-        Figure(f"{where}, rate", len(times) / seconds, "1/s"),
+        Figure(f"{where}, p50", 1e3 * statistics.median(ordered), "ms", note=note),
+        Figure(f"{where}, p99", 1e3 * ordered[round(0.99 * (len(ordered) - 1))], "ms"),
+        Figure(f"{where}, rate", len(load.times) / load.seconds, "1/s"),
     ]  # fmt: skip
 
 
 def _memory(
-    address: tuple[str, int], pid: int, question: Question, setting: Setting
+    address: tuple[str, int], pid: int, question: Question, when: str, setting: Setting
 ) -> list[Figure]:
     """Memory of the server after the first and after the last of many requests."""
     process = psutil.Process(pid)
-    count = 50 if setting.toy else 5000
-    _load(address, question, 2, count)
+    warm, count = (20, 50) if setting.toy else (REQUESTS, REQUESTS)
+    _load(address, question, 2, warm)
     before = process.memory_info().rss
     _load(address, question, 2, count)
     after = process.memory_info().rss
     return [
-        Figure(f"memory after {count} requests", before / 1e6, "MB"),
-        Figure(f"growth in {count} more", (after - before) / 1e6, "MB", aim="<= 20"),
+        Figure(f"{when}memory after {warm} requests", before / 1e6, "MB"),
+        Figure(f"{when}growth in {count} more", (after - before) / 1e6, "MB", aim="<= 20"),
     ]
 
 
 def _load(
-    address: tuple[str, int], question: Question, clients: int, total: int
-) -> tuple[list[float], float, int]:
-    """Ask `total` questions; return each one's seconds, all together, and how many got 429."""
+    address: tuple[str, int],
+    question: Question,
+    clients: int,
+    total: int,
+    seconds: float | None = None,
+) -> Load:
+    """Ask `total` questions, or as many as can be begun within `seconds`."""
     times: list[float] = []
     refused = 0
     numbers = iter(range(total))
     lock = threading.Lock()
+    began = time.perf_counter()
 
     def client() -> None:
         nonlocal refused
-        connection = http.client.HTTPConnection(*address, timeout=120)
-        while True:
+        connection = http.client.HTTPConnection(*address, timeout=300)
+        while seconds is None or time.perf_counter() - began < seconds:
             with lock:
                 number = next(numbers, None)
             if number is None:
                 break
-            began = time.perf_counter()
+            start = time.perf_counter()
             status, body = _ask(address, *question(number), connection=connection)
-            taken = time.perf_counter() - began
-            assert status in (200, 429), body[:500]
+            taken = time.perf_counter() - start
+            assert status in (200, 429, 503), body[:500]
             with lock:
-                refused += status == 429
-                times.append(taken)
+                if status == 200:
+                    times.append(taken)
+                else:
+                    refused += 1
+            if status != 200:
+                time.sleep(0.2)  # as it is told, but not for as long
         connection.close()
 
     threads = [threading.Thread(target=client) for _ in range(clients)]
-    began = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(times) == total
-    return times, time.perf_counter() - began, refused
+    assert seconds is not None or len(times) + refused == total
+    return Load(times, time.perf_counter() - began, refused)
 
 
 def _ask(
@@ -170,9 +217,10 @@ def _ask(
 
 
 @contextmanager
-def _server(root: Path) -> Iterator[tuple[tuple[str, int], int]]:
+def server_of(root: Path, *options: str) -> Iterator[tuple[tuple[str, int], int]]:
+    """Start a service of a store; yields its address and process id."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "attnstore", "serve", str(root), "--port", "0", "--json"],
+        [sys.executable, "-m", "attnstore", "serve", str(root), "--port", "0", "--json", *options],
         stdout=subprocess.PIPE, text=True, env=os.environ | {"ATTNSTORE_TOKEN": TOKEN},
     )  # fmt: skip
     assert process.stdout is not None

@@ -17,7 +17,7 @@ from attnstore.store.part import Part
 from attnstore.store.precision import decode
 
 from .blocks import Index
-from .head_stats import HeadStats
+from .head_stats import HeadStats, at_steps
 from .selection import Group, check_index
 from .slices import DEFAULT_MAX_BYTES, AttentionSlices
 
@@ -59,7 +59,8 @@ class Episode(AttentionSlices):
         layer, head, keyframe
             Index (the dimension is dropped), slice, indices, or None for all.
         step
-            Denoising step; the last by default. Ignored in one-pass phases.
+            Denoising step; the last by default. Ignored in one-pass phases. In phase ``decode`` a
+            negative one counts from the end of each keyframe's own text; NaN where that is shorter.
         reduce
             ``max`` or ``mean`` over the query tokens.
         query
@@ -76,6 +77,20 @@ class Episode(AttentionSlices):
         if reduce not in ("max", "mean"):
             raise SelectionError(f"reduce is 'max' or 'mean'; got {reduce!r}")
         grid = self.spec.geometry[camera].grid
+        if phase == "decode" and step < 0:
+            shape = self._map_block(spec, grid, keyframe, step, layer, head)
+            shape.check_size(4, max_bytes, f"{phase} maps")
+            at_each = self._keyframe(keyframe, None)
+            last = self._steps(phase, step)
+            maps = [
+                self.maps(
+                    phase, camera, layer=layer, head=head, step=max(int(last[k]), 0), reduce=reduce,
+                    keyframe=int(k), query=query, max_bytes=max_bytes,
+                ) + np.float32(0 if last[k] >= 0 else np.nan)
+                for k in at_each.positions
+            ]  # fmt: skip
+            if maps:
+                return maps[0] if at_each.scalar else np.stack(maps)
         group = query if query is not None else spec.query_groups[0]
         if isinstance(group, str) and group in spec.query_groups:
             block = self._map_block(spec, grid, keyframe, step, layer, head)
@@ -164,19 +179,20 @@ class Episode(AttentionSlices):
         if keyframe is not None:
             keyframe = check_index(keyframe, len(self.frames), "keyframe")
         group = spec.query_groups[0]
-        return int(
-            self._statistics.active(spec, camera, group, self._step(phase, step), keyframe)[layer]
-        )
+        steps = self._steps(phase, step)
+        return int(self._statistics.active(spec, camera, group, steps, keyframe)[layer])
 
     def mass(
         self, phase: str, camera: str, *, layer: int, step: int = -1
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return attention on a camera's image and on its letterbox, each (keyframe, head)."""
         layer = check_index(layer, self.phase(phase, camera).layers, f"{phase} layer")
-        at = (slice(None), self._step(phase, step), layer)
-        return self.stats("camera_mass", phase, camera)[at], self.stats(
-            "letterbox_mass", phase, camera
-        )[at]
+        steps = self._steps(phase, step)
+        image, letterbox = (
+            at_steps(self.stats(metric, phase, camera), steps)[:, layer]
+            for metric in ("camera_mass", "letterbox_mass")
+        )
+        return image, letterbox
 
     def sink_keys(
         self, phase: str, *, layer: int, head: int, step: int = -1
@@ -231,6 +247,14 @@ class Episode(AttentionSlices):
     def policy_array(self, name: str) -> NDArray[np.float32]:
         """Load ``actions``, ``actions_recorded``, ``state`` or ``denoising``, first axis keyframe."""
         return np.asarray(self.part.block(f"policy/{name}").read((slice(None),)), np.float32)
+
+    def _steps(self, phase: str, step: int) -> NDArray[np.intp]:
+        """Step of every keyframe, (keyframe,); -1 where a text is too short to have it."""
+        at = self._step(phase, step)
+        if phase != "decode" or step >= 0:
+            return np.full(len(self.frames), at)
+        lengths = [len(self._generated.get(k, ())) for k in range(len(self.frames))]
+        return np.maximum(np.array(lengths, np.intp) + step, -1)
 
     @cached_property
     def _generated(self) -> Mapping[int, tuple[str, ...]]:

@@ -63,13 +63,23 @@ class HeadStats:
         return dense
 
     def active(
-        self, phase: PhaseSpec, camera: str, group: str, step: int, keyframe: int | None
+        self,
+        phase: PhaseSpec,
+        camera: str,
+        group: str,
+        steps: NDArray[np.intp],
+        keyframe: int | None,
     ) -> NDArray[np.intp]:
         """Return the head with the largest variance of each layer, (layer,).
 
         At one keyframe, or, when None, by the mean over the episode's keyframes.
-        """
-        variance = self.metric("variance", phase, camera, group)[:, step]
+
+        Parameters
+        ----------
+        steps
+            As in `at_steps`.
+        """  # fmt: skip
+        variance = at_steps(self.metric("variance", phase, camera, group), steps)
         chosen = variance[keyframe] if keyframe is not None else _mean(variance)
         # A head without a value (a camera that the keyframe lacks) is the least active.
         return np.asarray(np.nan_to_num(chosen, nan=-1.0).argmax(-1), np.intp)
@@ -81,6 +91,25 @@ class HeadStats:
             for row in self._part.table("sinks").to_pylist()
             if (row["phase"], row["layer"], row["head"], row["step"]) == (phase, layer, head, step)
         ]
+
+
+def at_steps(values: Float, steps: NDArray[np.intp]) -> Float:
+    """Take one step of each keyframe.
+
+    Parameters
+    ----------
+    values
+        (keyframe, step, layer, head).
+    steps
+        (keyframe,); where it is negative the result is NaN.
+
+    Returns
+    -------
+    (keyframe, layer, head).
+    """
+    chosen = values[np.arange(len(values)), np.maximum(steps, 0)]
+    chosen[steps < 0] = np.nan
+    return chosen
 
 
 def _mean(values: Float) -> Float:

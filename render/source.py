@@ -162,14 +162,16 @@ def check_layers(
     }
 
 
-def default_step(phase: str, step: int | None) -> int:
+def default_step(episode: EpisodeMaps, phase: str, step: int | None) -> int:
     """Step to draw: the one asked for, else the last of a suffix and the first of a decode phase.
 
-    Which step is a text's last differs from keyframe to keyframe; all have the first.
+    Which step is a text's last differs from keyframe to keyframe; all have the first. One that is
+    counted from the end is that of the longest text, so that all pictures are of the same step.
     """
-    if step is not None:
-        return step
-    return 0 if phase == "decode" else -1
+    if step is None:
+        step = 0 if phase == "decode" else -1
+    steps = episode.steps(phase)
+    return step + steps if steps is not None and -steps <= step < 0 else step
 
 
 def check_step(episode: EpisodeMaps, phase: str, step: int) -> int | None:

@@ -95,7 +95,7 @@ def render_videos(
     ending = video.extension_for(codec, extension)
     shown = check_cameras(episode, cameras)
     chosen = check_layers(episode, phases, layers)
-    steps = {phase: default_step(phase, step) for phase in chosen}
+    steps = {phase: default_step(episode, phase, step) for phase in chosen}
     drawings = {
         phase: Drawing(phase, reduce, check_step(episode, phase, steps[phase]), sink_corrected)
         for phase in chosen

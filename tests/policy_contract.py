@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from droid_sample import sample_path
 from ingest_fixtures import arrays_of, commits, make_job, problems
 from numpy.typing import NDArray
 
@@ -33,7 +34,6 @@ from attnstore.ingest.health import ROW_TOLERANCE
 from attnstore.ingest.keyframes import observation
 from attnstore.ingest.policies.base import Batch, Observation, Policy
 from attnstore.ingest.views import keyframe_views
-from attnstore.sample import sample_path
 from attnstore.store.axes import STEPPED_PHASES
 from attnstore.store.generated import at_step
 from attnstore.store.part import Part

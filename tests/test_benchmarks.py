@@ -61,8 +61,18 @@ def figures(name: str, directory: Path) -> dict[str, Any]:
         ("chunks", ["prefix float16 zstd-1 bitshuffle (1,1,1,64,K): raw float16 over it"]),
         ("sql", ["layer x head x outcome over episode_stats", "one map, 2 episodes"]),
         ("objects", ["maps: a keyframe", "full: a keyframe, CPU"]),
-        ("service", ["map of a head, all keyframes, npy, 2 clients, p50", "growth in 50 more"]),
+        (
+            "service",
+            [
+                "map of a head, all keyframes, npy, 2 clients, p50",
+                "growth in 50 more",
+                "under attack: SQL: count of episodes, 2 clients, p99",
+            ],
+        ),
+        ("viewer", ["Pi0's size: first picture, new browser profile"]),
         ("rollout", ["float16: prefix, first"]),
+        ("cnn", ["@1, one at a time", "@1, batches of 8"]),
+        ("probe", ["Pi0 tiny: masks, 8 a batch, faster"]),
         ("rendering", ["faster", "bytes of ours over OpenCV's"]),
     ],
 )

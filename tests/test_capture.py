@@ -6,10 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from ingest_fixtures import CHUNK, LAYERS, STEPS, observe
+from policy_contract import state_of
 
 from attnstore.ingest.capture import Record, capture
 from attnstore.ingest.policies.base import Batch
@@ -65,36 +65,6 @@ def hooked_eager_run(
         layer.self_attn.register_forward_hook(partial(keep, "suffix", i))
     model.embed_action_time.register_forward_pre_hook(embed)
     return sample(model, batch), weights, noisy
-
-
-def configurations(model: Any) -> list[Any]:
-    found = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-    for config in list(found.values()):
-        for name in getattr(config, "sub_configs", {}):
-            found[id(getattr(config, name))] = getattr(config, name)
-    return list(found.values())
-
-
-def state_of(model: Any) -> dict[str, Any]:
-    """Everything that a capture could leave behind."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs",
-             "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_forward_hooks_always_called")  # fmt: skip
-    return {
-        "hooks": [[list(getattr(m, h)) for h in hooks] for m in model.modules()],
-        "patched": ["forward" in vars(m) for m in model.modules()],
-        "attention": [
-            (c._attn_implementation, c._attn_implementation_internal) for c in configurations(model)
-        ],
-        "registered": sorted(ALL_ATTENTION_FUNCTIONS.valid_keys()),
-        "stance": torch._dynamo.eval_frame._stance,
-        "grad": torch.is_grad_enabled(),
-        "rng": torch.get_rng_state().tolist(),
-        "numpy": np.random.get_state()[1].tolist(),  # type: ignore[index]  # noqa: NPY002
-        "training": [m.training for m in model.modules()],
-        "dtype": torch.get_default_dtype(),
-    }
 
 
 def keys(records: list[Record]) -> list[Key]:

@@ -59,9 +59,13 @@ def test_one_thread_keeps_the_order_and_exit_waits() -> None:
 
 def test_writes_run_at_the_same_time() -> None:
     together = threading.Barrier(3, timeout=TIMEOUT)
+    met: list[int] = []
     with WriteQueue(threads=3) as queue:
         for _ in range(3):
-            queue.put(lambda: bool(together.wait()), 1)
+            # each waits for the two others
+            queue.put(lambda: met.append(together.wait()), 1)
+    assert sorted(met) == [0, 1, 2]
+    assert not together.broken
 
 
 def test_flush_waits_for_the_write_in_hand(gate: Gate) -> None:
