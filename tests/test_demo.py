@@ -35,9 +35,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 @pytest.mark.slow
 def test_the_table_says_what_the_store_holds(ran: tuple[Path, str]) -> None:
     out, said = ran
-    store = attnstore.open(out / "demo.attn")
-    runs = dict(store.sql("select checkpoint, run from runs").fetchall())
-    rows = measure(store, episodes_path(), runs["checkpoint"], runs["untrained"])
+    trained, untrained = attnstore.open(out / "demo.attn"), attnstore.open(out / "untrained.attn")
+    rows = measure(trained, untrained, episodes_path())
     assert [row.question for row in rows] == [*HEADS]
     (line,) = (line for line in said.splitlines() if line.strip().startswith(CUBE))
     told = [float(number) for number in re.findall(r"\d+\.\d+", line)]

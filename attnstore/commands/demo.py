@@ -24,16 +24,16 @@ FINDINGS = "docs/findings.md"
 QUESTIONS = (
     ("What is in the store? Successes and failures of one policy; dim episodes are of 2027.",
      "select outcome, date, count(*) episodes, sum(keyframes) keyframes from episodes "
-     "where run = '{run}' group by all order by all"),
+     "group by all order by all"),
     ("Which camera does each layer prefer? Action tokens the wrist's, text tokens none.",
      "select phase, layer, round(avg(camera_mass_mean) filter (camera = 'hand_camera'), 2) wrist, "
      "round(avg(camera_mass_mean) filter (camera = 'varied_camera_1'), 2) side from episode_stats "
-     "where run = '{run}' group by all order by all"),
+     "group by all order by all"),
     ("Which layers look at the cube that is named, and not at the other? (all words, all heads)",
      "select layer, round(avg(lift) filter (contains(instruction, object)), 1) named, "
      "round(avg(lift) filter (not contains(instruction, object)), 1) other "
-     "from object_stats join episodes using (run, episode) where run = '{run}' "
-     "and phase = 'prefix' and head_kind = 'mean' and object like '% cube' group by all order by all"),
+     "from object_stats join episodes using (run, episode) "
+     "where phase = 'prefix' and head_kind = 'mean' and object like '% cube' group by all order by all"),
 )  # fmt: skip
 OUTCOMES = f"""
 Over 180 episodes, 124 successes and 56 failures, nothing tells them apart either that new episodes
@@ -62,45 +62,41 @@ def demo(out: Path) -> None:
     from attnstore.sample.strength import measure
 
     say = console()
-    store = out / "demo.attn"
-    _ingest(out, store)
-    opened = open_for_reading(store)
-    found = opened.sql("select checkpoint, run from runs").fetchall()
-    runs = {str(checkpoint): str(run) for checkpoint, run in found}
-    trained, untrained = runs["checkpoint"], runs["untrained"]
+    # beside the trained policy's store, not in it: what a newcomer looks at should mean something
+    store, untrained = out / "demo.attn", out / "untrained.attn"
+    _ingest(out, store, untrained)
 
     say.print("\n[bold]3. Objects[/bold]: how much of the attention lies on what the masks show")
-    report = out / "report"
     _attnstore(
-        "objects", "add", "--store", store, "--masks", episodes_path(), "--run", trained,
-        "--source", "detector", "--out", report, "--no-pictures", quiet=True,
+        "objects", "add", "--store", store, "--masks", episodes_path(), "--source", "detector",
+        "--out", out / "objects", "--no-pictures", quiet=True,
     )  # fmt: skip
 
     say.print("\n[bold]4. Ask[/bold]")
     for question, query in QUESTIONS:
         click.echo(f"\n-- {question}")
-        _attnstore("sql", query.format(run=trained), "--store", store)
-    _say_strength(measure(opened, episodes_path(), trained, untrained))
+        _attnstore("sql", query, "--store", store)
+    _say_strength(measure(open_for_reading(store), open_for_reading(untrained), episodes_path()))
 
     say.print("\n[bold]5. Success against failure[/bold]: first two keyframes, within one light")
     _attnstore(
-        "compare", "--store", store, "--metric", "entropy", "--by", "outcome", "--run", trained,
-        "--window", "2", "--strata", "date", "--limit", "3",
+        "compare", "--store", store, "--metric", "entropy", "--by", "outcome", "--window", "2",
+        "--strata", "date", "--limit", "3",
     )  # fmt: skip
     click.echo(OUTCOMES)
 
     say.print("\n[bold]6. Draw[/bold], in processes without torch")
     pictures = out / "pictures"
     to = (
-        "--store", store, "--run", trained, "--out", pictures,
-        "--episode", SUCCESS, "--episode", FAILURE,
+        "--store", store, "--out", pictures, "--episode", SUCCESS, "--episode", FAILURE,
     )  # fmt: skip
     _attnstore("render", "images", *to, "--layers", "0", "--phase", "prefix", quiet=True)
     _attnstore("render", "video", *to, "--layers", "0,1", "--no-heads", quiet=True)
-    _say_files(out, store, pictures, report)
+    _attnstore("report", store, "--out", out / "report", quiet=True)
+    _say_files(out, store, pictures)
 
 
-def _ingest(out: Path, store: Path) -> None:
+def _ingest(out: Path, store: Path, untrained_store: Path) -> None:
     from attnstore.ingest.datasets.droid import DroidDataset
     from attnstore.ingest.optional import require
     from attnstore.ingest.policies.registry import load_policy
@@ -123,10 +119,13 @@ def _ingest(out: Path, store: Path) -> None:
         "\n   to put cubes into bowls. Two auxiliary losses of its training shape its maps"
         f" ({FINDINGS})."
     )
-    for step, checkpoint in (("", checkpoint_path()), (", once more untrained", untrained)):
+    for step, checkpoint, target in (
+        ("", checkpoint_path(), store),
+        (", once more untrained, to compare with", untrained, untrained_store),
+    ):
         say.print(f"\n[bold]2. Ingest[/bold] its rollouts{step}")
         run_ingest(
-            store,
+            target,
             load_policy("pi0", str(checkpoint), dtype="float32"),
             PolicySpec("pi0", str(checkpoint), None, "float32", {}),
             DroidDataset(episodes_path(), name="toy_cube"),
@@ -170,7 +169,9 @@ def _say_strength(rows: list[Strength]) -> None:
     )
 
 
-def _say_files(out: Path, store: Path, pictures: Path, report: Path) -> None:
+def _say_files(out: Path, store: Path, pictures: Path) -> None:
+    from attnstore.sample import checkpoint_path
+
     say = console()
     say.print("\n[bold]Look at[/bold]", highlight=False)
     for path, what in (
@@ -180,7 +181,8 @@ def _say_files(out: Path, store: Path, pictures: Path, report: Path) -> None:
         (pictures / SUCCESS / "L00_prefix_max.webm", "the same as a video"),
         (pictures / FAILURE / "L00_prefix_max.webm", "a failure: it drops the cube beside the bowl"),
         (pictures / FAILURE / "L01_suffix_max.webm", "and where its action tokens look"),
-        (report / "report.html", "attention on objects, layer by layer"),
+        (out / "report" / "report.html", "where each layer looks, one page to send on"),
+        (out / "objects" / "report.html", "attention on objects, layer by layer"),
         (store, "the store: open it with attnstore.open, zarr, xarray or duckdb"),
     ):  # fmt: skip
         if not path.exists():
@@ -190,8 +192,8 @@ def _say_files(out: Path, store: Path, pictures: Path, report: Path) -> None:
     for command in (
         f'attnstore sql "from episodes" --store {store}',
         f"attnstore compare --metric camera_mass --by outcome --phase suffix --store {store}",
-        f"attnstore report --store {store}",
-        f"attnstore serve {store}",
+        f"attnstore serve {store} --open",
+        f"attnstore probe fidelity --store {store} --checkpoint {checkpoint_path()} --every 4",
     ):
         say.print(f"  {command}", soft_wrap=True, markup=False)
     say.print(f"  {FINDINGS}: what holds over more episodes, and what does not", markup=False)

@@ -44,12 +44,12 @@ class Strength:
     """Lift on the named object of the untrained policy's best head."""
 
 
-def measure(store: Store, dataset: Path, trained: str, untrained: str) -> list[Strength]:
-    """Answer the questions of `HEADS` for two runs over the same episodes."""
+def measure(trained: Store, untrained: Store, dataset: Path) -> list[Strength]:
+    """Answer the questions of `HEADS` for two stores of one run each, over the same episodes."""
     found = []
     for camera, questions in groupby(HEADS, key=lambda question: question.camera):
-        scenes = read_scenes(store, dataset, camera, trained)
-        random_scenes = same_scenes(store, scenes, untrained)
+        scenes = read_scenes(trained, dataset, camera, trained.runs[0])
+        random_scenes = same_scenes(untrained, scenes, untrained.runs[0])
         for question in questions:
             layer, head = HEADS[question]
             looking = look(scenes, question)
