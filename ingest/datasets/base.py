@@ -9,6 +9,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from attnstore.store.errors import UsageError
+
 OUTCOMES = ("success", "failure", "unknown")
 VideoFrames = Literal["jpeg", "png"]
 """What is kept of the decoded frames of videos."""
@@ -100,3 +102,18 @@ class Dataset(Protocol):
             If an image cannot be decoded or a value is missing.
         """
         ...
+
+
+def check_frames(name: str, length: int, indices: Sequence[int]) -> None:
+    """Check that an episode of so many frames has the asked ones.
+
+    Raises
+    ------
+    UsageError
+        If it has not.
+    """
+    for index in indices:
+        if not 0 <= index < length:
+            raise UsageError(
+                f"episode {name} has frames 0 to {length - 1}; frame {index} was asked"
+            )

@@ -16,7 +16,7 @@ from pathlib import Path
 from attnstore.store.errors import EpisodeError, NotFoundError, UsageError
 
 from . import droid_layout as layout
-from .base import OUTCOMES, EpisodeInfo, Frame, VideoFrames
+from .base import OUTCOMES, EpisodeInfo, Frame, VideoFrames, check_frames
 from .droid_trajectory import Trajectory, read_trajectory
 from .video import check_kept
 
@@ -189,11 +189,7 @@ class DroidDataset:
             If an index is not one of the episode's frames.
         """
         episode = self._check(name)
-        for index in indices:
-            if not 0 <= index < episode.length:
-                raise UsageError(
-                    f"episode {name} has frames 0 to {episode.length - 1}; frame {index} was asked"
-                )
+        check_frames(name, episode.length, indices)
         return _read(episode, tuple(indices))
 
     def _selects(self, name: str) -> bool:

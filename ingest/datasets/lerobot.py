@@ -10,7 +10,7 @@ from pathlib import Path
 
 from attnstore.store.errors import EpisodeError, NotFoundError, UsageError
 
-from .base import OUTCOMES, CameraFrame, EpisodeInfo, Frame, VideoFrames
+from .base import OUTCOMES, CameraFrame, EpisodeInfo, Frame, VideoFrames, check_frames
 from .lerobot_files import open_files
 from .lerobot_meta import Recording, instruction, read_info, read_recordings, read_tasks
 from .lerobot_outcome import outcome_of_episode, outcome_of_frames, read_outcomes
@@ -190,12 +190,7 @@ class LeRobotDataset:
             If an index is not one of the episode's frames.
         """
         recording = self._find(name)
-        for index in indices:
-            if not 0 <= index < recording.length:
-                raise UsageError(
-                    f"episode {name} has frames 0 to {recording.length - 1}; "
-                    f"frame {index} was asked"
-                )
+        check_frames(name, recording.length, indices)
         rows = self._rows(recording)
         return _read(rows, self._cameras(recording, rows), tuple(indices))
 

@@ -25,19 +25,19 @@ from attnstore.store.errors import UsageError
 from ..optional import require
 from .base import Batch, EncoderShape, Observation, ObservationError, PhaseShape
 from .blocking import Blocked, block_by_mask
-from .checkpoint import check_options, load_weights, locate, one_line, unwrap
-from .fingerprint import digest_directory, digest_parameters
-from .hooks import HookedPolicy, Watched
+from .checkpoint import check_options, locate, one_line, unwrap
+from .hooks import Watched
 from .pi0_layout import encoded, read_sample
 from .pi0_loading import apply_stats, checked_steps, read_checkpoint
 from .prefix import KeptPrefix, keep_prefix, reuse_prefix
+from .pretrained import PretrainedPolicy
 from .vision import vision_shape
 
 DTYPES = ("float32", "bfloat16", "float16")
 OPTIONS = ("stats", "steps")
 
 
-class Pi0Policy(HookedPolicy):
+class Pi0Policy(PretrainedPolicy):
     """Adapter of transformers' Pi0.
 
     Configuration and processor are read at once; the weights at the first use of `model`.
@@ -69,6 +69,7 @@ class Pi0Policy(HookedPolicy):
     """
 
     name = "pi0"
+    model_class = "PI0ForConditionalGeneration"
     denoiser_steps = True
 
     def __init__(
@@ -115,36 +116,14 @@ class Pi0Policy(HookedPolicy):
         return policy
 
     @cached_property
-    def model(self) -> Any:
-        """The model, loaded at the first use, in evaluation mode."""
-        model = load_weights(
-            "pi0",
-            "PI0ForConditionalGeneration",
-            self.checkpoint,
-            self._directory,
-            self._requested_dtype,
-        )
-        return model.to(self.device).eval()
-
-    @property
-    def dtype(self) -> str:
-        """Data type of the weights: as asked, else the checkpoint's."""
-        if self._requested_dtype is None and "model" in self.__dict__:
-            return str(next(unwrap(self.model).parameters()).dtype).removeprefix("torch.")
-        return self._requested_dtype or str(self.config.dtype or "float32").removeprefix("torch.")
-
-    @cached_property
     def digest(self) -> str:
         """SHA-256 of the checkpoint directory, or of the weights of a model given in memory.
 
         A state normalisation that is not the directory's own is part of it.
         """
-        if hasattr(self, "_directory"):
-            digest = digest_directory(Path(self._directory))
-            if "stats" not in self._options:
-                return digest
-        else:
-            digest = digest_parameters(unwrap(self.model))
+        digest = self.weights_digest()
+        if not self.in_memory and "stats" not in self._options:
+            return digest
         stats = [self.processor.state_mean, self.processor.state_std]
         return hashlib.sha256(f"{digest} {json.dumps(stats)}".encode()).hexdigest()
 

@@ -32,9 +32,9 @@ from .base import (
     Sample,
 )
 from .blocking import Blocked
-from .checkpoint import check_options, load_weights, locate, unwrap
-from .fingerprint import digest_directory, digest_parameters
-from .hooks import HookedPolicy, Watched
+from .checkpoint import check_options, locate, unwrap
+from .hooks import Watched
+from .pretrained import PretrainedPolicy
 from .prompt import token_text
 from .vision import vision_shape
 from .vlm_checkpoint import read_checkpoint
@@ -58,7 +58,7 @@ CAUSAL = {
 """Whether the prompt is masked causally, by ``model_type``; of others it is not known."""
 
 
-class VlmPolicy(HookedPolicy):
+class VlmPolicy(PretrainedPolicy):
     """Adapter of transformers' vision-language models.
 
     Configuration and processor are read at once; the weights at the first use of `model`.
@@ -90,6 +90,7 @@ class VlmPolicy(HookedPolicy):
     """
 
     name = "vlm"
+    model_class = "AutoModelForImageTextToText"
     denoiser_steps = False
     horizon = 0
     action_dof = 0
@@ -174,34 +175,12 @@ class VlmPolicy(HookedPolicy):
             tokenizer.pad_token = tokenizer.eos_token
 
     @cached_property
-    def model(self) -> Any:
-        """The model, loaded at the first use, in evaluation mode."""
-        model = load_weights(
-            "vlm",
-            "AutoModelForImageTextToText",
-            self.checkpoint,
-            self._directory,
-            self._requested_dtype,
-        )
-        return model.to(self.device).eval()
-
-    @property
-    def dtype(self) -> str:
-        """Data type of the weights: as asked, else the checkpoint's."""
-        if self._requested_dtype is None and "model" in self.__dict__:
-            return str(next(unwrap(self.model).parameters()).dtype).removeprefix("torch.")
-        return self._requested_dtype or str(self.config.dtype or "float32").removeprefix("torch.")
-
-    @cached_property
     def digest(self) -> str:
         """SHA-256 of the checkpoint directory, or of the weights of a model given in memory.
 
         A prompt other than the instruction itself is part of it.
         """
-        if hasattr(self, "_directory"):
-            digest = digest_directory(Path(self._directory))
-        else:
-            digest = digest_parameters(unwrap(self.model))
+        digest = self.weights_digest()
         if self._template == INSTRUCTION:
             return digest
         return hashlib.sha256(f"{digest} {self._template}".encode()).hexdigest()
