@@ -17,9 +17,12 @@ from attnstore.store.episode import EpisodeSpec, PhaseSpec
 from attnstore.store.statistics import (
     entropy,
     gini,
+    grid_variance,
     image_distribution,
     image_mass,
+    image_variance,
     jensen_shannon,
+    largest,
     top_mass,
 )
 from attnstore.store.tokens import Axis, Span, TokenLayout
@@ -129,7 +132,6 @@ class HeadStatistics:
         camera = str(span.camera)
         coverage = self._coverage[camera]
         maps = phase.maps(mean, span)
-        flat = maps.reshape(*maps.shape[:-2], -1)
         p = image_distribution(maps, coverage)
         key = (phase.spec.phase, group, camera)
         nothing = np.full(p.shape[:-1], np.nan)
@@ -141,22 +143,25 @@ class HeadStatistics:
         self._previous[key] = p
         step_drift = nothing.copy()
         step_drift[1:] = jensen_shannon(p[1:], p[:-1])
-        best = flat.argmax(-1)
+        brightest, row, col = largest(maps, coverage)
+        nowhere = brightest == 0
         count = nothing.size
         step, layer, head = np.indices(nothing.shape).reshape(3, -1)
         values = {
             "camera_mass": mass[f"image:{camera}"],
             "letterbox_mass": mass[f"letterbox:{camera}"],
-            "variance": flat.astype(np.float64).var(-1),
-            "max": flat.max(-1),
+            "letterbox_max": largest(maps, 1 - coverage)[0],
+            "variance": image_variance(maps, coverage),
+            "grid_variance": grid_variance(maps),
+            "max": brightest,
             "entropy": entropy(p, float(coverage.sum())),
             "top10_mass": top_mass(p),
             "gini": gini(p),
             "confidence": phase.confidence[group][: phase.steps],
             "drift": drift,
             "step_drift": step_drift,
-            "argmax_row": best // maps.shape[-1],
-            "argmax_col": best % maps.shape[-1],
+            "argmax_row": np.where(nowhere, np.nan, row),
+            "argmax_col": np.where(nowhere, np.nan, col),
         }
         return {
             "keyframe": np.full(count, keyframe),

@@ -35,17 +35,19 @@ METRICS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "camera_mass": ("sum over the camera's patches of coverage * mean attention", "share of attention, 0..1"),
         "letterbox_mass": ("sum over the camera's patches of (1 - coverage) * mean attention", "share of attention, 0..1"),
-        "variance": ("variance over patches of the raw map (mean over query tokens); grows with the square of camera_mass: ranks heads within a camera", "squared share"),
-        "max": ("largest value of the raw map", "share of attention, 0..1"),
-        "entropy": ("-sum P log P / log N over the patches that show image; comparable across heads and cameras", "0..1"),
+        "letterbox_max": ("largest of (1 - coverage) * mean attention over the camera's patches", "share of attention, 0..1"),
+        "variance": ("variance over the image of the raw map (mean over query tokens), patches weighted by coverage; letterbox takes no part; grows with the square of camera_mass: ranks heads within a camera", "squared share"),
+        "grid_variance": ("variance of the raw map over all patches, letterbox like any other (the rule of semantics 1)", "squared share"),
+        "max": ("largest of coverage * mean attention over the camera's patches", "share of attention, 0..1"),
+        "entropy": ("-sum P log P / log N over the patches that show image; comparable across heads and cameras; NULL, like all that is made of P, where the image gets no attention", "0..1"),
         "top10_mass": ("share of P on the top 10 % of patches", "0..1"),
         "gini": ("Gini coefficient of P over patches", "0..1"),
         "confidence": ("mean over the group's query tokens of their largest weight on any key", "0..1"),
-        "drift": ("Jensen-Shannon divergence of P from the previous keyframe; NULL at the first", "bits, 0..1"),
-        "step_drift": ("Jensen-Shannon divergence of P from the previous step; NULL at the first and in one-pass phases", "bits, 0..1"),
+        "drift": ("Jensen-Shannon divergence of P from the previous keyframe; NULL at the first and where one of them has no P", "bits, 0..1"),
+        "step_drift": ("Jensen-Shannon divergence of P from the previous step; NULL at the first, in one-pass phases and where one of them has no P", "bits, 0..1"),
     }
 )  # fmt: skip
-"""Per-head metrics of ``head_stats``: definition and unit. DESIGN: semantics version 1."""
+"""Per-head metrics of ``head_stats``: definition and unit. Semantics version 2, `attnstore.store.statistics`."""
 
 _HEAD_KEYS = (
     RUN,
@@ -126,8 +128,8 @@ _TABLES = (
         (
             *_HEAD_KEYS,
             *(Column(name, FLOAT32, text, unit) for name, (text, unit) in METRICS.items()),
-            Column("argmax_row", INT16, "row of the raw map's largest value"),
-            Column("argmax_col", INT16, "column of the raw map's largest value"),
+            Column("argmax_row", INT16, "row of the patch that max is of; NULL where max is 0"),
+            Column("argmax_col", INT16, "column of the patch that max is of; NULL where max is 0"),
             Column("mass", pa.map_(STRING, FLOAT32), "share of attention per coarse key span (each camera's image and letterbox, text by role, state, action); sums to 1, the same for every camera's row", "0..1"),
         ),
     ),

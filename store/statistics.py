@@ -1,9 +1,11 @@
-"""The definitions of the numbers (semantics version 1), vectorised NumPy.
+"""The definitions of the numbers (semantics version 2), vectorised NumPy.
 
-Every function takes ``mean``: the weights averaged over a query group, ``(..., key)`` or, for one
-camera, ``(..., row, col)``; leading axes (keyframe, step, layer, head) are kept. ``coverage`` is
-the fraction of each patch that shows source image. For one camera, ``P`` is coverage times mean
-over the patches with coverage > 0, normalised to sum 1, and ``N`` is the sum of the coverage.
+Every function takes the weights averaged over a query group, ``(..., key)`` or, for one camera, its
+map ``(..., row, col)``; leading axes (keyframe, step, layer, head) are kept. ``coverage`` is the
+fraction of each patch that shows source image: a patch's attention times its coverage is attention
+on the image, the rest is attention on the letterbox. For one camera, ``P`` is the attention on the
+image over the patches with coverage > 0, normalised to sum 1, and ``N`` is the sum of the coverage.
+A camera that gets no attention has no P: what is made of P is NaN then, NULL in tables.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.floating]
 Float = NDArray[np.float64]
 
-SEMANTICS = 1
+SEMANTICS = 2
 """Raised when a definition changes, so that runs with different definitions are not mixed."""
 SINK_THRESHOLD = 0.3
 """Gu et al. 2024, "When Attention Sink Emerges in Language Models": epsilon = 0.3."""
@@ -34,17 +36,15 @@ def image_distribution(maps: Array, coverage: Array) -> Float:
 
     Returns
     -------
-    (..., patch) float64 over the patches with coverage > 0, row-major, summing to 1; uniform by
-    coverage where the camera gets no attention at all; NaN where a weight is absent.
+    (..., patch) float64 over the patches with coverage > 0, row-major, summing to 1; NaN where the
+    image gets no attention at all or a weight is absent.
     """
     inside = np.asarray(coverage, np.float64).reshape(-1)
     shown = inside > 0
     flat = np.asarray(maps, np.float64).reshape(*maps.shape[:-2], -1)[..., shown]
     weighted = flat * inside[shown]
-    total = weighted.sum(-1, keepdims=True)
-    uniform = inside[shown] / inside[shown].sum()
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.where(total == 0, uniform, weighted / total))
+    with np.errstate(invalid="ignore"):
+        return np.asarray(weighted / weighted.sum(-1, keepdims=True))
 
 
 def entropy(p: Array, image_area: float) -> Float:
@@ -60,9 +60,10 @@ def entropy(p: Array, image_area: float) -> Float:
     """
     p = np.asarray(p, np.float64)
     terms = p * np.log(p, out=np.zeros_like(p), where=p != 0)
-    if image_area <= 1:
-        return np.zeros(p.shape[:-1])
-    return np.asarray(np.clip(-terms.sum(-1) / np.log(image_area), 0.0, 1.0) + 0.0)  # no -0.0
+    spread = -terms.sum(-1)
+    # Not more than one patch of image: wherever the attention lies, it is concentrated there.
+    relative = spread / np.log(image_area) if image_area > 1 else 0.0 * spread
+    return np.asarray(np.clip(relative, 0.0, 1.0) + 0.0)  # no -0.0
 
 
 def top_mass(p: Array, fraction: float = 0.1) -> Float:
@@ -84,9 +85,7 @@ def gini(p: Array) -> Float:
     p = np.sort(np.asarray(p, np.float64), axis=-1)
     n = p.shape[-1]
     ranks = 2 * np.arange(1, n + 1) - n - 1
-    total = p.sum(-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(total == 0, 0.0, (p * ranks).sum(-1) / (n * total))
+    return np.asarray((p * ranks).sum(-1) / (n * p.sum(-1)))
 
 
 def jensen_shannon(p: Array, q: Array) -> Float:
@@ -118,3 +117,79 @@ def image_mass(maps: Array, coverage: Array) -> tuple[Float, Float]:
     cover = np.asarray(coverage, np.float64)
     raw = np.asarray(maps, np.float64)
     return (raw * cover).sum((-2, -1)), (raw * (1 - cover)).sum((-2, -1))
+
+
+def image_variance(maps: Array, coverage: Array) -> Float:
+    """Variance of a camera's map over the image: patches count as much as they show of it.
+
+    ``sum w (a - m)^2 / N`` with ``m = sum w a / N``, ``w`` the coverage and ``a`` the raw map. What
+    lies on the letterbox takes no part. It grows with the square of the camera's share of the
+    attention, so it ranks heads within a camera.
+
+    Parameters
+    ----------
+    maps
+        Raw map, (..., row, col).
+    coverage
+        Fraction of each patch that shows source image, (row, col).
+
+    Returns
+    -------
+    (...) float64, squared share of attention; NaN where a weight is absent.
+
+    Examples
+    --------
+    The third patch is letterbox, the second shows image on half of it:
+
+    >>> image_variance(np.array([[0.1, 0.4, 0.5]]), np.array([[1.0, 0.5, 0.0]])).item()
+    0.02
+    """
+    inside = np.asarray(coverage, np.float64).reshape(-1)
+    shown = inside > 0
+    flat = np.asarray(maps, np.float64).reshape(*maps.shape[:-2], -1)[..., shown]
+    weight = inside[shown] / inside[shown].sum()
+    mean = flat @ weight
+    return np.asarray(((flat - mean[..., None]) ** 2) @ weight)
+
+
+def grid_variance(maps: Array) -> Float:
+    """Variance of a map over all patches of the grid, those of the letterbox like any other.
+
+    The rule by which heads were called active before the image alone counted: bright padding can
+    choose the head. See `image_variance`.
+
+    Examples
+    --------
+    >>> grid_variance(np.array([[0.0, 0.5], [0.5, 0.0]])).item()
+    0.0625
+    """
+    return np.asarray(np.asarray(maps, np.float64).var((-2, -1)))
+
+
+def largest(maps: Array, share: Array) -> tuple[Float, NDArray[np.intp], NDArray[np.intp]]:
+    """Find the patch with the most attention on the image, or on the letterbox.
+
+    Parameters
+    ----------
+    maps
+        Raw map, (..., row, col).
+    share
+        What of each patch counts, (row, col): the coverage for the image, ``1 - coverage`` for the
+        letterbox. So a patch of which a sliver shows image is not the image's largest for what
+        lies on its letterbox.
+
+    Returns
+    -------
+    (value, row, col), each (...): ``max(share * map)``, at most the mass that counts, and where it
+    is; the first of several, row-major; NaN where a weight is absent.
+
+    Examples
+    --------
+    >>> found = largest(np.array([[0.1, 0.4, 0.5]]), np.array([[1.0, 0.5, 0.0]]))
+    >>> [each.item() for each in found]
+    [0.2, 0, 1]
+    """
+    raw = np.asarray(maps, np.float64) * np.asarray(share, np.float64)
+    flat = raw.reshape(*raw.shape[:-2], -1)
+    best = flat.argmax(-1)
+    return flat.max(-1), best // raw.shape[-1], best % raw.shape[-1]

@@ -25,9 +25,12 @@ from attnstore.store.run import RunConfig, save_run
 from attnstore.store.statistics import (
     entropy,
     gini,
+    grid_variance,
     image_distribution,
     image_mass,
+    image_variance,
     jensen_shannon,
+    largest,
     top_mass,
 )
 from attnstore.store.tables import TABLES
@@ -338,12 +341,14 @@ def _write_statistics(writer: EpisodeWriter, episode: RandomEpisode, phase: str)
                 step = s if spec.phases[phase].steps is not None else None
                 one, raw = p[s, layer, head], stepped[s, layer, head]
                 before = previous.get((step, layer, head))
-                row, col = np.unravel_index(raw.argmax(), raw.shape)
-                metrics = {
+                brightest, row, col = largest(raw, cover)
+                metrics: dict[str, Any] = {
                     "camera_mass": inside[s, layer, head],
                     "letterbox_mass": outside[s, layer, head],
-                    "variance": raw.var(),
-                    "max": raw.max(),
+                    "letterbox_max": largest(raw, 1 - cover)[0],
+                    "variance": image_variance(raw, cover),
+                    "grid_variance": grid_variance(raw),
+                    "max": brightest,
                     "entropy": entropy(one, float(cover.sum())),
                     "top10_mass": top_mass(one),
                     "gini": gini(one),

@@ -73,7 +73,9 @@ def oracle(
     largest = sorted(p, reverse=True)[: math.ceil(len(p) / 10)]
     ordered = sorted(p)
     n = len(p)
-    best = patches.index(max(patches))
+    on_image = [a * w for a, w in zip(patches, shares, strict=True)]
+    off_image = [a * (1 - w) for a, w in zip(patches, shares, strict=True)]
+    best = on_image.index(max(on_image))
     mass: dict[str, float] = {}
     for s in layout.key:
         for k in range(s.start, s.stop):
@@ -86,11 +88,14 @@ def oracle(
                 name, part = (f"text:{s.role}" if s.kind == "text" else s.name), mean[k]
             mass[name] = mass.get(name, 0) + part
     average = sum(patches) / len(patches)
+    seen = sum(on_image) / area
     return {
         "camera_mass": mass[f"image:{span.camera}"],
         "letterbox_mass": mass[f"letterbox:{span.camera}"],
-        "variance": sum((v - average) ** 2 for v in patches) / len(patches),
-        "max": max(patches),
+        "letterbox_max": max(off_image),
+        "variance": sum(w * (v - seen) ** 2 for v, w in zip(patches, shares, strict=True)) / area,
+        "grid_variance": sum((v - average) ** 2 for v in patches) / len(patches),
+        "max": max(on_image),
         "entropy": min(1.0, -sum(v * math.log(v) for v in p if v > 0) / math.log(area)),
         "top10_mass": sum(largest),
         "gini": sum((2 * (i + 1) - n - 1) * v for i, v in enumerate(ordered)) / n,
@@ -310,9 +315,40 @@ def test_one_patch_has_entropy_0_and_moving_it_drifts_by_1() -> None:
         np.testing.assert_array_equal(block["argmax_col"], patch % 4)
         if keyframe:
             np.testing.assert_allclose(block["drift"], 1)
-        # the other camera got nothing at all: its distribution is uniform, not NaN
-        assert blocks[1]["camera_mass"].tolist() == [0, 0]
-        np.testing.assert_allclose(blocks[1]["entropy"], 1)
+        # the other camera got nothing at all: it has no distribution, which is not a uniform one
+        assert blocks[1]["camera_mass"].tolist() == blocks[1]["max"].tolist() == [0, 0]
+        for name in ("entropy", "gini", "top10_mass", "drift", "argmax_row", "argmax_col"):
+            assert np.isnan(blocks[1][name]).all(), name
+
+
+def test_the_letterbox_chooses_no_head() -> None:
+    """Head 0 is bright on padding, head 1 on the image, of a 16:9 camera on a square grid.
+
+    Golden numbers: 16 patches, of which row 2 shows image on 3 of 14 pixel rows and row 3 on none.
+    """
+    layouts = layouts_of([3])
+    spec = describe(layouts)
+    size = len(layouts[0].key)
+    weights = np.full((2, size, size), 0.01)
+    weights[0, :, 13] = 0.058  # row 3: letterbox
+    weights[0, :, 9] = 0.042  # row 2: 3/14 image
+    weights[1, :, 2] = 0.02  # row 0: image
+    block = next(iter(HeadStatistics(spec).rows(0, reductions(spec, layouts[0], weights))))
+    half = 3 / 14
+    area = 8 + 4 * half
+    spread = [half * 0.032**2 / area - (half * 0.032 / area) ** 2, 0.01**2 / area * (1 - 1 / area)]
+    np.testing.assert_allclose(block["variance"], spread, rtol=1e-5)
+    values = [[0.048, 0.032] + [0] * 14, [0.01] + [0] * 15]
+    np.testing.assert_allclose(block["grid_variance"], np.var(values, axis=1), rtol=1e-5)
+    assert int(np.argmax(block["grid_variance"])) == 0
+    np.testing.assert_allclose(block["max"], [0.01, 0.02], rtol=1e-6)
+    assert list(zip(block["argmax_row"], block["argmax_col"], strict=True)) == [(0, 0), (0, 2)]
+    np.testing.assert_allclose(block["letterbox_max"], [0.058, 0.01], rtol=1e-6)
+    np.testing.assert_allclose(
+        block["letterbox_mass"],
+        [0.01 * (3 + 3 * (1 - half)) + 0.058 + 0.042 * (1 - half), 0.01 * (4 + 4 * (1 - half))],
+        rtol=1e-6,
+    )
 
 
 def planted(layout: TokenLayout, head: int, key: int, share: float) -> Weights:

@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from attnstore.store.statistics import (
     entropy,
     gini,
+    grid_variance,
     image_distribution,
     image_mass,
+    image_variance,
     jensen_shannon,
+    largest,
     top_mass,
 )
 
@@ -46,17 +49,18 @@ def distributions(draw: st.DrawFn) -> Float:
 
 
 def slow_distribution(one_map: Float, cover: Float) -> list[float]:
-    weighted, inside = [], []
+    weighted = []
     for row in range(cover.shape[0]):
         for col in range(cover.shape[1]):
             if cover[row, col] > 0:
                 weighted.append(float(one_map[row, col] * cover[row, col]))
-                inside.append(float(cover[row, col]))
-    values = weighted if sum(weighted) > 0 else inside
-    return [v / math.fsum(values) for v in values]
+    total = math.fsum(weighted)
+    return [v / total if total > 0 else math.nan for v in weighted]
 
 
 def slow_entropy(p: list[float], area: float) -> float:
+    if math.isnan(p[0]):
+        return math.nan
     if area <= 1:
         return 0.0
     bits = -math.fsum(v * math.log(v) for v in p if v > 0) / math.log(area)
@@ -68,7 +72,9 @@ def test_image_distribution(case: Case) -> None:
     maps, cover = case
     p = image_distribution(maps, cover)
     assert_allclose(p, [slow_distribution(one, cover) for one in maps], atol=1e-12)
-    assert_allclose(p.sum(-1), 1)
+    seen = (maps * cover).sum((-2, -1)) > 0
+    assert_allclose(p[seen].sum(-1), 1)
+    assert np.isnan(p[~seen]).all()
 
 
 @given(cases())
@@ -163,9 +169,36 @@ def test_half_precision_input_is_summed_in_double() -> None:
 
 
 def test_a_camera_without_any_attention() -> None:
-    """Defined as uniform by coverage, so that a dead head is diffuse and not undefined."""
-    p = image_distribution(np.zeros((2, 2)), np.array([[1, 0.5], [0.5, 0]]))
-    assert_allclose(p, [0.5, 0.25, 0.25])
+    """It looks nowhere, which is another thing than everywhere alike."""
+    cover = np.array([[1, 0.5], [0.5, 0]])
+    on_letterbox = np.array([[0, 0], [0, 0.4]])
+    p = image_distribution(np.stack([np.zeros((2, 2)), on_letterbox]), cover)
+    for values in (p, entropy(p, 2), entropy(p, 1), top_mass(p), gini(p), jensen_shannon(p, p)):
+        assert np.isnan(values).all()
+
+
+@given(cases())
+def test_variance_and_largest_patch_of_the_image(case: Case) -> None:
+    maps, cover = case
+    cells = [(r, c) for r in range(cover.shape[0]) for c in range(cover.shape[1])]
+    area = math.fsum(cover.flat)
+    for h, one in enumerate(maps):
+        mean = math.fsum(float(cover[at] * one[at]) for at in cells) / area
+        spread = math.fsum(float(cover[at]) * (float(one[at]) - mean) ** 2 for at in cells) / area
+        assert image_variance(maps, cover)[h] == pytest.approx(spread, rel=1e-9, abs=1e-15)
+        for weight in (cover, 1 - cover):
+            best = max(cells, key=lambda at: float(weight[at] * one[at]))
+            value, row, col = (each[h] for each in largest(maps, weight))
+            assert (value, row, col) == (weight[best] * one[best], *best)
+
+
+@given(cases())
+def test_what_lies_on_letterbox_moves_the_grids_variance_only(case: Case) -> None:
+    maps, cover = case
+    whole = np.round(cover)
+    brighter = np.where(whole == 0, 7.0, maps)
+    assert_allclose(image_variance(brighter, whole), image_variance(maps, whole))
+    assert_allclose(grid_variance(brighter), [np.var(one) for one in brighter])
 
 
 def test_what_is_absent_stays_absent() -> None:
@@ -175,7 +208,14 @@ def test_what_is_absent_stays_absent() -> None:
     for values in (entropy(p, 4), top_mass(p), gini(p), jensen_shannon(p, p[1])):
         assert np.isnan(values[0])
         assert np.isfinite(values[1])
-    assert np.isnan(image_mass(maps, np.ones((2, 2)))[0][0])
+    whole = np.ones((2, 2))
+    for values in (
+        image_mass(maps, whole)[0],
+        image_variance(maps, whole),
+        largest(maps, whole)[0],
+    ):
+        assert np.isnan(values[0])
+        assert np.isfinite(values[1])
 
 
 def test_one_patch_and_one_token_cameras() -> None:

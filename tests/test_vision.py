@@ -154,13 +154,17 @@ class TestStored:
         for (keyframe, camera), weights in wanted.items():
             received = weights.mean(2)
             maps = received.reshape(2, 4, 4, 4)
-            inside, outside = image_mass(maps, episode.geometry(camera).coverage())
+            cover = episode.geometry(camera).coverage()
+            inside, outside = image_mass(maps, cover)
+            shown = (maps * cover).reshape(2, 4, 16)
+            spread = (maps - (inside / cover.sum())[..., None, None]) ** 2 * cover
             for metric, expected in (
-                ("variance", received.var(-1)),
+                ("variance", spread.sum((-2, -1)) / cover.sum()),
+                ("grid_variance", received.var(-1)),
                 ("camera_mass", inside),
                 ("letterbox_mass", outside),
                 ("confidence", weights.max(3).mean(2)),
-                ("argmax_row", received.argmax(-1) // 4),
+                ("argmax_row", shown.argmax(-1) // 4),
             ):
                 found = episode.stats(metric, "vision", camera)[keyframe, 0]
                 np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
