@@ -84,7 +84,7 @@ class ReplayPolicy(HookedPolicy):
     @property
     def phases(self) -> Mapping[str, PhaseShape]:
         return {
-            "prefix": PhaseShape(self.layers, HEADS, None, ("text",)),
+            "prefix": PhaseShape(self.layers, HEADS, None, ("task",)),
             "suffix": PhaseShape(self.layers, HEADS, self.steps, ("action",)),
         }
 

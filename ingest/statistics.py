@@ -102,23 +102,10 @@ class HeadStatistics:
         """Yield columns of ``head_stats``, one block of rows per query group and camera."""
         for group, reduced in phase.mean.items():
             mean = reduced[: phase.steps]
-            mass = self._span_mass(phase.layout.key, mean)
+            mass = _span_mass(phase.layout.key, mean)
             for span in phase.layout.key:
                 if span.camera is not None:
                     yield self._block(keyframe, phase, group, span, mean, mass)
-
-    def _span_mass(self, key: Axis, mean: Float) -> dict[str, NDArray[np.float64]]:
-        mass: dict[str, NDArray[np.float64]] = {}
-        for span in key:
-            part = mean[..., span.start : span.stop]
-            if span.camera is not None and span.grid is not None:
-                maps = part.reshape(*part.shape[:-1], *span.grid)
-                image, letterbox = image_mass(maps, self._coverage[span.camera])
-                mass[f"image:{span.camera}"], mass[f"letterbox:{span.camera}"] = image, letterbox
-            else:
-                total = part.sum(-1, dtype=np.float64)
-                mass[span.mass_name] = mass.get(span.mass_name, 0.0) + total
-        return mass
 
     def _block(
         self,
@@ -147,9 +134,10 @@ class HeadStatistics:
         nowhere = brightest == 0
         count = nothing.size
         step, layer, head = np.indices(nothing.shape).reshape(3, -1)
+        on_image, on_letterbox = image_mass(maps, coverage)
         values = {
-            "camera_mass": mass[f"image:{camera}"],
-            "letterbox_mass": mass[f"letterbox:{camera}"],
+            "camera_mass": on_image,
+            "letterbox_mass": on_letterbox,
             "letterbox_max": largest(maps, 1 - coverage)[0],
             "variance": image_variance(maps, coverage),
             "grid_variance": grid_variance(maps),
@@ -175,6 +163,15 @@ class HeadStatistics:
             "mass": _mass_column(mass, count),
             **{name: np.asarray(v).reshape(-1) for name, v in values.items()},
         }
+
+
+def _span_mass(key: Axis, mean: Float) -> dict[str, NDArray[np.float64]]:
+    """Attention on the tokens of each coarse span, by `attnstore.store.tokens.Span.mass_name`."""
+    mass: dict[str, NDArray[np.float64]] = {}
+    for span in key:
+        total = mean[..., span.start : span.stop].sum(-1, dtype=np.float64)
+        mass[span.mass_name] = mass.get(span.mass_name, 0.0) + total
+    return mass
 
 
 def _mass_column(mass: Mapping[str, NDArray[np.float64]], count: int) -> pa.Array:

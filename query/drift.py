@@ -35,7 +35,7 @@ def keyframe_drift(
     Parameters
     ----------
     query
-        Stored query group; None is the phase's first (text, action).
+        Stored query group; None is the phase's default (task, action).
 
     Returns
     -------

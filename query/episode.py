@@ -64,7 +64,7 @@ class Episode(AttentionSlices):
         reduce
             ``max`` or ``mean`` over the query tokens.
         query
-            Query group; None is the phase's first stored group (text, action).
+            Query group; None is the phase's default (task, action).
         max_bytes
             Larger reads are refused.
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from attnstore.store.base_tables import METRICS
 from attnstore.store.catalog_rows import quoted
 from attnstore.store.errors import SelectionError, UsageError
+from attnstore.store.naming import default_group
 
 from .groups import Groups, Member
 from .resampling import Float, Int
@@ -21,8 +22,6 @@ from .sql import sql_errors
 Reduction = Literal["mean", "max"]
 WRIST = "hand_camera"
 """Camera that is compared unless another one is asked for, as in object overlap."""
-FIRST_GROUP = {"joint": "readout_action", "prefix": "text", "vision": "image"}
-"""Query group that is compared unless another one is asked for; ``action`` in other phases."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,7 +104,7 @@ def episode_values(
     chosen = f"variant = 'base' AND run IN ({', '.join(map(quoted, runs))})"
     said: dict[str, str] = {}
     for column, wanted in (("phase", phase), ("camera", camera), ("query_group", query_group)):
-        value = _value(connection, column, wanted, chosen, said.get("phase"))
+        value = _value(connection, column, wanted, chosen)
         chosen += f" AND {column} = {quoted(value)}"
         said[column] = value
     selection = " × ".join([said["phase"], said["camera"], said["query_group"], metric])
@@ -164,20 +163,17 @@ def _value(
     column: str,
     wanted: str | None,
     chosen: str,
-    phase: str | None,
 ) -> str:
     """Return the value of a column that is asked for, or its default."""
     rows = connection.execute(
         f"SELECT DISTINCT {column} FROM episode_stats WHERE {chosen} ORDER BY 1"
     ).fetchall()
     known = [str(value) for (value,) in rows]
-    default = {
-        "phase": "prefix",
-        "camera": WRIST,
-        "query_group": FIRST_GROUP.get(phase or "", "action"),
-    }[column]
+    default = {"phase": "prefix", "camera": WRIST, "query_group": default_group(known)}[column]
     if wanted is None:
         wanted = known[0] if len(known) == 1 else default
+    if wanted is None:
+        raise SelectionError(f"which {column} is to be compared? There are: {', '.join(known)}")
     if wanted not in known:
         raise SelectionError(f"no {column} {wanted!r}; there are: {', '.join(known) or 'none'}")
     return wanted

@@ -48,7 +48,7 @@ def head_distance(
         Compare the distributions over this camera's patches (`image_distribution`); None compares
         them over all keys.
     query
-        Query group; None is the phase's first stored one (text, action).
+        Query group; None is the phase's default (task, action).
     layers, keyframes
         Index, slice, indices, or None for all.
     step

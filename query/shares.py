@@ -15,12 +15,15 @@ import xarray as xr
 
 from attnstore.store.episode import PhaseSpec
 from attnstore.store.errors import SelectionError
+from attnstore.store.tokens import STATE
 
 from .blocks import Dimension, Index
 from .episode import Episode
 
 Heads = Literal["each", "mean"]
 _KEYS = ("keyframe", "step", "layer", "head")
+_PARTS = {"camera": "camera_mass", "letterbox": "letterbox_mass"}
+"""Columns of what a camera's tokens are divided into, by the beginning of the span's name."""
 
 
 def shares(
@@ -35,15 +38,15 @@ def shares(
 ) -> xr.DataArray:
     """Load the share of a query group's attention on every coarse span of keys.
 
-    From column ``mass`` of table ``head_stats``: of the unrounded weights, averaged over the
-    group's tokens.
+    From columns ``mass``, ``camera_mass`` and ``letterbox_mass`` of table ``head_stats``: of the
+    unrounded weights, averaged over the group's tokens.
 
     Parameters
     ----------
     camera
         In phase ``vision``: whose image encoder.
     query
-        Stored query group; None is the phase's first (text, action).
+        Stored query group; None is the phase's default (task, action).
     heads
         ``mean`` averages over the heads of a layer.
     keyframe, step
@@ -52,10 +55,12 @@ def shares(
     Returns
     -------
     (keyframe, step, layer, head, span) float32, 0..1, summing to 1 over ``span``; a one-pass
-    phase has no step. NaN where a keyframe lacks the span. Spans are ``image:CAMERA``,
-    ``letterbox:CAMERA``, ``text:ROLE``, ``state``, ``action``, in the order of the keys;
-    coordinate ``modality`` is ``image``, ``letterbox``, ``text``, ``state``, ``action``,
-    ``readout`` or ``other``, and coordinate ``camera`` the camera's name or nothing:
+    phase has no step. NaN where a keyframe lacks the span. Spans are ``camera:CAMERA`` (on what
+    shows image) and ``letterbox:CAMERA`` (on padding), which divide the tokens of
+    ``image:CAMERA`` by area, and names of keys (``task``, ``template``, ``state``, ``action``), in
+    the order of the keys; coordinate ``modality`` is ``image``, ``letterbox``, ``text``, ``state``
+    (also where it is written as text), ``action``, ``readout`` or ``other``, and coordinate
+    ``camera`` the camera's name or nothing:
     ``.groupby("modality").sum()`` and ``.groupby("camera").sum()`` add up.
 
     Raises
@@ -78,14 +83,20 @@ def shares(
         np.nan,
         np.float32,
     )
-    # Spans that a row lacks stay NaN; rows of different cameras repeat the same shares.
+    # Spans that a row lacks stay NaN; rows of different cameras repeat the same mass.
     for batch in rows.to_batches():
         mass = batch["mass"]
         offsets = mass.offsets.to_numpy()
-        at = [np.repeat(pc.fill_null(batch[key], 0), np.diff(offsets)) for key in _KEYS]
+        row = [pc.fill_null(batch[key], 0).to_numpy() for key in _KEYS]
         entries = slice(int(offsets[0]), int(offsets[-1]))
-        span = pc.index_in(mass.keys[entries], pa.array(names)).to_numpy()
-        dense[(*at, span)] = mass.items[entries].to_numpy()
+        span = pc.fill_null(pc.index_in(mass.keys[entries], pa.array(names)), -1).to_numpy()
+        whole = span >= 0  # a camera's tokens are divided
+        at = [np.repeat(each, np.diff(offsets))[whole] for each in row]
+        dense[(*at, span[whole])] = mass.items[entries].to_numpy()[whole]
+        for part, column in _PARTS.items():
+            own = [f"{part}:{camera}" for camera in batch["camera"].to_pylist()]
+            span = pc.index_in(pa.array(own), pa.array(names)).to_numpy()
+            dense[(*row, span)] = batch[column].to_numpy()
     array = xr.DataArray(
         dense[times.positions][:, steps.positions],
         dims=(*_KEYS, "span"),
@@ -118,7 +129,8 @@ def shares(
 
 
 def _rows(episode: Episode, spec: PhaseSpec, group: str) -> pa.Table:
-    table = episode.part.table("head_stats", ["phase", "query_group", "camera", *_KEYS, "mass"])
+    columns = ["phase", "query_group", "camera", *_KEYS, "mass", *_PARTS.values()]
+    table = episode.part.table("head_stats", columns)
     of_phase = pc.equal(table["phase"], spec.phase)
     if spec.camera is not None:
         of_phase = pc.and_(of_phase, pc.equal(table["camera"], spec.camera))
@@ -137,8 +149,9 @@ def _spans(spec: PhaseSpec) -> list[tuple[str, str, str]]:
     found: dict[str, tuple[str, str, str]] = {}
     for span in spec.key:
         if span.camera is not None:
-            for part in ("image", "letterbox"):
-                found[f"{part}:{span.camera}"] = (f"{part}:{span.camera}", part, span.camera)
+            for part, modality in zip(_PARTS, ("image", "letterbox"), strict=True):
+                found[f"{part}:{span.camera}"] = (f"{part}:{span.camera}", modality, span.camera)
         else:
-            found[span.mass_name] = (span.mass_name, span.kind, "")
+            modality = STATE if span.mass_name == STATE else span.kind
+            found[span.mass_name] = (span.mass_name, modality, "")
     return list(found.values())

@@ -20,7 +20,7 @@ five sum to it, and together with the rest they sum to 1::
 
     letterbox   this camera's padding
     cameras     the other cameras, their letterboxes included
-    words       text tokens
+    words       text tokens, without those that spell the state
     own         everything else: state, action and readout tokens
 """
 
@@ -131,7 +131,7 @@ def timeline(
     masks
         From `scene_masks`, of the same camera.
     query
-        Stored query group; None is the phase's first (text, action).
+        Stored query group; None is the phase's default (task, action).
     layers
         By default all.
 

@@ -3,8 +3,10 @@
 Each text is rasterised once; afterwards writing it costs a multiplication of a few pixels.
 
 Pillow's own font has little beyond ASCII, and an instruction may be in any script. A text with
-other characters is set in the font that OpenCV 5 carries, which has most scripts; with OpenCV 4
-they show as boxes. Either way nothing fails, and a font file can be passed.
+other characters is set in the font that OpenCV 5 carries, which has Latin, Greek, Cyrillic, Hebrew,
+Chinese, Japanese, Korean and mathematics. What no font has (emoji; all of these with OpenCV 4) is
+written as its code point, ``U+1F916``, never as a sign that stands for another text. A font file can
+be passed.
 """
 
 from __future__ import annotations
@@ -52,9 +54,9 @@ def printable(text: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _has(character: str) -> bool:
-    """Whether Pillow's own font has a character, that is, does not draw its box for it."""
-    face = _font(24, None)
+def _has(character: str, font: str | None) -> bool:
+    """Whether Pillow's own font, or a font file, has a character: does not draw its box for it."""
+    face = _font(24, font)
     return character == " " or bytes(face.getmask(character)) != bytes(face.getmask("\uffff"))
 
 
@@ -66,12 +68,48 @@ def _opencv_face() -> cv2.FontFace | None:
     return cv2.FontFace("sans") if hasattr(cv2, "FontFace") else None
 
 
+@lru_cache(maxsize=4096)
+def _opencv_has(character: str) -> bool:
+    """Whether OpenCV's font has a character: it draws a question mark for others."""
+    with _opencv_text:
+        face = _opencv_face()
+        if face is None:
+            return False
+        drawn = []
+        for each in (character, "?"):
+            canvas = np.zeros((40, 60, 1), np.uint8)
+            cv2.putText(canvas, each, (5, 30), (255,), face, 24, WEIGHT)
+            drawn.append(canvas.tobytes())
+        return character == "?" or drawn[0] != drawn[1]
+
+
 def _foreign(text: str, font: str | None) -> cv2.FontFace | None:
     """OpenCV's font, if the text needs it and it is there."""
-    if font is not None or all(map(_has, text)):
+    if font is not None or all(_has(c, None) for c in text):
         return None
     with _opencv_text:
         return _opencv_face()
+
+
+def spelled(text: str, font: str | None = None) -> str:
+    """Text on one line as a font can show it: characters that it lacks by their code points.
+
+    Examples
+    --------
+    >>> spelled("lift 🤖🍎 up")
+    'lift U+1F916 U+1F34E up'
+    """
+    text = "".join(c for c in printable(text) if not 0xFE00 <= ord(c) <= 0xFE0F)  # say how, no more
+    if font is not None or all(_has(c, None) for c in text):
+        lacking = {c for c in set(text) if font is not None and not _has(c, font)}
+    else:
+        lacking = {
+            c for c in set(text) if not (_opencv_has(c) if _opencv_face() else _has(c, None))
+        }
+    if not lacking:
+        return text
+    parts = [f" U+{ord(c):04X} " if c in lacking else c for c in text]
+    return " ".join("".join(parts).split())
 
 
 @lru_cache(maxsize=4096)
@@ -122,7 +160,7 @@ def fit(
     -------
     (text, size) that fits; the text is empty where not even an ellipsis does.
     """
-    text = printable(text)
+    text = spelled(text, font)
     while size > smallest and width(text, size, font) > room:
         size -= 1
     if width(text, size, font) <= room:
@@ -166,7 +204,7 @@ def write(
     -------
     The text as it was written, shortened where it had to be.
     """
-    text, wanted = printable(text), size
+    text, wanted = spelled(text, font), size
     if room is not None:
         text, size = fit(text, room, size, min(smallest, size), font)
     if not text:

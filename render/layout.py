@@ -13,8 +13,8 @@ from math import log
 from typing import NamedTuple
 
 ASPECT = 16 / 9
-TALLEST = 0.75
-"""A pane's greatest height, in pane widths: a portrait camera is fitted into that box."""
+TALLEST = 2
+"""A pane's greatest height, in pane widths: what is taller still is fitted into that box."""
 
 
 class Box(NamedTuple):
@@ -123,7 +123,7 @@ def fit_pane(source: tuple[int, int], pane_width: int) -> tuple[int, int]:
     Examples
     --------
     >>> fit_pane((720, 1280), 640), fit_pane((640, 480), 640)
-    ((360, 640), (480, 360))
+    ((360, 640), (853, 640))
     """
     height, width = source
     scale = min(pane_width / width, TALLEST * pane_width / height)

@@ -36,7 +36,8 @@ class Look:
     interpolation: Interpolation = "bilinear"
     """Between patches."""
     pane_width: int = 640
-    """Width in pixels of one image in the picture; text grows and shrinks with it."""
+    """Width in pixels of one image in the picture; text grows and shrinks with it. An image more
+    than twice as tall as wide is narrower: `attnstore.render.layout.TALLEST`."""
     font: str | None = None
     """Font file to write with; see `attnstore.render.label`."""
 

@@ -91,11 +91,18 @@ class Sheet:
         )  # fmt: skip
 
     def draw_numbers(self, canvas: Image, box: Box, limits: Limits) -> list[str]:
-        """Write the numbers beside a colour bar."""
+        """Write the numbers beside a colour bar: as many as are apart from each other."""
         m = self.metrics
         half = m.label_font // 2
         x, written = box.x + box.width + m.at(6), []
-        for share in (1.0, 0.5, 0.0):
+        fitting = box.height // m.label_font
+        if fitting < 2:
+            ends = f"{number(limits.vmin)}–{number(limits.vmax)}"
+            middle = box.y + box.height // 2
+            return [
+                label.write(canvas, ends, x, middle, size=m.label_font, color=TEXT, room=m.numbers)
+            ]
+        for share in (1.0, 0.5, 0.0) if fitting > 2 else (1.0, 0.0):
             value = limits.vmin + share * (limits.vmax - limits.vmin)
             y = round(box.y + (1 - share) * (box.height - 1))
             y = min(max(y, box.y + half), box.y + box.height - half)

@@ -99,7 +99,7 @@ _TABLES = (
             Column("axis", STRING, "query or key"),
             Column("span", STRING, "name, unique on its axis"),
             Column("kind", STRING, "image, text, state, action, readout or other"),
-            Column("role", STRING, "task, repeated (the instruction beside the images once more), state, generated, padding (of an instruction, where the model attends to it) or other; NULL for tokens that are no text"),
+            Column("role", STRING, "task (the instruction), repeated (the instruction beside the images once more), state, generated, template (all other text, such as BOS, labels, a newline) or padding (of an instruction, where the model attends to it); NULL for tokens that are no text"),
             TOKEN_CAMERA,
             Column("start", INT32, "first index on the stored axis"),
             Column("stop", INT32, "one past the last index that exists at this keyframe"),
@@ -130,7 +130,7 @@ _TABLES = (
             *(Column(name, FLOAT32, text, unit) for name, (text, unit) in METRICS.items()),
             Column("argmax_row", INT16, "row of the patch that max is of; NULL where max is 0"),
             Column("argmax_col", INT16, "column of the patch that max is of; NULL where max is 0"),
-            Column("mass", pa.map_(STRING, FLOAT32), "share of attention per coarse key span (each camera's image and letterbox, text by role, state, action); sums to 1, the same for every camera's row", "0..1"),
+            Column("mass", pa.map_(STRING, FLOAT32), "share of attention on each coarse group of keys: every camera's tokens (image:CAMERA, its letterbox included), text by role (task, state, template, …), state, action, readout, others by name. Each is a name that key= takes, and the sum over those keys; together they sum to 1, the same for every camera's row", "0..1"),
         ),
     ),
     Table(

@@ -60,7 +60,9 @@ STEP = Column(
 )
 LAYER = Column("layer", INT16, "0-based layer")
 HEAD = Column("head", INT16, "0-based head")
-QUERY_GROUP = Column("query_group", STRING, "query tokens that are averaged: text, action, image")
+QUERY_GROUP = Column(
+    "query_group", STRING, "query tokens that are averaged: task (the instruction), action, image"
+)
 CAMERA = Column(
     "camera",
     STRING,

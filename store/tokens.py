@@ -7,6 +7,7 @@ Intervals are half-open; an index is literal, never clamped.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
@@ -14,10 +15,25 @@ from typing import Literal, get_args
 
 Kind = Literal["image", "text", "state", "action", "readout", "other"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-GENERATED = "generated"
-"""Role of text that the policy itself wrote; see `attnstore.store.generated`."""
+TASK = "task"
+"""Role of the instruction."""
 REPEATED = "repeated"
 """Role of an instruction that stands beside the images once more, where it can attend to them."""
+AGAIN = "task_repeat"
+"""Name of the span where it stands beside the keyframe's own images."""
+STATE = "state"
+"""Role of a robot state that is written as text, and kind of one that has tokens of its own."""
+GENERATED = "generated"
+"""Role of text that the policy itself wrote; see `attnstore.store.generated`."""
+TEMPLATE = "template"
+"""Role of all other text: what stands around the instruction, such as BOS, labels, a newline."""
+PADDING = "padding"
+"""Role of tokens that fill up an instruction and are attended to like any other (Octo)."""
+ROLES = (TASK, REPEATED, STATE, GENERATED, TEMPLATE, PADDING)
+WORD = re.compile(r"(?:(?P<owner>.+):)?word:(?P<word>.+)", re.DOTALL)
+"""How words of a text are called: ``word:cube``, ``template:word:robot``."""
+_COARSE: tuple[Kind, ...] = ("state", "action", "readout")
+"""Kinds whose tokens are one coarse span, whatever the spans' names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +51,7 @@ class Span:
     """A contiguous run of valid tokens of one kind on a query or key axis."""
 
     name: str
-    """Unique on its axis: ``image:hand_camera``, ``task``, ``state``, ``action``."""
+    """Unique on its axis: ``image:hand_camera``, ``task``, ``state[3]``, ``action``."""
     kind: Kind
     start: int
     """First index on the compact axis (padding stripped)."""
@@ -47,7 +63,8 @@ class Span:
     grid: tuple[int, int] | None = None
     """For image spans: (rows, cols), row-major."""
     role: str | None = None
-    """For text spans: ``task``, ``repeated``, ``state``, ``generated`` or ``other``; ``padding``."""
+    """One of `ROLES`. Text spans have one, others may; images, states, actions and readouts have
+    none."""
     tokens: tuple[Token, ...] = ()
     """For text spans: every token; none where generated text is not known yet."""
 
@@ -56,6 +73,7 @@ class Span:
             raise ValueError(
                 f"span {self.name!r}: kind is one of {', '.join(KINDS)}; got {self.kind!r}"
             )
+        self._check_names()
         if not 0 <= self.start < self.stop:
             raise ValueError(
                 f"span {self.name!r}: empty or negative interval [{self.start}, {self.stop})"
@@ -72,13 +90,40 @@ class Span:
                 f"span {self.name!r}: {len(self.tokens)} token strings for {len(self)} tokens"
             )
 
+    def _check_names(self) -> None:
+        """Check that no name, kind or role of the span is a word for other tokens, too."""
+        if self.role is None and self.kind == "text":
+            raise ValueError(f"span {self.name!r}: text has a role, one of {', '.join(ROLES)}")
+        if self.role is not None and (self.role not in ROLES or self.kind in ("image", *_COARSE)):
+            raise ValueError(
+                f"span {self.name!r}: a role is one of {', '.join(ROLES)}, of text or of kind "
+                f"other; got {self.role!r} of kind {self.kind}"
+            )
+        own = (self.kind,) if self.kind in _COARSE else (self.role,)
+        if self.name in (*KINDS, *ROLES) and self.name not in own:
+            raise ValueError(
+                f"span {self.name!r}: this is what all tokens of a kind or role are called, and "
+                f"its own are of kind {self.kind}, role {self.role}: give it another name"
+            )
+        if WORD.fullmatch(self.name):
+            raise ValueError(f"span {self.name!r}: word:WORD is how words are called")
+
     def __len__(self) -> int:
         return self.stop - self.start
 
+    def belongs_to(self, group: str) -> bool:
+        """Whether its tokens are of a group: the span's own name, its role or its kind."""
+        return group in (self.name, self.role, self.kind)
+
     @property
     def mass_name(self) -> str:
-        """The coarse span whose mass this span's tokens add to."""
-        return f"text:{self.role or 'other'}" if self.kind == "text" else self.name
+        """The coarse span whose mass its tokens add to: its role, kind or name.
+
+        A group of that name has just the tokens of the spans that say it: `belongs_to`.
+        """
+        if self.role is not None:
+            return self.role
+        return self.kind if self.kind in _COARSE else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +158,8 @@ class Axis:
         return iter(self.spans)
 
     def group(self, group: str) -> tuple[slice, ...]:
-        """Slices of a query or key group: a kind (``text``), or a span's name; empty if absent."""
-        return tuple(slice(s.start, s.stop) for s in self.spans if group in (s.kind, s.name))
+        """Slices of a query or key group: a kind, a role or a span's name; empty if absent."""
+        return tuple(slice(s.start, s.stop) for s in self.spans if s.belongs_to(group))
 
     @property
     def model_slices(self) -> tuple[slice, ...]:

@@ -34,8 +34,10 @@ from attnstore.ingest.health import ROW_TOLERANCE
 from attnstore.ingest.keyframes import observation
 from attnstore.ingest.policies.base import Batch, Observation, Policy
 from attnstore.ingest.views import keyframe_views
+from attnstore.query import Episode
 from attnstore.store.axes import STEPPED_PHASES
 from attnstore.store.generated import at_step
+from attnstore.store.naming import default_group
 from attnstore.store.part import Part
 from attnstore.store.tokens import Axis, TokenLayout
 
@@ -63,6 +65,27 @@ class Case:
     """Whether each valid key gets some attention; not so where valid tokens are masked."""
     dataset: Callable[[], Any] = field(default=sample_episode)
     """An episode that the policy takes; 2 keyframes of it are ingested."""
+
+
+def check_masses(episode: Episode) -> None:
+    """Every name in ``head_stats.mass`` is a name that ``key=`` takes, and yields that number."""
+    rows = episode.part.table("head_stats").to_pylist()
+    assert rows
+    seen: dict[tuple[Any, ...], NDArray[Any]] = {}
+    for row in rows:
+        phase = f"vision/{row['camera']}" if row["phase"] == "vision" else row["phase"]
+        for name, mass in row["mass"]:
+            at = (phase, row["query_group"], name, row["keyframe"])
+            if at not in seen:
+                weights = episode.values(
+                    phase, query=row["query_group"], key=name, keyframe=row["keyframe"]
+                ).astype(np.float64)
+                there = ~np.isnan(weights)
+                sums = np.nansum(weights, -1).sum(-1) / there.any(-1).sum(-1).clip(1)
+                seen[at] = sums if row["step"] is not None else sums[None]
+            found = seen[at][row["step"] or 0, row["layer"], row["head"]]
+            assert mass == pytest.approx(found, abs=1e-3), (at, row["layer"], row["head"])
+        assert sum(mass for _, mass in row["mass"]) == pytest.approx(1, abs=3e-3)
 
 
 @dataclass(frozen=True)
@@ -271,8 +294,9 @@ class PolicyContract:
                             geometry = sample.geometry[span.camera]
                             assert geometry.grid == span.grid
                             assert geometry.source == sight.images[span.camera].shape[:2]
-                for group in case.policy.phases[layout.phase].query_groups:
-                    assert layout.query.group(group)
+                groups = case.policy.phases[layout.phase].query_groups
+                assert groups[0] == default_group(groups), "maps and comparisons name one group"
+                assert all(layout.query.group(group) for group in groups)
 
     def test_an_observation_has_one_layout_alone_or_in_a_batch(
         self, case: Case, captured: Captured
@@ -355,5 +379,4 @@ class PolicyContract:
                 noisy = [as_array(n)[0] for n in wanted.session.noisy_actions]
                 denoising = stored["policy/denoising"][keyframe]
                 np.testing.assert_array_equal(denoising, [*noisy[1:], wanted.actions[0]])
-        rows = part.table("head_stats").num_rows
-        assert rows > 0
+        check_masses(Episode(part))

@@ -39,7 +39,7 @@ from attnstore.store.writer import EpisodeWriter
 
 CAMERAS = ("hand_camera", "varied_camera_1")
 SOURCE = (36, 64)
-GROUPS = {"prefix": "text", "suffix": "action"}
+GROUPS = {"prefix": "task", "suffix": "action"}
 POLICY = PolicyShapes(horizon=4, action_dof=6, recorded_dof=7, state_dof=8, denoising_steps=2)
 Weights = NDArray[np.float32]
 Block = tuple[str, int, int, int | None]
@@ -363,7 +363,7 @@ def _write_statistics(writer: EpisodeWriter, episode: RandomEpisode, phase: str)
                         "layer": layer, "head": head, "query_group": group, "camera": camera,
                         **{k: None if v is None else float(v) for k, v in metrics.items()},
                         "argmax_row": int(row), "argmax_col": int(col),
-                        "mass": [("text:task", 0.25), (f"image:{camera}", 0.75)],
+                        "mass": [("task", 0.25), (f"image:{camera}", 0.75)],
                     }
                 )  # fmt: skip
     writer.add_rows("head_stats", {k: [row[k] for row in rows] for k in rows[0]})

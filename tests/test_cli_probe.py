@@ -107,7 +107,7 @@ def test_json_and_other_kinds(probe: Run, store: Path) -> None:
 
 
 def test_episodes_whose_prompt_has_not_the_word_are_named(probe: Run, store: Path) -> None:
-    code, _, err = probe("knockout", "--key", "text:cube", "--query", "text:the", "--every", 9)
+    code, _, err = probe("knockout", "--key", "word:cube", "--query", "word:the", "--every", 9)
     assert code == 5
     assert "1 episodes to do, 1 keyframes, 2 action chunks" in err
     assert "0 committed already, 2 broken" in err
@@ -134,8 +134,12 @@ def test_a_dry_run_writes_nothing(probe: Run, store: Path) -> None:
         (("regions", "--cells", "4"), 2, "--cells is ROWSxCOLUMNS, as 4x4; got '4'"),
         (("regions", "--by", "rank"), 2, "--by rank needs --layers"),
         (("prompts",), 2, "there is no prompt to try: give --prompts FILE"),
-        (("knockout", "--key", "wheel"), 2, "prefix, suffix key: no tokens 'wheel'; kinds: "),
-        (("knockout", "--key", "text:wheel"), 2, "and 2 more: prefix, suffix key: no word 'wheel'"),
+        (
+            ("knockout", "--key", "wheel"),
+            2,
+            "prefix, suffix key: no tokens 'wheel'; there are image, text, ",
+        ),
+        (("knockout", "--key", "word:wheel"), 2, "and 2 more: prefix, suffix key: no word 'wheel'"),
         (("fidelity", "--dof", "33"), 2, "--dof 33: the policy's actions have 32 components"),
         (("fidelity", "--policy-option", "steps=1"), 2, "pass the --policy-option values"),
     ],

@@ -125,7 +125,7 @@ def test_planted_difference_is_found_first(store: Store) -> None:
     assert first["difference_low"] > 0
     assert first["within"] > 0
     assert (first["episodes_a"], first["episodes_b"]) == (SUCCESSES, FAILURES)
-    assert first["family"] == "prefix × hand_camera × text × entropy: 2 layers × 2 heads = 4 tests"
+    assert first["family"] == "prefix × hand_camera × task × entropy: 2 layers × 2 heads = 4 tests"
     assert any("1 episodes of another outcome" in note for note in found.notes)
 
 
@@ -286,7 +286,7 @@ def test_groups_by_date_are_not_compared_within_dates(store: Store) -> None:
         ({"by": "outcome", "where": "outcome = 'success'"}, "there are: 6 success"),
         ({"by": "outcome", "camera": "left"}, "no camera 'left'; there are: hand_camera"),
         ({"by": "outcome", "phase": "joint"}, "no phase 'joint'; there are: prefix, suffix"),
-        ({"by": "outcome", "query_group": "state"}, "no query_group 'state'; there are: text"),
+        ({"by": "outcome", "query_group": "state"}, "no query_group 'state'; there are: task"),
         ({"by": "outcome", "step": 3}, "phase prefix has no steps"),
         ({"by": "outcome", "phase": "suffix", "step": 2}, "suffix step 2 is out of range"),
         ({"by": "outcome", "strata": ("weather",)}, "strata are of task"),
@@ -364,7 +364,7 @@ def test_command_prints_a_table(store: Store) -> None:
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert lines[0] == "6 success - 5 failure episodes"
-    assert lines[1] == "prefix × hand_camera × text × entropy: 2 layers × 2 heads = 4 tests"
+    assert lines[1] == "prefix × hand_camera × task × entropy: 2 layers × 2 heads = 4 tests"
     assert lines[2] == "permuted within date: all assignments (200), smallest p 0.005"
     first = next(line for line in lines if line.startswith("*"))
     assert first.split()[1:3] == ["L01", "H00"]

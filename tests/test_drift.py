@@ -54,7 +54,7 @@ def distribution(
     return slow_distribution(mean, episode.geometry(CAMERA).coverage())
 
 
-@pytest.mark.parametrize(("phase", "query"), [("prefix", "text"), ("suffix", "action")])
+@pytest.mark.parametrize(("phase", "query"), [("prefix", "task"), ("suffix", "action")])
 def test_stored_drift(episode: Episode, phase: str, query: str) -> None:
     found = keyframe_drift(episode, phase, CAMERA)
     steps = ("step",) if phase == "suffix" else ()
@@ -95,7 +95,7 @@ def test_between_every_two_keyframes(episode: Episode, phase: str, query: str | 
     assert dict(found.sizes) == {
         "layer": LAYERS, "head": HEADS, "keyframe": count, "other_keyframe": count
     }  # fmt: skip
-    group = query or {"prefix": "text", "suffix": "action"}[phase]
+    group = query or {"prefix": "task", "suffix": "action"}[phase]
     step = None if phase == "prefix" else STEPS - 1
     for layer, head in ((0, 0), (2, 6)):
         one = found.sel(layer=layer, head=head)

@@ -161,9 +161,11 @@ def test_overview_maps_are_reductions_over_the_group(stored: Stored, reduce: Any
 def test_a_group_without_maps_is_read_from_the_full_attention(stored: Stored) -> None:
     episode, written, precision = stored
     full = oracle(written, precision, "prefix").astype(np.float32)
-    (task,) = [s for s in episode.phase("prefix").query if s.name == "task"]
-    rows = full[:, 1, 0, task.start : task.stop, 16:32]
-    found = episode.maps("prefix", "varied_camera_1", layer=1, head=0, query="task", reduce="mean")
+    (text,) = [s for s in episode.phase("prefix").query if s.name == "state_text"]
+    rows = full[:, 1, 0, text.start : text.stop, 16:32]
+    found = episode.maps(
+        "prefix", "varied_camera_1", layer=1, head=0, query="state_text", reduce="mean"
+    )
     # Absent tokens are left out of the mean, not counted as zero.
     np.testing.assert_allclose(found, np.nanmean(rows, axis=1).reshape(-1, 4, 4), rtol=1e-6)
 
@@ -213,7 +215,7 @@ def test_explain_counts_what_a_read_touches(stored: Stored) -> None:
     episode, _, _ = stored
     cheap = episode.explain("prefix", camera="hand_camera", layer=1)
     assert (cheap.tier, cheap.chunks, cheap.shards) == ("maps", 1, 1)
-    words = episode.explain("prefix", camera="hand_camera", layer=1, query="task")
+    words = episode.explain("prefix", camera="hand_camera", layer=1, query="text")
     # One head is one chunk: 3 keyframes x 2 heads, in one shard per keyframe and layer.
     assert (words.tier, words.chunks, words.shards) == ("full", KEYFRAMES * HEADS, KEYFRAMES)
     assert "full tier, prefix/attention" in str(words)
@@ -235,7 +237,7 @@ def test_oversized_reads_are_refused_before_reading(stored: Stored) -> None:
         (lambda e: e.maps("prefix", "top"), "no camera 'top'; there are: hand_camera"),
         (lambda e: e.maps("prefix", "hand_camera", reduce="sum"), "reduce is 'max' or 'mean'"),
         (lambda e: e.stats("beauty", "prefix", "hand_camera"), "no metric 'beauty'; it has:"),
-        (lambda e: e.stats("entropy", "prefix", "hand_camera", query="action"), "there are: text"),
+        (lambda e: e.stats("entropy", "prefix", "hand_camera", query="action"), "there are: task"),
     ],
 )
 def test_wrong_names_say_the_right_ones(

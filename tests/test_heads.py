@@ -90,7 +90,7 @@ def slow_distances(
 @pytest.mark.parametrize("phase", ["prefix", "suffix"])
 @pytest.mark.parametrize("metric", ["divergence", "cosine"])
 def test_maps_of_a_real_store(episode: Episode, phase: str, metric: Any) -> None:
-    group = {"prefix": "text", "suffix": "action"}[phase]
+    group = {"prefix": "task", "suffix": "action"}[phase]
     found = head_distance(episode, phase, camera=CAMERA, metric=metric)
     expected = slow_distances(episode, phase, group, CAMERA, metric, "mean")
     assert_allclose(found, expected, atol=8e-3)  # log8 overview maps: 2.3 % a weight
@@ -112,8 +112,8 @@ def test_maps_of_a_real_store(episode: Episode, phase: str, metric: Any) -> None
 def test_full_attention_with_absent_tokens(
     ragged: Episode, camera: str | None, tokens: Any
 ) -> None:
-    found = head_distance(ragged, "prefix", camera=camera, query="task", tokens=tokens)
-    expected = slow_distances(ragged, "prefix", "task", camera, "divergence", tokens)
+    found = head_distance(ragged, "prefix", camera=camera, query="text", tokens=tokens)
+    expected = slow_distances(ragged, "prefix", "text", camera, "divergence", tokens)
     assert_allclose(found, expected, atol=1e-9)
     assert found.attrs["precision"] == "float16"
     assert expected.max() > 0.05

@@ -62,7 +62,9 @@ def oracle(
     weights: Weights, layout: TokenLayout, group: str, span: Span, geometry: Geometry
 ) -> Row:
     """Every metric of one head from its whole (query, key) matrix."""
-    rows = [i for s in layout.query if group in (s.kind, s.name) for i in range(s.start, s.stop)]
+    rows = [
+        i for s in layout.query if group in (s.kind, s.role, s.name) for i in range(s.start, s.stop)
+    ]
     mean = [sum(weights[q, k] for q in rows) / len(rows) for k in range(weights.shape[1])]
     patches = mean[span.start : span.stop]
     assert span.grid is not None
@@ -79,19 +81,12 @@ def oracle(
     mass: dict[str, float] = {}
     for s in layout.key:
         for k in range(s.start, s.stop):
-            if s.kind == "image":
-                assert s.grid is not None
-                share = image_share(geometry, *divmod(k - s.start, s.grid[1]))
-                mass[f"image:{s.camera}"] = mass.get(f"image:{s.camera}", 0) + share * mean[k]
-                name, part = f"letterbox:{s.camera}", (1 - share) * mean[k]
-            else:
-                name, part = (f"text:{s.role}" if s.kind == "text" else s.name), mean[k]
-            mass[name] = mass.get(name, 0) + part
+            mass[s.role or s.name] = mass.get(s.role or s.name, 0) + mean[k]
     average = sum(patches) / len(patches)
     seen = sum(on_image) / area
     return {
-        "camera_mass": mass[f"image:{span.camera}"],
-        "letterbox_mass": mass[f"letterbox:{span.camera}"],
+        "camera_mass": sum(on_image),
+        "letterbox_mass": sum(off_image),
         "letterbox_max": max(off_image),
         "variance": sum(w * (v - seen) ** 2 for v, w in zip(patches, shares, strict=True)) / area,
         "grid_variance": sum((v - average) ** 2 for v in patches) / len(patches),
@@ -136,7 +131,7 @@ def captured_rows(
             query = [i for s in layout.query.model_slices for i in range(s.start, s.stop)]
             key = [i for s in layout.key.model_slices for i in range(s.start, s.stop)]
             weights = record.weights[0].double().numpy()[:, query][:, :, key]
-            group = {"prefix": "text", "suffix": "action"}[record.phase]
+            group = {"prefix": "task", "suffix": "action"}[record.phase]
             for head in range(weights.shape[0]):
                 for span in (s for s in layout.key if s.kind == "image"):
                     camera = str(span.camera)
@@ -174,7 +169,7 @@ def test_every_column_of_head_stats(loaded: Pi0Policy, ingested: tuple[Part, Dro
         assert sum(mass.values()) == pytest.approx(1, abs=1e-5)
         assert row["letterbox_mass"] > 0
         assert row["frame"] == 8 * which[0]
-        assert row["query_group"] == ("text" if which[1] == "prefix" else "action")
+        assert row["query_group"] == ("task" if which[1] == "prefix" else "action")
     assert count == len(rows) == part.table("head_stats").num_rows
 
 
@@ -183,9 +178,11 @@ def test_overview_maps_are_those_of_the_stored_attention(
 ) -> None:
     part, _ = ingested
     arrays = arrays_of(part)
-    for phase, group in (("prefix", "text"), ("suffix", "action")):
+    for phase, group in (("prefix", "task"), ("suffix", "action")):
         spec = part.spec.phases[phase]
-        queries = [i for s in spec.query if s.kind == group for i in range(s.start, s.stop)]
+        queries = [
+            i for s in spec.query if group in (s.kind, s.role) for i in range(s.start, s.stop)
+        ]
         values = arrays[f"{phase}/attention"].astype(np.float64)[..., queries, :]
         for camera in ("hand_camera", "varied_camera_1"):
             span = spec.key[f"image:{camera}"]
@@ -255,7 +252,7 @@ def layouts_of(lengths: Sequence[int]) -> list[TokenLayout]:
         spans.append(Span("task", "text", 32, 32 + length, 40, role="task", tokens=tokens))
         after = 32 + length
         spans.append(
-            Span("end", "text", after, after + 1, 70, role="other", tokens=(Token(9, "."),))
+            Span("end", "text", after, after + 1, 70, role="template", tokens=(Token(9, "."),))
         )
         axis = Axis(tuple(spans))
         layouts.append(TokenLayout("prefix", axis, axis))

@@ -115,7 +115,7 @@ def test_rows_are_the_metrics_of_the_stored_maps(store: Store, dataset: Path) ->
         assert (row["run"], row["episode"], row["part"]) == (episode.run, episode.id, DETECTOR.part)
         assert (row["tier"], row["query_group"]) == (
             "maps",
-            {"prefix": "text"}.get(row["phase"], "action"),
+            {"prefix": "task"}.get(row["phase"], "action"),
         )
     keys = ["keyframe", "phase", "step", "layer", "head", "head_kind", "object"]
     assert len({tuple(r[k] for k in keys) for r in found}) == len(found)

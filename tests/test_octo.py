@@ -167,7 +167,7 @@ class TestLayout:
         assert starts[-1] == WORDS + 2 * (16 + 4 + WORDS + 1)
         task, end, padding = layout.query.spans[:3]
         assert "".join(t.text for t in task.tokens) == GREEN
-        assert (task.role, end.role, padding.role) == ("task", "other", "padding")
+        assert (task.role, end.role, padding.role) == ("task", "template", "padding")
         assert [t.text for t in padding.tokens] == ["<pad>"] * pad
         assert [s.camera for s in layout.key if s.camera] == [
             f"{SIDE}@-1", f"{WRIST}@-1", SIDE, WRIST,

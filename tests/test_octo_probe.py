@@ -64,14 +64,14 @@ def test_earlier_views_are_seen_again(policy: OctoPolicy, job: ProbeJob) -> None
 
 
 def test_readouts_that_must_not_see_an_image(policy: OctoPolicy, job: ProbeJob) -> None:
-    probe = Knockout((f"image:{SIDE}", "text:cube"), query="readout_action")
+    probe = Knockout((f"image:{SIDE}", "word:cube"), query="readout_action")
     rows = [r for r in run(job, policy, probe) if r["target"] != "base"]
     assert [r["detail"] for r in rows[:2]] == [
-        f"readout_action > image:{SIDE}", "readout_action > text:cube"
+        f"readout_action > image:{SIDE}", "readout_action > word:cube"
     ]  # fmt: skip
     assert len(rows) == 4
     assert all(r["mse"] > 0 for r in rows)
-    layers = run(job, policy, Knockout(("text:cube",), query="readout_action", at="each"))
+    layers = run(job, policy, Knockout(("word:cube",), query="readout_action", at="each"))
     assert [r["layer"] for r in layers if r["keyframe"] == 0][1:] == list(range(LAYERS))
     assert np.isfinite([r["cosine"] for r in layers]).all()
 

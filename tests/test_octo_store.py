@@ -54,7 +54,7 @@ class TestSelections:
         labels = [str(x) for x in found.key_label.values]
         assert "".join(labels) == "place the green cube into the pink bowl"
         cube = episode.attention(
-            "joint", layer=1, head=0, keyframe=1, query=f"image:{SIDE}", key="task:cube"
+            "joint", layer=1, head=0, keyframe=1, query=f"image:{SIDE}", key="task:word:cube"
         )
         np.testing.assert_array_equal(cube.values[:, 0], found.values[:, labels.index(" cube")])
 
@@ -63,15 +63,15 @@ class TestSelections:
             found = episode.attention("joint", layer=0, head=0, keyframe=1, query=group)
             return [str(s) for s in np.atleast_1d(found.query_span.values)]
 
-        assert chosen("task_repeat:cube") == ["task_repeat"]
-        assert chosen("task_repeat@-1:cube") == ["task_repeat@-1"]
-        assert chosen("text:cube") == ["task", "task_repeat@-1", "task_repeat"]
+        assert chosen("task_repeat:word:cube") == ["task_repeat"]
+        assert chosen("task_repeat@-1:word:cube") == ["task_repeat@-1"]
+        assert chosen("word:cube") == ["task", "task_repeat@-1", "task_repeat"]
         assert set(chosen("image:hand_camera")) == {"image:hand_camera"}
         assert "task_pad" not in chosen("text")
         with pytest.raises(
             SelectionError, match="no word 'plum' in the task_repeat; its words: pl"
         ):
-            chosen("task_repeat:plum")
+            chosen("task_repeat:word:plum")
 
     def test_words_are_those_that_see_the_images(self, episode: Episode) -> None:
         found = words(episode, "joint")
@@ -95,8 +95,8 @@ class TestSelections:
         for row in table.to_pylist():
             mass = dict(row["mass"])
             assert abs(sum(mass.values()) - 1) < 1e-4
-            assert all(value == 0 for name, value in mass.items() if name.startswith("letterbox"))
-            assert {"text:task", "text:repeated", "task_pad", "readout_action"} <= set(mass)
+            assert row["letterbox_mass"] == 0
+            assert {"task", "repeated", "template", "padding", "readout"} <= set(mass)
         assert set(table["query_group"].to_pylist()) == {"readout_action", "task_repeat"}
 
 

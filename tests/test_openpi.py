@@ -138,11 +138,11 @@ class TestLayout:
         assert spans(found)[:3] == [
             ("image:varied_camera_1", "image", 0, 256, 0),
             ("image:hand_camera", "image", 256, 512, 256),
-            ("bos", "other", 512, 513, 768),
+            ("bos", "template", 512, 513, 768),
         ]
         assert [s.role for s in found if s.name.startswith("state[")] == ["state"] * 8
         assert {s.mass_name for s in found if s.kind == "text"} == {
-            "text:task", "text:state", "text:other",
+            "task", "state", "template",
         }  # fmt: skip
         assert len(found) == 512 + count
         assert all(s.model_start == 768 + s.start - 512 for s in found if s.kind == "text")
@@ -157,9 +157,9 @@ class TestLayout:
         word = len(sentencepiece().encode("wipe"))
         end = 513 + word
         assert spans(layout["prefix"].key)[2:] == [
-            ("bos", "other", 512, 513, 768),
+            ("bos", "template", 512, 513, 768),
             ("task", "task", 513, end, 769),
-            ("newline", "other", end, end + 1, 769 + word),
+            ("newline", "template", end, end + 1, 769 + word),
         ]
         assert spans(layout["suffix"].query) == [
             ("state", "state", 0, 1, 0), ("action", "action", 1, 11, 1),
@@ -196,14 +196,14 @@ class TestLayout:
 
 
 HAND = (
-    ("bos", "other", ["<bos>"]),
-    ("task_label", "other", ["Task", ":"]),
+    ("bos", "template", ["<bos>"]),
+    ("task_label", "template", ["Task", ":"]),
     ("task", "task", [" wipe", " it", ", State", ": 3"]),
-    ("state_label", "other", [",", " State", ":"]),
+    ("state_label", "template", [",", " State", ":"]),
     ("state[0]", "state", [" ", "1", "2"]),
     ("state[1]", "state", [" -", "1"]),
     ("state[2]", "state", [" 255"]),
-    ("action_label", "other", [";", "\n", "Action", ":", " "]),
+    ("action_label", "template", [";", "\n", "Action", ":", " "]),
 )
 
 

@@ -108,7 +108,7 @@ class TestLayout:
         else:  # a character outside the vocabulary is two bytes, a token each
             assert "".join(texts["task"]) == prompt.replace("ï", "\\xc3\\xaf")
         roles = {s.name: s.role for s in axis if s.kind == "text"}
-        assert roles == {"bos": "other", "task": "task", "newline": "other"}
+        assert roles == {"bos": "template", "task": "task", "newline": "template"}
 
     def test_the_layout_has_all_that_is_attended_to_and_nothing_else(
         self, policy: Pi0Policy

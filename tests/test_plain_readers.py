@@ -45,7 +45,7 @@ def with_zarr():
         assert group[phase]["attention"].metadata.zarr_format == 3
         same(group[phase]["lut"][:][stored] if log8 else stored, expected[phase])
     assert group.metadata.consolidated_metadata is not None
-    maps = group["maps/prefix/text/hand_camera"]
+    maps = group["maps/prefix/task/hand_camera"]
     np.testing.assert_array_equal(maps["lut"][:][maps["mean"][:]], expected["mean"])
 
 
@@ -101,7 +101,7 @@ def with_duckdb():
 
     files = str(root / "data" / "*" / "*" / "*" / "head_stats.parquet")
     with duckdb.connect() as connection:
-        columns = "count(*), count(DISTINCT keyframe), max(mass['text:task'])"
+        columns = "count(*), count(DISTINCT keyframe), max(mass['task'])"
         query = f"SELECT {columns} FROM read_parquet(?)"
         rows, keyframes, mass = connection.execute(query, [files]).fetchone()
         assert (keyframes, mass) == (len(arguments["frames"]), 0.25) and rows
@@ -146,7 +146,7 @@ def written(
 
 
 def _mean_maps(episode: RandomEpisode) -> NDArray[np.floating]:
-    maps = [maps_of(episode, "prefix", "text", CAMERAS[0], k)[0] for k in range(3)]
+    maps = [maps_of(episode, "prefix", "task", CAMERAS[0], k)[0] for k in range(3)]
     return decode(encode(np.stack(maps), "log8"), "log8")
 
 

@@ -412,12 +412,12 @@ class TestRealPolicy:
         def text(places: Sequence[int]) -> str:
             return "".join(policy.processor.tokenizer.decode([ids[i]]) for i in places).strip()
 
-        probe = Knockout((f"text:{word}", "action:0:2", "all"), query=f"task:{word}")
+        probe = Knockout((f"word:{word}", "action:0:2", "all"), query=f"task:word:{word}")
         assert probe.forwards(keyframe.spec) == 3
         as_key, _ = probe.variants(keyframe)  # the prompt sees no action token
         assert {b.phase for b in as_key.blocked} == {"prefix"}
         assert all(text(b.query) == text(b.key) == word for b in as_key.blocked)
-        probe = Knockout((f"text:{word}", "action:0:2"), query="action", phases=("suffix",))
+        probe = Knockout((f"word:{word}", "action:0:2"), query="action", phases=("suffix",))
         words, actions = probe.variants(keyframe)
         assert all(text(b.key) == word for b in words.blocked)
         assert {b.key for b in actions.blocked} == {(length + 1, length + 2)}
@@ -427,19 +427,21 @@ class TestRealPolicy:
     ) -> None:
         job = replace(ingest(tmp_path / "s", policy, DroidDataset(recordings), 3), dof=8)
         episodes = choose_episodes(job.paths, job.run, ())
-        job = replace(job, probe=Knockout(("text:cube",), query="action", every=9))
+        job = replace(job, probe=Knockout(("word:cube",), query="action", every=9))
         plan = make_plan(job, episodes)
         own = {e.spec.name: e.spec.instruction for e in episodes}
         assert [e.spec.name for e in plan.pending] == [n for n, t in own.items() if "cube" in t]
         assert plan.broken == {
-            name: "prefix, suffix key: no word 'cube' in the text; its words: "
+            name: "prefix, suffix key: no word 'cube' in the instruction; its words: "
             + ", ".join(["bos", *dict.fromkeys(text.split())])
             for name, text in own.items()
             if "cube" not in text
         }
         assert len(plan.broken) == 2
-        with pytest.raises(SelectionError, match="and 2 more: .* no word 'wheel' in the text"):
-            make_plan(replace(job, probe=Knockout(("text:wheel",))), episodes)
+        with pytest.raises(
+            SelectionError, match="and 2 more: .* no word 'wheel' in the instruction"
+        ):
+            make_plan(replace(job, probe=Knockout(("word:wheel",))), episodes)
 
     def test_frames_that_were_re_encoded_are_noticed(
         self, policy: Pi0Policy, recordings: Path, tmp_path: Path
@@ -637,9 +639,12 @@ class TestWhatIsRefused:
             (Fidelity("joint", "action", cameras=("x",)), "no camera 'x'; it has: hand_camera"),
             (
                 Knockout(("text",)),
-                "joint key: no tokens 'text'; kinds: image; spans: image:hand_camera",
+                "joint key: no tokens 'text'; there are image, image:hand_camera",
             ),
-            (Knockout(("text:cube",)), "joint key: no word 'cube' in the text; its words: none"),
+            (
+                Knockout(("word:cube",)),
+                "joint key: no word 'cube' in the instruction; its words: none",
+            ),
             (Knockout(("background@x",)), "no camera 'x'"),
         ],
     )

@@ -213,7 +213,7 @@ def test_what_was_not_pulled_is_said_and_how_to_get_it(paths: StorePaths, copy: 
     [
         "SELECT count(*) FROM head_stats",
         "SELECT avg(entropy) FROM head_stats WHERE layer = 1",
-        "SELECT max(camera_mass) FROM head_stats WHERE mass['text:task'] > 2",
+        "SELECT max(camera_mass) FROM head_stats WHERE mass['task'] > 2",
         "SELECT count(*) FROM episodes e WHERE EXISTS (FROM head_stats h WHERE h.episode = e.episode)",
         "SELECT DISTINCT camera FROM frames",
         "FROM head_stats WHERE keyframe > 1000",

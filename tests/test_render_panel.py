@@ -169,6 +169,38 @@ def test_any_text_can_be_written(text: str) -> None:
     assert not canvas[:, 390:].any()
 
 
+def test_a_character_without_a_glyph_is_spelled_and_not_a_question_mark() -> None:
+    canvas, plain = np.zeros((2, 40, 600, 3), np.uint8)
+    written = label.write(canvas, "pick \U0001f34e\ufe0f?", 5, 20, size=24, color=(255, 255, 255))
+    assert written == "pick U+1F34E ?"
+    label.write(plain, "pick U+1F34E ?", 5, 20, size=24, color=(255, 255, 255))
+    np.testing.assert_array_equal(canvas, plain)
+    assert label.fit("漢\U0001f34e", 500, 24)[0].endswith("U+1F34E")
+    if label._opencv_face() is not None:  # OpenCV 5
+        assert label.spelled("куб 漢字 한글 →") == "куб 漢字 한글 →"
+
+
+@pytest.mark.parametrize("height", [4, 12, 20, 24, 35, 59, 200])
+def test_the_numbers_of_a_colour_bar_are_apart_from_each_other(height: int) -> None:
+    panel, _ = panel_of([(180, 320)], Look(pane_width=640))
+    box = Box(20, 40, 10, height)
+    canvas = np.zeros((300, 200, 3), np.uint8)
+    texts = panel.sheet.draw_numbers(canvas, box, Limits(0, 0.12))
+    lit = canvas[:, 36:].any(axis=(1, 2))
+    rows = np.flatnonzero(np.diff(np.r_[0, lit.astype(int), 0]) == 1)
+    assert len(rows) == len(texts), "each is on rows of its own"
+    assert texts == (
+        ["0–0.12"] if height < 46 else ["0.12", "0"] if height < 69 else ["0.12", "0.06", "0"]
+    )
+
+
+def test_the_width_is_that_of_every_image() -> None:
+    for sizes in SIZES.values():
+        assert all(b.overlay.width == 320 for b in arrange(sizes, 320).blocks)
+    (narrow,) = arrange([(4000, 100)], 320).blocks
+    assert narrow.overlay.height == 640
+
+
 def test_text_stays_on_the_canvas() -> None:
     canvas = np.zeros((20, 40, 3), np.uint8)
     for x, y in ((-30, 10), (30, 10), (5, -5), (5, 25), (500, 500)):

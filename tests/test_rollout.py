@@ -254,7 +254,7 @@ def test_one_layer_is_read_at_a_time() -> None:
         ({"keyframe": 9}, "keyframe 9 is out of range: there are 4"),
         ({"layers": 3}, "prefix layer 3 is out of range"),
         ({"layers": []}, "selects none"),
-        ({"query": "text:spoon"}, "no word 'spoon' in the text"),
+        ({"query": "word:spoon"}, "no word 'spoon' in the instruction"),
         ({"phase": "joint"}, "no phase 'joint'; there are: prefix, suffix"),
         ({"phase": "suffix", "step": 3}, "suffix step 3 is out of range"),
     ],

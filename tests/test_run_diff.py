@@ -121,7 +121,7 @@ def test_a_stored_map_and_the_map_itself_are_below_the_stated_level(
     store, one, _ = opened
     cover = episodes[0].spec.geometry[CAMERAS[0]].coverage()
     stored = store.episode(NAME, run=one).maps("prefix", CAMERAS[0], reduce="mean", keyframe=0)
-    exact = maps_of(episodes[0], "prefix", "text", CAMERAS[0], 0)[0]
+    exact = maps_of(episodes[0], "prefix", "task", CAMERAS[0], 0)[0]
     apart = jensen_shannon(image_distribution(stored, cover), image_distribution(exact, cover))
     assert apart.max() < LEVEL
 

@@ -250,7 +250,7 @@ class TestSql:
 
     def test_keyframe_tables(self, server: Server, store: Store) -> None:
         query = (
-            "select run, episode, layer, head, round(avg(entropy), 4) as e, max(mass['text:task']) "
+            "select run, episode, layer, head, round(avg(entropy), 4) as e, max(mass['task']) "
             "from head_stats where phase = 'prefix' group by all order by all"
         )
         expected = store.sql(query).fetchall()
@@ -374,7 +374,7 @@ class TestPictures:
         wide = server.get(url, format="webp", width=128, **where).body
         assert wide[8:12] == b"WEBP"
         assert decoded(wide).shape == (72, 128, 3)
-        for wrong in ({"cmap": "rainbow"}, {"layer": 99}, {"scale": "x"}, {"query": "text:zebra"}):
+        for wrong in ({"cmap": "rainbow"}, {"layer": 99}, {"scale": "x"}, {"query": "word:zebra"}):
             assert server.get(url, **(where | wrong)).status == 400, wrong
         assert server.get(url, {"Accept": "image/tiff"}, **where).status == 406
         assert server.get(url, alpha=2, **where).status == 422

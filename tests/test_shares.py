@@ -35,17 +35,15 @@ def slow_shares(
             mean = float(sum(weights[:, index])) / len(weights)
             if span.camera is not None:
                 cover = float(episode.geometry(span.camera).coverage().flat[index - span.start])
-                parts = {f"image:{span.camera}": cover, f"letterbox:{span.camera}": 1 - cover}
-            elif span.role is not None:
-                parts = {f"text:{span.role}": 1.0}
+                parts = {f"camera:{span.camera}": cover, f"letterbox:{span.camera}": 1 - cover}
             else:
-                parts = {span.name: 1.0}
+                parts = {span.role or span.name: 1.0}
             for name, fraction in parts.items():
                 found[name] = found.get(name, 0.0) + mean * fraction
     return found
 
 
-@pytest.mark.parametrize(("phase", "group"), [("prefix", "text"), ("suffix", "action")])
+@pytest.mark.parametrize(("phase", "group"), [("prefix", "task"), ("suffix", "action")])
 def test_shares_of_a_real_store(episode: Episode, phase: str, group: str) -> None:
     found = shares(episode, phase)
     stepped = phase == "suffix"
@@ -68,11 +66,11 @@ def test_modalities_and_cameras_add_up(episode: Episode) -> None:
     modality = found.groupby("modality").sum()
     assert set(modality.modality.values) == {"image", "letterbox", "text", "state", "action"}
     assert_allclose(modality.sum("modality"), 1, atol=1e-5)
-    names = [f"image:{c}" for c in episode.cameras]
+    names = [f"camera:{c}" for c in episode.cameras]
     assert_allclose(modality.sel(modality="image"), found.sel(span=names).sum("span"), atol=1e-6)
     per_camera = found.groupby("camera").sum()
     for camera in episode.cameras:
-        both = found.sel(span=[f"image:{camera}", f"letterbox:{camera}"]).sum("span")
+        both = found.sel(span=[f"camera:{camera}", f"letterbox:{camera}"]).sum("span")
         assert_allclose(per_camera.sel(camera=camera), both, atol=1e-6)
     each = shares(episode, "suffix")
     assert_allclose(found, each.isel(step=-1).mean("head"), atol=1e-6)
@@ -83,7 +81,7 @@ def test_camera_mass_is_the_same_number(episode: Episode) -> None:
     found = shares(episode, "prefix")
     for camera in episode.cameras:
         mass = episode.stats("camera_mass", "prefix", camera)[:, 0]
-        assert_allclose(found.sel(span=f"image:{camera}"), mass, atol=1e-6)
+        assert_allclose(found.sel(span=f"camera:{camera}"), mass, atol=1e-6)
 
 
 def test_chosen_keyframes_and_steps(episode: Episode) -> None:
@@ -99,18 +97,17 @@ def test_chosen_keyframes_and_steps(episode: Episode) -> None:
 
 
 def test_spans_that_a_keyframe_lacks_are_nan(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """This store's rows name each camera's own image and the task, and nothing else."""
+    """This store's mass names each row's own camera and the task, and nothing else."""
     paths = create_store(tmp_path_factory.mktemp("shares") / "store")
     write_episode(paths, "a/b", seed=5)
     found = shares(attnstore.open(paths.root).episode("b"), "prefix")
-    assert_allclose(found.sel(span="text:task"), 0.25)
-    assert bool(found.sel(span="text:state").isnull().all())
-    assert bool(found.sel(span="letterbox:hand_camera").isnull().all())
+    assert_allclose(found.sel(span="task"), 0.25)
+    assert bool(found.sel(span="state").isnull().all())
 
 
 def test_errors_name_the_rule(episode: Episode) -> None:
     with pytest.raises(
-        SelectionError, match="no statistics of query group 'image' in prefix; there are: text"
+        SelectionError, match="no statistics of query group 'image' in prefix; there are: task"
     ):
         shares(episode, "prefix", query="image")
     with pytest.raises(SelectionError, match="heads is 'each' or 'mean'; got 'max'"):

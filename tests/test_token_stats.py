@@ -166,7 +166,7 @@ def test_the_axes_have_names(episode: Episode) -> None:
     assert found.norm.dims == ("keyframe", "layer", "token")
     assert found.frame.values.tolist() == [0, 8, 16]
     assert found.token_label.values[17] == "varied_camera_1[0,1]"
-    assert set(found.token_role.values[found.token_kind == "text"]) == {"task", "other"}
+    assert set(found.token_role.values[found.token_kind == "text"]) == {"task", "template"}
     first = found.isel(layer=0)
     np.testing.assert_array_equal(first.cosine_previous, first.cosine_embedding)
 

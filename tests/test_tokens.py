@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attnstore.store.naming import find_tokens
 from attnstore.store.tokens import AlignedAxis, Axis, Kind, Span, Token
 
 NAMES = ("image:wrist", "image:side", "task", "joints", "state", "more", "action")
+ROLE = {"task": "task", "joints": "state"}
 KINDS: dict[str, Kind] = {
     "task": "text",
     "joints": "text",
@@ -24,8 +26,7 @@ def span(name: str, start: int, length: int, model_start: int) -> Span:
         return Span(name, "image", start, start + 4, model_start, camera=camera, grid=(2, 2))
     kind = KINDS[name]
     tokens = tuple(Token(i, f" {name}{i}") for i in range(length)) if kind == "text" else ()
-    role = name if kind == "text" else None
-    return Span(name, kind, start, start + length, model_start, role=role, tokens=tokens)
+    return Span(name, kind, start, start + length, model_start, role=ROLE.get(name), tokens=tokens)
 
 
 @st.composite
@@ -62,8 +63,10 @@ def test_spans_follow_each_other_without_gaps(axis: Axis) -> None:
 
 @given(axes())
 def test_groups_by_kind_partition_the_axis(axis: Axis) -> None:
-    kinds = ("image", "text", "state", "action", "readout", "other")
-    assert sorted(i for kind in kinds for i in indices(axis.group(kind))) == list(range(len(axis)))
+    kinds = ("image", "text", "action", "other")
+    states = [i for s in axis if s.kind == "state" for i in range(s.start, s.stop)]
+    found = [i for kind in kinds for i in indices(axis.group(kind))]
+    assert sorted(found + states) == list(range(len(axis)))
     for s in axis:
         assert s.start in indices(axis.group(s.name))
 
@@ -194,7 +197,13 @@ def test_no_keyframes() -> None:
         (lambda: Span("x", "image", 0, 4, 0), "have a camera and a grid"),
         (lambda: Span("x", "state", 0, 4, 0, camera="c", grid=(2, 2)), "and only they"),
         (lambda: Span("x", "image", 0, 5, 0, camera="c", grid=(2, 2)), "has not 5 patches"),
-        (lambda: Span("x", "text", 0, 2, 0), "0 token strings for 2 tokens"),
+        (lambda: Span("x", "text", 0, 2, 0, role="task"), "0 token strings for 2 tokens"),
+        (lambda: Span("x", "text", 0, 2, 0), "text has a role, one of task, repeated, state"),
+        (lambda: Span("x", "text", 0, 2, 0, role="cube"), "a role is one of task.*got 'cube'"),
+        (lambda: Span("x", "action", 0, 2, 0, role="task"), "got 'task' of kind action"),
+        (lambda: Span("text", "other", 0, 2, 0), "'text': this is what all tokens of a kind"),
+        (lambda: Span("task", "state", 0, 2, 0), "'task': this is what all tokens of a kind"),
+        (lambda: Span("word:x", "state", 0, 2, 0), "word:WORD is how words are called"),
         (lambda: Axis((Span("x", "state", 1, 2, 0),)), "starts at 1, the one before stops at 0"),
         (lambda: Axis((Span("x", "state", 0, 1, 0), Span("x", "state", 1, 2, 1))), "twice"),
     ],
@@ -206,6 +215,16 @@ def test_what_no_span_or_axis_may_be(build: object, message: str) -> None:
 
 
 def test_mass_names() -> None:
-    names = [span(name, 0, 2, 0).mass_name for name in ("image:side", "task", "state", "action")]
-    assert names == ["image:side", "text:task", "state", "action"]
-    assert replace(span("task", 0, 2, 0), role=None).mass_name == "text:other"
+    names = [span(name, 0, 2, 0).mass_name for name in (*NAMES[1:], "more")]
+    assert names == ["image:side", "task", "state", "state", "more", "action", "more"]
+
+
+@given(axes())
+def test_a_mass_name_is_a_group_of_just_those_tokens(axis: Axis) -> None:
+    """So that a mass in ``head_stats`` and the attention on ``key=NAME`` are one number."""
+    own: dict[str, list[int]] = {}
+    for s in axis:
+        own.setdefault(s.mass_name, []).extend(range(s.start, s.stop))
+    for name, expected in own.items():
+        assert find_tokens(axis, name).tolist() == expected
+    assert sorted(i for tokens in own.values() for i in tokens) == list(range(len(axis)))

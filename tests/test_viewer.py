@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,24 @@ def test_episodes_are_filtered(page: Page, planted: Planted) -> None:
     expect(rows.first).to_contain_text("2025-01-01_10-00-00")
     page.get_by_role("button", name="Keyframes").click()
     expect(rows.first).to_contain_text("2025-01-01_12-00-00")
+
+
+def test_the_text_of_an_error_over_a_picture_can_be_read(page: Page, planted: Planted) -> None:
+    page.expected_failures.append("404")  # type: ignore[attr-defined]
+    said = "the image of varied_camera_1 at this keyframe is not in the store " * 4
+    answer = json.dumps({"error": {"message": said}})
+    page.route("**/frames/0/varied_camera_1*", lambda r: r.fulfill(status=404, body=answer))
+    page.goto(planted.address())
+    shown = page.locator('[data-camera="varied_camera_1"] .stage .error')
+    expect(shown).to_have_text(said.strip())
+    lines, size = shown.evaluate(
+        """e => { const range = document.createRange(); range.selectNodeContents(e);
+          const tops = new Set([...range.getClientRects()].map(r => r.top));
+          return [[...tops], parseFloat(getComputedStyle(e).fontSize)]; }"""
+    )
+    assert len(lines) > 2
+    assert (np.diff(lines) > size).all(), "lines lie over each other"
+    page.wait_for_load_state("networkidle")  # the service is to end without open requests
 
 
 @pytest.mark.parametrize("number", LOOKS)

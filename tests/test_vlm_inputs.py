@@ -199,7 +199,7 @@ class TestPrompt:
         tokenizer = policy.processor.tokenizer
         joined = b"".join(token_bytes(tokenizer, t.id) for t in task.tokens).decode()
         assert joined.strip() == instruction
-        assert all(s.role == "other" for s in spans_of(policy, instruction)
+        assert all(s.role == "template" for s in spans_of(policy, instruction)
                    if s.kind == "text" and s.name != "task")  # fmt: skip
 
     @pytest.mark.parametrize("instruction", ["a helpful assistant", "an", "assistant"])

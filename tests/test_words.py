@@ -60,14 +60,14 @@ def test_words_of_the_instruction(episode: Episode) -> None:
     assert max(map(len, expected)) > 1, "the sample should have a word of several tokens"
     for word in set(INSTRUCTION.split(" ")):
         indices = sorted(i for w in listed if w.text == word for i in w.indices)
-        group = select_tokens(episode.phase("prefix").query, f"text:{word}", where="test")
+        group = select_tokens(episode.phase("prefix").query, f"word:{word}", where="test")
         assert list(group.indices) == indices
     assert words(episode, "suffix", axis="key") == listed
 
 
 def axis_of(*tokens: str) -> AlignedAxis:
     listed = tuple(Token(i, text) for i, text in enumerate(tokens))
-    bos = Span("bos", "text", 0, 1, 0, role="other", tokens=(Token(0, "<bos>"),))
+    bos = Span("bos", "text", 0, 1, 0, role="template", tokens=(Token(0, "<bos>"),))
     task = Span("task", "text", 1, 1 + len(listed), 1, role="task", tokens=listed)
     return AlignedAxis((bos, task))
 
@@ -138,7 +138,7 @@ def test_word_maps_of_all_keyframes(episode: Episode) -> None:
         one = word_maps(episode, CAMERA, layer=-1, head=3, keyframe=keyframe)
         assert_array_equal(every.sel(keyframe=keyframe), one)
     the = episode.values(
-        "prefix", keyframe=1, layer=-1, head=3, query="text:the", key=f"image:{CAMERA}"
+        "prefix", keyframe=1, layer=-1, head=3, query="word:the", key=f"image:{CAMERA}"
     )
     both = every.sel(keyframe=1, word=["the[0]", "the[1]"]).values.reshape(2, -1)
     assert_allclose(both.mean(0), the.astype(np.float32).mean(0), rtol=1e-3)

@@ -235,7 +235,7 @@ def test_missing_maps_are_noticed(paths: StorePaths) -> None:
     for (phase, keyframe, layer, step), weights in episode.weights.items():
         layout = episode.layouts[keyframe][phase]
         writer.write_attention(phase, keyframe, layer, encode(weights, "float16"), layout, step)
-    with pytest.raises(ValueError, match="8 blocks did not arrive: maps/prefix/text/hand_camera"):
+    with pytest.raises(ValueError, match="8 blocks did not arrive: maps/prefix/task/hand_camera"):
         writer.commit()
 
 

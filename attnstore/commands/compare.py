@@ -53,7 +53,9 @@ def _strata(
 @click.option("--run", help="Only episodes of this run.")
 @click.option("--phase", help="Phase.  [default: prefix]")
 @click.option("--camera", help="Camera.  [default: hand_camera; with --runs: all]")
-@click.option("--query-group", help="Query tokens: text, action, ...  [default: the phase's first]")
+@click.option(
+    "--query-group", help="Query tokens: task, action, ...  [default: the phase's: task, action]"
+)
 @click.option(
     "--step",
     callback=_step,

@@ -25,7 +25,7 @@ QUESTIONS = (
     ("What is in the store? Successes and failures of one policy; dim episodes are of 2027.",
      "select outcome, date, count(*) episodes, sum(keyframes) keyframes from episodes "
      "group by all order by all"),
-    ("Which camera does each layer prefer? Action tokens the wrist's, text tokens none.",
+    ("Which camera does each layer prefer? Action tokens the wrist's, the words none.",
      "select phase, layer, round(avg(camera_mass_mean) filter (camera = 'hand_camera'), 2) wrist, "
      "round(avg(camera_mass_mean) filter (camera = 'varied_camera_1'), 2) side from episode_stats "
      "group by all order by all"),

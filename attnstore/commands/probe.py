@@ -199,14 +199,14 @@ def prompts(file: Path | None, pairs_of_words: tuple[str, ...], **rest: Any) -> 
         "keys",
         multiple=True,
         required=True,
-        help="Tokens that are not to be seen, a variant each: image, image:CAMERA, text, text:WORD, "
-        "task, action:0:5, all, object:NAME, background, letterbox (also background@CAMERA).",
+        help="Tokens that are not to be seen, a variant each: image, image:CAMERA, text, task, state, "
+        "word:WORD, action:0:5, all, object:NAME, background, letterbox (also background@CAMERA).",
     ),
     click.option(
         "--query",
         default="all",
         show_default=True,
-        help="Tokens that must not attend to them: action, text, text:WORD, ...",
+        help="Tokens that must not attend to them: action, task, word:WORD, ...",
     ),
     click.option(
         "--phase", "phases", multiple=True, help="Only in this phase; repeatable.  [default: all]"

@@ -84,7 +84,8 @@ _OPTIONS = (
     ),
     click.option(
         "--width", type=click.IntRange(64, 4096), default=640, show_default=True,
-        help="Width of one image in the picture, in pixels.",
+        help="Width of one image in the picture, in pixels, also of a portrait; one more than twice as "
+        "tall as wide is narrower.",
     ),
     click.option(
         "--layout",

@@ -124,7 +124,7 @@ def query_maps(scene: Scene, question: Question) -> Float:
     if question.phase == "prefix":
         colour = scene.targets[thing].split()[0]
         found = scene.episode.attention(
-            "prefix", query=f"text:{colour}", key=f"image:{question.camera}"
+            "prefix", query=f"word:{colour}", key=f"image:{question.camera}"
         )
     else:
         found = scene.episode.attention(
@@ -159,7 +159,7 @@ def word_share(scenes: Sequence[Scene], thing: str) -> Float:
     shares = []
     for scene in scenes:
         colour = scene.targets[thing].split()[0]
-        found = scene.episode.attention("suffix", step=-1, query="action", key=f"text:{colour}")
+        found = scene.episode.attention("suffix", step=-1, query="action", key=f"word:{colour}")
         shares.append(found.sum("key").mean(("query", "keyframe")))
     return np.asarray(np.mean(shares, axis=0), np.float64)
 

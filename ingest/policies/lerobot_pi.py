@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from attnstore.store.geometry import Geometry
-from attnstore.store.tokens import Axis, Span, TokenLayout
+from attnstore.store.tokens import TASK, Axis, Span, TokenLayout
 
 from .base import EncoderShape, PhaseShape, Sample
 from .blocking import Blocked, block_by_mask
@@ -38,7 +38,7 @@ class LeRobotPi0(LeRobotPolicy):
         text, expert = self._text.config, self._expert.config
         steps = int(self.config.num_inference_steps)
         return {
-            "prefix": PhaseShape(len(self._text.layers), text.num_attention_heads, None, ("text",)),
+            "prefix": PhaseShape(len(self._text.layers), text.num_attention_heads, None, (TASK,)),
             "suffix": PhaseShape(
                 len(self._expert.layers), expert.num_attention_heads, steps, ("action",)
             ),

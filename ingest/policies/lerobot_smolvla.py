@@ -19,7 +19,7 @@ from typing import Any
 
 from attnstore.store.errors import HealthError, UsageError
 from attnstore.store.geometry import Geometry
-from attnstore.store.tokens import Axis, Span, TokenLayout
+from attnstore.store.tokens import TASK, TEMPLATE, Axis, Span, TokenLayout
 
 from .base import EncoderShape, Observer, PhaseShape, Sample
 from .blocking import Blocked, Samples, by_layer, check_left, forbidden, place_of
@@ -41,7 +41,7 @@ class LeRobotSmolVla(LeRobotPolicy):
         core, heads = self._core, int(self._core.num_attention_heads)
         steps = int(self.config.num_steps)
         return {
-            "prefix": PhaseShape(int(core.num_vlm_layers), heads, None, ("text",)),
+            "prefix": PhaseShape(int(core.num_vlm_layers), heads, None, (TASK,)),
             "suffix": PhaseShape(
                 int(core.num_expert_layers), heads, steps, ("action",), causal=True
             ),
@@ -139,8 +139,8 @@ class LeRobotSmolVla(LeRobotPolicy):
         tokens = self.text_tokens(inputs, row)
         newline = 1 if tokens and tokens[-1].text == "\n" else 0
         for name, role, part in (
-            ("task", "task", tokens[: len(tokens) - newline]),
-            ("newline", "other", tokens[len(tokens) - newline :]),
+            (TASK, TASK, tokens[: len(tokens) - newline]),
+            ("newline", TEMPLATE, tokens[len(tokens) - newline :]),
         ):
             if part:
                 add(name, "text", len(part), role=role, tokens=tuple(part))

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.errors import UsageError
-from attnstore.store.tokens import Token
+from attnstore.store.tokens import PADDING, TASK, Token
 from attnstore.store.views import earlier, goal
 
 from .base import Observation, ObservationError, PolicyError
-from .octo_layout import PADDING, TASK, Word
+from .octo_layout import Word
 from .prompt import token_text
 
 IMAGE = "image_"

@@ -15,16 +15,23 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.tokens import REPEATED, Axis, Kind, Span, Token, TokenLayout
+from attnstore.store.tokens import (
+    AGAIN,
+    PADDING,
+    REPEATED,
+    TASK,
+    TEMPLATE,
+    Axis,
+    Kind,
+    Span,
+    Token,
+    TokenLayout,
+)
 from attnstore.store.views import earlier
 
 from .base import PolicyError
 
 PHASE = "joint"
-TASK = "task"
-AGAIN = "task_repeat"
-PADDING = "padding"
-"""Role of tokens that fill up the instruction: Octo attends to them like to any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +63,7 @@ class Word:
 
 _PARTS: Mapping[str, tuple[str, Kind, str]] = {
     TASK: ("", "text", TASK),
-    "eos": ("_eos", "text", "other"),
+    "eos": ("_eos", "text", TEMPLATE),
     PADDING: ("_pad", "other", PADDING),
 }
 """Of the instruction's tokens: ending of the span's name, kind and role. Padding is of kind
@@ -109,9 +116,13 @@ def sequence_length(groups: Sequence[Group]) -> int:
 
 
 def query_groups(groups: Sequence[Group], *, language: bool) -> tuple[str, ...]:
-    """Query groups with statistics and maps: readouts, and the repeated task if it sees images."""
+    """Query groups with statistics and maps: the instruction if it sees images, and readouts.
+
+    The prefix's instruction sees only itself; where it is repeated at each timestep, it sees the
+    images of that timestep and earlier ones.
+    """
     readouts = [g.name for g in groups if g.kind == "readout"]
-    return (*readouts, AGAIN) if language and _repeats(groups) else tuple(readouts)
+    return (AGAIN, *readouts) if language and _repeats(groups) else tuple(readouts)
 
 
 def _repeats(groups: Sequence[Group]) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from attnstore.store.errors import UsageError
+from attnstore.store.tokens import TASK
 
 from ..optional import require
 from .base import Batch, EncoderShape, Observation, PhaseShape, PolicyError
@@ -192,7 +193,7 @@ class OpenpiPolicy(HookedPolicy):
         text = gemma(self.config.paligemma_variant)
         expert = gemma(self.config.action_expert_variant)
         return {
-            "prefix": PhaseShape(text.depth, text.num_heads, None, ("text",)),
+            "prefix": PhaseShape(text.depth, text.num_heads, None, (TASK,)),
             "suffix": PhaseShape(expert.depth, expert.num_heads, self.steps, ("action",)),
         }
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.errors import UsageError
+from attnstore.store.tokens import TASK
 
 from ..optional import require
 from .base import Batch, EncoderShape, Observation, ObservationError, PhaseShape
@@ -132,7 +133,7 @@ class Pi0Policy(PretrainedPolicy):
         """Prefix and suffix, from the configuration."""
         text, expert = self.config.vlm_config.text_config, self.config.dit_config
         return {
-            "prefix": PhaseShape(text.num_hidden_layers, text.num_attention_heads, None, ("text",)),
+            "prefix": PhaseShape(text.num_hidden_layers, text.num_attention_heads, None, (TASK,)),
             "suffix": PhaseShape(
                 expert.num_hidden_layers, expert.num_attention_heads, self.steps, ("action",)
             ),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from attnstore.store.tokens import Span, Token
+from attnstore.store.tokens import STATE, TASK, TEMPLATE, Span, Token
 
 _VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
@@ -51,16 +51,16 @@ def text_spans(
     Returns
     -------
     Spans ``bos``, ``task`` and ``newline``, those that are there. BOS and newline have the role
-    ``other``.
+    ``template``.
     """
     tokens = [Token(ids[i], token_text(tokenizer, ids[i])) for i in positions]
     begin = 1 if tokens and ids[positions[0]] == tokenizer.bos_token_id else 0
     end = len(tokens) - (1 if len(tokens) > begin and tokens[-1].text == "\n" else 0)
     spans = []
     for name, role, low, high in (
-        ("bos", "other", 0, begin),
-        ("task", "task", begin, end),
-        ("newline", "other", end, len(tokens)),
+        ("bos", TEMPLATE, 0, begin),
+        (TASK, TASK, begin, end),
+        ("newline", TEMPLATE, end, len(tokens)),
     ):
         if low < high:
             spans.append(
@@ -99,20 +99,21 @@ def pi05_spans(
     Returns
     -------
     Spans ``bos``, ``task_label``, ``task``, ``state_label``, ``state[0]`` ... one a value,
-    ``action_label``; the task has the role ``task``, the values ``state``, all others ``other``.
+    ``action_label``; the task has the role ``task``, the values ``state``, all others
+    ``template``.
     None if the tokens do not spell such a prompt, or one of them reaches over two values.
     """
     rest = tokens[int(bos) :]
     match = _PI05.fullmatch("".join(token.text for token in rest))
     if match is None:
         return None
-    stops = [("task_label", "other", match.end("task_label")), ("task", "task", match.end("task"))]
-    stops.append(("state_label", "other", match.end("state_label")))
+    stops = [("task_label", TEMPLATE, match.end("task_label")), (TASK, TASK, match.end("task"))]
+    stops.append(("state_label", TEMPLATE, match.end("state_label")))
     numbers = re.finditer(r" -?\d+", match["values"])
     first = match.start("values")
-    stops += [(f"state[{i}]", "state", first + n.end()) for i, n in enumerate(numbers)]
-    stops.append(("action_label", "other", match.end()))
-    parts: dict[tuple[str, str], list[Token]] = {("bos", "other"): list(tokens[: int(bos)])}
+    stops += [(f"state[{i}]", STATE, first + n.end()) for i, n in enumerate(numbers)]
+    stops.append(("action_label", TEMPLATE, match.end()))
+    parts: dict[tuple[str, str], list[Token]] = {("bos", TEMPLATE): list(tokens[: int(bos)])}
     parts |= {(name, role): [] for name, role, _ in stops}
     place = 0
     for token in rest:
@@ -120,7 +121,7 @@ def pi05_spans(
         name, role = next((n, r) for n, r, stop in stops if word < stop or stop == match.end())
         parts[name, role].append(token)
         place += len(token.text)
-    if any(not held for (_, role), held in parts.items() if role == "state"):
+    if any(not held for (_, role), held in parts.items() if role == STATE):
         return None
     spans: list[Span] = []
     at = 0

@@ -18,7 +18,7 @@ from typing import Any
 from attnstore.store.errors import UsageError
 from attnstore.store.generated import DECODE, reserve
 from attnstore.store.geometry import Geometry
-from attnstore.store.tokens import Token, TokenLayout
+from attnstore.store.tokens import TASK, Token, TokenLayout
 
 from ..optional import require
 from .base import (
@@ -192,7 +192,7 @@ class VlmPolicy(PretrainedPolicy):
         layers, heads = int(text.num_hidden_layers), int(text.num_attention_heads)
         causal = CAUSAL.get(self.config.model_type)
         return {
-            PREFIX: PhaseShape(layers, heads, None, ("text",), causal=causal),
+            PREFIX: PhaseShape(layers, heads, None, (TASK,), causal=causal),
             DECODE: PhaseShape(layers, heads, self.steps, ("readout",), causal=True),
         }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from attnstore.store.errors import UsageError
 from attnstore.store.geometry import Geometry
-from attnstore.store.tokens import Axis, Span, Token
+from attnstore.store.tokens import TASK, TEMPLATE, Axis, Span, Token
 
 from .base import ObservationError, PolicyError
 from .prompt import token_bytes, token_text
@@ -114,7 +114,7 @@ def prompt_axis(
     others = 0
     for compact, i in enumerate(at):
         camera = owner.get(i)
-        name = f"image:{camera}" if camera else ("task" if compact in task else "template")
+        name = f"image:{camera}" if camera else (TASK if compact in task else TEMPLATE)
         last = spans[-1] if spans else None
         joins = last is not None and last.model_start + len(last) == i
         own = () if camera else (Token(ids[i], token_text(tokenizer, ids[i])),)
@@ -126,8 +126,8 @@ def prompt_axis(
                 stop = compact + grid[0] * grid[1]
                 spans.append(Span(name, "image", compact, stop, i, camera=camera, grid=grid))
         else:
-            role = "task" if name == "task" else "other"
-            if role == "other":
+            role = TASK if name == TASK else TEMPLATE
+            if role == TEMPLATE:
                 name, others = f"{name}[{others}]", others + 1
             spans.append(Span(name, "text", compact, compact + 1, i, role=role, tokens=own))
     return Axis(tuple(spans))

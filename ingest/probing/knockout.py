@@ -40,7 +40,7 @@ class Knockout(Probe):
 
     keys: tuple[str, ...]
     """A variant each: tokens by name as in `attnstore.store.naming` (``image``,
-    ``image:hand_camera``, ``text``, ``text:cube``), ``all``, ``object:NAME``, ``background`` (patches
+    ``image:hand_camera``, ``task``, ``word:cube``), ``all``, ``object:NAME``, ``background`` (patches
     that show image and no object) or ``letterbox``; the last three also of one camera:
     ``background@hand_camera``."""
     query: str = ALL

@@ -100,7 +100,7 @@ class PhaseAnswer(BaseModel):
     """A phase's shape and axes."""
 
     model_config = _example(
-        layers=18, heads=8, steps=None, query_groups=["text"], cameras=["hand_camera"],
+        layers=18, heads=8, steps=None, query_groups=["task"], cameras=["hand_camera"],
         query=[_shown(SpanAnswer)],
         key=[_shown(SpanAnswer)],
     )  # fmt: skip
@@ -167,7 +167,7 @@ class Matrix(BaseModel):
 
     model_config = _example(
         metric="entropy", definition="-sum P log P / log N", unit="0..1", phase="prefix",
-        camera="hand_camera", query="text", step=0, keyframe=None, values=[[0.5, None]],
+        camera="hand_camera", query="task", step=0, keyframe=None, values=[[0.5, None]],
     )  # fmt: skip
 
     metric: str
@@ -186,7 +186,7 @@ class Trace(BaseModel):
 
     model_config = _example(
         metric="drift", definition="Jensen-Shannon divergence", unit="bits, 0..1", phase="prefix",
-        camera="hand_camera", query="text", step=0, layer=5, heads=[3], frames=[0, 8],
+        camera="hand_camera", query="task", step=0, layer=5, heads=[3], frames=[0, 8],
         values=[[None, 0.25]],
     )  # fmt: skip
 

@@ -23,8 +23,8 @@ Tokens = Annotated[
     str | None,
     Field(
         max_length=2000,
-        description="A group of tokens: a kind (`text`, `image`, `action`), a span "
-        "(`image:hand_camera`), a word (`text:cube`), a range in one (`action:0:5`), or indices.",
+        description="A group of tokens: a kind (`text`, `image`, `action`), a role (`task`, `state`), a span "
+        "(`image:hand_camera`), a word (`word:cube`), a range in one (`action:0:5`), or indices.",
     ),
 ]
 Version = Annotated[
@@ -60,7 +60,7 @@ class SliceParameters(OfEpisode):
     step: Indices = None
     layer: Indices = Field(None, examples=["1"])
     head: Indices = Field(None, examples=["0"])
-    query: Tokens = Field(None, examples=["text"])
+    query: Tokens = Field(None, examples=["task"])
     key: Tokens = Field(None, examples=["image:hand_camera"])
     format: Literal["npy", "json"] | None = Field(None, description="Instead of Accept.")
 
@@ -81,7 +81,7 @@ class MapParameters(OfEpisode):
     step: int = Field(-1, description="Denoising step; the last by default.")
     reduce: Literal["max", "mean"] = Field("max", description="Over the query tokens.")
     keyframe: Indices = Field(None, examples=["0"])
-    query: Tokens = Field(None, examples=["text"])
+    query: Tokens = Field(None, examples=["task"])
     sink_corrected: bool = Field(False, description="Take attention sinks out.")
     format: Literal["npy", "json"] | None = Field(None, description="Instead of Accept.")
 
@@ -170,8 +170,8 @@ def parse_group(text: str | None, what: str) -> Group | None:
 
     Examples
     --------
-    >>> parse_group("text:cube", "query"), parse_group("5", "query"), parse_group("1,2", "key")
-    ('text:cube', 5, [1, 2])
+    >>> parse_group("word:cube", "query"), parse_group("5", "query"), parse_group("1,2", "key")
+    ('word:cube', 5, [1, 2])
     """
     if text is None or text == "":
         return None

@@ -5,17 +5,16 @@ import { NAMES } from "./colormaps.js";
 import { html } from "./html.js";
 import { headName, layerName } from "./numbers.js";
 import { generated, phaseOf, tokens } from "./questions.js";
+import { namesOf } from "./state.js";
 
 /** @import {Change, Episode, View} from "./types" */
 
 /** @param {{e: Episode, view: View, change: Change}} props */
 export function Selection({ e, view, change }) {
   const { layers, heads, steps, query_groups, query } = phaseOf(e, view);
-  const spans = query.map((s) => s.name).filter((name) => !query_groups.includes(name));
-  const queries = [
-    ...query_groups.map((group, i) => [i ? group : "", `${group} tokens`]),
-    ...spans.map((name) => [name, name]),
-  ];
+  const kept = query_groups.map((group, i) => [i ? group : "", `${group} tokens`]);
+  const names = new Set(query.flatMap(namesOf).filter((name) => !query_groups.includes(name)));
+  const queries = [...kept, ...[...names].map((name) => [name, name])];
   const isToken = /^\d+$/.test(view.query);
   const rows = useAnswer(isToken ? tokens(e, view) : null).value?.rows ?? [];
   if (!queries.some(([value]) => value === view.query)) {

@@ -112,10 +112,11 @@ export function fitted(view, e) {
   const known = isToken
     ? +view.query < tokens
     : query_groups.includes(view.query) ||
-      // a span, a kind, a word of one: text:cube
-      query.some((s) => [s.name, s.kind].some((n) => n === view.query || view.query.startsWith(`${n}:`)));
+      // a span, a kind, a role, a range in one, a word: word:cube
+      query.some((s) => namesOf(s).some((n) => n === view.query || view.query.startsWith(`${n}:`))) ||
+      (/^word:./.test(view.query) && query.some((s) => s.kind === "text"));
   const brush = brushOf(view);
-  const usual = query_groups[0] ?? query.find((s) => s.kind === "text")?.name ?? query[0].name;
+  const usual = query_groups[0] ?? query.find((s) => s.role === "task")?.name ?? query[0].name;
   return {
     ...view,
     phase,
@@ -128,6 +129,9 @@ export function fitted(view, e) {
     brush: brush && inGrid(brush, e) ? view.brush : "",
   };
 }
+
+/** What its tokens are called, alone or with others. @param {Span} s @returns {string[]} */
+export const namesOf = (s) => [s.name, s.kind, ...(s.role ? [s.role] : [])];
 
 /**
  * The brushed patches.

@@ -45,10 +45,12 @@ export function TokenStrip({ e, view, change, weights, about, patch }) {
   };
   // Tab reaches one chip, arrow keys the others
   const chips = query.map((span) => chipsOf(span, texts));
+  // the phase's own group is the empty query; one that is a span stands among the spans alone
+  const valueOf = (/** @type {string} */ name) => (name === query_groups[0] ? "" : name);
+  const apart = query_groups.filter((group) => !query.some((s) => s.name === group));
   const first = query_groups.length ? "" : query[0].name;
   const known = [
-    ...query_groups.slice(1),
-    ...query.map((s) => s.name),
+    ...[...apart, ...query.map((s) => s.name)].map(valueOf),
     ...chips.flat().map((c) => String(c.index)),
   ];
   const reached = known.includes(view.query) ? view.query : first;
@@ -69,14 +71,14 @@ export function TokenStrip({ e, view, change, weights, about, patch }) {
         }
       </h2>
       <div class="strip" ref=${strip} role="toolbar" aria-label="Query tokens" onKeyDown=${key}>
-        ${query_groups.map(
-          (g, i) => html`
+        ${apart.map(
+          (g) => html`
             <button
               type="button"
               class="group"
-              tabindex=${i ? -1 : stop("")}
-              aria-pressed=${view.query === (i ? g : "")}
-              onClick=${() => change({ query: i ? g : "" })}
+              tabindex=${stop(valueOf(g))}
+              aria-pressed=${view.query === valueOf(g)}
+              onClick=${() => change({ query: valueOf(g) })}
             >
               all ${g}
             </button>
@@ -88,9 +90,9 @@ export function TokenStrip({ e, view, change, weights, about, patch }) {
               <button
                 type="button"
                 class="group"
-                tabindex=${stop(span.name)}
-                aria-pressed=${view.query === span.name}
-                onClick=${() => change({ query: span.name })}
+                tabindex=${stop(valueOf(span.name))}
+                aria-pressed=${view.query === valueOf(span.name)}
+                onClick=${() => change({ query: valueOf(span.name) })}
                 title=${spanTitle(span, weights)}
               >
                 ${span.name}${span.kind === "image" ? ` (${span.stop - span.start})` : ""}${
