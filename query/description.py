@@ -11,6 +11,7 @@ from attnstore.store.axes import VISION
 from attnstore.store.episode import EpisodeSpec, PhaseSpec
 from attnstore.store.errors import SelectionError
 from attnstore.store.geometry import Geometry
+from attnstore.store.naming import find_tokens, not_found
 from attnstore.store.part import Part
 
 from .selection import check_index
@@ -124,6 +125,28 @@ class EpisodeDescription:
     def steps(self, phase: str) -> int | None:
         """Return the number of denoising steps; None in a one-pass phase."""
         return self._any(phase).steps
+
+    def query_groups(self, phase: str) -> tuple[str, ...]:
+        """Return the query groups with statistics and overview maps; the first is the default."""
+        return self._any(phase).query_groups
+
+    def has_query(self, phase: str, group: str) -> bool:
+        """Whether a phase's queries have a group; see `attnstore.store.naming`."""
+        return group in self.query_groups(phase) or bool(
+            len(find_tokens(self._any(phase).query, group))
+        )
+
+    def check_query(self, phase: str, group: str) -> None:
+        """Check that a phase's queries have a group.
+
+        Raises
+        ------
+        SelectionError
+            If they have not; the message says what there is.
+        """
+        if not self.has_query(phase, group):
+            where = f"{self.name}: {phase} query"
+            raise not_found(self._any(phase).query, group, where)
 
     def geometry(self, camera: str) -> Geometry:
         """Return the transform between a camera's pixels and its patches."""

@@ -15,6 +15,7 @@ from attnstore.store.axes import STEPPED_PHASES
 from attnstore.store.errors import NotFoundError, SelectionError
 from attnstore.store.part import Part
 from attnstore.store.precision import decode
+from attnstore.store.statistics import image_mass, image_variance
 
 from .blocks import Index
 from .head_stats import HeadStats, at_steps
@@ -167,29 +168,49 @@ class Episode(AttentionSlices):
         return self._statistics.metric(metric, spec, camera, group)
 
     def active_head(
-        self, phase: str, camera: str, *, layer: int, step: int = -1, keyframe: int | None = None
-    ) -> int:
+        self, phase: str, camera: str, *, layer: int, step: int = -1, keyframe: int | None = None,
+        query: str | None = None,
+    ) -> int:  # fmt: skip
         """Return the head whose raw map has the largest variance.
 
-        For one keyframe, or, when None, once for the episode by the mean over its keyframes.
+        For one keyframe, or, when None, once for the episode by the mean over its keyframes. Of a
+        group without statistics, by the mean maps from the full attention.
         """
         spec = self.phase(phase, camera)
         self._check_camera(camera)
         layer = check_index(layer, spec.layers, f"{phase} layer")
         if keyframe is not None:
             keyframe = check_index(keyframe, len(self.frames), "keyframe")
-        group = spec.query_groups[0]
+        group = spec.query_groups[0] if query is None else query
+        if group not in spec.query_groups:
+            maps = self.maps(
+                phase, camera, layer=layer, step=step, reduce="mean", query=group,
+                keyframe=None if keyframe is None else [keyframe],
+            )  # fmt: skip
+            variance = image_variance(maps, self.spec.geometry[camera].coverage())
+            there = ~np.isnan(variance)
+            total = variance.sum(0, where=there) / there.sum(0).clip(1)
+            return int(total.argmax())
         steps = self._steps(phase, step)
         return int(self._statistics.active(spec, camera, group, steps, keyframe)[layer])
 
     def mass(
-        self, phase: str, camera: str, *, layer: int, step: int = -1
+        self, phase: str, camera: str, *, layer: int, step: int = -1, query: str | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return attention on a camera's image and on its letterbox, each (keyframe, head)."""
-        layer = check_index(layer, self.phase(phase, camera).layers, f"{phase} layer")
+        """Return attention on a camera's image and on its letterbox, each (keyframe, head).
+
+        Of the query group's mean, from the statistics, or from the full attention of a group that
+        has none.
+        """
+        spec = self.phase(phase, camera)
+        layer = check_index(layer, spec.layers, f"{phase} layer")
+        if query is not None and query not in spec.query_groups:
+            maps = self.maps(phase, camera, layer=layer, step=step, reduce="mean", query=query)
+            both = image_mass(maps, self.spec.geometry[camera].coverage())
+            return both[0].astype(np.float32), both[1].astype(np.float32)
         steps = self._steps(phase, step)
         image, letterbox = (
-            at_steps(self.stats(metric, phase, camera), steps)[:, layer]
+            at_steps(self.stats(metric, phase, camera, query=query), steps)[:, layer]
             for metric in ("camera_mass", "letterbox_mass")
         )
         return image, letterbox

@@ -18,7 +18,14 @@ from .look import Look
 from .marker import describe
 from .scale import ColorScale, Limits
 from .scene import Scene
-from .source import EpisodeMaps, check_cameras, check_layers, check_step, default_step
+from .source import (
+    EpisodeMaps,
+    check_cameras,
+    check_layers,
+    check_query,
+    check_step,
+    default_step,
+)
 from .track import LayerMaps, Track
 
 Progress = Callable[[int, int, Path], None]
@@ -38,6 +45,7 @@ def render_images(
     step: int | None = None,
     reduce: Reduction = "max",
     sink_corrected: bool = False,
+    query: str | None = None,
     look: Look | None = None,
     scale: ColorScale = PER_FRAME,
     format: str = "jpg",
@@ -70,6 +78,9 @@ def render_images(
         ``max`` or ``mean`` over the query tokens.
     sink_corrected
         Take attention sinks out; see `attnstore.render.sinks`.
+    query
+        Query group or word, such as ``text`` or ``word:cube``, in the phases whose queries have it;
+        None is each phase's own. Of one without overview maps the full attention is read.
     scale
         With scope ``video``, all keyframes of a head share a scale.
     format, quality
@@ -88,7 +99,7 @@ def render_images(
     Raises
     ------
     SelectionError
-        If the episode has no such phase, layer, step or camera.
+        If the episode has no such phase, layer, step, camera or query group.
     EpisodeError
         If an image cannot be drawn on.
     """
@@ -99,9 +110,13 @@ def render_images(
         raise UsageError("nothing to draw: neither the summary nor the heads were asked for")
     shown = check_cameras(episode, cameras)
     chosen = check_layers(episode, phases, layers)
+    chosen = check_query(episode, chosen, query, named=phases is not None)
+    groups = {p: None if query == episode.query_groups(p)[0] else query for p in chosen}
     steps = {phase: default_step(episode, phase, step) for phase in chosen}
     drawings = {
-        phase: Drawing(phase, reduce, check_step(episode, phase, steps[phase]), sink_corrected)
+        phase: Drawing(
+            phase, reduce, check_step(episode, phase, steps[phase]), sink_corrected, groups[phase]
+        )
         for phase in chosen
     }
     folder = folder_type(layout).of(out, episode.name, episode.outcome, episode.date)
@@ -122,10 +137,13 @@ def render_images(
                 maps = LayerMaps.load(
                     episode, phase, layer, shown,
                     step=steps[phase], reduce=reduce, sink_corrected=sink_corrected,
+                    query=groups[phase],
                 )  # fmt: skip
                 tracks = [maps.track(head) for head in range(heads * episode.heads(phase))]
                 if summary:
-                    most_active = _most_active(episode, phase, layer, shown, steps[phase])
+                    most_active = _most_active(
+                        episode, phase, layer, shown, steps[phase], groups[phase]
+                    )
                     tracks.insert(0, maps.active(most_active))
                 limits = [track.limits(scale, scene.geometries) for track in tracks]
                 for keyframe, frame in enumerate(scene.frames):
@@ -154,12 +172,17 @@ def render_images(
 
 
 def _most_active(
-    episode: EpisodeMaps, phase: str, layer: int, cameras: Sequence[str], step: int
+    episode: EpisodeMaps,
+    phase: str,
+    layer: int,
+    cameras: Sequence[str],
+    step: int,
+    query: str | None,
 ) -> dict[str, NDArray[np.intp]]:
     return {
         camera: np.array(
             [
-                episode.active_head(phase, camera, layer=layer, step=step, keyframe=k)
+                episode.active_head(phase, camera, layer=layer, step=step, keyframe=k, query=query)
                 for k in range(len(episode.frames))
             ],
             np.intp,

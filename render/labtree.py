@@ -12,8 +12,9 @@
         L{layer:02d}_prefix_max_{run}_vs_{run}.webm     the same episode in two runs
 
 and the same with ``suffix``. What the lab's names do not tell apart is added to them, so that
-nothing overwrites anything else: a denoising step other than the last (``step03``), maps without
-sinks (``nosink``), and the mean in the names that say no reduction. ``max`` and ``mean`` are over
+nothing overwrites anything else: a query group other than the phase's own (``query-word-cube``), a
+denoising step other than the last (``step03``), maps without sinks (``nosink``), and the mean in the
+names that say no reduction. ``max`` and ``mean`` are over
 query tokens.
 
 Only paths here, no files. An episode's name comes from a store, which is untrusted.
@@ -73,6 +74,8 @@ class Drawing:
     step: int | None = None
     """Denoising step, when it is not the last one."""
     sink_corrected: bool = False
+    query: str | None = None
+    """Query group, when it is not the phase's own."""
 
     def __post_init__(self) -> None:
         if self.phase not in PHASES:
@@ -85,7 +88,12 @@ class Drawing:
     @property
     def _marks(self) -> str:
         step = "" if self.step is None else f"_step{self.step:02d}"
-        return step + ("_nosink" if self.sink_corrected else "")
+        query = ""
+        if self.query is not None:
+            # a word may hold what a folder's name may not
+            safe = "".join("|" if c in "/\\\0" else c for c in self.query.replace(":", "-"))
+            query = f"_query-{component(safe)}"
+        return query + step + ("_nosink" if self.sink_corrected else "")
 
     @property
     def _reduced_marks(self) -> str:

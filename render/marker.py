@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from .label import printable
 from .labtree import Drawing
 from .scale import ColorScale
-from .source import QUERY_TOKENS, EpisodeMaps
+from .source import EpisodeMaps, describe_query
 
 
 def describe(
@@ -39,7 +39,7 @@ def describe(
     for phase, chosen in layers.items():
         drawing = drawings[phase]
         text = f"layers {', '.join(map(str, chosen))}; {episode.heads(phase)} heads; "
-        text += f"{drawing.reduce} over {QUERY_TOKENS.get(phase, 'query tokens')}"
+        text += f"{drawing.reduce} over {_cell(describe_query(episode, phase, drawing.query))}"
         steps = episode.steps(phase)
         if steps is not None:
             text += (

@@ -18,7 +18,7 @@ from .labtree import Drawing
 from .look import Look
 from .panel import Base, Panel, Picture
 from .scale import ColorScale, Limits
-from .source import QUERY_TOKENS, EpisodeMaps
+from .source import EpisodeMaps, describe_query
 from .track import Track
 
 BUDGET = 256 << 20
@@ -119,7 +119,7 @@ def decode_frame(data: bytes, geometry: Geometry, episode: str, what: str) -> ND
 
 def describe(episode: EpisodeMaps, drawing: Drawing) -> str:
     """Text for titles: the phase, what its maps are over, and the step."""
-    tokens = QUERY_TOKENS.get(drawing.phase, "query tokens")
+    tokens = describe_query(episode, drawing.phase, drawing.query)
     what = f"{drawing.phase}: {drawing.reduce} over {tokens}"
     steps = episode.steps(drawing.phase)
     if steps is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -10,16 +10,8 @@ from numpy.typing import NDArray
 
 from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.geometry import Geometry
+from attnstore.store.tokens import WORD
 from attnstore.store.views import is_current
-
-QUERY_TOKENS = {
-    "prefix": "text tokens",
-    "suffix": "action tokens",
-    "joint": "readout tokens",
-    "decode": "the step's one query",
-    "vision": "patches",
-}
-"""Whose attention a phase's maps show, for titles."""
 
 
 class EpisodeMaps(Protocol):
@@ -77,6 +69,15 @@ class EpisodeMaps(Protocol):
     def steps(self, phase: str) -> int | None:
         """Count the denoising steps; None in a one-pass phase."""
 
+    def query_groups(self, phase: str) -> tuple[str, ...]:
+        """Return the query groups with overview maps; the first is drawn by default."""
+
+    def has_query(self, phase: str, group: str) -> bool:
+        """Whether a phase's queries have a group, stored or not."""
+
+    def check_query(self, phase: str, group: str) -> None:
+        """Refuse a group that a phase's queries have not; the message says what there is."""
+
     def generated(self, keyframe: int) -> tuple[str, ...]:
         """Return the tokens that the policy generated, one a step of phase decode; none if none."""
 
@@ -91,16 +92,18 @@ class EpisodeMaps(Protocol):
         layer: int,
         step: int = -1,
         reduce: Literal["max", "mean"] = "max",
+        query: str | None = None,
     ) -> NDArray[np.float32]:
         """Load the maps of one layer, (keyframe, head, row, col)."""
 
     def active_head(
-        self, phase: str, camera: str, *, layer: int, step: int = -1, keyframe: int | None = None
-    ) -> int:
+        self, phase: str, camera: str, *, layer: int, step: int = -1, keyframe: int | None = None,
+        query: str | None = None,
+    ) -> int:  # fmt: skip
         """Find the head of the largest variance: at a keyframe, or by the mean over all (None)."""
 
     def mass(
-        self, phase: str, camera: str, *, layer: int, step: int = -1
+        self, phase: str, camera: str, *, layer: int, step: int = -1, query: str | None = None
     ) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
         """Load attention on a camera's image and on its letterbox, each (keyframe, head)."""
 
@@ -160,6 +163,51 @@ def check_layers(
         phase: tuple(dict.fromkeys(range(episode.layers(phase)) if layers is None else layers))
         for phase in chosen
     }
+
+
+def check_query(
+    episode: EpisodeMaps,
+    chosen: Mapping[str, tuple[int, ...]],
+    query: str | None,
+    *,
+    named: bool,
+) -> dict[str, tuple[int, ...]]:
+    """Keep the phases whose queries have a group.
+
+    Parameters
+    ----------
+    chosen
+        Layers by phase.
+    query
+        None is each phase's own.
+    named
+        The phases were asked for: each must have it.
+
+    Raises
+    ------
+    SelectionError
+        If a phase that was asked for has not, or none has.
+    """
+    if query is None:
+        return dict(chosen)
+    kept = {p: layers for p, layers in chosen.items() if episode.has_query(p, query)}
+    for phase in chosen:
+        if phase not in kept and (named or not kept):
+            episode.check_query(phase, query)
+    return kept
+
+
+def describe_query(episode: EpisodeMaps, phase: str, query: str | None = None) -> str:
+    """Whose attention is drawn, for titles: ``task tokens``, ``the word “cube”``."""
+    groups = episode.query_groups(phase)
+    group = query or (groups[0] if groups else "all")
+    if phase == "decode" and group in groups:
+        return "the step's one query"
+    if phase == "vision" and group == "image":
+        return "patches"
+    if word := WORD.fullmatch(group):
+        return f"the word “{word['word']}”" + (f" of {word['owner']}" if word["owner"] else "")
+    return f"{group} tokens"
 
 
 def default_step(episode: EpisodeMaps, phase: str, step: int | None) -> int:

@@ -95,12 +95,17 @@ class LayerMaps:
         step: int = -1,
         reduce: Reduction = "max",
         sink_corrected: bool = False,
+        query: str | None = None,
     ) -> Self:
         """Read a layer's maps and masses."""
         maps, image, letterbox = {}, {}, {}
         for camera in cameras:
-            maps[camera] = episode.maps(phase, camera, layer=layer, step=step, reduce=reduce)
-            image[camera], letterbox[camera] = episode.mass(phase, camera, layer=layer, step=step)
+            maps[camera] = episode.maps(
+                phase, camera, layer=layer, step=step, reduce=reduce, query=query
+            )
+            image[camera], letterbox[camera] = episode.mass(
+                phase, camera, layer=layer, step=step, query=query
+            )
         removed = None
         if sink_corrected:
             removed = {c: np.zeros(m.shape[1]) for c, m in maps.items()}

@@ -17,7 +17,14 @@ from .layouts import LAB, folder_type
 from .look import Look
 from .scale import ColorScale
 from .scene import Scene
-from .source import EpisodeMaps, check_cameras, check_layers, check_step, default_step
+from .source import (
+    EpisodeMaps,
+    check_cameras,
+    check_layers,
+    check_query,
+    check_step,
+    default_step,
+)
 from .track import LayerMaps, Track
 
 PER_VIDEO = ColorScale("video")
@@ -35,6 +42,7 @@ def render_videos(
     step: int | None = None,
     reduce: Reduction = "max",
     sink_corrected: bool = False,
+    query: str | None = None,
     look: Look | None = None,
     scale: ColorScale = PER_VIDEO,
     codec: str = "vp9",
@@ -68,6 +76,9 @@ def render_videos(
         ``max`` or ``mean`` over the query tokens.
     sink_corrected
         Take attention sinks out; see `attnstore.render.sinks`.
+    query
+        Query group or word, such as ``text`` or ``word:cube``, in the phases whose queries have it;
+        None is each phase's own. Of one without overview maps the full attention is read.
     scale
         With scope ``video`` (the default) colours do not flicker.
     codec, extension
@@ -86,7 +97,7 @@ def render_videos(
     Raises
     ------
     SelectionError
-        If the episode has no such phase, layer, step or camera.
+        If the episode has no such phase, layer, step, camera or query group.
     EpisodeError
         If an image cannot be drawn on.
     """
@@ -95,9 +106,13 @@ def render_videos(
     ending = video.extension_for(codec, extension)
     shown = check_cameras(episode, cameras)
     chosen = check_layers(episode, phases, layers)
+    chosen = check_query(episode, chosen, query, named=phases is not None)
+    groups = {p: None if query == episode.query_groups(p)[0] else query for p in chosen}
     steps = {phase: default_step(episode, phase, step) for phase in chosen}
     drawings = {
-        phase: Drawing(phase, reduce, check_step(episode, phase, steps[phase]), sink_corrected)
+        phase: Drawing(
+            phase, reduce, check_step(episode, phase, steps[phase]), sink_corrected, groups[phase]
+        )
         for phase in chosen
     }
     folder = folder_type(layout).of(out, episode.name, episode.outcome, episode.date)
@@ -116,12 +131,15 @@ def render_videos(
                 maps = LayerMaps.load(
                     episode, phase, layer, shown,
                     step=steps[phase], reduce=reduce, sink_corrected=sink_corrected,
+                    query=groups[phase],
                 )  # fmt: skip
                 if summary:
                     active = {
                         camera: np.full(
                             len(scene.frames),
-                            episode.active_head(phase, camera, layer=layer, step=steps[phase]),
+                            episode.active_head(
+                                phase, camera, layer=layer, step=steps[phase], query=groups[phase]
+                            ),
                             np.intp,
                         )
                         for camera in shown

@@ -20,6 +20,7 @@ from store_fixtures import flip_byte, random_episode, write_episode
 
 import attnstore
 from attnstore.cli import cli
+from attnstore.render.track import LayerMaps
 from attnstore.store.paths import create_store
 
 NAME = "success/2025-01-01/2025-01-01_10-00-00"
@@ -45,6 +46,43 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_episode(paths, NAME, seed=1)
     write_episode(paths, "failure/2025-01-01/2025-01-01_11-00-00", "failure", seed=2)
     return paths.root
+
+
+def test_render_takes_any_group_and_names_the_episodes_without_the_word(
+    root: Path, tmp_path: Path
+) -> None:
+    def draw(*arguments: str) -> subprocess.CompletedProcess[str]:
+        fixed = ("--out", tmp_path, "--layers", "0", "--no-heads", "--format", "png")
+        return run("render", "images", "--store", root, *fixed, *arguments)
+
+    episode = attnstore.open(root).episode("2025-01-01_10-00-00")
+    word = episode.phase("prefix").query["task"].tokens[0].text.strip()
+    some = draw("--query", f"word:{word}")
+    assert some.returncode == 5, some.stderr
+    assert f"have no 'word:{word}': failure/2025-01-01/2025-01-01_11-00-00" in some.stderr
+    names = {p.name for p in tmp_path.rglob("*.png")}
+    assert names == {f"prefix_L0_query-word-{word}_attn_vis_max.png"}
+    assert f"max over the word “{word}”" in next(tmp_path.rglob("pi05.md")).read_text()
+    # the heads' maps of the word itself: its picture is that of the token's index, read by hand
+    (index,) = (
+        i for i, w in enumerate(episode.phase("prefix").query["task"].tokens) if word in w.text
+    )
+    place = episode.phase("prefix").query["task"].start + index
+    for camera in episode.cameras:
+        drawn = LayerMaps.load(episode, "prefix", 0, (camera,), query=f"word:{word}").maps[camera]
+        rows = episode.values("prefix", layer=0, query=place, key=f"image:{camera}")
+        np.testing.assert_array_equal(drawn.reshape(rows.shape), rows)
+    both = draw("--query", "state", "--episode", "2025-01-01_10-00-00")
+    assert both.returncode == 0, both.stderr
+    assert len(list(tmp_path.rglob("*_L0_query-state_attn_vis_max.png"))) == 2 * len(episode.frames)
+    for group, says in (
+        ("word:nowhere", "prefix query: no word 'nowhere' in the instruction; its words: "),
+        ("text:cube", "no tokens 'text:cube': a word is called 'word:cube'"),
+        ("plum", "no tokens 'plum'; there are image, text, state"),
+    ):
+        refused = draw("--query", group)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        assert says in refused.stderr
 
 
 def every_command(

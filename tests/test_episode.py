@@ -181,6 +181,28 @@ def test_the_active_head_has_the_largest_variance(stored: Stored) -> None:
             assert head == variance[keyframe, layer].argmax()
 
 
+def test_a_group_without_statistics_is_answered_from_the_full_attention(stored: Stored) -> None:
+    """A range over the whole instruction is the instruction, but nothing is stored of it."""
+    episode, _, precision = stored
+    rtol = 0.03 if precision == "log8" else 2e-3
+    for camera, layer in ((c, n) for c in episode.cameras for n in range(LAYERS)):
+        where = {"layer": layer, "query": "task:0:99"}
+        for image, known in zip(
+            episode.mass("prefix", camera, **where),
+            episode.mass("prefix", camera, layer=layer),
+            strict=True,
+        ):
+            np.testing.assert_allclose(image, known, rtol=rtol, atol=1e-4)
+        variance = np.sort(episode.stats("variance", "prefix", camera)[:, 0, layer].mean(0))
+        if variance[-1] > variance[-2] * (1 + 4 * rtol):
+            assert episode.active_head("prefix", camera, **where) == episode.active_head(
+                "prefix", camera, layer=layer
+            )
+    with pytest.raises(SelectionError, match="no word 'nothing' in the instruction; its words"):
+        episode.check_query("prefix", "word:nothing")
+    assert not episode.has_query("suffix", "task")
+
+
 def test_map_carries_its_geometry(stored: Stored) -> None:
     episode, _, _ = stored
     found = episode.map("prefix", "hand_camera", layer=1, keyframe=2)

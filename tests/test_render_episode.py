@@ -71,6 +71,15 @@ class PlantedEpisode:
     def steps(self, phase: str) -> int | None:
         return 5 if phase == "suffix" else None
 
+    def query_groups(self, phase: str) -> tuple[str, ...]:
+        return ("task",) if phase == "prefix" else ("action",)
+
+    def has_query(self, phase: str, group: str) -> bool:
+        return group in self.query_groups(phase)
+
+    def check_query(self, phase: str, group: str) -> None:
+        assert self.has_query(phase, group)
+
     def generated(self, keyframe: int) -> tuple[str, ...]:
         return ()
 
@@ -79,7 +88,7 @@ class PlantedEpisode:
 
     def maps(
         self, phase: str, camera: str, *, layer: int, step: int = -1,
-        reduce: Literal["max", "mean"] = "max",
+        reduce: Literal["max", "mean"] = "max", query: str | None = None,
     ) -> NDArray[np.float32]:  # fmt: skip
         maps = np.zeros((3, 2, 4, 4), np.float32)
         for k in range(3):
@@ -89,14 +98,15 @@ class PlantedEpisode:
         return maps
 
     def active_head(
-        self, phase: str, camera: str, *, layer: int, step: int = -1, keyframe: int | None = None
-    ) -> int:
+        self, phase: str, camera: str, *, layer: int, step: int = -1, keyframe: int | None = None,
+        query: str | None = None,
+    ) -> int:  # fmt: skip
         # over the episode head 1; at keyframes 0, 1, 2 heads 0, 1, 0; the side camera the other way
         head = 1 if keyframe is None else keyframe % 2
         return head if camera == "hand_camera" else 1 - head
 
     def mass(
-        self, phase: str, camera: str, *, layer: int, step: int = -1
+        self, phase: str, camera: str, *, layer: int, step: int = -1, query: str | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         return np.full((3, 2), 0.31), np.full((3, 2), 0.124)
 
@@ -142,7 +152,7 @@ def test_images_fill_the_labs_tree(tmp_path: Path) -> None:
     assert [s[2] for s in seen] == written
     assert written[-1].name == "pi05.md"
     text = written[-1].read_text()
-    for line in ("| 2 | 16 |", "| prefix | layers 1, 3; 2 heads; max over text tokens |", "run-1"):
+    for line in ("| 2 | 16 |", "| prefix | layers 1, 3; 2 heads; max over task tokens |", "run-1"):
         assert line in text
     assert "cube \\| into the &lt;pink> bowl" in text
 

@@ -57,6 +57,7 @@ def test_different_drawings_have_different_names() -> None:
         for step in (None, 0, 3)
         for corrected in (False, True)
     ]
+    drawings += [Drawing("suffix", query=q) for q in ("text", "word:cube", "word:a/b", "word:a b")]
     f = folder()
     paths = [
         path
@@ -68,7 +69,7 @@ def test_different_drawings_have_different_names() -> None:
             f.head_video(d, 1, 0, "webm"),
         )
     ]
-    assert len(set(paths)) == len(paths) == 48
+    assert len(set(paths)) == len(paths) == 64
     assert f.summary_image(0, Drawing("suffix", "mean", 3, True), 1, "jpg").name == (
         "suffix_L1_step03_nosink_attn_vis_mean.jpg"
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from attnstore.store.errors import NotFoundError, UsageError
+from attnstore.store.errors import NotFoundError, PartialError, UsageError
+from attnstore.store.tokens import WORD
 
 from .options import StoreName, console, json_option, print_json, store_option, store_to_read
 
@@ -40,6 +41,12 @@ _OPTIONS = (
     click.option("--layers", metavar="LIST", help="1,4,5,7,10 or 0-17.  [default: all]"),
     click.option("--phase", "phases", multiple=True, help="Only this phase; repeatable."),
     click.option("--camera", "cameras", multiple=True, help="Only this camera; repeatable."),
+    click.option(
+        "--query",
+        metavar="GROUP",
+        help="Whose attention: a group of tokens or a word, such as task, text, state, action:0:5 or "
+        "word:cube, in the phases that have it.  [default: task, of a suffix action]",
+    ),
     click.option(
         "--reduce",
         type=click.Choice(["max", "mean"]),
@@ -166,7 +173,7 @@ def _draw(
     scale = ColorScale.parse(options["scale"] or scope)
     root = store_to_read(options["store"])
     layers = parse_layers(options["layers"])
-    chosen = _episodes(root, options)
+    chosen, lacking = _with_query(_episodes(root, options), options["query"], options["phases"])
     with _progress(chosen) as progress:
         for episode in chosen:
             written = function(
@@ -180,6 +187,7 @@ def _draw(
                 step=options["step"],
                 reduce=options["reduce"],
                 sink_corrected=options["sink_corrected"],
+                query=options["query"],
                 layout=options["layout"],
                 look=look,
                 scale=scale,
@@ -187,6 +195,21 @@ def _draw(
                 **extra,
             )
             _said(episode, written, options["out"], options["as_json"])
+    if lacking:
+        names = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if lacking[3:] else "")
+        raise PartialError(f"not drawn, for they have no {options['query']!r}: {names}")
+
+
+def _with_query(
+    episodes: list[Episode], query: str | None, phases: Sequence[str]
+) -> tuple[list[Episode], list[str]]:
+    """Episodes that have a word, and the names of the others: prompts differ."""
+    if query is None or not WORD.fullmatch(query):
+        return episodes, []
+    having = [e for e in episodes if any(e.has_query(phase, query) for phase in phases or e.phases)]
+    if not having:
+        return episodes[:1], []  # which says what words there are
+    return having, [e.name for e in episodes if e not in having]
 
 
 def _episodes(root: StoreName, options: dict[str, Any]) -> list[Episode]:

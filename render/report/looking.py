@@ -20,7 +20,7 @@ from ..matrix_plot import matrix_chart
 from ..plots import Series, line_chart
 from ..scale import data_limits
 from ..scene import decode_frame
-from ..source import QUERY_TOKENS
+from ..source import describe_query
 from .document import Block, Figure, Paragraph, Section, Table, finding, note, text
 from .spelling import known, layer_names, percent, with_interval
 from .strip import strip
@@ -154,7 +154,7 @@ def _overlay(episode: Episode, phase: str, keyframe: int) -> Figure:
         rows.append(row)
     name = f"overlay_{phase}_{episode.outcome}"
     caption = (
-        f"{phase}, {QUERY_TOKENS.get(phase, 'query tokens')}: {episode.name}, frame "
+        f"{phase}, {describe_query(episode, phase)}: {episode.name}, frame "
         f"{int(episode.frames[keyframe])}, “{episode.instruction.strip()}”. Mean over heads; each "
         "picture has its own colour scale, from 0; above it the share of attention on the camera's image."
     )
