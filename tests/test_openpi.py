@@ -48,6 +48,7 @@ from attnstore.ingest.policies.openpi import OpenpiPolicy
 from attnstore.ingest.policies.prompt import pi05_spans, token_text
 from attnstore.ingest.policies.registry import load_policy, policy_names
 from attnstore.store.errors import AttnstoreError, MissingExtraError, NotFoundError, UsageError
+from attnstore.store.naming import find_tokens
 from attnstore.store.tokens import Axis, Token
 
 SIGHTS = (observe(1, "wipe", size=(72, 128)), observe(2, "pick up the green cube", size=(72, 128)))
@@ -144,6 +145,10 @@ class TestLayout:
         assert {s.mass_name for s in found if s.kind == "text"} == {
             "task", "state", "template",
         }  # fmt: skip
+        digits = [s for s in found if s.name.startswith("state[")]
+        assert find_tokens(found, "state").tolist() == list(range(digits[0].start, digits[-1].stop))
+        assert not len(find_tokens(found, "word:state")), "the label is no word of the instruction"
+        assert len(find_tokens(found, "template:word:state")) == 1
         assert len(found) == 512 + count
         assert all(s.model_start == 768 + s.start - 512 for s in found if s.kind == "text")
         assert spans(layout["suffix"].query) == [("action", "action", 0, 15, 0)]

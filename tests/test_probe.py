@@ -433,7 +433,7 @@ class TestRealPolicy:
         assert [e.spec.name for e in plan.pending] == [n for n, t in own.items() if "cube" in t]
         assert plan.broken == {
             name: "prefix, suffix key: no word 'cube' in the instruction; its words: "
-            + ", ".join(["bos", *dict.fromkeys(text.split())])
+            + ", ".join(dict.fromkeys(text.split()))
             for name, text in own.items()
             if "cube" not in text
         }

@@ -2,7 +2,7 @@
 
 import { NAMES } from "./colormaps.js";
 
-/** @import {Brush, Episode, View} from "./types" */
+/** @import {Brush, Episode, Span, View} from "./types" */
 
 /** @type {Readonly<View>} */
 export const START = Object.freeze({
