@@ -22,7 +22,7 @@ from .look import Look
 from .scale import ColorScale
 from .scene import Scene, decode_frame
 from .sheet import fit_image
-from .source import check_cameras, check_layers, check_step
+from .source import check_cameras, check_layers, check_query, check_step
 from .track import LayerMaps
 
 # resolved: an editable install consists of links, and files outside the folder are not served
@@ -73,26 +73,28 @@ class Painter:
         """Draw and encode a video; the file appears when it is complete."""
         p = parameters
         cameras = check_cameras(episode, None if p.camera is None else [p.camera])
-        check_layers(episode, [p.phase], [p.layer])
+        chosen = check_layers(episode, [p.phase], [p.layer])
+        check_query(episode, chosen, p.query, named=True)
         for keyframe in range(len(episode.frames)):
             for camera in cameras:
                 check_size(
                     episode.image_bytes(keyframe, camera), episode.geometry(camera),
                     episode.name, f"{camera} at keyframe {keyframe}",
                 )  # fmt: skip
-        drawing = Drawing(p.phase, p.reduce, check_step(episode, p.phase, p.step), p.sink_corrected)
+        step = check_step(episode, p.phase, p.step)
+        drawing = Drawing(p.phase, p.reduce, step, p.sink_corrected, p.query)
         look = Look(p.cmap, p.alpha, p.blend, p.interpolation, p.width)
         scale = ColorScale.parse(p.scale)
         scene = Scene(episode, drawing, cameras, look=look, scale=scale)
         maps = LayerMaps.load(
             episode, p.phase, p.layer, cameras,
-            step=p.step, reduce=p.reduce, sink_corrected=p.sink_corrected,
+            step=p.step, reduce=p.reduce, sink_corrected=p.sink_corrected, query=p.query,
         )  # fmt: skip
         if p.head == "active":
             heads = {
                 camera: np.full(
                     len(scene.frames),
-                    episode.active_head(p.phase, camera, layer=p.layer, step=p.step),
+                    episode.active_head(p.phase, camera, layer=p.layer, step=p.step, query=p.query),
                     np.intp,
                 )
                 for camera in cameras

@@ -186,7 +186,7 @@ def test_a_group_without_statistics_is_answered_from_the_full_attention(stored: 
     episode, _, precision = stored
     rtol = 0.03 if precision == "log8" else 2e-3
     for camera, layer in ((c, n) for c in episode.cameras for n in range(LAYERS)):
-        where = {"layer": layer, "query": "task:0:99"}
+        where: Any = {"layer": layer, "query": "task:0:99"}
         for image, known in zip(
             episode.mass("prefix", camera, **where),
             episode.mass("prefix", camera, layer=layer),

@@ -380,10 +380,16 @@ class TestPictures:
         assert server.get(url, alpha=2, **where).status == 422
 
     def test_videos_by_range(self, server: Server, base: str) -> None:
+        of_text = server.get(f"{base}/video?phase=prefix&layer=1&width=64&query=text")
+        assert (of_text.status, of_text.headers["content-type"]) == (200, "video/webm")
+        no_word = server.get(f"{base}/video?phase=prefix&layer=1&width=64&query=word:zebra")
+        assert no_word.status == 400
+        assert "no word 'zebra' in the instruction" in no_word.json()["error"]["message"]
         path = f"{base}/video?phase=prefix&layer=1&width=64"
         whole = server.ask("GET", path)
         assert (whole.status, whole.headers["content-type"]) == (200, "video/webm")
         assert whole.body[:4] == b"\x1aE\xdf\xa3"
+        assert of_text.body != whole.body
         assert whole.headers["accept-ranges"] == "bytes"
         size = len(whole.body)
         part = server.ask("GET", path, headers={"Range": "bytes=10-19"})

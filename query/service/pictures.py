@@ -49,6 +49,9 @@ class VideoParameters(OfEpisode):
     camera: str | None = Field(None, max_length=200, description="All if none.")
     step: int = -1
     reduce: Literal["max", "mean"] = "max"
+    query: str | None = Field(
+        None, max_length=2000, description="A group of tokens by name; the phase's own if none."
+    )
     sink_corrected: bool = False
     cmap: str = Field("inferno", max_length=40)
     alpha: float = Field(0.75, ge=0, le=1)
