@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from attnstore.store.arrays import MAP_PRECISION
 from attnstore.store.axes import STEPPED_PHASES
-from attnstore.store.errors import NotFoundError, SelectionError
+from attnstore.store.errors import EpisodeError, NotFoundError, SelectionError
+from attnstore.store.image import DamagedImageError, ImageError, plain, read_header
 from attnstore.store.part import Part
 from attnstore.store.precision import decode
 from attnstore.store.statistics import image_mass, image_variance
@@ -256,14 +257,37 @@ class Episode(AttentionSlices):
         return self._generated.get(check_index(keyframe, len(self.frames), "keyframe"), ())
 
     def image_bytes(self, keyframe: int, camera: str) -> bytes:
-        """Return a keyframe's encoded camera image, as it was read."""
+        """Return a keyframe's encoded camera image, JPEG or PNG, which every decoder shows alike.
+
+        What an ingest stored is returned as it is; what another writer stored is made `plain`.
+
+        Raises
+        ------
+        EpisodeError
+            If it is no image that a store holds, or not of its geometry's size.
+        NotFoundError
+            If there is no such image.
+        """
         self._check_camera(camera)
+        place = check_index(keyframe, len(self.frames), "keyframe"), camera
         try:
-            return self._images[check_index(keyframe, len(self.frames), "keyframe"), camera]
+            data = self._images[place]
         except KeyError:
             raise NotFoundError(
                 f"{self.name}: no image of {camera} at keyframe {keyframe}"
             ) from None
+        try:
+            header = read_header(data)
+            if (header.height, header.width) != (source := self.geometry(camera).source):
+                raise DamagedImageError(
+                    f"it is {header.width}x{header.height} pixels; its geometry says "
+                    f"{source[1]}x{source[0]}"
+                )
+            return plain(data)[0] if header.stripped is None else header.stripped
+        except ImageError as error:
+            raise EpisodeError(
+                self.name, f"the stored image of {camera} at keyframe {keyframe}: {error}"
+            ) from error
 
     def policy_array(self, name: str) -> NDArray[np.float32]:
         """Load ``actions``, ``actions_recorded``, ``state`` or ``denoising``, first axis keyframe."""

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.errors import EpisodeError, UsageError
+from attnstore.store.image import ImageError
+from attnstore.store.image import decode as decode_image
 
 FORMATS = ("jpg", "png", "webp")
 DEFAULT_QUALITY = 90
@@ -47,7 +49,7 @@ def encode(image: NDArray[np.uint8], format: str, quality: int = DEFAULT_QUALITY
 
 
 def decode(data: bytes, episode: str, what: str) -> NDArray[np.uint8]:
-    """Decode a stored image.
+    """Decode a stored image, as `attnstore.store.image.decode` does for the policy.
 
     Parameters
     ----------
@@ -62,16 +64,14 @@ def decode(data: bytes, episode: str, what: str) -> NDArray[np.uint8]:
     Raises
     ------
     EpisodeError
-        If the bytes are no image that OpenCV reads.
+        If the bytes are no image, or one that no store holds.
     """
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
-    except cv2.error:
-        image = None
-    if image is None:
-        raise EpisodeError(episode, f"{what} is not a readable image ({len(data)} bytes)")
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+        return decode_image(data)
+    except ImageError as error:
+        raise EpisodeError(
+            episode, f"{what} is not a readable image ({len(data)} bytes): {error}"
+        ) from error
 
 
 @contextmanager

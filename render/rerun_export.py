@@ -30,6 +30,7 @@ from PIL import Image
 
 from attnstore.query.episode import Episode, Reduction
 from attnstore.store.errors import MissingExtraError, NotFoundError
+from attnstore.store.image import read_header
 
 from . import colormap, heatmap
 from .overlay import DEFAULT_ALPHA
@@ -182,12 +183,15 @@ class _Writer:
         return self.rr.TextDocument("\n".join(lines), media_type="text/plain")
 
     def _images(self) -> None:
-        rows = self.episode.part.table("frames", ["keyframe", "camera", "image", "media_type"])
-        for row in rows.sort_by("keyframe").to_pylist():
-            if row["camera"] in self.cameras:
-                self._at(row["keyframe"])
-                image = self.rr.EncodedImage(contents=row["image"], media_type=row["media_type"])
-                self._log(self._path("camera", row["camera"]), image)
+        for keyframe in range(len(self.episode.frames)):
+            for camera in self.cameras:
+                try:
+                    data = self.episode.image_bytes(keyframe, camera)
+                except NotFoundError:
+                    continue  # what a camera showed before the episode began
+                self._at(keyframe)
+                image = self.rr.EncodedImage(contents=data, media_type=read_header(data).media_type)
+                self._log(self._path("camera", camera), image)
 
     def _maps(self, phase: str, camera: str, layers: Sequence[int]) -> None:
         episode, what = self.episode, self.what

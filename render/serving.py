@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from attnstore.query.episode import Episode
 from attnstore.query.selection import check_index
 from attnstore.query.service.parameters import parse_group
 from attnstore.query.service.pictures import Maps, OverlayParameters, VideoParameters
-from attnstore.store.errors import EpisodeError, UsageError
-from attnstore.store.geometry import Geometry
+from attnstore.store.errors import UsageError
 
 from . import heatmap, image_file, overlay, sinks, video
 from .labtree import Drawing
@@ -58,7 +55,6 @@ class Painter:
         limits = scale.limits({camera: maps}, {camera: geometry})[camera]
         data = episode.image_bytes(keyframe, camera)
         what = f"{camera} at keyframe {keyframe}"
-        check_size(data, geometry, episode.name, what)
         image = decode_frame(data, geometry, episode.name, what)
         if p.width is not None:
             height = max(1, round(geometry.source[0] * p.width / geometry.source[1]))
@@ -75,12 +71,6 @@ class Painter:
         cameras = check_cameras(episode, None if p.camera is None else [p.camera])
         chosen = check_layers(episode, [p.phase], [p.layer])
         check_query(episode, chosen, p.query, named=True)
-        for keyframe in range(len(episode.frames)):
-            for camera in cameras:
-                check_size(
-                    episode.image_bytes(keyframe, camera), episode.geometry(camera),
-                    episode.name, f"{camera} at keyframe {keyframe}",
-                )  # fmt: skip
         step = check_step(episode, p.phase, p.step)
         drawing = Drawing(p.phase, p.reduce, step, p.sink_corrected, p.query)
         look = Look(p.cmap, p.alpha, p.blend, p.interpolation, p.width)
@@ -121,27 +111,6 @@ class Painter:
         found = episode.sink_keys(phase, layer=layer, head=head, step=step)
         own = [(row, col) for at, row, col, _ in found if at == camera]
         return sinks.remove(maps, episode.geometry(camera), own)
-
-
-def check_size(data: bytes, geometry: Geometry, episode: str, what: str) -> None:
-    """Read an image's size from its header, before it is decoded: some files claim gigapixels.
-
-    Raises
-    ------
-    EpisodeError
-        If it is neither JPEG nor PNG, or not of its geometry's size.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            width, height = image.size
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
-        raise EpisodeError(episode, f"{what} is not a readable image") from None
-    if (height, width) != geometry.source:
-        raise EpisodeError(
-            episode,
-            f"{what} is {width}x{height} pixels; its geometry says "
-            f"{geometry.source[1]}x{geometry.source[0]}",
-        )
 
 
 def _group(text: str | None) -> str | int | list[int] | None:

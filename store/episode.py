@@ -10,6 +10,7 @@ from .axes import STEPPED_PHASES, phase_path, split_path
 from .errors import IntegrityError
 from .geometry import Geometry
 from .tokens import AlignedAxis, Span, Token
+from .views import check_cameras
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class EpisodeSpec:
             raise ValueError(
                 f"episode {self.name}: {len(self.seeds)} seeds for {len(self.frames)} keyframes"
             )
+        check_cameras(self.geometry)
         for path, phase in self.phases.items():
             if path != phase.path:
                 raise ValueError(f"phase {phase.path} is listed as {path!r}")

@@ -12,6 +12,7 @@ from .errors import IntegrityError, NotFoundError
 from .paths import StorePaths, check_id, create_exclusive, now, read_json, slug
 from .precision import PRECISIONS
 from .statistics import SEMANTICS
+from .views import check_cameras
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class RunConfig:
             raise ValueError(f"precision is one of {', '.join(PRECISIONS)}; got {self.precision!r}")
         if not self.cameras:
             raise ValueError("a run needs at least one camera")
+        check_cameras(self.cameras)
 
     @property
     def id(self) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.errors import EpisodeError, NotFoundError, UsageError
+from attnstore.store.image import ImageError, decode
 from attnstore.store.paths import slug
 
 from .base import ConvNetwork, Images
@@ -31,7 +32,7 @@ class Pictures:
     name: str
     """The episode's own name, or the file's."""
     images: tuple[bytes, ...]
-    """JPEG, PNG, ... as read."""
+    """JPEG, PNG or WebP."""
     inputs: str
     """Digest of what the pictures are."""
     keyframes: tuple[int, ...] = (0,)
@@ -79,16 +80,18 @@ def as_input(network: ConvNetwork, pictures: Pictures, at: int, size: int) -> tu
         If the network takes neither grey, nor colour, nor two colour pictures.
     """
     data = pictures.images[at]
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-    if image is None:
-        raise EpisodeError(pictures.name, f"picture {at} cannot be decoded ({len(data)} bytes)")
-    height, width = image.shape[:2]
+    try:
+        pixels = decode(data)
+    except ImageError as error:
+        raise EpisodeError(
+            pictures.name, f"picture {at} ({len(data)} bytes) cannot be decoded: {error}"
+        ) from error
+    height, width = pixels.shape[:2]
     scale = size / min(height, width)
     if scale != 1:
         shape = max(1, round(width * scale)), max(1, round(height * scale))
         method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        image = cv2.resize(image, shape, interpolation=method)
-    pixels = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+        pixels = np.asarray(cv2.resize(pixels, shape, interpolation=method), np.uint8)
     planes = _planes(network, pixels).astype(np.float32) / np.float32(255)
     mean, std = (
         np.asarray(v, np.float32)[:, None, None] for v in (network.mean, network.std)

@@ -22,11 +22,11 @@ class CameraFrame:
 
     camera: str
     data: bytes
-    """Encoded image, the file's own bytes where there is a file."""
+    """Encoded image, plain as `attnstore.store.image` says: the file's own bytes where it is plain."""
     media_type: str
     """``image/jpeg`` or ``image/png``."""
     rgb: NDArray[np.uint8]
-    """Decoded image, (height, width, 3)."""
+    """What the policy sees, (height, width, 3): of a still, exactly the pixels of `data`."""
 
 
 @dataclass(frozen=True, slots=True)

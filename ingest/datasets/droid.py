@@ -1,8 +1,8 @@
 """Episodes in the DROID layout, ``{outcome}/{date}/{episode}/``.
 
 An episode holds ``instruction.txt``, ``trajectory.h5``, ``calibration.json`` and, for each camera,
-``recordings/frames/{camera}/00000.jpg`` (jpg, jpeg or png) or ``recordings/{camera}.mp4``. Image
-files are preferred, and their own bytes are kept. ``.svo2`` and ``trajectory.npz`` are never read.
+``recordings/frames/{camera}/00000.jpg`` (jpg, jpeg, png or webp) or ``recordings/{camera}.mp4``.
+Image files are preferred. ``.svo2`` and ``trajectory.npz`` are never read.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pathlib import Path
 from attnstore.store.errors import EpisodeError
 
 from .base import OUTCOMES, VideoFrames
-from .stills import MEDIA_TYPES, Stills
+from .stills import SUFFIXES, Stills
 from .video import Video, open_video
 
 HAND_CAMERA = "hand_camera"
@@ -203,6 +203,6 @@ def _numbered_files(directory: Path) -> dict[int, Path]:
     found: dict[int, Path] = {}
     # reversed, so that of 00000.jpg and 00000.png the first in order wins on every file system
     for path in sorted(directory.iterdir(), reverse=True):
-        if path.suffix.lower() in MEDIA_TYPES and re.fullmatch("[0-9]+", path.stem):
+        if path.suffix.lower() in SUFFIXES and re.fullmatch("[0-9]+", path.stem):
             found[int(path.stem)] = path
     return found

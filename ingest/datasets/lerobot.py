@@ -25,7 +25,7 @@ class LeRobotDataset:
     """Reader of a LeRobotDataset.
 
     Episodes are called ``episode_000012``; a camera is called what its column is without
-    ``observation.images.``.
+    ``observation.images.``, with ``_`` for a slash, a space and what else no camera's name has.
 
     Parameters
     ----------
@@ -35,8 +35,8 @@ class LeRobotDataset:
     revision
         Hub revision.
     cameras
-        Which, and in which order the policy gets them; all but depth maps in the dataset's order
-        if empty.
+        Which, and in which order the policy gets them, by name or column; if empty, all but depth
+        maps and pictures of one channel (which may be depth) in the dataset's order.
     state
         Columns of the robot state, joined.
     action
@@ -217,11 +217,16 @@ class LeRobotDataset:
                     f"{self._files.source}: no camera {camera!r}; it has "
                     f"{', '.join(there) or 'none'}"
                 )
-        chosen = [by_name[camera] for camera in asked] or list(there)
+        colour = self._recorded.colour_cameras
+        chosen = [by_name[camera] for camera in asked] or list(colour)
         if len(set(chosen)) < len(chosen):
             raise UsageError(f"a camera is named twice: {', '.join(asked)}")
         if not chosen:
-            raise UsageError(f"{self._files.source}: the dataset has no cameras")
+            grey = [camera for camera in there if camera not in colour]
+            hint = f"; of one channel, as depth has, are {', '.join(grey)}: name one with --camera"
+            raise UsageError(
+                f"{self._files.source}: the dataset has no cameras{hint if grey else ''}"
+            )
         return {camera: there[camera] for camera in chosen}
 
     def _choose_numbers(self, option: str, columns: Sequence[str]) -> tuple[str, ...]:

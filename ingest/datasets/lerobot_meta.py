@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from attnstore.store.errors import AttnstoreError, EpisodeError
+from attnstore.store.views import named
 
 from .lerobot_files import INFO, DatasetFiles
 
@@ -43,19 +44,28 @@ class Recorded:
 
     @property
     def cameras(self) -> dict[str, str]:
-        """Column per camera, in the dataset's order; depth maps are left out.
+        """Column per camera, in the dataset's order: every picture that is no depth map.
 
-        A camera is called what its column is without ``observation.images.``.
+        A camera is called what its column is without ``observation.images.``, with ``_`` for what
+        no camera's name has.
         """
         columns = [
             key
             for key, feature in self.features.items()
             if feature.get("dtype") in ("image", "video") and not _is_depth(feature)
         ]
-        short = {column: _camera_name(column) for column in columns}
-        if len(set(short.values())) < len(short):
-            return {column: column for column in columns}
-        return {name: column for column, name in short.items()}
+        for names in (map(camera_name, columns), map(named, columns)):
+            named_columns = dict(zip(names, columns, strict=True))
+            if len({name.casefold() for name in named_columns}) == len(columns):
+                return named_columns
+        return {f"camera-{n}": column for n, column in enumerate(columns)}
+
+    @property
+    def colour_cameras(self) -> tuple[str, ...]:
+        """Those of `cameras` that are taken unasked: a picture of one channel may be depth."""
+        return tuple(
+            name for name, column in self.cameras.items() if not _is_grey(self.features[column])
+        )
 
     def is_numeric(self, column: str) -> bool:
         """Whether a column holds numbers, one or a row of them a frame."""
@@ -239,8 +249,29 @@ def _is_depth(feature: Mapping[str, Any]) -> bool:
     )
 
 
-def _camera_name(column: str) -> str:
+def _is_grey(feature: Mapping[str, Any]) -> bool:
+    """Whether a picture has one channel, as its shape, its video's header or its type says."""
+    for place in (feature.get("info") or {}, feature.get("video_info") or {}):
+        channels, pixels = place.get("video.channels"), str(place.get("video.pix_fmt"))
+        if channels == 1 or pixels.startswith(("gray", "y1")):
+            return True
+    shape, names = tuple(feature.get("shape") or ()), feature.get("names")
+    if isinstance(names, list) and len(names) == len(shape):
+        for size, name in zip(shape, names, strict=True):
+            if str(name).lower() in ("c", "channel", "channels"):
+                return bool(size == 1)
+    return len(shape) == 2 or (len(shape) == 3 and 1 in (shape[0], shape[2]))
+
+
+def camera_name(column: str) -> str:
+    """Return what the camera of a column, or of a policy's feature, is called.
+
+    Examples
+    --------
+    >>> camera_name("observation.images.cam/left"), camera_name("observation.image")
+    ('cam_left', 'image')
+    """
     for prefix in ("observation.images.", "observation."):
-        if column.startswith(prefix):
-            return column.removeprefix(prefix)
-    return column
+        if column.startswith(prefix) and column != prefix:
+            return named(column.removeprefix(prefix))
+    return named(column)

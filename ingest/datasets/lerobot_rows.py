@@ -14,7 +14,7 @@ from attnstore.store.errors import EpisodeError
 
 from .base import CameraFrame
 from .lerobot_meta import Recording
-from .stills import decode
+from .stills import refused, still
 
 FRAME, EPISODE, TIME, TASK = "frame_index", "episode_index", "timestamp", "task_index"
 
@@ -140,27 +140,26 @@ class EmbeddedImages:
     """Where image files that are named instead of embedded lie."""
 
     def read(self, frames: Sequence[int]) -> Iterator[CameraFrame]:
-        """Yield the asked frames in the given order; ``data`` is the stored image's own bytes.
+        """Yield the asked frames in the given order, as `still` keeps them.
+
+        An EXIF orientation is applied, as LeRobot's own reader (``datasets.Image``) does.
 
         Raises
         ------
         EpisodeError
-            If an image cannot be decoded, or differs in size from those before it.
+            If an image cannot be decoded, is none that is taken, or differs in size from those
+            before it.
         """
         table = read_columns(self.path, self.recording, [FRAME, self.column], frames)
         cells = dict(zip(table[FRAME].to_pylist(), table[self.column].to_pylist(), strict=True))
         first: tuple[int, ...] | None = None
         for frame in frames:
             try:
-                data = self._bytes(cells[frame])
-                rgb = decode(data)
+                picture = still(self.camera, self._bytes(cells[frame]), upright=True)
             except (OSError, ValueError, TypeError) as error:
-                raise EpisodeError(
-                    self.recording.name,
-                    f"{self.column} of frame {frame} in {self.recording.data} is not a complete "
-                    f"image: {' '.join(str(error).partition(' <')[0].split())}; copy the file "
-                    "again",
-                ) from error
+                where = f"{self.column} of frame {frame} in {self.recording.data}"
+                raise EpisodeError(self.recording.name, refused(where, error)) from error
+            rgb = picture.rgb
             first = first or rgb.shape
             if rgb.shape != first:
                 raise EpisodeError(
@@ -169,8 +168,7 @@ class EmbeddedImages:
                     f"{rgb.shape[1]}x{rgb.shape[0]} at frame {frame}, {first[1]}x{first[0]} "
                     "before; export the dataset again",
                 )
-            kind = "image/jpeg" if data.startswith(b"\xff\xd8") else "image/png"
-            yield CameraFrame(self.camera, data, kind, rgb)
+            yield picture
 
     def _bytes(self, cell: dict[str, Any]) -> bytes:
         if (data := cell.get("bytes")) is not None:

@@ -14,6 +14,7 @@ from attnstore.store.errors import EpisodeError
 
 from .base import CameraFrame, VideoFrames
 from .video import REORDER, ascending_runs, encode
+from .video_pixels import Pixels, VideoFormatError, check_format, picture_stream
 
 TOLERANCE = 1e-4
 """Seconds that a video frame may be off its row's time: LeRobot's own ``tolerance_s``."""
@@ -44,7 +45,8 @@ class TimedVideo:
         Raises
         ------
         EpisodeError
-            If the file is not a readable video, or ends before that frame.
+            If the file is not a readable video, has no exact pixels of 8 bits, or ends before that
+        frame.
         """
         import av
 
@@ -52,12 +54,15 @@ class TimedVideo:
         try:
             with av.open(str(self.path)) as container:
                 stream = self._stream(container)
+                check_format(stream)
                 self._seek(container, stream, self.start + last)
                 present = any(
                     packet.pts * stream.time_base >= self.start + last - self.tolerance
                     for packet in container.demux(stream)
                     if packet.pts is not None and packet.size > 0
                 )
+        except VideoFormatError as error:
+            raise EpisodeError(self.episode, f"{self.where} {error}") from error
         except av.FFmpegError as error:
             raise EpisodeError(
                 self.episode,
@@ -104,7 +109,7 @@ class TimedVideo:
         past = 0
         try:
             with av.open(str(self.path)) as container:
-                stream = self._stream(container)
+                stream, pixels = self._stream(container), Pixels()
                 # Frame threads race: which damaged frames they flag would differ from run to run.
                 stream.thread_type = "SLICE"
                 self._seek(container, stream, ascending[0])
@@ -122,9 +127,11 @@ class TimedVideo:
                     elif frame.time >= time - self.tolerance:
                         if frame.time > time + self.tolerance:
                             raise self._absent(time, before, frame.time)
-                        yield np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+                        yield pixels.of(frame)
                         time = next(wanted, None)
                     before = frame.time
+        except VideoFormatError as error:
+            raise EpisodeError(self.episode, f"{self.where} {error}") from error
         except av.FFmpegError as error:
             raise EpisodeError(
                 self.episode,
@@ -147,7 +154,7 @@ class TimedVideo:
             raise EpisodeError(
                 self.episode, f"{self.where} has no readable video stream; copy the file again"
             )
-        return container.streams.video[0]
+        return picture_stream(container)
 
     def _seek(self, container: Any, stream: Any, time: float) -> None:
         if time > 0:

@@ -1,23 +1,20 @@
-"""A camera recorded as numbered image files, and decoding that refuses truncated ones."""
+"""A camera recorded as numbered image files."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from attnstore.store.errors import EpisodeError
+from attnstore.store.image import DamagedImageError, ImageError, decode, plain, read_header
 
 from .base import CameraFrame
 
-MEDIA_TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
-
-_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+"""Of image files; what is in one decides what it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,55 +40,53 @@ class Stills:
         return None
 
     def check_sizes(self) -> None:
-        """Read every file's header: all frames of a camera have one size.
+        """Read the first file, and every file's size: all frames of a camera have one.
 
         Raises
         ------
         EpisodeError
-            If a header is unreadable or a size differs from the first frame's.
+            If the first file is no image that is taken, a header is unreadable, or a size differs
+            from the first frame's.
         """
         first: tuple[int, int] | None = None
         for path in self.paths:
             try:
+                if first is None:
+                    read_header(path.read_bytes())
                 with Image.open(path) as image:
                     size = image.size
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                raise self._undecodable(path, str(error)) from error
+                raise self._undecodable(path, error) from error
             first = first or size
             if size != first:
                 raise self._resized(path, size, first)
 
     def read(self, indices: Sequence[int]) -> Iterator[CameraFrame]:
-        """Yield the asked frames in the given order; ``data`` is the file's own bytes.
+        """Yield the asked frames in the given order, as `still` keeps them.
 
         Raises
         ------
         EpisodeError
-            If a file cannot be read, is cut short, or differs in size from those before it.
+            If a file cannot be read, is cut short, is no image that is taken, or differs in size
+            from those before it.
         """
         first: tuple[int, int] | None = None
         for index in indices:
             path = self.paths[index]
             try:
-                data = path.read_bytes()
-                rgb = decode(data)
+                frame = still(self.camera, path.read_bytes())
             except (OSError, ValueError) as error:
-                raise self._undecodable(path, str(error)) from error
-            size = (rgb.shape[1], rgb.shape[0])
+                raise self._undecodable(path, error) from error
+            size = (frame.rgb.shape[1], frame.rgb.shape[0])
             first = first or size
             if size != first:
                 raise self._resized(path, size, first)
-            yield CameraFrame(self.camera, data, MEDIA_TYPES[path.suffix.lower()], rgb)
+            yield frame
 
-    def _undecodable(self, path: Path, reason: str) -> EpisodeError:
-        # Pillow's reasons may carry the absolute path or the buffer's address
-        brief = reason.partition(" '")[0].partition(" <")[0].rstrip(":")
+    def _undecodable(self, path: Path, error: Exception) -> EpisodeError:
         size = path.stat().st_size if path.exists() else 0  # a dangling link does not exist
-        return EpisodeError(
-            self.episode,
-            f"recordings/frames/{self.camera}/{path.name} ({size} bytes) is not a "
-            f"complete image: {brief}; copy the file again",
-        )
+        where = f"recordings/frames/{self.camera}/{path.name} ({size} bytes)"
+        return EpisodeError(self.episode, refused(where, error))
 
     def _resized(self, path: Path, size: tuple[int, int], first: tuple[int, int]) -> EpisodeError:
         return EpisodeError(
@@ -102,21 +97,27 @@ class Stills:
         )
 
 
-def decode(data: bytes) -> NDArray[np.uint8]:
-    """Decode a JPEG or PNG to RGB, (height, width, 3), as stored (no EXIF rotation).
+def still(camera: str, data: bytes, *, upright: bool = False) -> CameraFrame:
+    """Make a frame of an encoded image: the policy sees what every reader of the store will see.
+
+    Parameters
+    ----------
+    upright
+        Turn it as its EXIF orientation says.
 
     Raises
     ------
-    ValueError
-        If the bytes are not an image, or are cut short.
+    ImageError
+        If it is no complete image, or one without exact pixels of 8 bits a channel.
     """
-    # OpenCV fills a truncated image with grey and says nothing. Pillow refuses a short file, but
-    # not one whose tail was lost to zeros (a crash after preallocation): hence the marker. It is
-    # looked for after the last scan, since an EXIF thumbnail has an end marker of its own.
-    if data.startswith(b"\xff\xd8") and data.rfind(_JPEG_END) < data.rfind(_JPEG_SCAN):
-        raise ValueError("truncated: no JPEG end-of-image marker")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"), dtype=np.uint8)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from error
+    kept, media_type = plain(data, upright=upright)
+    return CameraFrame(camera, kept, media_type, decode(kept))
+
+
+def refused(where: str, error: Exception) -> str:
+    """Say why an image is not taken, and what to do."""
+    if isinstance(error, ImageError) and not isinstance(error, DamagedImageError):
+        return f"{where} is {error}"
+    # Pillow's reasons may carry the absolute path or the buffer's address
+    brief = " ".join(str(error).partition(" '")[0].partition(" <")[0].split()).rstrip(":")
+    return f"{where} is not a complete image: {brief}; copy the file again"

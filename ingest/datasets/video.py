@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from attnstore.store.errors import EpisodeError, UsageError
+from attnstore.store.image import encode_png
 
 from .base import CameraFrame, VideoFrames
+from .video_pixels import Pixels, VideoFormatError, check_format, picture_stream
 
 JPEG_QUALITY = 95
 """Of the JPEG kept for a decoded video frame, without chroma subsampling.
@@ -92,7 +94,7 @@ class Video:
         position = -1
         try:
             with av.open(str(self.path)) as container:
-                stream = container.streams.video[0]
+                stream, pixels = picture_stream(container), Pixels()
                 # Frame threads race: which damaged frames they flag would differ from run to run.
                 stream.thread_type = "SLICE"
                 for position, frame in enumerate(container.decode(stream)):
@@ -105,10 +107,12 @@ class Video:
                             "are predicted from it; copy the file again",
                         )
                     if position == index:
-                        yield np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+                        yield pixels.of(frame)
                         index = next(wanted, None)
                     elif position >= ascending[-1] + REORDER:
                         return
+        except VideoFormatError as error:
+            raise EpisodeError(self.episode, f"{self._where} {error}") from error
         except av.FFmpegError as error:
             raise EpisodeError(
                 self.episode,
@@ -129,7 +133,8 @@ def open_video(episode: str, camera: str, path: Path) -> Video:
     Raises
     ------
     EpisodeError
-        If the file is not a readable video, or holds fewer frames than its header announces.
+        If the file is not a readable video, has no exact pixels of 8 bits, or holds fewer frames
+        than its header announces.
     """
     import av
 
@@ -139,9 +144,12 @@ def open_video(episode: str, camera: str, path: Path) -> Video:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise EpisodeError(episode, f"{where} has no readable video stream; {repair}")
-            stream = container.streams.video[0]
+            stream = picture_stream(container)
+            check_format(stream)
             announced, rate = stream.frames, stream.average_rate
             sizes = [(packet.size, packet.is_discard) for packet in container.demux(stream)]
+    except VideoFormatError as error:
+        raise EpisodeError(episode, f"{where} {error}") from error
     except av.FFmpegError as error:
         raise EpisodeError(
             episode, f"{where} is not a readable video: {error.strerror}; {repair}"
@@ -169,13 +177,11 @@ def encode(camera: str, rgb: NDArray[np.uint8], kept: VideoFrames) -> CameraFram
 
     ``jpeg`` is of `JPEG_QUALITY`; ``png`` is exactly what the policy sees.
     """
-    buffer = io.BytesIO()
-    image = Image.fromarray(rgb)
     if kept == "png":
-        image.save(buffer, "PNG")
-    else:
-        image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return CameraFrame(camera, buffer.getvalue(), f"image/{kept}", rgb)
+        return CameraFrame(camera, encode_png(rgb), "image/png", rgb)
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return CameraFrame(camera, buffer.getvalue(), "image/jpeg", rgb)
 
 
 def ascending_runs(asked: Sequence[Place]) -> list[list[Place]]:

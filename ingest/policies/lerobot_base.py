@@ -20,6 +20,7 @@ import numpy as np
 from attnstore.store.errors import UsageError
 from attnstore.store.tokens import Token
 
+from ..datasets.lerobot_meta import camera_name
 from .base import Batch, Observation, ObservationError, Observer, PhaseShape, PolicyError, Sample
 from .checkpoint import one_line, unwrap
 from .fingerprint import digest_directory, digest_parameters
@@ -224,7 +225,9 @@ class LeRobotPolicy(HookedPolicy):
         for camera in cameras:
             alike = [camera, f"observation.images.{camera}", f"observation.{camera}"]
             renamed = [self._renames.get(name, name) for name in alike]
+            named = (f for f in known if camera_name(f) == camera)
             feature = self._cameras.get(camera) or next((f for f in renamed if f in known), None)
+            feature = feature or next(named, None)
             if feature is None or feature in chosen.values():
                 rule = (
                     "none is called like" if feature is None else "two cameras would have that of"

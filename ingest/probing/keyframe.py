@@ -17,13 +17,13 @@ from attnstore.store.engine import Index
 from attnstore.store.episode import EpisodeSpec
 from attnstore.store.errors import EpisodeError, IntegrityError
 from attnstore.store.geometry import Geometry
+from attnstore.store.image import decode
 from attnstore.store.part import Part
 from attnstore.store.paths import StorePaths
 from attnstore.store.pixels import seen_pixels
 from attnstore.store.rle import decode_rle
 from attnstore.store.tokens import TokenLayout
 
-from ..datasets.stills import decode
 from ..policies.base import Observation
 
 Mask = NDArray[np.bool_]

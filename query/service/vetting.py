@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attnstore.store.errors import IntegrityError
+from attnstore.store.image import MOST_PIXELS
 from attnstore.store.part import Part
 from attnstore.store.paths import read_json
 from attnstore.store.writer import ARRAYS
@@ -33,8 +34,6 @@ ELEMENTS = 1 << 48
 """Most elements that an array may claim to have."""
 DESCRIPTION_BYTES = 64 << 20
 """Largest ``zarr.json``, and largest commit."""
-IMAGE_PIXELS = 1 << 26
-"""Largest camera image."""
 
 
 def vet(part: Part, table_bytes: int, *, partial: bool = False) -> None:
@@ -63,7 +62,7 @@ def vet(part: Part, table_bytes: int, *, partial: bool = False) -> None:
             _check_table(part.path / path, path, table_bytes)
     for camera, geometry in part.spec.geometry.items():
         height, width = geometry.source
-        if height * width > IMAGE_PIXELS:
+        if height * width > MOST_PIXELS:
             raise IntegrityError(f"camera {camera}: an image of {width}x{height} is too large")
     _check_attention(part)
 
