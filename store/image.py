@@ -36,6 +36,10 @@ _UNREADABLE_FRAMES = {
     0xC9: "arithmetic coding", 0xCA: "arithmetic coding", 0xCB: "lossless", 0xCD: "hierarchical",
     0xCE: "hierarchical", 0xCF: "lossless",
 }  # fmt: skip
+_ADAM7 = (
+    (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2),
+)  # fmt: skip
+"""Passes of an interlaced PNG: first column and row, and the distances of the next."""
 _MOST_SCANS = 500
 """Of a progressive JPEG: an encoder writes about ten, a hostile one thousands that take minutes."""
 _NAMES = {
@@ -170,6 +174,8 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 def _decode(data: bytes, header: Header) -> NDArray[np.uint8]:
     from PIL import Image
 
+    if header.media_type == PNG:
+        _check_rows(data)
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
             image.load()
@@ -311,6 +317,30 @@ def _png(data: bytes) -> Header:
     # without a palette, alpha or a colour that is transparent, a file's bytes are its pixels
     alike = bits == 8 and colour in (0, 2) and not transparent
     return Header(PNG, width, height, orientation, b"".join(kept) if alike else None)
+
+
+def _check_rows(data: bytes) -> None:
+    """Check that a PNG has all its rows: Pillow gives black ones for those that are not coded."""
+    chunks = list(_chunks(data))
+    width, height, bits, colour, _, _, interlaced = struct.unpack(">IIBBBBB", chunks[0][1])
+    depth = bits * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 1)
+    if interlaced:
+        passes = [
+            (-(-(width - x) // across), -(-(height - y) // down))
+            for x, y, across, down in _ADAM7
+            if x < width and y < height
+        ]
+    else:
+        passes = [(width, height)]
+    expected = sum(rows * (1 + (cols * depth + 7) // 8) for cols, rows in passes)
+    inflate = zlib.decompressobj()
+    try:
+        coded = b"".join(body for kind, body, _ in chunks if kind == b"IDAT")
+        size = len(inflate.decompress(coded, expected + 1))
+    except zlib.error as error:
+        raise DamagedImageError(str(error)) from error
+    if size < expected:
+        raise DamagedImageError(f"truncated: {size} bytes of pixels, its header says {expected}")
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:

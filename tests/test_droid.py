@@ -21,9 +21,9 @@ from droid_sample import sample_path
 from numpy.typing import NDArray
 
 from attnstore.ingest.datasets import Dataset, DroidDataset, EpisodeInfo, Frame
-from attnstore.ingest.datasets.stills import decode
 from attnstore.ingest.datasets.video import Video
 from attnstore.store.errors import EpisodeError, NotFoundError, UsageError
+from attnstore.store.image import decode
 
 NAME = "success/2025-12-10/2025-12-10_09-00-39"
 CAMERAS = ("hand_camera", "varied_camera_1", "varied_camera_2")
