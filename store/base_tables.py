@@ -81,7 +81,7 @@ _TABLES = (
     ),
     Table(
         "frames",
-        "one camera image of a keyframe, as read",
+        "one camera image of a keyframe, plain: every decoder shows the same pixels",
         (
             RUN, EPISODE, KEYFRAME, FRAME, CAMERA,
             Column("image", pa.binary(), "encoded image"),

@@ -7,6 +7,7 @@ camera whose column has a slash in it is found by each.
 from __future__ import annotations
 
 import json
+import shutil
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from image_kinds import TAKEN, exif, jpeg, picture, pillow, with_segment
+from image_kinds import REFUSED, TAKEN, exif, jpeg, picture, pillow, with_segment
 from ingest_fixtures import checkpoint, loaded, make_job, policy
 from numpy.typing import NDArray
 from playwright.sync_api import Browser, Page
@@ -40,7 +41,7 @@ from attnstore.store.paths import StorePaths
 
 __all__ = ["browser", "checkpoint", "loaded", "policy"]  # fixtures
 Pixels = NDArray[np.uint8]
-COLUMNS = {"cam_left": "observation.images.cam/left", "手_2_3": "observation.images.手 2?#%3.."}
+COLUMNS = {"cam_left": "observation.images.cam/left", "手_2___3": "observation.images.手 2?#%3.."}
 UPSIDE_DOWN = with_segment(jpeg(picture(3)), 0xE1, b"Exif\0\0" + exif(3))
 FRAMES: list[tuple[bytes, Pixels]] = [
     *(TAKEN[k] for k in ("jpeg", "jpeg progressive", "jpeg grey", "jpeg rgb", "png alpha")),
@@ -56,10 +57,10 @@ def write_dataset(root: Path) -> Path:
     length = len(FRAMES)
     still = {"dtype": "image", "shape": [36, 64, 3], "names": ["height", "width", "channels"]}
     grey = {**still, "shape": [36, 64, 1]}
-    seven = {"dtype": "float32", "shape": [7], "names": None}
+    eight = {"dtype": "float32", "shape": [8], "names": None}
     (root / "meta").mkdir(parents=True)
     features: dict[str, Any] = dict.fromkeys(COLUMNS.values(), still)
-    features |= {"observation.images.depth": grey, "observation.state": seven, "action": seven}
+    features |= {"observation.images.depth": grey, "observation.state": eight, "action": eight}
     info = {
         "codebase_version": "v2.1", "fps": 10, "robot_type": "toy", "chunks_size": 1000,
         "data_path": "data/episode_{episode_index:06d}.parquet", "video_path": None,
@@ -71,7 +72,7 @@ def write_dataset(root: Path) -> Path:
         json.dumps({"episode_index": 0, "tasks": ["lift the cube"], "length": length}) + "\n"
     )
     left, right = COLUMNS.values()
-    numbers = [[i / 10] * 7 for i in range(length)]
+    numbers = [[i / 10] * 8 for i in range(length)]
     rows: dict[str, list[Any]] = {
         left: [{"bytes": data, "path": None} for data, _ in FRAMES],
         right: [{"bytes": data, "path": None} for data, _ in FRAMES[::-1]],
@@ -131,11 +132,12 @@ def test_the_policy_sees_the_files_pixels(seen: list[dict[str, Pixels]]) -> None
 
 
 def test_probes_renderer_and_rerun_have_the_policys_pixels(
-    episode: Episode, seen: list[dict[str, Pixels]], tmp_path: Path
+    ingested: tuple[Path, list[dict[str, Pixels]]], episode: Episode, tmp_path: Path
 ) -> None:
+    root, seen = ingested
     recording = read_recording(write_recording(episode, tmp_path / "one.rrd"))
     logged = {urllib.parse.unquote(k).replace("\\", ""): rows for k, rows in recording.items()}
-    stored = StoredEpisode(episode.part.paths, episode.part.commit)
+    stored = StoredEpisode(StorePaths(root), episode.part.commit)
     for keyframe, again in enumerate(stored.keyframes()):
         for camera, pixels in seen[keyframe].items():
             np.testing.assert_array_equal(again.observation.images[camera], pixels)
@@ -220,10 +222,6 @@ def test_what_another_writer_stored_is_shown_alike_or_refused(
     ingested: tuple[Path, Any], tmp_path: Path, kind: str
 ) -> None:
     """A reader never hands on a file that a browser would turn, darken, or be killed by."""
-    import shutil
-
-    from image_kinds import REFUSED
-
     shutil.copytree(ingested[0], tmp_path / "lab.attn")
     whole = TAKEN | {k: (d, None) for k, (d, _) in REFUSED.items()}
     whole |= {"other size": (jpeg(picture(0, (8, 8))), None), "no image": (b"<script>", None)}
