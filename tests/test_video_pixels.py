@@ -26,12 +26,12 @@ ONE = 1 << 16
 
 def write(
     path: Path, format: str = "yuv420p", codec: str = "libx264", values: tuple[int, ...] = (120, 90, 180),
-    pixels: NDArray[np.uint8] | None = None, **tags: int,
+    pixels: NDArray[np.uint8] | None = None, **tags: Any,
 ) -> Path:  # fmt: skip
     """Three frames of one colour, given as coded, or of a picture; coded without loss."""
     with av.open(str(path), "w") as container:
         options = {"crf": "0"} if codec.startswith("libx264") else {}
-        stream = container.add_stream(codec, rate=10, options=options)
+        stream: Any = container.add_stream(codec, rate=10, options=options)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, format
         stream.time_base = Fraction(1, 10)
         for name, value in tags.items():
@@ -136,7 +136,7 @@ def test_eight_bits_of_grey_are_a_picture(tmp_path: Path) -> None:
     ],
 )
 def test_what_has_no_exact_picture_is_refused(
-    tmp_path: Path, format: str, values: tuple[int, ...], tags: dict[str, int], message: str
+    tmp_path: Path, format: str, values: tuple[int, ...], tags: dict[str, Any], message: str
 ) -> None:
     codec = "libx264" if tags else "ffv1"
     path = write(tmp_path / "v.mkv", format, codec, values, **tags)
@@ -200,7 +200,7 @@ def test_another_display_matrix_is_refused(tmp_path: Path, matrix: tuple[float, 
 def test_two_streams_of_pictures_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "v.mkv"
     with av.open(str(path), "w") as container:
-        streams = [container.add_stream("ffv1", rate=10) for _ in range(2)]
+        streams: list[Any] = [container.add_stream("ffv1", rate=10) for _ in range(2)]
         for stream in streams:
             stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for stream in streams:
