@@ -86,7 +86,7 @@ def pillow(data: bytes) -> Pixels:
         return np.asarray(image.convert("RGB"), np.uint8)
 
 
-def _taken() -> dict[str, tuple[bytes, Pixels]]:
+def _taken() -> dict[str, tuple[bytes, NDArray[Any]]]:
     rgb = picture()
     height, width = SIZE
     grey = rgb[..., 1]
