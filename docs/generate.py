@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from attnstore.store.arrays import MAP_BITS
 from attnstore.store.axes import PHASES, VISION, attention_dims, map_dims
 from attnstore.store.catalog_tables import CATALOG, VIEWED, sql_type
 from attnstore.store.columns import Table
 from attnstore.store.ledger import LEDGER
+from attnstore.store.precision import rounding_error
 from attnstore.store.tables import OPTIONAL_TABLES, PART_TABLES, TABLES
 
 DOCS = Path(__file__).parent
@@ -70,6 +72,10 @@ def schema() -> str:
         "and in the phase `vision`, which `attnstore ingest ... --vision` brings, one per camera.",
         "Every dimension has a coordinate array of its name. Absent tokens are NaN; at precision",
         "`log8` the array holds codes, and the array `lut` beside it decodes them: `lut[code]`.",
+        "Maps are float32, rounded to "
+        f"{MAP_BITS['mean']} significant bits (`mean`) and {MAP_BITS['max']} (`max`) before compression: "
+        f"within {100 * rounding_error(MAP_BITS['mean']).relative:.2f} % and "
+        f"{100 * rounding_error(MAP_BITS['max']).relative:.1f} % of the unrounded, however small.",
         "",
         "| array | dimensions |",
         "|---|---|",

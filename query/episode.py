@@ -10,12 +10,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from attnstore.store.arrays import MAP_PRECISION
 from attnstore.store.axes import STEPPED_PHASES
 from attnstore.store.errors import EpisodeError, NotFoundError, SelectionError
 from attnstore.store.image import DamagedImageError, ImageError, plain, read_header
 from attnstore.store.part import Part
-from attnstore.store.precision import decode
 from attnstore.store.statistics import image_mass, image_variance
 
 from .blocks import Index
@@ -53,8 +51,8 @@ class Episode(AttentionSlices):
     ) -> NDArray[np.float32]:
         """Load maps of attention over one camera's patches, as NumPy.
 
-        Overview maps answer when `query` is one of the stored groups; else the full attention is
-        read and reduced.
+        Overview maps answer when `query` is one of the stored groups: means within 0.05 %, maxima
+        within 1.6 % of the unrounded. Else the full attention is read and reduced.
 
         Parameters
         ----------
@@ -97,9 +95,8 @@ class Episode(AttentionSlices):
         if isinstance(group, str) and group in spec.query_groups:
             block = self._map_block(spec, grid, keyframe, step, layer, head)
             block.check_size(4, max_bytes, f"{phase} maps")
-            path = f"maps/{spec.phase}/{group}/{camera}/{reduce}"
-            stored = self.part.block(path).read(block.index)
-            return np.asarray(decode(block.pick(stored), MAP_PRECISION), np.float32)
+            stored = self.part.map(spec.phase, group, camera, reduce, block.index)
+            return np.asarray(block.pick(stored), np.float32)
         at = self._step(phase, step) if spec.steps is not None else None
         weights = self.values(
             spec.path, keyframe=keyframe, step=at, layer=layer, head=head,

@@ -15,7 +15,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from attnstore.store.arrays import MAP_PRECISION
 from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.statistics import image_distribution
 
@@ -109,7 +108,7 @@ def head_distance(
             "keyframes": count,
             "units": "bits" if metric == "divergence" else "1 - cosine",
             "source": "Clark et al. 2019",
-            "precision": MAP_PRECISION if overview else episode.spec.precision,
+            "precision": "float32" if overview else episode.spec.precision,
         },
     )
 

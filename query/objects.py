@@ -26,6 +26,17 @@ gaze allocation in natural images", Vision Research 45), with the object's pixel
 What is undefined is NaN: everything where the camera gets no attention at all or the object is not
 in the seen part of the image; concentration where nothing lies outside the object or the outside
 gets no attention; nss of a map without variance.
+
+Maps are stored rounded: a stored M stands for an unrounded one within r M + d (`Error`), d being 0
+for overview maps. `metric_errors` says how far a row may then be off the unrounded one::
+
+    overlap_error   the largest |overlap_ratio' - overlap_ratio| of any M' within those bounds; lift
+                    = overlap_ratio / area is within overlap_error / area, and concentration grows
+                    with overlap_ratio alone
+    iou_error       the same of iou, by patches that may be bright or not: at the threshold a small
+                    error decides, so it can be large
+    nss_error       the same of nss, a bound
+    pointing_sure   whether the largest patch is, or is not, on the object for any such M'
 """
 
 from __future__ import annotations
@@ -40,11 +51,12 @@ from numpy.typing import NDArray
 
 from attnstore.store.errors import UsageError
 from attnstore.store.geometry import Geometry
+from attnstore.store.precision import Error
 
 Array = NDArray[np.floating[Any]]
 Float = NDArray[np.float64]
 
-OBJECT_SEMANTICS = 1
+OBJECT_SEMANTICS = 2
 """Raised when a definition above changes."""
 DEFAULT_THRESHOLD = 0.3
 _NEGLIGIBLE = 1e-9
@@ -171,20 +183,108 @@ def object_metrics(
         outside = np.where(rest > _NEGLIGIBLE * image, (total - on) / rest, np.nan)
         # What remains of a subtraction is not attention.
         outside = np.where(total - on > _NEGLIGIBLE * total, outside, np.nan)
-        bright = (m >= threshold * m.max(-1, keepdims=True)).astype(np.float64)
-        both = bright @ covered.T
+        bright = m >= threshold * m.max(-1, keepdims=True)
         mean = total / image
         sd = np.sqrt(((m - mean) ** 2) @ area / image)[..., None]
         found = {
             "overlap_ratio": overlap,
             "concentration": inside / outside,
-            "iou": both / ((bright @ area)[..., None] + objects - both),
+            "iou": _iou(bright, bright, area, covered),
             "lift": overlap / (objects / image),
             "pointing_hit": np.moveaxis(cover.middle[:, m.argmax(-1)].astype(np.float64), 0, -1),
             "nss": np.where(sd > _NEGLIGIBLE * mean, (inside - mean) / sd, np.nan),
         }
     undefined = ~(total > 0) | ~(objects > 0)
     return {name: np.where(undefined, np.nan, value) for name, value in found.items()}
+
+
+def metric_errors(
+    maps: Array, cover: PatchCover, error: Error, *, threshold: float = DEFAULT_THRESHOLD
+) -> dict[str, Float]:
+    """Bound how far `object_metrics` of stored maps may lie from those of the unrounded ones.
+
+    Parameters
+    ----------
+    maps, cover, threshold
+        As `object_metrics` got them.
+    error
+        Of the stored maps.
+
+    Returns
+    -------
+    Per name in `attnstore.store.object_tables.OBJECT_ERRORS`, (..., object) float64; pointing_sure
+    is 1 or 0; NaN where the metric is, and where there is no bound.
+
+    Examples
+    --------
+    >>> g = Geometry.letterbox((2, 8), (2, 8), (2, 4))
+    >>> mask = np.zeros((2, 8), bool)
+    >>> mask[:, 6:] = True
+    >>> cover = cover_patches(g, [mask])
+    >>> found = metric_errors(np.array([[0.1, 0.3]]), cover, Error(0.01, 0.0))
+    >>> {name: round(value.item(), 3) for name, value in found.items()}
+    {'overlap_error': 0.005, 'iou_error': 0.0, 'nss_error': 0.074, 'pointing_sure': 1.0}
+    """
+    m = np.asarray(maps, np.float64)[..., cover.shown]
+    area, covered = cover.area, cover.covered
+    image, objects = area.sum(), covered.sum(-1)
+    low, high = _within(m, error)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        on, on_low, on_high = (each @ covered.T for each in (m, low, high))
+        total, most, least = ((each @ area)[..., None] for each in (m, high, low))
+        off_low, off_high = np.maximum(least - on_low, 0), most - on_high
+        ratio = on / total
+        upper, lower = on_high / (on_high + off_low), on_low / (on_low + off_high)
+        overlap = np.maximum(upper - ratio, ratio - lower)
+
+        surely = low >= threshold * high.max(-1, keepdims=True)
+        maybe = high >= threshold * low.max(-1, keepdims=True)
+        bright = m >= threshold * m.max(-1, keepdims=True)
+        united = _iou(bright, bright, area, covered)
+        iou = np.maximum(
+            _iou(maybe, surely, area, covered) - united, united - _iou(surely, maybe, area, covered)
+        )
+
+        inside, mean = on / objects, total / image
+        spread = np.sqrt(((m - mean) ** 2) @ area / image)[..., None]
+        moved = np.sqrt(((high - m) ** 2) @ area / image)[..., None]
+        away = np.abs(inside - mean)
+        shift = (on_high - on) / objects + (most - total) / image
+        nss = (away + shift) / np.where(spread > moved, spread - moved, np.nan) - away / spread
+
+        hit = np.moveaxis(cover.middle[:, m.argmax(-1)], 0, -1)
+        # (..., object, patch): the largest that a patch of the other kind may have.
+        rival = np.where(cover.middle != hit[..., None], high[..., None, :], -np.inf).max(-1)
+        sure = low.max(-1, keepdims=True) > np.maximum(rival, 0)
+    found = {
+        "overlap_error": overlap,
+        "iou_error": iou,
+        "nss_error": nss,
+        "pointing_sure": sure.astype(np.float64),
+    }
+    undefined = ~(total > 0) | ~(objects > 0)
+    return {name: np.where(undefined, np.nan, value) for name, value in found.items()}
+
+
+def _within(maps: Float, error: Error) -> tuple[Float, Float]:
+    """Smallest and largest unrounded map of a stored one."""
+    margin = error.relative * maps + error.absolute
+    return np.maximum(maps - margin, 0.0), maps + margin
+
+
+def _iou(
+    inside: NDArray[np.bool_], outside: NDArray[np.bool_], area: Float, covered: Float
+) -> Float:
+    """Intersection over union of an object with the bright patches.
+
+    Parameters
+    ----------
+    inside, outside
+        Patches that count as bright for what they show of the object, and of the rest.
+    """
+    both = inside.astype(np.float64) @ covered.T
+    beside = outside.astype(np.float64) @ (area - covered).T
+    return np.asarray(both / (covered.sum(-1) + beside))
 
 
 @lru_cache(maxsize=64)

@@ -6,9 +6,8 @@ Jensen-Shannon divergence in bits (0 equal, 1 disjoint) of ``P``, a camera's att
 over the patches that show image (docs: `attnstore.store.statistics`), as `drift` is between
 consecutive keyframes of one run.
 
-Maps come from the overview tier, whose one-byte codes are within 2.3 % and drop weights below
-2**-16: a map and its stored form are up to 0.0004 bits apart (random maps of 16 × 16 patches), two
-stored maps that differ in the last digits 0.0001, and equal bytes 0. Less is not a difference.
+Maps come from the overview tier, rounded to 11 significant bits (maxima to 6): a map and its stored
+form are up to 2e-8 bits apart (maxima: 2e-5), and equal bytes 0. Less is not a difference.
 """
 
 from __future__ import annotations

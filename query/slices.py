@@ -158,7 +158,7 @@ class AttentionSlices(EpisodeDescription):
             plan = map_plan(spec.phase, len(self.frames), spec.steps, spec.layers, spec.heads, grid)
             block = self._map_block(spec, grid, keyframe, -1 if step is None else step, layer, head)
             path = f"maps/{spec.phase}/{group}/{camera}/max"
-            found = cost(block, "maps", path, plan.chunk, plan.shard, plan.shape, 1)
+            found = cost(block, "maps", path, plan.chunk, plan.shard, plan.shape, 4)
             return self._with_missing(found, plan.shard, block)
         if camera is not None:
             key, query = f"image:{camera}", group

@@ -2,7 +2,7 @@
 
 What a span may attend to is measured, not read from a rule: a model's mask gives weights of exactly
 0, and a pair of tokens that has a weight in some layer, head or step is not masked. The other way
-round a weight may be 0 because it is smaller than the store's precision (2^-25 in float16, 2^-16 in
+round a weight may be 0 because it is smaller than the store's precision (2^-25 in float16, 2^-17 in
 log8); then a block that is not masked shows as ``part``.
 """
 

@@ -33,10 +33,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from attnstore.store.arrays import MAP_BITS
 from attnstore.store.commit import Commit
 from attnstore.store.errors import NotFoundError, SelectionError
 from attnstore.store.geometry import Geometry
 from attnstore.store.part import Part
+from attnstore.store.precision import rounding_error
 from attnstore.store.rle import Mask, decode_rle
 
 from .episode import Episode
@@ -140,10 +142,10 @@ def timeline(
     (keyframe, step, layer, head, region) float64, 0..1, summing to 1 over ``region``
     (`ALL`); a one-pass phase has no step. A keyframe without detector masks is NaN in the five
     regions of the image, and a keyframe where the camera gets no attention is 0 there. Regions are
-    those of overview maps (log8: within 2.3 % a patch), ``camera_mass`` and the rest of unrounded
-    weights. Coordinate ``progress`` is the frame as a share of the last keyframe's. Attributes:
-    ``target``, ``goal`` (names or ""), ``others``, and ``gripper``: whether it was projected; if
-    not, its pixels count as background.
+    those of overview maps, ``camera_mass`` and the rest of unrounded weights. Coordinate
+    ``progress`` is the frame as a share of the last keyframe's. Attributes: ``target``, ``goal``
+    (names or ""), ``others``, ``gripper``: whether it was projected; if not, its pixels count as
+    background; ``error``: how far a share may be off for the maps' rounding, as a share of itself.
 
     Raises
     ------
@@ -204,6 +206,8 @@ def timeline(
             "goal": masks.roles.goal or "",
             "others": list(masks.roles.others),
             "gripper": masks.has_gripper,
+            # Of a quotient: both its terms are of rounded weights.
+            "error": 2 * rounding_error(MAP_BITS["mean"]).relative,
             "units": "share of attention, 0..1",
         },
     )

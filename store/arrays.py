@@ -5,7 +5,7 @@
     attention.zarr/                     attributes: the episode's description
       <phase>/attention                 keyframe [step] layer head query key
       vision/<camera>/attention         keyframe layer head query key
-      maps/<phase>/<group>/<camera>/{mean,max}   keyframe [step] layer head row col   (log8)
+      maps/<phase>/<group>/<camera>/{mean,max}   keyframe [step] layer head row col   (float32)
       policy/{actions,actions_recorded,state,denoising}
 
 Every dimension of every group has a numeric coordinate array beside it, and log8 arrays have
@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,15 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from .axes import attention_dims, map_dims
-from .chunking import ChunkPlan, attention_plan, blosc, map_plan
+from .chunking import ChunkPlan, attention_plan, blosc, map_plan, shuffled
 from .episode import EpisodeSpec, PhaseSpec, spec_to_json
 from .paths import FORMAT_MAJOR, FORMAT_MINOR
 from .precision import absent, dtype, log8_table
 
-MAP_PRECISION = "log8"
 MAP_REDUCTIONS = ("mean", "max")
+MAP_BITS: Mapping[str, int] = MappingProxyType({"mean": 11, "max": 6})
+"""Significant bits of overview maps, which are plain float32 otherwise: numbers are computed from
+means, pictures are drawn of maxima. Measured: docs/decisions/016-image-statistics.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,15 @@ def _create_phase(root: Any, spec: EpisodeSpec, phase: PhaseSpec) -> None:
     group = root.create_group(phase.path)
     dims = attention_dims(phase.phase)
     description = f"{phase.path} attention weights; rows over key sum to 1; absent tokens are NaN"
-    _attention_like(group, "attention", plan, dims, spec.precision, description)
+    attributes = {"precision": spec.precision}
+    if spec.precision == "log8":
+        attributes["decode"] = "lut[code]"
+        _small(group, "lut", log8_table(), ("code",), "decodes log8: weight = lut[code]")
+        _small(group, "code", np.arange(256, dtype=np.uint8), ("code",), "log8 code")
+    _weights(
+        group, "attention", plan, dims, dtype(spec.precision), blosc(spec.precision),
+        absent(spec.precision), {"description": description, **attributes},
+    )  # fmt: skip
     _coordinates(group, dims, plan.shape, spec)
     for camera in phase.cameras:
         grid = spec.geometry[camera].grid
@@ -88,7 +99,11 @@ def _create_phase(root: Any, spec: EpisodeSpec, phase: PhaseSpec) -> None:
             maps = root.create_group(f"maps/{phase.phase}/{query_group}/{camera}")
             for reduction in MAP_REDUCTIONS:
                 text = f"{reduction} over the {query_group} tokens of their attention to {camera}"
-                _attention_like(maps, reduction, shape, dims, MAP_PRECISION, text)
+                bits = MAP_BITS[reduction]
+                _weights(
+                    maps, reduction, shape, dims, np.dtype(np.float32), shuffled(4, shape.chunk),
+                    float("nan"), {"description": text, "significant_bits": bits},
+                )  # fmt: skip
             _coordinates(maps, dims, shape.shape, spec)
 
 
@@ -136,30 +151,28 @@ def _create_policy(root: Any, spec: EpisodeSpec, shapes: PolicyShapes) -> None:
     _coordinates(group, tuple(coordinates), tuple(coordinates.values()), spec)
 
 
-def _attention_like(
+def _weights(
     group: Any,
     name: str,
     plan: ChunkPlan,
     dims: Sequence[str],
-    precision: str,
-    description: str,
+    kind: np.dtype[Any],
+    codec: Mapping[str, Any],
+    fill: float,
+    attributes: Mapping[str, Any],
 ) -> None:
     array = group.create_array(
         name,
         shape=plan.shape,
         chunks=plan.chunk,
         shards=plan.shard,
-        dtype=dtype(precision),
+        dtype=kind,
         # crc32c last: without it, flipped bytes inside a Blosc frame decode without an error.
-        compressors=(BloscCodec(**blosc(precision)), Crc32cCodec()),
-        fill_value=absent(precision),
+        compressors=(BloscCodec(**codec), Crc32cCodec()),
+        fill_value=fill,
         dimension_names=dims,
     )
-    array.attrs.update({"description": description, "precision": precision, "coordinates": "frame"})
-    if precision == "log8" and "lut" not in group:
-        array.attrs["decode"] = "lut[code]"
-        _small(group, "lut", log8_table(), ("code",), "decodes log8: weight = lut[code]")
-        _small(group, "code", np.arange(256, dtype=np.uint8), ("code",), "log8 code")
+    array.attrs.update({**attributes, "coordinates": "frame"})
 
 
 _COORDINATES: Mapping[str, str] = {

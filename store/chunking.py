@@ -7,7 +7,8 @@ is one head's block of 64 query rows and all keys. Measured: docs/decisions/002-
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,14 +73,18 @@ def map_plan(
 
 
 def blosc(precision: str) -> dict[str, Any]:
-    """Blosc settings: zstd level 1; bit shuffle pays for float16 and costs for log8."""
+    """Blosc settings of attention: zstd level 1; bit shuffle pays for float16 and costs for log8."""
     size = dtype(precision).itemsize
-    return {
-        "cname": "zstd",
-        "clevel": 1,
-        "shuffle": "bitshuffle" if size > 1 else "noshuffle",
-        "typesize": size,
-    }
+    return _zstd(size, "bitshuffle" if size > 1 else "noshuffle")
+
+
+def shuffled(itemsize: int, chunk: Sequence[int]) -> dict[str, Any]:
+    """Blosc settings of rounded numbers: the planes of bits that rounding cleared cost nothing."""
+    return _zstd(itemsize, "shuffle" if math.prod(chunk) % SHUFFLE else "bitshuffle")
+
+
+def _zstd(itemsize: int, shuffle: str) -> dict[str, Any]:
+    return {"cname": "zstd", "clevel": 1, "shuffle": shuffle, "typesize": itemsize}
 
 
 def attention_bytes(

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .arrays import MAP_PRECISION
 from .commit import Commit, StoredFile, hash_file
 from .engine import Block, Index, open_block, shard_shape
 from .episode import EpisodeSpec, spec_from_json
@@ -114,9 +113,23 @@ class Part:
     def map(
         self, phase: str, group: str, camera: str, reduction: str, index: Index
     ) -> NDArray[np.floating]:
-        """Values of a block of an overview map, float32."""
-        block = self.block(f"maps/{phase}/{group}/{camera}/{reduction}")
-        return decode(block.read(index), MAP_PRECISION)
+        """Values of a block of an overview map, rounded to `attnstore.store.arrays.MAP_BITS`.
+
+        Raises
+        ------
+        NotFoundError
+            If this part has no such map.
+        IntegrityError
+            If its files are damaged, or an attnstore wrote it that is older than the format.
+        """
+        path = f"maps/{phase}/{group}/{camera}/{reduction}"
+        block = self.block(path)
+        if block.dtype != np.float32:
+            raise IntegrityError(
+                f"{self._name}: {path} holds {block.dtype}, overview maps are float32; a development "
+                "version of attnstore wrote it: ingest the episode again"
+            )
+        return block.read(index)
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Read a Parquet table; whole tables are kept."""

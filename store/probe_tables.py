@@ -97,7 +97,7 @@ _PROBE_TABLES = (
     ),
     Table(
         "region_attention",
-        "how much of one map lies on one region of regions; from the overview maps (log8)",
+        "how much of one map lies on one region of regions; from the overview maps (within 0.05 %)",
         (
             *_PROBE_KEYS,
             CAMERA,

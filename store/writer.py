@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .arrays import MAP_PRECISION, MAP_REDUCTIONS, PolicyShapes, create_arrays
+from .arrays import MAP_BITS, MAP_REDUCTIONS, PolicyShapes, create_arrays
 from .axes import STEPPED_PHASES
 from .chunking import MAP_KEYFRAMES
 from .columns import Table
@@ -20,7 +20,7 @@ from .commit import Attempt, Commit
 from .engine import Block, open_block
 from .episode import EpisodeSpec, PhaseSpec
 from .parquet import ROW_GROUP, open_table, write_table
-from .precision import absent, dtype, encode
+from .precision import absent, check_weights, dtype, round_significant
 from .tables import OPTIONAL_TABLES, TABLES
 from .tokens import Axis, TokenLayout
 
@@ -114,12 +114,14 @@ class EpisodeWriter:
     ) -> None:
         """Store an overview map of one keyframe, ([step], layer, head, row, col), weights in 0..1.
 
+        It is rounded to `MAP_BITS`; NaN is absent.
         Maps of 32 keyframes share a shard and are kept in memory until it is full.
         """
         path = f"maps/{phase}/{group}/{camera}/{reduction}"
         start = keyframe // MAP_KEYFRAMES * MAP_KEYFRAMES
         length = min(MAP_KEYFRAMES, len(self.spec.frames) - start)
-        coded = encode(values, MAP_PRECISION)
+        check_weights(values)
+        coded = round_significant(values, MAP_BITS[reduction])
         if (path, start) not in self._maps:
             self._maps[path, start] = (np.empty((length, *coded.shape), coded.dtype), set())
         buffer, seen = self._maps[path, start]

@@ -17,6 +17,7 @@ from store_fixtures import RandomEpisode, random_episode, write_episode
 
 import attnstore
 from attnstore.query import Episode
+from attnstore.store.arrays import MAP_BITS
 from attnstore.store.errors import NotFoundError, SelectionError
 from attnstore.store.geometry import Geometry
 from attnstore.store.paths import create_store
@@ -154,8 +155,8 @@ def test_overview_maps_are_reductions_over_the_group(stored: Stored, reduce: Any
         layout = written.layouts[keyframe]["suffix"]
         (query,), (key,) = layout.query.group("action"), layout.key.group("image:varied_camera_1")
         expected = how(weights[:, query, key], axis=1).reshape(HEADS, 4, 4)
-        # log8: 2.22 % of the value
-        np.testing.assert_allclose(found[keyframe, layer], expected, rtol=0.0223, atol=2**-17)
+        bits = MAP_BITS[reduce]
+        np.testing.assert_allclose(found[keyframe, layer], expected, rtol=2.0**-bits)
 
 
 def test_a_group_without_maps_is_read_from_the_full_attention(stored: Stored) -> None:

@@ -11,10 +11,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from attnstore.query.objects import cover_patches, object_metrics
+from attnstore.query.objects import cover_patches, metric_errors, object_metrics
 from attnstore.store.errors import UsageError
 from attnstore.store.geometry import Geometry
-from attnstore.store.object_tables import OBJECT_METRICS
+from attnstore.store.object_tables import OBJECT_ERRORS, OBJECT_METRICS
+from attnstore.store.precision import Error
 
 Mask = NDArray[np.bool_]
 SUB = 6
@@ -138,6 +139,51 @@ def test_every_metric_is_what_the_pixels_say(
     expected = oracle(geometry, values, mask, threshold)
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], [value], rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+@settings(max_examples=100)
+@given(
+    scenes(),
+    st.sampled_from([0.3, 0.9]),
+    st.sampled_from([Error(2**-11, 0.0), Error(0.3, 0.0), Error(0.0, 0.05), Error(0.02, 1e-3)]),
+    st.integers(0, 2**32 - 1),
+)
+def test_no_map_within_the_rounding_is_further_off_than_the_errors_say(
+    scene: tuple[Geometry, NDArray[np.float64], Mask], threshold: float, error: Error, seed: int
+) -> None:
+    geometry, values, mask = scene
+    cover = cover_patches(geometry, [mask])
+    found = object_metrics(values, cover, threshold=threshold)
+    bounds = metric_errors(values, cover, error, threshold=threshold)
+    assert list(bounds) == list(OBJECT_ERRORS)
+    rng = np.random.default_rng(seed)
+    # Half of them at the ends of what each patch may be.
+    away = np.concatenate([rng.uniform(-1, 1, (50, *values.shape)),
+                           rng.choice([-1.0, 1.0], (50, *values.shape))])  # fmt: skip
+    others = np.maximum(values + away * (error.relative * values + error.absolute), 0)
+    other = object_metrics(others, cover, threshold=threshold)
+    for name, bound in (
+        ("overlap_ratio", "overlap_error"), ("iou", "iou_error"), ("nss", "nss_error"),
+    ):  # fmt: skip
+        limit = np.where(np.isnan(bounds[bound]), np.inf, bounds[bound])
+        off = np.abs(other[name] - found[name])
+        assert (
+            off[np.isfinite(off)] <= np.broadcast_to(limit, off.shape)[np.isfinite(off)] + 1e-9
+        ).all()
+    if bounds["pointing_sure"] == 1:
+        assert (other["pointing_hit"] == found["pointing_hit"]).all()
+
+
+def test_a_tie_at_the_top_is_not_sure_and_one_at_the_threshold_costs_a_patch() -> None:
+    geometry = Geometry.letterbox((2, 8), (2, 8), (2, 2))
+    mask = np.zeros((2, 8), bool)
+    mask[:, :2] = True
+    cover = cover_patches(geometry, [mask])
+    maps = np.array([[[0.4, 0.39, 0.1, 0.1]], [[0.4, 0.1, 0.12, 0.1]]])
+    found = metric_errors(maps, cover, Error(0.02, 0.0))
+    assert found["pointing_sure"].tolist() == [[0], [1]]
+    # 0.12 is 0.3 times 0.4: the union is the object alone, or a patch more.
+    np.testing.assert_allclose(found["iou_error"], [[0], [0.5]])
 
 
 @settings(max_examples=200)

@@ -133,7 +133,7 @@ def test_shares_are_those_of_the_pixels(store: Store, masks: SceneMasks) -> None
         for name in REGIONS:
             inside = np.bincount(patch[(patch != UNSEEN) & (label == name)], minlength=len(heat))
             expected = mass * float((heat * inside).sum() / on_image)
-            # log8 maps, and the pixel's centre instead of its area
+            # the pixel's centre instead of its area
             got = float(shares.sel(region=name))
             assert got == pytest.approx(expected, rel=0.04, abs=2e-4), name
         letterbox = float((heat * (1 - coverage)).sum())

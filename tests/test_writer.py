@@ -24,6 +24,7 @@ from store_fixtures import (
     write_rows,
 )
 
+from attnstore.store.arrays import MAP_BITS
 from attnstore.store.commit import Attempt, Commit, latest_commit
 from attnstore.store.engine import open_block
 from attnstore.store.errors import ConflictError, IntegrityError, NotFoundError
@@ -35,7 +36,6 @@ from attnstore.store.tables import TABLES
 from attnstore.store.writer import ARRAYS, EpisodeWriter, shard_path
 
 ENGINES = ("tensorstore", "zarr")
-LOG8_ERROR = 2 ** (8 / 253) - 1
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_what_comes_back_is_what_was_written(
             if precision == "float16":
                 np.testing.assert_allclose(found, expected, rtol=2**-11, atol=2**-25)
             else:
-                np.testing.assert_allclose(found, expected, rtol=LOG8_ERROR, atol=2**-17)
+                np.testing.assert_allclose(found, expected, rtol=2 ** (8 / 253) - 1, atol=2**-17)
     shutil.rmtree(root)
 
 
@@ -161,7 +161,9 @@ def test_overview_maps_are_those_of_the_weights(paths: StorePaths, phase: str, e
             found = part.map(phase, GROUPS[phase], camera, reduction, (slice(None),))
             for keyframe in range(35):
                 expected = maps_of(episode, phase, GROUPS[phase], camera, keyframe)[i]
-                np.testing.assert_allclose(found[keyframe], expected, rtol=LOG8_ERROR, atol=2**-17)
+                np.testing.assert_allclose(
+                    found[keyframe], expected, rtol=2.0 ** -MAP_BITS[reduction]
+                )
 
 
 def test_tables_come_back_with_their_definitions(paths: StorePaths) -> None:

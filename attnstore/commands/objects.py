@@ -49,7 +49,7 @@ def objects() -> None:
 @click.option("--within", type=click.IntRange(min=0), default=0, show_default=True, metavar="FRAMES",
               help="A keyframe without masks takes those of the nearest frame this close.")  # fmt: skip
 @click.option("--tier", type=click.Choice(["maps", "full"]), default="maps", show_default=True,
-              help="Read the overview maps (log8), or all weights at the run's precision.")  # fmt: skip
+              help="Read the overview maps (within 0.05 %), or all weights at the run's precision.")  # fmt: skip
 @click.option("--tool-offset", type=float, default=0.0, show_default=True, metavar="METRES",
               help="From the recorded pose to the fingertips along its z; about 0.15 if the wrist "
                    "was recorded, as DROID's robots do.")  # fmt: skip
