@@ -6,17 +6,16 @@ import os
 import shutil
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from attnstore.store.base_tables import TOKEN_METRICS
-from attnstore.store.chunking import EXPECTED_RATIO, attention_bytes
+from attnstore.store.chunking import EXPECTED_RATIO, MAP_RATIO, attention_bytes
 from attnstore.store.commit import ATTEMPT_FILE, latest_commit
 from attnstore.store.errors import EpisodeError, IntegrityError
 from attnstore.store.paths import StorePaths, read_json
-from attnstore.store.precision import dtype
 from attnstore.store.run import RunConfig
 from attnstore.store.tokens import TokenLayout
 
@@ -32,6 +31,14 @@ CLOCK_SLACK = 2.0
 """Seconds that a process's start time may be off: the kernel counts it in ticks since boot."""
 SAMPLES = 3
 """Episodes whose first frame is prepared to learn the token counts."""
+MAP_ITEM = 4
+"""Bytes of a value of an overview map."""
+ROW_BYTES = 59
+"""Of a row of ``head_stats``, compressed; measured, as the next two."""
+EPISODE_ROW_BYTES = 160
+"""Of a row of ``episode_stats``, which has one per row of ``head_stats`` of a keyframe."""
+EPISODE_BYTES = 173_000
+"""Of an episode's small tables, policy arrays and Zarr metadata."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +54,9 @@ class Plan:
     keyframes: Mapping[str, int]
     """Per pending episode."""
     keyframe_bytes: int
-    """Raw stored bytes of one keyframe's attention, padding stripped."""
+    """Raw stored bytes of one keyframe's attention and overview maps, padding stripped."""
     stored_bytes: int
-    """Forecast for all pending keyframes, compressed."""
+    """Forecast for all pending episodes, compressed: attention, maps, tables, images, metadata."""
     free_bytes: int
     """Free space where the store is."""
     tokens: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -69,8 +76,8 @@ class Plan:
 def make_plan(job: EpisodeJob, policy: Policy, dataset: Dataset) -> Plan:
     """Check every episode and forecast the run, without loading the policy's weights.
 
-    The size comes from the token layouts of some first frames and the compression ratio that
-    trained attention had at least; images and tables are small beside it.
+    The size comes from the token layouts and the images of some first frames, and from the
+    compression that trained attention had at least.
 
     Raises
     ------
@@ -92,7 +99,8 @@ def make_plan(job: EpisodeJob, policy: Policy, dataset: Dataset) -> Plan:
         except EpisodeError as error:
             broken[name] = error.reason
     keyframes = {i.name: len(keyframe_indices(i.frames, job.run.stride)) for i in pending}
-    largest = 0
+    largest = Size()
+    images: list[int] = []
     tokens: dict[str, tuple[int, int]] = {}
     refused: ObservationError | None = None
     for info in pending[:SAMPLES]:
@@ -109,10 +117,11 @@ def make_plan(job: EpisodeJob, policy: Policy, dataset: Dataset) -> Plan:
             continue
         shapes = all_shapes(policy, sample.geometry, job.watch)
         layouts = all_layouts(policy, sample, job.watch)
-        size = raw_bytes(shapes, layouts, job.run.precision)
+        size = size_of(shapes, layouts, job.run.precision)
         if job.watch.token_stats:
-            size += token_stats_bytes(shapes, layouts)
-        largest = max(largest, size)
+            size = replace(size, attention=size.attention + token_stats_bytes(shapes, layouts))
+        largest = max(largest, size, key=lambda each: each.raw)
+        images.append(sum(len(c.data) for c in frame.cameras if c.camera in sample.geometry))
         tokens = tokens or {p: (len(x.query), len(x.key)) for p, x in layouts.items()}
     if refused is not None and not tokens:
         # No sample fits: it is the dataset or the checkpoint that is wrong, not an episode.
@@ -120,34 +129,60 @@ def make_plan(job: EpisodeJob, policy: Policy, dataset: Dataset) -> Plan:
     pending = [i for i in pending if i.name not in broken]
     keyframes = {i.name: keyframes[i.name] for i in pending}
     total = sum(keyframes.values())
-    stored = round(largest * total / EXPECTED_RATIO[job.run.precision])
+    image = sum(images) / len(images) if images else 0.0
+    stored = round(
+        total * (largest.compressed(job.run.precision) + image)
+        + len(pending) * (largest.rows * EPISODE_ROW_BYTES + EPISODE_BYTES)
+    )
     return Plan(
         tuple(_others_last(job, [i.name for i in pending])),
         tuple(committed),
         broken,
         keyframes,
-        largest,
+        largest.raw,
         stored,
         shutil.disk_usage(_existing(job.paths.root)).free,
         tokens,
     )
 
 
-def raw_bytes(
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What one keyframe brings."""
+
+    attention: int = 0
+    """Raw stored bytes."""
+    map_values: int = 0
+    """Values of all maps of one reduction."""
+    rows: int = 0
+    """Of ``head_stats``."""
+
+    @property
+    def raw(self) -> int:
+        """Raw stored bytes of attention and overview maps."""
+        return self.attention + len(MAP_RATIO) * self.map_values * MAP_ITEM
+
+    def compressed(self, precision: str) -> float:
+        """Expected bytes on disk, without images."""
+        maps = sum(self.map_values * MAP_ITEM / ratio for ratio in MAP_RATIO.values())
+        return self.attention / EXPECTED_RATIO[precision] + maps + self.rows * ROW_BYTES
+
+
+def size_of(
     phases: Mapping[str, PhaseShape], layouts: Mapping[str, TokenLayout], precision: str
-) -> int:
-    """Raw stored bytes of one keyframe: attention, and its overview maps (mean and max, log8)."""
-    total = 0
+) -> Size:
+    """Measure what one keyframe brings: attention, overview maps, rows of statistics."""
+    attention = values = rows = 0
     for name, shape in phases.items():
         layout = layouts[name]
-        steps = shape.steps
-        total += attention_bytes(
-            shape.layers, shape.heads, len(layout.query), len(layout.key), steps, precision
+        attention += attention_bytes(
+            shape.layers, shape.heads, len(layout.query), len(layout.key), shape.steps, precision
         )
-        patches = sum(len(span) for span in layout.key if span.camera is not None)
-        maps = shape.layers * shape.heads * (steps or 1) * patches * len(shape.query_groups)
-        total += 2 * maps * dtype("log8").itemsize
-    return total
+        heads = shape.layers * shape.heads * (shape.steps or 1) * len(shape.query_groups)
+        cameras = [span for span in layout.key if span.camera is not None]
+        rows += heads * len(cameras)
+        values += heads * sum(map(len, cameras))
+    return Size(attention, values, rows)
 
 
 def token_stats_bytes(phases: Mapping[str, PhaseShape], layouts: Mapping[str, TokenLayout]) -> int:

@@ -238,7 +238,7 @@ class TestRun:
             make_plan(replace(job, watch=w), policy, dataset) for w in (Watch(), VISION)
         )
         attention = ENCODER_LAYERS * ENCODER_HEADS * PATCHES * PATCHES * 2
-        maps = 2 * ENCODER_LAYERS * ENCODER_HEADS * PATCHES
+        maps = 2 * 4 * ENCODER_LAYERS * ENCODER_HEADS * PATCHES
         assert plan.keyframe_bytes - without.keyframe_bytes == len(CAMERAS) * (attention + maps)
         assert plan.tokens["vision/hand_camera"] == (PATCHES, PATCHES)
         assert "vision/hand_camera" not in without.tokens
