@@ -73,7 +73,7 @@ _TABLES = (
             Column("tier", STRING, "what was read: maps (overview maps, float32 of 11 significant bits) or full (all weights, at the run's precision)"),
             Column("threshold", FLOAT32, "share of a map's largest value from which a patch is bright, for iou", "0..1"),
             Column("area", FLOAT32, "share of the seen image that the object covers: what overlap_ratio is by chance", "0..1"),
-            *(Column(name, FLOAT32, text, unit) for name, (text, unit) in (OBJECT_METRICS | OBJECT_ERRORS).items()),
+            *(Column(name, FLOAT32, text, unit) for name, (text, unit) in {**OBJECT_METRICS, **OBJECT_ERRORS}.items()),
         ),
     ),
     Table(

@@ -29,7 +29,7 @@ from attnstore.ingest.workers import PolicySpec
 from attnstore.query import Episode, Store
 from attnstore.query import open as open_store_for_reading
 from attnstore.query.masks import open_detector_masks
-from attnstore.query.object_options import ObjectOptions
+from attnstore.query.object_options import ObjectOptions, Tier
 from attnstore.query.object_part import Added, add_objects, find_episode, match_frames
 from attnstore.query.objects import cover_patches, object_metrics
 from attnstore.store.commit import Attempt, latest_commit, revision_files
@@ -150,7 +150,7 @@ def test_rows_say_how_far_they_are_off_the_unrounded_weights(
     writer.commit({})
     store = open_store_for_reading(paths.root)
     worst: dict[tuple[str, int], float] = {}
-    sure = {"maps": 0, "full": 0}
+    sure: dict[Tier, int] = {"maps": 0, "full": 0}
     for tier in sure:
         for row in rows(store, add(store, dataset, ObjectOptions("detector", tier=tier))):
             if row["head_kind"] != "head":

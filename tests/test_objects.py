@@ -183,7 +183,7 @@ def test_a_tie_at_the_top_is_not_sure_and_one_at_the_threshold_costs_a_patch() -
     found = metric_errors(maps, cover, Error(0.02, 0.0))
     assert found["pointing_sure"].tolist() == [[0], [1]]
     # 0.12 is 0.3 times 0.4: the union is the object alone, or a patch more.
-    np.testing.assert_allclose(found["iou_error"], [[0], [0.5]])
+    np.testing.assert_allclose(np.asarray(found["iou_error"], np.float64), np.array([[0.0], [0.5]]))
 
 
 @settings(max_examples=200)

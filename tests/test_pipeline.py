@@ -337,7 +337,7 @@ class Enlarged(DroidDataset):
     scale = 1
 
     def episode_names(self) -> list[str]:
-        return super().episode_names()[:1]
+        return list(super().episode_names()[:1])
 
     def frames(self, name: str, indices: Sequence[int]) -> Iterator[Frame]:
         for frame in super().frames(name, indices):
