@@ -148,17 +148,25 @@ class DetectorMasks:
                 f"{where}: {name} holds {array.dtype} of shape {array.shape}; a mask is bool of "
                 "shape (height, width)"
             )
-        return np.array(array)
+        pixels = np.array(array)
+        if (pixels.view(np.uint8) > 1).any():
+            raise self._error(
+                f"{where}: {name} holds bytes that are neither 0 nor 1; copy the file again"
+            )
+        return pixels
 
     def _run_lengths(self, detection: Detection) -> Mask:
         raw, where = detection.segmentation, detection.where
-        if isinstance(raw, list):
+        expected = 'run lengths are expected: {"size": [height, width], "counts": ...}'
+        if raw is None or raw in ([], {}, "", [[]]):
             raise self._error(
-                f"{where}: the segmentation is a polygon; run lengths are expected: "
-                '{"size": [height, width], "counts": ...}'
+                f"{where}: the segmentation is empty ({raw!r}), a box without a mask; {expected}, "
+                "or leave the detection out"
             )
+        if isinstance(raw, list):
+            raise self._error(f"{where}: the segmentation is a polygon; {expected}")
         try:
-            height, width = (int(n) for n in raw["size"])
+            height, width = raw["size"]
             return decode_rle((height, width), raw["counts"])
         except (KeyError, TypeError, ValueError) as error:
             text = str(error) if isinstance(error, ValueError) else repr(error)
@@ -197,7 +205,7 @@ def open_detector_masks(episode: str, directory: Path, camera: str) -> DetectorM
         )
     reading = file
     try:
-        found = read_detector_file(file, folder) if file == detector else read_coco_file(file)
+        found = read_detector_file(file, folder) if file == detector else read_coco_file(file, camera)
         reading = directory / WHITE_LIST
         trusted = read_white_list(reading)
     except ValueError as error:

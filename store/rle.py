@@ -11,7 +11,7 @@ Source: ``maskApi.c`` of the COCO API (Lin et al. 2014, "Microsoft COCO"), funct
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ def decode_rle(size: tuple[int, int], counts: Sequence[int] | str) -> Mask:
     Raises
     ------
     ValueError
-        If the runs are negative or do not add up to the mask's pixels.
+        If the runs are negative or not whole numbers, or do not add up to the mask's pixels.
 
     Examples
     --------
@@ -49,10 +49,14 @@ def decode_rle(size: tuple[int, int], counts: Sequence[int] | str) -> Mask:
     [[0, 1, 0], [1, 0, 0]]
     """
     height, width = size
+    if not _whole(size):
+        raise ValueError(f"a mask's size is two whole numbers; got {list(size)!r}")
     if height < 1 or width < 1 or height * width > LARGEST:
         raise ValueError(f"a mask of {height} x {width} pixels")
     # Python's integers first: a run of 2**70 must be an error here and not an overflow.
-    listed = parse_counts(counts) if isinstance(counts, str) else [int(n) for n in counts]
+    listed = parse_counts(counts) if isinstance(counts, str) else list(counts)
+    if not _whole(listed):
+        raise ValueError("runs are whole numbers")
     if any(n < 0 for n in listed):
         raise ValueError(f"a run of {min(listed)} pixels; runs are counted from 0")
     if sum(listed) != height * width:
@@ -63,6 +67,11 @@ def decode_rle(size: tuple[int, int], counts: Sequence[int] | str) -> Mask:
     inside = np.arange(len(listed)) % 2 == 1
     pixels = np.repeat(inside, np.asarray(listed, np.int64))
     return np.ascontiguousarray(pixels.reshape(width, height).T)
+
+
+def _whole(numbers: Iterable[object]) -> bool:
+    # True is an int in Python, and int() would cut 1.5 down
+    return all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in numbers)
 
 
 def encode_rle(mask: Mask) -> str:

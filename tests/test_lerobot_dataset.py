@@ -253,13 +253,13 @@ class TestBroken:
         frames = [content.picture(0, TOP, f) for f in range(content.lengths[0])]
         write_video(copied / TOP_VIDEO, frames)
         LeRobotDataset(copied).info("episode_000000")
-        assert "ends before the episode: its last frame at 2.5000 s" in problem(copied, 1)
+        assert "ends before the episode: its frame at 1.7000 s is not there" in problem(copied, 1)
 
     def test_video_with_a_clock_of_its_own(self, copied: Path) -> None:
         edit_rows(copied, lambda t: replaced(t, "timestamp", 8, 0.84))
         reason = problem(copied)
         assert "no frame within 0.0001 s of 0.8400 s" in reason
-        assert "at 0.8000 s and 0.9000 s; pass a larger --tolerance" in reason
+        assert "at 0.8000 s and 0.9000 s; the clocks of rows and video are 0.04 s apart: pass a" in reason
         dataset = LeRobotDataset(copied, tolerance=0.045)
         frame = next(iter(dataset.frames("episode_000000", [8])))
         wanted = Content().picture(0, TOP, 8)

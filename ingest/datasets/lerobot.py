@@ -12,7 +12,7 @@ from attnstore.store.errors import EpisodeError, NotFoundError, UsageError
 
 from .base import OUTCOMES, CameraFrame, EpisodeInfo, Frame, VideoFrames, check_frames
 from .lerobot_files import open_files
-from .lerobot_meta import Recording, instruction, read_info, read_recordings, read_tasks
+from .lerobot_meta import Lost, Recording, instruction, read_info, read_recordings, read_tasks
 from .lerobot_outcome import outcome_of_episode, outcome_of_frames, read_outcomes
 from .lerobot_rows import EmbeddedImages, EpisodeRows, read_columns, read_rows
 from .lerobot_video import TOLERANCE, TimedVideo
@@ -129,6 +129,7 @@ class LeRobotDataset:
         """
         if not self._recordings:
             raise NotFoundError(f"{self._files.source}: the dataset has no episodes")
+        self._check_outcomes()
         names = [name for name, entry in self._recordings.items() if self._selects(entry)]
         if not names:
             filters = {"outcome": self._outcome, "episodes": self._episodes}
@@ -158,7 +159,7 @@ class LeRobotDataset:
         rows = self._rows(recording)
         for camera in self._cameras(recording, rows):
             if isinstance(camera, _Timed):
-                camera.video.check(float(rows.times[-1]))
+                camera.video.check([float(rows.times[0]), float(rows.times[-1])])
         text = instruction(name, self._tasks, rows.tasks)
         return EpisodeInfo(
             name=name,
@@ -195,18 +196,32 @@ class LeRobotDataset:
         return _read(rows, self._cameras(recording, rows), tuple(indices))
 
     @cached_property
-    def _recordings(self) -> Mapping[str, Recording]:
+    def _recordings(self) -> Mapping[str, Recording | Lost]:
         return read_recordings(self._files, self._recorded)
 
     @cached_property
-    def _tasks(self) -> Mapping[int, str]:
+    def _tasks(self) -> Mapping[int, Sequence[str]]:
         return read_tasks(self._files, self._recorded)
 
     def _find(self, name: str) -> Recording:
-        try:
-            return self._recordings[name]
-        except KeyError:
-            raise NotFoundError(f"{self._files.source}: no episode {name!r}") from None
+        found = self._recordings.get(name)
+        if found is None:
+            raise NotFoundError(f"{self._files.source}: no episode {name!r}")
+        if isinstance(found, Lost):
+            raise EpisodeError(name, found.reason)
+        return found
+
+    def _check_outcomes(self) -> None:
+        known = {recording.index for recording in self._recordings.values()}
+        strange = sorted(set(self._outcomes or ()) - known)
+        if strange:
+            counted = ""
+            if strange == [max(known) + 1] and min(self._outcomes or ()) == min(known) + 1:
+                counted = "; the file seems to count from 1, episodes are counted from 0"
+            raise UsageError(
+                f"the outcome file names episode {', '.join(map(str, strange[:5]))}, which "
+                f"{self._files.source} has not: it has {min(known)} to {max(known)}{counted}"
+            )
 
     def _choose_cameras(self, asked: Sequence[str]) -> dict[str, str]:
         there = self._recorded.cameras
@@ -239,13 +254,15 @@ class LeRobotDataset:
                 )
         return tuple(columns)
 
-    def _selects(self, recording: Recording) -> bool:
+    def _selects(self, recording: Recording | Lost) -> bool:
         if self._episodes is not None and not any(
             fnmatchcase(text, self._episodes) for text in (recording.name, str(recording.index))
         ):
             return False
         if self._outcome is None:
             return True
+        if isinstance(recording, Lost):
+            return True  # as below
         try:
             return self._outcome_of(recording) == self._outcome
         except EpisodeError:
@@ -290,8 +307,9 @@ class LeRobotDataset:
             where, start = recording.videos[column]
             path = self._file(recording, where)
             video = TimedVideo(
-                recording.name, camera, path, where, start, self._tolerance, self._kept
-            )
+                recording.name, camera, path, where, start, self._recorded.fps, self._tolerance,
+                self._kept,
+            )  # fmt: skip
             cameras.append(_Timed(video, rows))
         return cameras
 

@@ -15,7 +15,7 @@ from typing import Any
 from attnstore.store.errors import AttnstoreError, UsageError
 
 from .lerobot_files import INFO, DatasetFiles, open_files
-from .lerobot_meta import Recorded, Recording, read_info, read_recordings
+from .lerobot_meta import Lost, Recorded, Recording, read_info, read_recordings
 from .lerobot_rows import EPISODE, FRAME
 
 PREFIX = "attention."
@@ -114,7 +114,7 @@ def export_copy(
 
 def _frame_values(
     recorded: Recorded,
-    recordings: Mapping[str, Recording],
+    recordings: Mapping[str, Recording | Lost],
     names: Sequence[str],
     rows: Sequence[Sequence[Any]],
     prefix: str,
@@ -142,6 +142,8 @@ def _frame_values(
         recording = recordings.get(name) or by_index.get(name)
         if recording is None:
             raise UsageError(f"the dataset has no episode {name!r}; select episodes.name")
+        if isinstance(recording, Lost):
+            raise UsageError(f"{recording.name}: {recording.reason}")
         if not isinstance(frame, int) or not 0 <= frame < recording.length:
             raise UsageError(
                 f"{recording.name} has frames 0 to {recording.length - 1}; the query gives {frame!r}"
@@ -172,11 +174,8 @@ def _copy(
 ) -> None:
     import pyarrow as pa
 
-    for path in sorted(files.root.rglob("*")):
-        place = path.relative_to(files.root)
-        if any(part.startswith(".") for part in place.parts) or not path.is_file():
-            continue
-        copy = target / place
+    for place in _files_below(files.root):
+        path, copy = files.root / place, target / place
         copy.parent.mkdir(parents=True, exist_ok=True)
         if place.parts[0] == "data" and path.suffix == ".parquet":
             try:
@@ -196,6 +195,33 @@ def _copy(
             copy.symlink_to(path)
         else:
             shutil.copy2(path, copy)
+
+
+def _files_below(root: Path) -> list[Path]:
+    """Relative paths of all files that are not hidden, through linked folders too, sorted."""
+    found: list[Path] = []
+
+    def walk(folder: Path, above: tuple[Path, ...]) -> None:
+        real = folder.resolve()
+        if real in above:
+            raise UsageError(
+                f"{folder.relative_to(root)} is a link to a folder that it lies in; remove the link"
+            )
+        for path in folder.iterdir():
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                walk(path, (*above, real))
+            elif path.is_file():
+                found.append(path.relative_to(root))
+            elif path.is_symlink():
+                raise UsageError(
+                    f"{path.relative_to(root)} is a link to {os.readlink(path)}, which is not "
+                    "there; restore it, or remove the link"
+                )
+
+    walk(root, ())
+    return sorted(found)
 
 
 def _add_columns(source: Path, target: Path, values: FrameValues, fill: str) -> None:

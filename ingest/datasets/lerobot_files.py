@@ -52,8 +52,12 @@ class DatasetFiles:
             ) from error
 
     def under(self, folder: str) -> list[Path]:
-        """Return the Parquet files of ``{folder}/*/``, sorted; a hub's ``meta`` is here already."""
-        return sorted((self.root / folder).glob("*/*.parquet"))
+        """Return the Parquet files of ``{folder}/*/``, sorted; a hub's ``meta`` is here already.
+
+        Hidden ones are none of it: macOS leaves ``._file-000.parquet`` beside a copied file.
+        """
+        found = sorted((self.root / folder).glob("*/*.parquet"))
+        return [path for path in found if not path.name.startswith(".")]
 
 
 def open_files(source: str, revision: str | None = None) -> DatasetFiles:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import csv
-import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from attnstore.store.errors import EpisodeError, UsageError
+from attnstore.store.json_text import parse_json
 
 from .base import OUTCOMES
+from .lerobot_meta import scalar
 
 WORDS = {"true": "success", "1": "success", "false": "failure", "0": "failure", "": "unknown"}
 EPISODE_FIELDS = ("episode_index", "episode")
 OUTCOME_FIELDS = ("outcome", "success")
+_INDEX = re.compile(r"(?:episode_)?([0-9]{1,9})(?:\.0)?")
 
 
 def outcome_value(value: Any) -> str:
@@ -54,9 +57,15 @@ def outcome_of_frames(episode: str, column: str, values: Iterable[Any]) -> str:
         If a value is not an outcome.
     """
     try:
-        found = {outcome_value(_scalar(v)) for v in values} - {"unknown"}
+        each = [scalar(v) for v in values]
+        found = {outcome_value(v) for v in each} - {"unknown"}
     except ValueError as error:
         raise EpisodeError(episode, f"column {column}: {error}; choose another column") from None
+    words = {str(v).strip().lower() for v in each if isinstance(v, str)}
+    if {"success", "failure"} <= words:
+        raise EpisodeError(
+            episode, f"column {column} says both success and failure; choose another column"
+        )
     return "success" if "success" in found else "failure" if found else "unknown"
 
 
@@ -69,7 +78,7 @@ def outcome_of_episode(episode: str, column: str, value: Any) -> str:
         If the value is not an outcome.
     """
     try:
-        return outcome_value(_scalar(value))
+        return outcome_value(scalar(value))
     except ValueError as error:
         raise EpisodeError(
             episode, f"column {column} of meta/episodes: {error}; choose another column"
@@ -90,14 +99,18 @@ def read_outcomes(file: Path) -> dict[int, str]:
     try:
         if file.suffix.lower() == ".csv":
             with file.open(newline="", encoding="utf-8-sig") as stream:
-                pairs = [_pair(row) for row in csv.DictReader(stream)]
+                reader = csv.DictReader(stream)
+                fields = reader.fieldnames or []
+                if twice := {field for field in fields if fields.count(field) > 1}:
+                    raise ValueError(f"column {', '.join(map(str, twice))} stands twice")
+                pairs = [_pair(row) for row in reader]
         else:
-            loaded = json.loads(file.read_text("utf-8"))
+            loaded = parse_json(file.read_bytes())
             if isinstance(loaded, dict):
                 pairs = [(_index(key), outcome_value(value)) for key, value in loaded.items()]
             else:
                 pairs = [_pair(row) for row in loaded]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise UsageError(
             f"{file}: expected CSV with the columns episode_index and outcome, or JSON "
             f'{{"0": "success"}}: {error}'
@@ -111,17 +124,18 @@ def read_outcomes(file: Path) -> dict[int, str]:
 
 
 def _pair(row: Mapping[str, Any]) -> tuple[int, str]:
-    index = next((row[field] for field in EPISODE_FIELDS if field in row), None)
-    field = next((field for field in OUTCOME_FIELDS if field in row), None)
-    if index is None or field is None:
+    indices = {_index(row[field]) for field in EPISODE_FIELDS if field in row}
+    outcomes = {outcome_value(row[field]) for field in OUTCOME_FIELDS if field in row}
+    if not indices or not outcomes:
         raise ValueError(f"the fields are {', '.join(map(str, row))}")
-    return _index(index), outcome_value(row[field])
+    if len(indices) > 1 or len(outcomes) > 1:
+        both = " and ".join(map(str, sorted(indices if len(indices) > 1 else outcomes)))
+        raise ValueError(f"a row says both {both}")
+    return indices.pop(), outcomes.pop()
 
 
 def _index(value: Any) -> int:
-    return int(str(value).removeprefix("episode_"))
-
-
-def _scalar(value: Any) -> Any:
-    # a feature of shape (1,) is a scalar in some versions and a list of one in others
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
+    found = _INDEX.fullmatch(str(value).strip())
+    if found is None or isinstance(value, bool):
+        raise ValueError(f"an episode is its index, or episode_000000; got {value!r:.60}")
+    return int(found[1])

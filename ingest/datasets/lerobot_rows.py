@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from attnstore.store.errors import EpisodeError
 
 from .base import CameraFrame
-from .lerobot_meta import Recording
+from .lerobot_meta import Recording, is_whole, scalar
 from .stills import refused, still
 
 FRAME, EPISODE, TIME, TASK = "frame_index", "episode_index", "timestamp", "task_index"
@@ -68,8 +68,8 @@ def read_rows(
         If the file is unreadable, lacks a column, or its frames are not 0 to length - 1.
     """
     table = read_columns(path, recording, [FRAME, TIME, TASK, *states, *actions])
-    frames = table[FRAME].to_pylist()
-    if frames != list(range(recording.length)):
+    frames = _scalars(recording, table, FRAME)
+    if len(frames) != recording.length or frames != list(range(recording.length)):
         wrong = next((i for i, frame in enumerate(frames) if frame != i), len(frames))
         raise EpisodeError(
             recording.name,
@@ -80,14 +80,17 @@ def read_rows(
         )
     if not recording.length:
         raise EpisodeError(recording.name, "an episode has frames: this one has none; leave it out")
-    times = np.asarray(table[TIME].to_pylist(), np.float64).reshape(len(frames))
+    times = np.asarray(_scalars(recording, table, TIME), np.float64)
     if not np.isfinite(times).all() or not (np.diff(times) > 0).all():
         raise EpisodeError(
             recording.name, f"the times in {recording.data} do not go forward; repair the file"
         )
+    tasks = _scalars(recording, table, TASK)
+    if not all(is_whole(i) for i in tasks):
+        raise _wrong_type(recording, table, TASK, "a whole number")
     return EpisodeRows(
         times,
-        [int(i) for i in table[TASK].to_pylist()],
+        [int(i) for i in tasks],
         _numbers(recording, table, states),
         _numbers(recording, table, actions),
     )
@@ -110,14 +113,26 @@ def read_columns(
     if frames is not None:
         rows.append((FRAME, "in", list(frames)))
     try:
-        there = pq.read_schema(path).names
-        for column in (EPISODE, *columns):
-            if column not in there:
+        schema = pq.read_schema(path)
+        for column in (EPISODE, *(key for key, _, _ in rows), *columns):
+            if schema.names.count(column) != 1:
                 raise EpisodeError(
                     recording.name,
-                    f"{recording.data} has no column {column}; it has {', '.join(there)}",
+                    f"{recording.data} has {schema.names.count(column) or 'no'} column {column}; "
+                    f"it has {', '.join(schema.names)}",
                 )
-        return pq.read_table(path, columns=list(dict.fromkeys(columns)), filters=rows)
+        keys = [key for key, _, _ in rows]
+        wanted = list(dict.fromkeys(columns))
+        # Arrow compares lists with nothing; some exporters write a scalar as a list of one
+        if all(pa.types.is_integer(schema.field(key).type) for key in keys):
+            return pq.read_table(path, columns=wanted, filters=rows, partitioning=None)
+        keep = pq.read_table(path, columns=keys, partitioning=None)
+        chosen = np.full(keep.num_rows, True)
+        for key, _, asked in rows:
+            values = _scalars(recording, keep, key)
+            among = {asked} if key == EPISODE else set(asked)
+            chosen &= np.asarray([value in among for value in values], bool)
+        return pq.read_table(path, columns=wanted, partitioning=None).filter(pa.array(chosen))
     except (OSError, pa.ArrowException) as error:
         # Arrow's reasons may carry the absolute path
         reason = " ".join(str(error).replace(str(path), recording.data).split())[:200]
@@ -151,11 +166,13 @@ class EmbeddedImages:
             before it.
         """
         table = read_columns(self.path, self.recording, [FRAME, self.column], frames)
-        cells = dict(zip(table[FRAME].to_pylist(), table[self.column].to_pylist(), strict=True))
+        numbers = _scalars(self.recording, table, FRAME)
+        cells = dict(zip(numbers, table[self.column].to_pylist(), strict=True))
         first: tuple[int, ...] | None = None
         for frame in frames:
+            data = self._bytes(frame, cells.get(frame))
             try:
-                picture = still(self.camera, self._bytes(cells[frame]), upright=True)
+                picture = still(self.camera, data, upright=True)
             except (OSError, ValueError, TypeError) as error:
                 where = f"{self.column} of frame {frame} in {self.recording.data}"
                 raise EpisodeError(self.recording.name, refused(where, error)) from error
@@ -170,21 +187,74 @@ class EmbeddedImages:
                 )
             yield picture
 
-    def _bytes(self, cell: dict[str, Any]) -> bytes:
-        if (data := cell.get("bytes")) is not None:
-            return bytes(data)
-        return (self.root / str(cell.get("path"))).read_bytes()
+    def _bytes(self, frame: int, cell: Any) -> bytes:
+        """Return an image file's bytes: the cell's own, or those of the file that it names."""
+        if isinstance(cell, bytes):
+            return cell
+        data, named = (
+            (cell.get("bytes"), cell.get("path")) if isinstance(cell, Mapping) else (None, cell)
+        )
+        if isinstance(data, bytes):
+            return data
+        where = f"{self.column} of frame {frame} in {self.recording.data}"
+        if data is not None or not (named is None or isinstance(named, str)):
+            raise EpisodeError(
+                self.recording.name,
+                f"{where} is {type(named if data is None else data).__name__}; an image is the "
+                "bytes of a JPEG or PNG file, or {bytes, path}; export the dataset again",
+            )
+        if not named:
+            raise EpisodeError(
+                self.recording.name,
+                f"frame {frame} has no image: {where} is null; restore it, or leave the episode out",
+            )
+        pure = PurePosixPath(named)
+        if pure.is_absolute() or ".." in pure.parts or "\0" in named:
+            raise EpisodeError(
+                self.recording.name,
+                f"{where} names {named!r:.100}, which is not below the dataset's folder; embed the "
+                "images",
+            )
+        try:
+            return (self.root / pure).read_bytes()
+        except OSError as error:
+            raise EpisodeError(
+                self.recording.name,
+                f"{where} names {named!r:.100}: {error.strerror}; copy the file again",
+            ) from error
+
+
+def _scalars(recording: Recording, table: Any, column: str) -> list[Any]:
+    """Return a column's numbers; a list of one is the number in it."""
+    values = [scalar(value) for value in table[column].to_pylist()]
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        raise _wrong_type(recording, table, column, "one number")
+    return values
+
+
+def _wrong_type(recording: Recording, table: Any, column: str, expected: str) -> EpisodeError:
+    kind = table.schema.field(column).type
+    nulls = table[column].null_count
+    holds = f"{nulls} of its {table.num_rows} values are null" if nulls else f"it holds {kind}"
+    return EpisodeError(
+        recording.name,
+        f"column {column} of {recording.data} has {expected} a frame; {holds}; export the dataset "
+        "again",
+    )
 
 
 def _numbers(recording: Recording, table: Any, columns: Sequence[str]) -> NDArray[np.float32]:
     parts = []
     for column in columns:
+        rows = table[column].to_pylist()
+        values: NDArray[Any] | None
         try:
-            values = np.asarray(table[column].to_pylist(), np.float32)
-        except (ValueError, TypeError) as error:
-            raise EpisodeError(
-                recording.name,
-                f"{column} in {recording.data} has not one row of numbers a frame ({error})",
-            ) from error
-        parts.append(values.reshape(recording.length, -1))
+            values = np.asarray(rows)
+        except (ValueError, TypeError):  # rows of different lengths
+            values = None
+        # None, a text of digits or a date would become numbers of some sort
+        if values is None or values.dtype.kind not in "fiub":
+            raise _wrong_type(recording, table, column, "one row of numbers")
+        with np.errstate(over="ignore"):  # becomes infinite, which check_finite reports
+            parts.append(values.astype(np.float32).reshape(recording.length, -1))
     return np.concatenate(parts, axis=1) if parts else np.empty((recording.length, 0), np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,22 +32,24 @@ class TimedVideo:
     """The file relative to the dataset, for messages."""
     start: float
     """Time in the file at which the episode begins, seconds."""
+    fps: float
+    """Frames per second, as the dataset says."""
     tolerance: float = TOLERANCE
     kept: VideoFrames = "jpeg"
 
-    def check(self, last: float) -> None:
-        """Look for the packet of the episode's last frame, without decoding.
+    def check(self, times: Sequence[float]) -> None:
+        """Look for the packets of some of the episode's frames, without decoding.
 
         Parameters
         ----------
-        last
-            Time of the last frame since the episode's first, seconds.
+        times
+            Times of frames since the episode's first, seconds.
 
         Raises
         ------
         EpisodeError
-            If the file is not a readable video, has no exact pixels of 8 bits, or ends before that
-        frame.
+            If the file is not a readable video, has no exact pixels of 8 bits, ends before a frame, or
+            has it at another time.
         """
         import av
 
@@ -55,12 +58,8 @@ class TimedVideo:
             with av.open(str(self.path)) as container:
                 stream = self._stream(container)
                 check_format(stream)
-                self._seek(container, stream, self.start + last)
-                present = any(
-                    packet.pts * stream.time_base >= self.start + last - self.tolerance
-                    for packet in container.demux(stream)
-                    if packet.pts is not None and packet.size > 0
-                )
+                for time in times:
+                    self._look_for(container, stream, self.start + time, times[0], size)
         except VideoFormatError as error:
             raise EpisodeError(self.episode, f"{self.where} {error}") from error
         except av.FFmpegError as error:
@@ -69,12 +68,44 @@ class TimedVideo:
                 f"{self.where} ({size} bytes) is not a readable video: {error.strerror}; copy the "
                 "file again",
             ) from error
-        if not present:
-            raise EpisodeError(
-                self.episode,
-                f"{self.where} ({size} bytes) ends before the episode: its last frame at "
-                f"{self.start + last:.4f} s is not there; copy the file again",
-            )
+
+    def _look_for(
+        self, container: Any, stream: Any, time: float, first: float, size: int
+    ) -> None:
+        self._seek(container, stream, time)
+        before: float | None = None
+        after: float | None = None
+        past = 0
+        for packet in container.demux(stream):
+            if packet.pts is None or packet.size == 0:
+                continue
+            here = float(packet.pts * stream.time_base)
+            if abs(here - time) <= self.tolerance:
+                return
+            if here < time:
+                before = here if before is None else max(before, here)
+            else:
+                after = here if after is None else min(after, here)
+                # packets come in the order in which they are decoded
+                past += 1
+                if past >= REORDER:
+                    break
+        off, near = min((abs(t - time), t) for t in (before, after, math.inf) if t is not None)
+        if after is not None or off < 0.5 / self.fps:
+            raise self._absent(time, before, after, first)
+        raise EpisodeError(
+            self.episode,
+            f"{self.where} ({size} bytes) ends before the episode: its frame at {time:.4f} s is not "
+            f"there, the last is at {near:.4f} s; {self._hardware_clock(first) or 'copy the file again'}",
+        )
+
+    def _hardware_clock(self, first: float) -> str:
+        if first < 0.5 / self.fps:
+            return ""
+        return (
+            f"the rows' times start at {first:.4f} s and LeRobot counts from the episode's first "
+            "frame: subtract it from the column timestamp if it is another clock's"
+        )
 
     def read(self, times: Sequence[float]) -> Iterator[CameraFrame]:
         """Yield the frames at the asked times, in the given order.
@@ -160,11 +191,25 @@ class TimedVideo:
         if time > 0:
             container.seek(int(time / stream.time_base), stream=stream, backward=True)
 
-    def _absent(self, time: float, before: float | None, after: float | None) -> EpisodeError:
-        around = " and ".join(f"{t:.4f} s" for t in (before, after) if t is not None) or "no time"
+    def _absent(
+        self, time: float, before: float | None, after: float | None, first: float = 0.0
+    ) -> EpisodeError:
+        there = [t for t in (before, after) if t is not None]
+        around = " and ".join(f"{t:.4f} s" for t in there) or "no time"
+        off = min((abs(t - time) for t in there), default=math.inf)
+        needed = math.ceil(off * 1.05e4) / 1e4 if off < math.inf else off
+        if needed < 0.5 / self.fps:
+            repair = (
+                f"the clocks of rows and video are {off:.2g} s apart: pass a larger --tolerance, "
+                f"such as {needed:g}, or re-encode the video"
+            )
+        else:
+            repair = self._hardware_clock(first) or (
+                "that is half a frame or more, which no --tolerance bridges: repair the times in "
+                "meta/ or data/, or re-encode the video"
+            )
         return EpisodeError(
             self.episode,
             f"{self.where} has no frame within {self.tolerance:g} s of {time:.4f} s, the frames "
-            f"around it are at {around}; pass a larger --tolerance if the clock is that coarse, "
-            "else re-encode the video",
+            f"around it are at {around}; {repair}",
         )
