@@ -15,6 +15,7 @@ from attnstore.store.writer import EpisodeWriter
 from .datasets.base import Dataset, EpisodeInfo, Frame
 from .keyframes import describe_episode, keyframe_indices, observation
 from .policies.base import ATTENTION_ONLY, Policy, Watch
+from .reading import prepare, read_info
 from .recorder import EpisodeRecorder
 from .views import keyframe_views
 from .writing import WriteQueue
@@ -82,7 +83,7 @@ def ingest_episode(
         If `stopped` said so.
     """
     started = time.monotonic()
-    info = dataset.info(name)
+    info = read_info(dataset, name)
     indices = keyframe_indices(info.frames, job.run.stride)
     spec, shapes = describe_episode(
         info,
@@ -126,5 +127,5 @@ def _record(
     first: int,
 ) -> None:
     observations = [observation(frame, info, job.run.seed) for frame in frames]
-    batch = policy.prepare(observations)
+    batch = prepare(policy, observations)
     recorder.run(range(first, first + len(frames)), frames, batch)

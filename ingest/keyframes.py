@@ -15,6 +15,7 @@ from attnstore.store.tokens import AlignedAxis, TokenLayout
 from .datasets.base import EpisodeInfo, Frame
 from .encoders import all_layouts, all_shapes
 from .policies.base import ATTENTION_ONLY, Observation, Policy, Watch
+from .reading import prepare
 
 
 def keyframe_indices(frames: int, stride: int) -> tuple[int, ...]:
@@ -70,7 +71,7 @@ def describe_episode(
     seeds, state_dof, recorded_dof = [], 0, 0
     for frame in frames:
         sight = observation(frame, info, seed)
-        sample = policy.prepare([sight]).samples[0]
+        sample = prepare(policy, [sight]).samples[0]
         for path, layout in all_layouts(policy, sample, watch).items():
             layouts.setdefault(path, []).append(layout)
         if geometry and sample.geometry != geometry:

@@ -12,8 +12,16 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, Protocol
 
+from attnstore.store.boundary import told
 from attnstore.store.commit import Commit, Key, latest_commit
-from attnstore.store.errors import AttnstoreError, ConflictError, EpisodeError, HealthError
+from attnstore.store.errors import (
+    AttnstoreError,
+    ConflictError,
+    EpisodeError,
+    HealthError,
+    IntegrityError,
+    UnsupportedFormatError,
+)
 from attnstore.store.paths import StorePaths, create_exclusive, now, slug
 
 from .datasets.base import Dataset
@@ -129,6 +137,11 @@ def settle(paths: StorePaths, part: Key, name: str, work: Callable[[], Commit]) 
         return Outcome(name, "broken", str(error))
     except EpisodeError as error:
         return Outcome(name, "broken", error.reason)
+    except UnsupportedFormatError:
+        raise
+    except IntegrityError as error:
+        # a stored episode's bytes are wrong, which says nothing of the others
+        return Outcome(name, "broken", str(error))
     except HealthError as error:
         try:
             _quarantine(paths, part, name, str(error))
@@ -142,8 +155,7 @@ def settle(paths: StorePaths, part: Key, name: str, work: Callable[[], Commit]) 
             raise
         # One episode's surprise must not end a night's run; its type and text name the cause.
         _log.debug("episode %s", name, exc_info=True)
-        text = " ".join(str(error).split())
-        return Outcome(name, "failed", f"{type(error).__name__}: {text[:300]}")
+        return Outcome(name, "failed", told(error))
     return _committed(name, commit)
 
 

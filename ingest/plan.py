@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from .episode import EpisodeJob
 from .keyframes import keyframe_indices, observation
 from .optional import require
 from .policies.base import ATTENTION_ONLY, ObservationError, PhaseShape, Policy, Watch
+from .reading import prepare, read_info
 from .views import first_full_window, keyframe_views
 
 CLOCK_SLACK = 2.0
@@ -39,6 +40,8 @@ EPISODE_ROW_BYTES = 160
 """Of a row of ``episode_stats``, which has one per row of ``head_stats`` of a keyframe."""
 EPISODE_BYTES = 173_000
 """Of an episode's small tables, policy arrays and Zarr metadata."""
+REFUSALS = 64
+"""Episodes that a policy may refuse for one reason before none other is tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,34 +79,41 @@ class Plan:
 def make_plan(job: EpisodeJob, policy: Policy, dataset: Dataset) -> Plan:
     """Check every episode and forecast the run, without loading the policy's weights.
 
+    Episodes that are broken, or whose first frame the policy refuses, are named in the plan; more
+    are tried in their place until some fit.
+
     The size comes from the token layouts and the images of some first frames, and from the
     compression that trained attention had at least.
 
     Raises
     ------
     ObservationError
-        If the policy can take none of the samples.
+        If the policy takes none of the episodes tried, all for the same reason.
     UsageError
         If the policy cannot show what is to be watched.
     """
     if job.watch.token_stats:
         policy.check_hidden()
     pending: list[EpisodeInfo] = []
-    committed, broken = [], {}
+    committed: list[str] = []
+    broken: dict[str, str] = {}
     for name in dataset.episode_names():
         if latest_commit(job.paths, *job.commit_folder(name)) is not None:
             committed.append(name)
             continue
         try:
-            pending.append(dataset.info(name))
+            pending.append(read_info(dataset, name))
         except EpisodeError as error:
             broken[name] = error.reason
     keyframes = {i.name: len(keyframe_indices(i.frames, job.run.stride)) for i in pending}
     largest = Size()
     images: list[int] = []
     tokens: dict[str, tuple[int, int]] = {}
-    refused: ObservationError | None = None
-    for info in pending[:SAMPLES]:
+    refused: list[ObservationError] = []
+    taken = 0
+    for info in pending:
+        if taken == SAMPLES or (not taken and len(refused) == REFUSALS and _alike(refused)):
+            break
         try:
             first = first_full_window(info, policy)
             frame = next(keyframe_views(dataset, info, [first], policy))
@@ -111,10 +121,12 @@ def make_plan(job: EpisodeJob, policy: Policy, dataset: Dataset) -> Plan:
             broken[info.name] = error.reason
             continue
         try:
-            sample = policy.prepare([observation(frame, info, job.run.seed)]).samples[0]
+            sample = prepare(policy, [observation(frame, info, job.run.seed)]).samples[0]
         except ObservationError as error:
-            refused, broken[info.name] = error, str(error)
+            refused.append(error)
+            broken[info.name] = str(error)
             continue
+        taken += 1
         shapes = all_shapes(policy, sample.geometry, job.watch)
         layouts = all_layouts(policy, sample, job.watch)
         size = size_of(shapes, layouts, job.run.precision)
@@ -123,9 +135,9 @@ def make_plan(job: EpisodeJob, policy: Policy, dataset: Dataset) -> Plan:
         largest = max(largest, size, key=lambda each: each.raw)
         images.append(sum(len(c.data) for c in frame.cameras if c.camera in sample.geometry))
         tokens = tokens or {p: (len(x.query), len(x.key)) for p, x in layouts.items()}
-    if refused is not None and not tokens:
+    if len(refused) > 1 and not taken and not committed and _alike(refused):
         # No sample fits: it is the dataset or the checkpoint that is wrong, not an episode.
-        raise refused
+        raise refused[0]
     pending = [i for i in pending if i.name not in broken]
     keyframes = {i.name: keyframes[i.name] for i in pending}
     total = sum(keyframes.values())
@@ -220,6 +232,10 @@ def _owned_elsewhere(attempt: Path) -> bool:
         return bool(process.create_time() <= began + CLOCK_SLACK)
     except psutil.NoSuchProcess:
         return False
+
+
+def _alike(errors: Sequence[ObservationError]) -> bool:
+    return len({str(error) for error in errors}) == 1
 
 
 def _others_last(job: EpisodeJob, names: list[str]) -> list[str]:

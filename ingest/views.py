@@ -10,6 +10,7 @@ from attnstore.store.views import earlier, goal
 
 from .datasets.base import CameraFrame, Dataset, EpisodeInfo, Frame
 from .policies.base import Policy, WindowPolicy
+from .reading import read_frames
 
 
 def keyframe_views(
@@ -26,14 +27,14 @@ def keyframe_views(
         If an image cannot be decoded, a value is missing, or the reader gives too few frames.
     """
     if not isinstance(policy, WindowPolicy) or (policy.window == 1 and not policy.sees_goal):
-        yield from dataset.frames(info.name, indices)
+        yield from read_frames(dataset, info.name, indices)
         return
     reach = range(policy.window)
     needed = sorted({i - back for i in indices for back in reach if i >= back})
     target = _only(dataset, info, info.frames - 1) if policy.sees_goal else None
     wanted = set(indices)
     held: dict[int, Frame] = {}
-    for frame in dataset.frames(info.name, needed):
+    for frame in read_frames(dataset, info.name, needed):
         held[frame.index] = frame
         if frame.index in wanted:
             views = [
@@ -60,6 +61,6 @@ def _renamed(cameras: Iterable[CameraFrame], back: int) -> list[CameraFrame]:
 
 
 def _only(dataset: Dataset, info: EpisodeInfo, index: int) -> Frame:
-    for frame in dataset.frames(info.name, [index]):
+    for frame in read_frames(dataset, info.name, [index]):
         return frame
     raise EpisodeError(info.name, f"frame {index}, the goal, was not given by the reader")

@@ -46,7 +46,7 @@ from attnstore.ingest.policies.registry import load_policy
 from attnstore.sample import checkpoint_path, episodes_path
 from attnstore.store.base_tables import METRICS
 from attnstore.store.commit import ATTEMPT_FILE, Attempt, latest_commit
-from attnstore.store.errors import EpisodeError, IntegrityError
+from attnstore.store.errors import EpisodeError, IntegrityError, NotFoundError
 from attnstore.store.part import Part
 from attnstore.store.paths import now
 from attnstore.store.precision import encode
@@ -465,8 +465,18 @@ class TestOneEpisodeFails:
                 "broken",
                 "frame 8 of hand_camera is torn",
             ),
-            (RuntimeError("out of\n memory"), "failed", "RuntimeError: out of memory"),
-            (OSError(5, "Input/output error"), "failed", "OSError: [Errno 5] Input/output error"),
+            (
+                RuntimeError("torn\n bits"),
+                "broken",
+                "reading frame 8: RuntimeError: torn bits",
+            ),
+            (
+                OSError(5, "Input/output error"),
+                "broken",
+                "reading frame 8: OSError: [Errno 5] Input/output error",
+            ),
+            (NotFoundError("moved"), "broken", "reading frame 8: moved"),
+            (OSError(24, "Too many"), "failed", "OSError: [Errno 24] Too many"),
             (MemoryError(), "failed", "MemoryError: "),
         ],
     )
@@ -501,7 +511,9 @@ class TestOneEpisodeFails:
 
         dataset = Short(recordings, limit=1)
         report = ingest(make_job(ram_path / "s", policy, dataset), policy, dataset)
-        assert [o.status for o in report.outcomes] == ["failed"]
+        assert [(o.status, o.reason) for o in report.outcomes] == [
+            ("broken", "the reader was asked for frame 16 and gave no more")
+        ]
         assert commits(ram_path / "s") == {}
 
     def test_images_that_change_their_size(

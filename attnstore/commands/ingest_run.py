@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from attnstore.store.errors import AttnstoreError, UsageError
 
 from .options import console, need_store, print_json, size_text
-from .progress import conclude, interrupts, progress_bar, quiet_libraries
+from .progress import check_plan, conclude, interrupts, progress_bar, quiet_libraries
 
 if TYPE_CHECKING:
     from attnstore.ingest.plan import Plan
@@ -69,7 +69,7 @@ def run_ingest(
     Raises
     ------
     PartialError
-        If an episode was not committed.
+        If an episode was not committed, or, in a dry run, is broken.
     AttnstoreError
         If the store cannot be written, or the forecast exceeds the free disk.
     """
@@ -102,6 +102,7 @@ def run_ingest(
             "another --store, or --force"
         )
     if dry_run:
+        check_plan(plan)
         return
     with _writable(target):
         save_run(paths, run, provenance(policy))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .options import console, need_store, print_json
-from .progress import conclude, interrupts, progress_bar, quiet_libraries
+from .progress import check_plan, conclude, interrupts, progress_bar, quiet_libraries
 
 if TYPE_CHECKING:
     from attnstore.ingest.probing.pipeline import ProbePlan
@@ -70,6 +70,7 @@ def run_probe(
     plan = make_plan(job, episodes)
     show_plan(plan, job, target, as_json)
     if dry_run:
+        check_plan(plan)
         return
     with interrupts() as stopped, progress_bar(plan, "probe") as observer:
         report = probe_all(job, loaded, plan.pending, observer, stopped=stopped)

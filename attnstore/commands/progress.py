@@ -93,6 +93,20 @@ def quiet_libraries() -> None:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers is untyped here
 
 
+def check_plan(plan: Plan | ProbePlan) -> None:
+    """Set the exit code of a dry run, whose broken episodes are named already.
+
+    Raises
+    ------
+    PartialError
+        If an episode is broken.
+    """
+    if plan.broken:
+        raise PartialError(
+            f"{len(plan.broken)} of {len(plan.broken) + len(plan.pending)} episodes to do are broken"
+        )
+
+
 def conclude(plan: Plan | ProbePlan, report: Report, target: Path, as_json: bool) -> None:
     """Say what became of every episode, and set the exit code.
 

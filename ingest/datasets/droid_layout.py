@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from attnstore.store.errors import EpisodeError
+from attnstore.store.json_text import parse_json
 
 from .base import OUTCOMES, VideoFrames
 from .stills import SUFFIXES, Stills
 from .video import Video, open_video
+
+_log = logging.getLogger(__name__)
 
 HAND_CAMERA = "hand_camera"
 SIDES = {"left": "varied_camera_1", "right": "varied_camera_2"}
@@ -56,14 +59,30 @@ def base_of(root: Path) -> Path:
     return root.parent if is_episode(root) else root
 
 
-def episode_directories(root: Path, depth: int = _DEPTH) -> Iterator[Path]:
-    """Yield the episode directories at or below `root`; nothing inside an episode is searched."""
+def episode_directories(root: Path) -> list[Path]:
+    """Return the episode directories at or below `root`, each recording once.
+
+    Nothing inside an episode is searched. A link to a recording that is itself below `root` counts
+    for nothing; of several links to one recording elsewhere the first counts.
+    """
+    found: dict[Path, Path] = {}
+    for directory in sorted(_directories(root, _DEPTH)):
+        real = directory.resolve()
+        other = found.setdefault(real, directory)
+        if real == directory:
+            found[real] = directory
+        elif other != real and outcome_of(str(other)) != outcome_of(str(directory)):
+            _log.warning("%s and %s are one recording; the first counts", other, directory)
+    return sorted(found.values())
+
+
+def _directories(root: Path, depth: int) -> Iterator[Path]:
     if is_episode(root):
         yield root
     elif depth > 0:
         for child in root.iterdir():
             if not child.name.startswith(".") and child.is_dir():
-                yield from episode_directories(child, depth - 1)
+                yield from _directories(child, depth - 1)
 
 
 def outcome_of(name: str) -> str:
@@ -140,7 +159,7 @@ def calibrated_serials(directory: Path) -> list[str] | None:
     Reading frames does not need the calibration, so a bad one does not break the episode.
     """
     try:
-        calibration = json.loads((directory / "calibration.json").read_text("utf-8"))
+        calibration = parse_json((directory / "calibration.json").read_bytes())
     except (OSError, ValueError):
         return None
     return sorted(calibration) if isinstance(calibration, dict) else None
@@ -162,6 +181,7 @@ def find_images(episode: str, directory: Path, camera: str, kept: VideoFrames = 
     video = directory / "recordings" / f"{camera}.mp4"
     numbered = _numbered_files(directory / "recordings" / "frames" / camera)
     if numbered:
+        _check_start(episode, camera, numbered)
         gap = next((i for i in range(len(numbered)) if i not in numbered), None)
         if gap is not None:
             path = numbered[min(index for index in numbered if index > gap)]
@@ -180,6 +200,22 @@ def find_images(episode: str, directory: Path, camera: str, kept: VideoFrames = 
     raise EpisodeError(episode, _missing_camera(directory, camera))
 
 
+def _check_start(episode: str, camera: str, numbered: Mapping[int, Path]) -> None:
+    first, last = min(numbered), max(numbered)
+    if first == 0 or len(numbered) != last - first + 1 or len(numbered) == 1:
+        return
+    path = numbered[first]
+    zero = f"{0:0{len(path.stem)}d}{path.suffix}"
+    what = "ffmpeg numbers from 1 unless told -start_number 0" if first == 1 else ""
+    raise EpisodeError(
+        episode,
+        f"numbering starts at {first}: recordings/frames/{camera} has {path.name} to "
+        f"{numbered[last].name}, and frames are numbered from 0{f' ({what})' if what else ''}; "
+        f"subtract {first} from every name if {path.name} is the first frame recorded, so that it "
+        f"becomes {zero}",
+    )
+
+
 def _missing_camera(directory: Path, camera: str) -> str:
     recordings = directory / "recordings"
     there = [
@@ -191,10 +227,52 @@ def _missing_camera(directory: Path, camera: str) -> str:
         f"no images of {camera}: neither recordings/frames/{camera}/00000.jpg nor "
         f"recordings/{camera}.mp4; the episode has {', '.join(there) or 'no camera'}"
     )
+    if not there and (others := _other_videos(directory)):
+        return f"{reason}; {others}"
     others = [side for side, name in SIDES.items() if name in there]
     if camera != HAND_CAMERA and others:
         return f"{reason}; pass --side {others[0]}, or restore the recording"
     return f"{reason}; restore the recording"
+
+
+def _other_videos(directory: Path) -> str | None:
+    """Say which videos there are under other names, as in DROID's published layout."""
+    recordings = directory / "recordings"
+    found = [
+        path.relative_to(directory).as_posix()
+        for path in sorted(recordings.rglob("*.mp4"))
+        if not path.name.startswith(".")
+    ]
+    if not found:
+        return None
+    serials = _published_serials(directory)
+    links = [
+        f"ln -s {path.removeprefix('recordings/')} recordings/{serials[stem]}.mp4"
+        for path in found
+        if (stem := Path(path).stem) in serials
+    ]
+    how = (
+        f"metadata_*.json says which is which: {'; '.join(links)}"
+        if links
+        else f"link or rename them to {', '.join(f'recordings/{name}.mp4' for name in CAMERAS)}, "
+        "and the wrist's is the first"
+    )
+    return (
+        f"there is {', '.join(found)}, named by camera serials as DROID publishes its recordings; "
+        f"{how}; and write instruction.txt"
+    )
+
+
+def _published_serials(directory: Path) -> dict[str, str]:
+    """Camera by serial, from the metadata file of DROID's published layout."""
+    keys = ("wrist_cam_serial", "ext1_cam_serial", "ext2_cam_serial")
+    for path in sorted(directory.glob("metadata_*.json")):
+        try:
+            found = parse_json(path.read_bytes())
+            return {str(found[key]): name for key, name in zip(keys, CAMERAS, strict=True)}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return {}
 
 
 def _numbered_files(directory: Path) -> dict[int, Path]:

@@ -151,6 +151,7 @@ class Pi0Policy(PretrainedPolicy):
 
         for o in observations:
             self._check_state(o.state)
+            self._check_instruction(o.instruction)
         try:
             inputs = self.processor(
                 # torch warns about arrays that it cannot write to, which decoders return
@@ -251,6 +252,14 @@ class Pi0Policy(PretrainedPolicy):
             raise ObservationError(
                 f"the robot state has {length} components, the processor's state_mean has {known} "
                 f"and its state_std {np.size(self.processor.state_std)}"
+            )
+
+    def _check_instruction(self, instruction: str) -> None:
+        image = self.processor.tokenizer.convert_ids_to_tokens(self.config.vlm_config.image_token_id)
+        if image in instruction:
+            raise ObservationError(
+                f"the instruction {instruction!r} contains {image!r}, which the policy reads as a "
+                "place for an image; write it otherwise"
             )
 
     def _noise(self, seed: int) -> Any:

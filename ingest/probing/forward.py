@@ -20,6 +20,7 @@ from ..health import check_axes, check_complete, check_encoded, check_rows
 from ..policies.base import Batch, Observation, ObservationError, PhaseShape, Policy, Watch
 from ..policies.blocking import Blocked, BlockingPolicy
 from ..policies.prefix import REUSABLE, PrefixPolicy
+from ..reading import prepare
 from ..reduction import compact
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Forward:
         """
         policy, watch = self._policy, self._watch
         try:
-            batch = policy.prepare(observations)
+            batch = prepare(policy, observations)
         except ObservationError:
             if len(observations) == 1:
                 raise

@@ -1,0 +1,64 @@
+"""Episodes and observations as the pipeline takes them: what their data raise is theirs.
+
+Every call of a dataset's reader and of a policy's ``prepare`` goes through here
+(`attnstore.store.boundary`, decision 018).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from attnstore.store.boundary import concerns_all, episode_errors, told
+from attnstore.store.errors import EpisodeError
+
+from .datasets.base import Dataset, EpisodeInfo, Frame
+from .policies.base import Batch, Observation, ObservationError, Policy, PolicyError
+
+
+def read_info(dataset: Dataset, name: str) -> EpisodeInfo:
+    """Describe an episode.
+
+    Raises
+    ------
+    EpisodeError
+        If it is broken, in whatever way.
+    """
+    with episode_errors(name, "describing the episode"):
+        return dataset.info(name)
+
+
+def read_frames(dataset: Dataset, name: str, indices: Sequence[int]) -> Iterator[Frame]:
+    """Yield the asked frames in the given order.
+
+    Raises
+    ------
+    EpisodeError
+        If one cannot be read, in whatever way, or the reader gives another than was asked.
+    """
+    with episode_errors(name, "reading the frames"):
+        frames = iter(dataset.frames(name, indices))
+    for index in indices:
+        with episode_errors(name, f"reading frame {index}"):
+            frame = next(frames, None)
+        if frame is None or frame.index != index:
+            given = "no more" if frame is None else f"frame {frame.index}"
+            raise EpisodeError(name, f"the reader was asked for frame {index} and gave {given}")
+        yield frame
+
+
+def prepare(policy: Policy, observations: Sequence[Observation]) -> Batch:
+    """Turn observations into model inputs.
+
+    Raises
+    ------
+    ObservationError
+        If the policy cannot take them, in whatever way.
+    """
+    try:
+        return policy.prepare(observations)
+    except ObservationError:
+        raise
+    except Exception as error:
+        if concerns_all(error) and not isinstance(error, PolicyError):
+            raise
+        raise ObservationError(f"the policy cannot take the observation: {told(error)}") from error
