@@ -245,7 +245,7 @@ def read_white_list(file: Path) -> frozenset[int] | None:
     ValueError
         If it is not a list of frame indices.
     """
-    if not file.is_file():
+    if not file.exists():
         return None
     raw = read_json(file)
     # JSON's true is an int in Python.

@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Protocol
 
 import numpy as np
@@ -137,8 +138,8 @@ class DetectorMasks:
             array = np.load(file, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise self._error(f"{where}: {name} is missing") from None
-        except (OSError, ValueError, EOFError) as error:
-            text = " ".join(str(error).split())
+        except (OSError, ValueError, EOFError, TokenError) as error:
+            text = " ".join(str(getattr(error, "strerror", None) or error).split())
             raise self._error(f"{where}: {name} is not a NumPy array file ({text})") from None
         if not isinstance(array, np.ndarray):
             array.close()

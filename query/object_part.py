@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pyarrow as pa
 
+from attnstore.store.boundary import episode_errors
 from attnstore.store.commit import Attempt, Commit, latest_commit
 from attnstore.store.errors import ConflictError, EpisodeError, NotFoundError, SelectionError
 from attnstore.store.parquet import write_table
@@ -84,8 +85,9 @@ def add_objects(
     for phase in asked:
         if camera not in episode.phase(phase, camera).cameras:
             raise SelectionError(f"{episode.name}: {phase} does not attend to {camera}")
-    source = options.open(episode.name, directory)
-    inputs = _digest(episode, source)
+    with episode_errors(episode.name, "reading its masks"):
+        source = options.open(episode.name, directory)
+        inputs = _digest(episode, source)
     before = latest_commit(paths, episode.run, episode.id, options.part)
     done = () if before is None else tuple(before.summary.get("phases", ()))
     same = before is not None and before.summary.get("inputs") == inputs and set(asked) <= set(done)
@@ -95,7 +97,8 @@ def add_objects(
     pairs = match_frames(episode.frames.tolist(), source.frames, options.within)
     if not pairs:
         raise EpisodeError(episode.name, _no_match(episode, source, options.within))
-    scenes = [Scene.read(episode, source, camera, k, frame) for k, frame in pairs.items()]
+    with episode_errors(episode.name, "reading its masks"):
+        scenes = [Scene.read(episode, source, camera, k, frame) for k, frame in pairs.items()]
     stats = PART_TABLES[STATS].schema.empty_table()
     blocks = [b for phase in wanted for b in phase_rows(episode, options, phase, scenes)]
     if blocks:

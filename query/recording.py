@@ -13,7 +13,6 @@ times that. A camera that is not in the file is looked up in the trajectory itse
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.errors import EpisodeError, MissingExtraError
+from attnstore.store.json_text import parse_json
 
 from .masks import HAND_CAMERA
 from .projection import Float, pose_matrix
@@ -109,7 +109,7 @@ def read_recording(episode: str, calibration: Path, trajectory: Path) -> Recordi
         )
     try:
         text = calibration.read_bytes()
-        calibrated = json.loads(text)
+        calibrated = parse_json(text)
         if not isinstance(calibrated, dict):
             raise ValueError("not an object of camera serials")
     except ValueError as error:
@@ -120,7 +120,7 @@ def read_recording(episode: str, calibration: Path, trajectory: Path) -> Recordi
             poses = _numbers(file, _POSE, (None, 6))
             closed = _numbers(file, _CLOSED, (len(poses),))
             views = _views(file, calibrated)
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
         text_of = " ".join(str(error).split())
         raise EpisodeError(episode, f"{trajectory.name} is not readable ({text_of})") from None
     digest = hashlib.sha256(text)

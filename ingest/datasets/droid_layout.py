@@ -144,6 +144,10 @@ def read_instruction(episode: str, directory: Path) -> str:
         text = " ".join((directory / "instruction.txt").read_text("utf-8-sig").split())
     except FileNotFoundError:
         raise EpisodeError(episode, f"instruction.txt is missing; {repair}") from None
+    except OSError as error:
+        raise EpisodeError(
+            episode, f"instruction.txt is not readable ({error.strerror}); {repair}"
+        ) from error
     except UnicodeDecodeError as error:
         raise EpisodeError(
             episode, f"instruction.txt is not UTF-8 at byte {error.start}; {repair}"

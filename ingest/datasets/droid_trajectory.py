@@ -17,6 +17,8 @@ from ..optional import require
 JOINTS = "observation/robot_state/joint_positions"
 GRIPPER = "observation/robot_state/gripper_position"
 ACTION = ("action/joint_velocity", "action/gripper_position")
+LARGEST = 1 << 28
+"""Numbers of a dataset that is read at all: days at 1000 steps a second."""
 CLOCK = "observation/timestamp/control/step_start"
 
 
@@ -92,10 +94,11 @@ def read_trajectory(episode: str, path: Path) -> Trajectory:
             if CLOCK in file:
                 columns[CLOCK] = _rows(episode, file, CLOCK, ndim=1)
             attributes = {str(key): _json(value) for key, value in file.attrs.items()}
-    except (OSError, RuntimeError, KeyError, UnicodeDecodeError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).replace(str(path), path.name).split())[:200]
         raise EpisodeError(
             episode,
-            f"trajectory.h5 ({path.stat().st_size} bytes) is not readable as HDF5: {error}; "
+            f"trajectory.h5 ({path.stat().st_size} bytes) is not readable as HDF5: {reason}; "
             "copy the file again",
         ) from error
     for key, values in columns.items():
@@ -122,7 +125,13 @@ def _rows(episode: str, file: Any, key: str, ndim: int) -> NDArray[Any]:
             episode,
             f"trajectory.h5 has no dataset {key}; export the trajectory again with DROID's keys",
         )
-    shape = tuple(dataset.shape)
+    shape = tuple(dataset.shape or ())
+    if math.prod(shape) > LARGEST:
+        raise EpisodeError(
+            episode,
+            f"{key} in trajectory.h5 has shape {shape}, more than any recording; copy the file "
+            "again",
+        )
     values = np.asarray(dataset[()])
     if ndim == 1 and values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
@@ -144,8 +153,11 @@ def _float32(joints: NDArray[Any], gripper: NDArray[Any]) -> NDArray[np.float32]
 def _seconds(milliseconds: NDArray[Any] | None) -> NDArray[np.float64] | None:
     if milliseconds is None or not len(milliseconds):
         return None
+    if milliseconds.dtype.kind in "ub":  # the difference to a later one would wrap around
+        milliseconds = milliseconds.astype(np.int64)
     # subtract first: milliseconds since 1970 lose their fractions in smaller floats
-    seconds = (milliseconds - milliseconds[0]).astype(np.float64) / 1000.0
+    with np.errstate(invalid="ignore"):  # of infinite ones, which are no clock
+        seconds = (milliseconds - milliseconds[0]).astype(np.float64) / 1000.0
     forward = np.isfinite(seconds).all() and (np.diff(seconds) > 0).all()
     return seconds if forward else None
 

@@ -277,6 +277,11 @@ class LeRobotDataset:
         if column in recording.columns:
             return outcome_of_episode(recording.name, column, recording.columns[column])
         if column not in self._recorded.features:
+            described = [r for r in self._recordings.values() if isinstance(r, Recording)]
+            if any(column in other.columns for other in described):
+                raise EpisodeError(
+                    recording.name, f"meta/ has no {column} of it, but of others; add it there"
+                )
             there = sorted({*self._recorded.features, *recording.columns})
             raise UsageError(
                 f"{self._files.source}: no column {column!r} for the outcome; there are "

@@ -108,8 +108,12 @@ def read_outcomes(file: Path) -> dict[int, str]:
             loaded = parse_json(file.read_bytes())
             if isinstance(loaded, dict):
                 pairs = [(_index(key), outcome_value(value)) for key, value in loaded.items()]
-            else:
+            elif isinstance(loaded, list):
                 pairs = [_pair(row) for row in loaded]
+            else:
+                raise ValueError(f"neither an object nor a list: {loaded!r:.60}")
+        if not pairs:
+            raise ValueError("it names no episode")
     except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise UsageError(
             f"{file}: expected CSV with the columns episode_index and outcome, or JSON "

@@ -55,7 +55,7 @@ class TimedVideo:
 
         size = self.path.stat().st_size
         try:
-            with av.open(str(self.path)) as container:
+            with av.open(str(self.path), metadata_errors="replace") as container:
                 stream = self._stream(container)
                 check_format(stream)
                 for time in times:
@@ -139,7 +139,7 @@ class TimedVideo:
         before: float | None = None
         past = 0
         try:
-            with av.open(str(self.path)) as container:
+            with av.open(str(self.path), metadata_errors="replace") as container:
                 stream, pixels = self._stream(container), Pixels()
                 # Frame threads race: which damaged frames they flag would differ from run to run.
                 stream.thread_type = "SLICE"

@@ -93,7 +93,7 @@ class Video:
         index = next(wanted, None)
         position = -1
         try:
-            with av.open(str(self.path)) as container:
+            with av.open(str(self.path), metadata_errors="replace") as container:
                 stream, pixels = picture_stream(container), Pixels()
                 # Frame threads race: which damaged frames they flag would differ from run to run.
                 stream.thread_type = "SLICE"
@@ -141,7 +141,7 @@ def open_video(episode: str, camera: str, path: Path) -> Video:
     repair = "copy the file again"
     where = f"recordings/{path.name} ({path.stat().st_size} bytes)"
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise EpisodeError(episode, f"{where} has no readable video stream; {repair}")
             stream = picture_stream(container)
