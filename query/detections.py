@@ -198,9 +198,7 @@ def _folders(name: str) -> tuple[str, ...]:
     return PurePosixPath(name.replace("\\", "/")).parts[:-1]
 
 
-def _differing(
-    names: Sequence[str], stems: Sequence[str], numbers: Sequence[Sequence[str]]
-) -> int:
+def _differing(names: Sequence[str], stems: Sequence[str], numbers: Sequence[Sequence[str]]) -> int:
     """Which of several numbers in each name is the frame's."""
     most = max(numbers, key=len)
     example = names[list(numbers).index(most)]

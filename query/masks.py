@@ -206,7 +206,9 @@ def open_detector_masks(episode: str, directory: Path, camera: str) -> DetectorM
         )
     reading = file
     try:
-        found = read_detector_file(file, folder) if file == detector else read_coco_file(file, camera)
+        found = (
+            read_detector_file(file, folder) if file == detector else read_coco_file(file, camera)
+        )
         reading = directory / WHITE_LIST
         trusted = read_white_list(reading)
     except ValueError as error:

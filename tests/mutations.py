@@ -94,7 +94,9 @@ def damage_json(path: Path, before: bytes, rng: random.Random) -> str:
 
 def damage_lines(path: Path, before: bytes, rng: random.Random) -> str:
     rows = [json.loads(line) for line in before.splitlines()]
-    path.write_text("".join(json.dumps(row) + "\n" for row in damage_value(rows, rng) or [3]))
+    changed = damage_value(rows, rng)
+    changed = changed if isinstance(changed, list) else [changed]
+    path.write_text("".join(json.dumps(row) + "\n" for row in changed))
     return path.read_text()[:300]
 
 
@@ -166,12 +168,12 @@ def damage_trajectory(path: Path, before: bytes, rng: random.Random) -> str:
 def damage_array(path: Path, before: bytes, rng: random.Random) -> str:
     values = np.load(path)
     kind = rng.choice(["type", "turned", "more", "cut", "bytes"])
-    made = {
+    changes: dict[str, Callable[[], Any]] = {
         "type": lambda: values.astype(rng.choice(["u1", "f4", "i8", "S1"])),
         "turned": lambda: np.asfortranarray(values.T),
         "more": lambda: values[None],
         "cut": lambda: values[:-1],
         "bytes": lambda: (values.view(np.uint8) * 2).view(bool),
-    }[kind]()
-    np.save(path, made)
+    }
+    np.save(path, changes[kind]())
     return kind

@@ -285,6 +285,18 @@ class TestFinding:
             "success/2025-12-11/2025-12-11_10-04-31",
         ]
 
+    def test_a_link_to_a_recording_of_the_tree_counts_for_nothing(self, root: Path) -> None:
+        names = DroidDataset(root).episode_names()
+        (root / "latest").symlink_to(root / "success")
+        (root / "success/again").symlink_to(root / NAME)
+        (root / "success/round").symlink_to(root)
+        assert DroidDataset(root).episode_names() == names
+
+    def test_a_tree_of_links_is_read(self, root: Path, tmp_path: Path) -> None:
+        (tmp_path / "linked/success").mkdir(parents=True)
+        (tmp_path / "linked/success/2025-12-10").symlink_to((root / NAME).parent)
+        assert DroidDataset(tmp_path / "linked").episode_names() == [NAME]
+
     def test_names_are_sorted_whatever_the_file_systems_order(self, tmp_path: Path) -> None:
         days = [f"{day:02d}" for day in (7, 21, 3, 14, 28, 1, 10, 19, 25, 5)]
         for day in days:
@@ -523,6 +535,28 @@ class TestBroken:
         path.write_bytes(whole[: len(whole) - len(data) * 4 // 10].ljust(len(whole), b"\0"))
         with pytest.raises(EpisodeError, match=r"00008\.jpg .* is not a complete image"):
             read(episode, [8])
+
+    def test_frames_numbered_from_one(self, episode: Path) -> None:
+        folder = episode / "recordings/frames/hand_camera"
+        for index in reversed(range(LENGTH)):
+            (folder / f"{index:05d}.jpg").rename(folder / f"{index + 1:05d}.jpg")
+        told = reason(episode)
+        assert "numbering starts at 1: recordings/frames/hand_camera has 00001.jpg to 000" in told
+        assert "subtract 1 from every name" in told
+
+    def test_the_published_layout(self, filmed: Path) -> None:
+        recordings = filmed / "recordings"
+        (recordings / "MP4").mkdir()
+        serials = dict(zip(CAMERAS, ("13062452", "22008760", "24400334"), strict=True))
+        for camera, serial in serials.items():
+            (recordings / f"{camera}.mp4").rename(recordings / "MP4" / f"{serial}.mp4")
+        keys = ("wrist_cam_serial", "ext1_cam_serial", "ext2_cam_serial")
+        text = json.dumps(dict(zip(keys, serials.values(), strict=True)))
+        (filmed / "metadata_lab.json").write_text(text)
+        told = reason(filmed)
+        assert "as DROID publishes its recordings" in told
+        assert "ln -s MP4/13062452.mp4 recordings/hand_camera.mp4" in told
+        assert "ln -s MP4/22008760.mp4 recordings/varied_camera_1.mp4" in told
 
     def test_truncated_png(self, tmp_path: Path) -> None:
         episode = write_episode(tmp_path / "toy", stills=False)

@@ -259,7 +259,10 @@ class TestBroken:
         edit_rows(copied, lambda t: replaced(t, "timestamp", 8, 0.84))
         reason = problem(copied)
         assert "no frame within 0.0001 s of 0.8400 s" in reason
-        assert "at 0.8000 s and 0.9000 s; the clocks of rows and video are 0.04 s apart: pass a" in reason
+        assert (
+            "at 0.8000 s and 0.9000 s; the clocks of rows and video are 0.04 s apart: pass a"
+            in reason
+        )
         dataset = LeRobotDataset(copied, tolerance=0.045)
         frame = next(iter(dataset.frames("episode_000000", [8])))
         wanted = Content().picture(0, TOP, 8)
@@ -336,6 +339,107 @@ class TestBroken:
         shutil.rmtree(copied / "meta" / "episodes")
         with pytest.raises(AttnstoreError, match="meta/episodes is not LeRobot's"):
             LeRobotDataset(copied).episode_names()
+
+
+def edit_meta(
+    root: Path, change: Callable[[Any], Any], file: str = "episodes/chunk-000/file-000"
+) -> None:
+    path = root / "meta" / f"{file}.parquet"
+    pq.write_table(change(pq.read_table(path)), path)
+
+
+class TestOneEpisodesDescription:
+    """A v3.0 dataset of three episodes in which one is described badly: the others are read."""
+
+    def others(self, root: Path, bad: int) -> None:
+        dataset = LeRobotDataset(root)
+        assert list(dataset.episode_names()) == [f"episode_{i:06d}" for i in range(3)]
+        for index in {0, 1, 2} - {bad}:
+            assert dataset.info(f"episode_{index:06d}").frames == Content().lengths[index]
+
+    def test_two_rows(self, copied: Path) -> None:
+        edit_meta(copied, lambda t: pa.concat_tables([t, t.slice(1, 1)]))
+        assert "meta/episodes describes it 2 times (row 1 of" in problem(copied, 1)
+        self.others(copied, 1)
+
+    def test_no_row(self, copied: Path) -> None:
+        edit_meta(copied, lambda t: t.slice(0, 2))
+        assert "info.json counts 3 episodes, and meta/episodes does not" in problem(copied, 2)
+        self.others(copied, 2)
+
+    def test_a_value_of_a_wrong_type(self, copied: Path) -> None:
+        edit_meta(copied, lambda t: replaced(t, "length", 1, None))
+        assert "length is a whole number from 0; got None" in problem(copied, 1)
+        self.others(copied, 1)
+
+    def test_a_hidden_file_of_macos(self, copied: Path) -> None:
+        (copied / "meta/episodes/chunk-000/._file-000.parquet").write_bytes(b"Mac OS X")
+        self.others(copied, 9)
+
+    def test_a_column_more_in_tasks(self, copied: Path) -> None:
+        def more(table: Any) -> Any:
+            texts = table["__index_level_0__"]
+            return table.append_column("task", texts).set_column(1, "__index_level_0__", [[0, 1]])
+
+        edit_meta(copied, more, "tasks")
+        self.others(copied, 9)
+
+    def test_a_task_twice(self, copied: Path) -> None:
+        table = pq.read_table(copied / "meta/tasks.parquet")
+        edit_meta(copied, lambda t: replaced(t, "task_index", 1, 0), "tasks")
+        first, second = table["__index_level_0__"].to_pylist()
+        assert f"task 0 stands twice in meta/: {first!r} or {second!r}" in problem(copied, 0)
+
+    @pytest.mark.parametrize("column", ["episode_index", "frame_index", "timestamp", "task_index"])
+    def test_a_scalar_in_a_list(self, copied: Path, column: str) -> None:
+        def boxed(table: Any) -> Any:
+            values = pa.array([[v] for v in table[column].to_pylist()])
+            return table.set_column(table.schema.get_field_index(column), column, values)
+
+        edit_rows(copied, boxed)
+        self.others(copied, 9)
+        assert [f.index for f in LeRobotDataset(copied).frames("episode_000001", [8, 0])] == [8, 0]
+
+    def test_a_video_whose_clock_is_off(self, copied: Path) -> None:
+        start = f"videos/{TOP}/from_timestamp"
+        edit_meta(copied, lambda t: replaced(t, start, 1, t[start][1].as_py() + 0.003))
+        assert "0.003 s apart: pass a larger --tolerance, such as 0.0032" in problem(copied, 1)
+        assert LeRobotDataset(copied, tolerance=0.0032).info("episode_000001").frames == 9
+
+    def test_a_hardware_clock(self, copied: Path) -> None:
+        def later(table: Any) -> Any:
+            values = pa.array([v + 1000.0 for v in table["timestamp"].to_pylist()], pa.float64())
+            return table.set_column(table.schema.get_field_index("timestamp"), "timestamp", values)
+
+        edit_rows(copied, later)
+        assert "the rows' times start at 1000.0000 s and LeRobot counts from" in problem(copied, 0)
+
+
+class TestImageCells:
+    def cells(self, root: Path, tmp_path: Path, change: Callable[[list[Any]], Any]) -> Path:
+        copy = tmp_path / "images"
+        shutil.copytree(root, copy)
+
+        def edit(table: Any) -> Any:
+            place = table.schema.get_field_index(WRIST)
+            return table.set_column(place, WRIST, change(table[WRIST].to_pylist()))
+
+        edit_rows(copy, edit)
+        return copy
+
+    def test_plain_bytes(self, roots: Any, tmp_path: Path) -> None:
+        root = self.cells(
+            roots["v3.0", True], tmp_path, lambda c: pa.array([x["bytes"] for x in c])
+        )
+        (frame,) = LeRobotDataset(root, cameras=["wrist"]).frames("episode_000001", [4])
+        np.testing.assert_array_equal(frame.cameras[0].rgb, Content().picture(1, WRIST, 4))
+
+    def test_no_image(self, roots: Any, tmp_path: Path) -> None:
+        root = self.cells(roots["v3.0", True], tmp_path, lambda c: pa.array([*c[:2], None, *c[3:]]))
+        dataset = LeRobotDataset(root, cameras=["wrist"])
+        with pytest.raises(EpisodeError, match="frame 2 has no image"):
+            list(dataset.frames("episode_000000", [2]))
+        assert len(list(dataset.frames("episode_000001", [2]))) == 1
 
 
 @pytest.fixture

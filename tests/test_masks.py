@@ -177,6 +177,25 @@ def coco(**changes: Any) -> dict[str, Any]:
     }
 
 
+def named(*names: str) -> dict[str, Any]:
+    images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
+    return {**coco(), "images": images, "annotations": []}
+
+
+@pytest.mark.parametrize(
+    ("names", "frames"),
+    [
+        (("00000_png.rf.9f3c1b7e.jpg", "00008_png.rf.0a1b2c00000.jpg"), [0, 8]),
+        (("COCO_val2014_000000000003.jpg", "COCO_val2014_000000000005.jpg"), [3, 5]),
+        (("00004_640x480.png",), [4]),
+        (("cam\\\\frame00004.png", "cam\\\\frame00012.png"), [4, 12]),
+    ],
+)
+def test_the_frames_number_in_a_name(tmp_path: Path, names: Any, frames: list[int]) -> None:
+    (tmp_path / "coco_masks.json").write_text(json.dumps(named(*names)))
+    assert list(open_detector_masks("e", tmp_path, "hand_camera").frames) == frames
+
+
 def test_coco_data_set(tmp_path: Path) -> None:
     (tmp_path / "coco_masks.json").write_text(json.dumps(coco()))
     masks = open_detector_masks("e", tmp_path, "hand_camera")
@@ -195,6 +214,25 @@ def test_coco_data_set(tmp_path: Path) -> None:
         ({**coco(), "categories": [{"id": 2, "name": " "}]}, "the category is a text, not empty"),
         ({**coco(), "images": [{"id": 10, "file_name": "a.jpg"}]}, "does not end with the frame"),
         ({"images": []}, "not a COCO data set"),
+        (named("a/00000.png", "b/0.png"), "'a/00000.png' and 'b/0.png' are both frame 0"),
+        (named("varied_camera_1/00000.png"), "is varied_camera_1's, the file is hand_camera's"),
+        (named("00000_9f3c1b7e2a_21.png"), "the frame's number could be 00000 or 21"),
+        (named("7_00000.png", "8_00001.png"), "could be 7 or 00000"),
+        (
+            {
+                **coco(),
+                "images": [{"id": 1, "file_name": "1.png"}, {"id": 1, "file_name": "2.png"}],
+            },
+            "image id 1 stands twice: '1.png' and '2.png'",
+        ),
+        (
+            {**coco(), "categories": [{"id": 2, "name": "cube"}, {"id": 2, "name": "bowl"}]},
+            "category id 2 stands twice: 'cube' and 'bowl'",
+        ),
+        (
+            {**coco(), "images": [{"id": True, "file_name": "1.png"}]},
+            "is a number or a text; got True",
+        ),
         ([], "not a COCO data set"),
     ],
 )
@@ -208,6 +246,9 @@ def test_broken_coco_data_set(tmp_path: Path, change: Any, message: str) -> None
     ("segmentation", "message"),
     [
         ([[0, 0, 1, 1, 2, 0]], "annotation 0: the segmentation is a polygon"),
+        ([], "the segmentation is empty \\(\\[\\]\\), a box without a mask"),
+        ({"size": [2, 3.5], "counts": [6]}, "size is two whole numbers"),
+        ({"size": [2, 3], "counts": [1.5, 4.5]}, "runs are whole numbers"),
         ({"size": [2, 3], "counts": [1]}, "runs of 1 pixels in all"),
         ({"size": [2, 3]}, "KeyError"),
         ({"size": [2], "counts": [2]}, "is not COCO's"),
@@ -226,6 +267,7 @@ def test_broken_segmentation(tmp_path: Path, segmentation: Any, message: str) ->
     ("frames", "message"),
     [
         ([], "not an object whose keys are frames"),
+        ({"0": [], "00000": []}, "'0' and '00000' are both frame 0"),
         ({"x": []}, "'x' is not a frame index"),
         ({"-1": []}, "'-1' is not a frame index"),
         ({"0": {}}, "frame 0: not a list of detections"),
@@ -246,7 +288,7 @@ def test_broken_detector_file(tmp_path: Path, frames: Any, message: str) -> None
         open_detector_masks("e", tmp_path, "hand_camera")
 
 
-@pytest.mark.parametrize("text", ["{", "\xff", "[" * 100_000])
+@pytest.mark.parametrize("text", ["{", "\xff", "[" * 100_000, '{"0": [], "0": []}'])
 def test_unreadable_json(tmp_path: Path, text: str) -> None:
     (tmp_path / "dinox_info.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(EpisodeError, match=r"dinox_info\.json: not readable as JSON"):

@@ -231,8 +231,8 @@ def _missing_camera(directory: Path, camera: str) -> str:
         f"no images of {camera}: neither recordings/frames/{camera}/00000.jpg nor "
         f"recordings/{camera}.mp4; the episode has {', '.join(there) or 'no camera'}"
     )
-    if not there and (others := _other_videos(directory)):
-        return f"{reason}; {others}"
+    if not there and (elsewhere := _other_videos(directory)):
+        return f"{reason}; {elsewhere}"
     others = [side for side, name in SIDES.items() if name in there]
     if camera != HAND_CAMERA and others:
         return f"{reason}; pass --side {others[0]}, or restore the recording"

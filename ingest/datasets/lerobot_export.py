@@ -216,7 +216,7 @@ def _files_below(root: Path) -> list[Path]:
                 found.append(path.relative_to(root))
             elif path.is_symlink():
                 raise UsageError(
-                    f"{path.relative_to(root)} is a link to {os.readlink(path)}, which is not "
+                    f"{path.relative_to(root)} is a link to {path.readlink()}, which is not "
                     "there; restore it, or remove the link"
                 )
 

@@ -190,7 +190,14 @@ def read_recordings(files: DatasetFiles, recorded: Recorded) -> dict[str, Record
         ((place, row),) = those
         try:
             found.append(_recording(recorded, index, row))
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            IndexError,
+            AttributeError,
+            OverflowError,
+        ) as error:
             found.append(Lost(index, f"{place} is not LeRobot's ({_told(error)}); restore {table}"))
     return {r.name: r for r in sorted(found, key=lambda r: r.index)}
 
@@ -250,7 +257,8 @@ def instruction(episode: str, tasks: Mapping[int, Sequence[str]], indices: list[
     texts = tasks.get(first, ())
     if len(texts) > 1:
         raise EpisodeError(
-            episode, f"task {first} stands twice in meta/: {shown(first)}; keep the one that is meant"
+            episode,
+            f"task {first} stands twice in meta/: {shown(first)}; keep the one that is meant",
         )
     text = " ".join(texts[0].split()) if texts else ""
     if not text:
@@ -309,11 +317,11 @@ def _missing(
             f"{len(described)}{why}; restore meta/"
         )
     gaps = [i for i in range(recorded.episodes or 0) if i not in described][:absent]
-    return {
-        index: f"{INFO} counts {recorded.episodes} episodes, and {table} does not describe this "
-        f"one{why}; restore {table}"
-        for index in gaps
-    }
+    return dict.fromkeys(
+        gaps,
+        f"{INFO} counts {recorded.episodes} episodes, and {table} does not describe this "
+        f"one{why}; restore {table}",
+    )
 
 
 def _ambiguous(table: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
@@ -355,9 +363,7 @@ def _recording(recorded: Recorded, index: int, row: Mapping[str, Any]) -> Record
     return Recording(index, whole(row["length"], "length"), data, videos, own)
 
 
-def _packed_rows(
-    files: DatasetFiles, unread: list[str]
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _packed_rows(files: DatasetFiles, unread: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -395,7 +401,9 @@ def _packed_tasks(path: Path) -> Iterator[tuple[Any, Any]]:
     ]
     (column,) = ["task"] if "task" in texts else texts if len(texts) == 1 else [None]
     if column is None or table.schema.names.count(column) != 1:
-        raise ValueError(f"the task is one of its columns {', '.join(table.schema.names)}, not told which")
+        raise ValueError(
+            f"the task is one of its columns {', '.join(table.schema.names)}, not told which"
+        )
     indices = [scalar(value) for value in table["task_index"].to_pylist()]
     return zip(indices, table[column].to_pylist(), strict=True)
 

@@ -103,7 +103,11 @@ def read_outcomes(file: Path) -> dict[int, str]:
                 fields = reader.fieldnames or []
                 if twice := {field for field in fields if fields.count(field) > 1}:
                     raise ValueError(f"column {', '.join(map(str, twice))} stands twice")
-                pairs = [_pair(row) for row in reader]
+                rows = list(reader)
+                for number, row in enumerate(rows, 2):
+                    if None in row or None in row.values():
+                        raise ValueError(f"row {number} has not {len(fields)} values")
+                pairs = [_pair(row) for row in rows]
         else:
             loaded = parse_json(file.read_bytes())
             if isinstance(loaded, dict):

@@ -69,9 +69,7 @@ class TimedVideo:
                 "file again",
             ) from error
 
-    def _look_for(
-        self, container: Any, stream: Any, time: float, first: float, size: int
-    ) -> None:
+    def _look_for(self, container: Any, stream: Any, time: float, first: float, size: int) -> None:
         self._seek(container, stream, time)
         before: float | None = None
         after: float | None = None

@@ -255,7 +255,9 @@ class Pi0Policy(PretrainedPolicy):
             )
 
     def _check_instruction(self, instruction: str) -> None:
-        image = self.processor.tokenizer.convert_ids_to_tokens(self.config.vlm_config.image_token_id)
+        image = self.processor.tokenizer.convert_ids_to_tokens(
+            self.config.vlm_config.image_token_id
+        )
         if image in instruction:
             raise ObservationError(
                 f"the instruction {instruction!r} contains {image!r}, which the policy reads as a "
