@@ -117,7 +117,8 @@ def test_a_broken_episode_does_not_stop_the_others(
     root = write_v30(tmp_path / "broken")
     edit_rows(root, lambda t: replaced(t, "task_index", 5, 1))
     code, _, err = ingest(run, root, checkpoint, ram_path / "s", "--episodes", "[01]", "--dry-run")
-    assert code == 0
+    assert code == 5
+    assert "1 of 2 episodes to do are broken" in err
     assert "1 episodes to do" in err
     assert "broken: episode_000000: an episode has one task" in err
 
@@ -169,6 +170,25 @@ def test_a_copy_is_a_dataset_with_more_columns(
     frame = next(iter(copy.frames("episode_000002", [9])))
     np.testing.assert_allclose(frame.action, [*content.action(2, 9), 3], rtol=1e-6)
     assert frame.cameras[0].camera == "top"
+
+
+@pytest.mark.parametrize("folder", ["videos", "data", "data/chunk-000"])
+def test_a_copy_follows_linked_folders(tmp_path: Path, folder: str) -> None:
+    root = write_v30(tmp_path / "toy", Content())
+    files = {p.relative_to(root) for p in root.rglob("*") if p.is_file()}
+    (root / folder).rename(tmp_path / "elsewhere")
+    (root / folder).symlink_to(tmp_path / "elsewhere")
+    export_copy(str(root), tmp_path / "copy", ["episode", "frame", "x"], [["0", 0, 1.0]])
+    assert {
+        p.relative_to(tmp_path / "copy") for p in (tmp_path / "copy").rglob("*") if p.is_file()
+    } == files
+    (root / "extra").symlink_to(root)
+    with pytest.raises(UsageError, match="is a link to a folder that it lies in"):
+        export_copy(str(root), tmp_path / "round", ["episode", "frame", "x"], [["0", 0, 1.0]])
+    (root / "extra").unlink()
+    (root / "extra").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="extra is a link to .*, which is not there"):
+        export_copy(str(root), tmp_path / "dangling", ["episode", "frame", "x"], [["0", 0, 1.0]])
 
 
 @pytest.mark.parametrize(

@@ -440,6 +440,19 @@ class Picky(Pi0Policy):
         return super().prepare(observations)
 
 
+class Careless(Pi0Policy):
+    """The real policy, whose processor stumbles over some instructions."""
+
+    def __init__(self, policy: Pi0Policy, error: Exception, word: str) -> None:
+        vars(self).update(vars(policy))
+        self.error, self.word = error, word
+
+    def prepare(self, observations: Sequence[Observation]) -> Batch:
+        if any(self.word in o.instruction for o in observations):
+            raise self.error
+        return super().prepare(observations)
+
+
 class Faulty(DroidDataset):
     """The real reader, which fails at a frame of one episode."""
 
@@ -501,6 +514,46 @@ class TestOneEpisodeFails:
         report = ingest(make_job(ram_path / "s", policy, dataset), picky, dataset)
         assert [(o.status, o.reason) for o in report.failed] == [("broken", "not today")]
         assert len(commits(ram_path / "s")) == 2
+
+    @pytest.mark.parametrize(
+        ("error", "reason"),
+        [
+            (PolicyError("7 tokens for 2 cameras"), "7 tokens for 2 cameras"),
+            (KeyError("pixel_values"), "KeyError: 'pixel_values'"),
+        ],
+    )
+    def test_whatever_prepare_raises_is_the_episodes(
+        self,
+        policy: Pi0Policy,
+        dataset: DroidDataset,
+        ram_path: Path,
+        error: Exception,
+        reason: str,
+    ) -> None:
+        careless = Careless(policy, error, "wipe")
+        job = make_job(ram_path / "s", policy, dataset)
+        plan = make_plan(job, careless, dataset)
+        assert [*plan.broken.values()] == [f"the policy cannot take the observation: {reason}"]
+        assert len(plan.pending) == 2
+        names = [*plan.broken]
+        outcome = ingest(
+            job,
+            careless,
+            dataset,
+        ).failed
+        assert [(o.name, o.status) for o in outcome] == [(names[0], "broken")]
+
+    def test_the_forecast_goes_on_behind_what_is_refused(
+        self, policy: Pi0Policy, ram_path: Path
+    ) -> None:
+        words = ("point at <image>",) * 4 + ("wipe",)
+        root = write_droid(ram_path / "toy", (3,) * 5, words)
+        dataset = DroidDataset(root)
+        plan = make_plan(make_job(ram_path / "s", policy, dataset), policy, dataset)
+        assert len(plan.broken) == 4
+        assert all("contains '<image>'" in reason for reason in plan.broken.values())
+        assert len(plan.pending) == 1
+        assert plan.stored_bytes > 0
 
     def test_a_reader_that_gives_too_few_frames(
         self, policy: Pi0Policy, recordings: Path, ram_path: Path
