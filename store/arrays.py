@@ -84,8 +84,8 @@ def _create_phase(root: Any, spec: EpisodeSpec, phase: PhaseSpec) -> None:
     attributes = {"precision": spec.precision}
     if spec.precision == "log8":
         attributes["decode"] = "lut[code]"
-        _small(group, "lut", log8_table(), ("code",), "decodes log8: weight = lut[code]")
-        _small(group, "code", np.arange(256, dtype=np.uint8), ("code",), "log8 code")
+        small_array(group, "lut", log8_table(), ("code",), "decodes log8: weight = lut[code]")
+        small_array(group, "code", np.arange(256, dtype=np.uint8), ("code",), "log8 code")
     _weights(
         group, "attention", plan, dims, dtype(spec.precision), blosc(spec.precision),
         absent(spec.precision), {"description": description, **attributes},
@@ -193,17 +193,23 @@ _COORDINATES: Mapping[str, str] = {
 
 def _coordinates(group: Any, dims: Sequence[str], shape: Sequence[int], spec: EpisodeSpec) -> None:
     for dim, length in zip(dims, shape, strict=True):
-        _small(group, dim, np.arange(length, dtype=np.int32), (dim,), _COORDINATES[dim])
+        small_array(group, dim, np.arange(length, dtype=np.int32), (dim,), _COORDINATES[dim])
     frames = np.asarray(spec.frames, np.int32)
-    _small(group, "frame", frames, ("keyframe",), "frame index in the recording")
+    small_array(group, "frame", frames, ("keyframe",), "frame index in the recording")
 
 
-def _small(group: Any, name: str, data: NDArray[Any], dims: Sequence[str], text: str) -> None:
-    group.create_array(
+def small_array(
+    group: Any, name: str, data: NDArray[Any], dims: Sequence[str], description: str
+) -> None:
+    """Write an array of one chunk, checksummed: a coordinate, or a table to decode by."""
+    # Not create_array(data=...): that came with zarr 3.1, and openpi's lock has 3.0.8.
+    array = group.create_array(
         name,
-        data=data,
+        shape=data.shape,
+        dtype=data.dtype,
         chunks=data.shape,
         compressors=(Crc32cCodec(),),
         dimension_names=dims,
-        attributes={"description": text},
+        attributes={"description": description},
     )
+    array[...] = data

@@ -29,6 +29,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from .arrays import small_array
 from .errors import IntegrityError
 from .paths import FORMAT_MAJOR, FORMAT_MINOR, read_json
 from .run import RunConfig
@@ -168,10 +169,7 @@ def create_array(
     for dim, length in zip(dims, shape, strict=True):
         if dim not in root:
             values = np.asarray(coordinates.get(dim, range(length)), np.int32)
-            root.create_array(
-                dim, data=values, chunks=values.shape, compressors=(Crc32cCodec(),),
-                dimension_names=(dim,), attributes={"description": _COORDINATES[dim]},
-            )  # fmt: skip
+            small_array(root, dim, values, (dim,), _COORDINATES[dim])
     return array
 
 
@@ -179,10 +177,7 @@ def add_frames(path: Path, frames: Sequence[int]) -> None:
     """Write which frame of the recording each keyframe is."""
     root = zarr.open_group(str(path), mode="r+")
     values: NDArray[np.int32] = np.asarray(frames, np.int32)
-    root.create_array(
-        "frame", data=values, chunks=values.shape, compressors=(Crc32cCodec(),),
-        dimension_names=("keyframe",), attributes={"description": "frame index in the recording"},
-    )  # fmt: skip
+    small_array(root, "frame", values, ("keyframe",), "frame index in the recording")
 
 
 def close_group(path: Path) -> None:
