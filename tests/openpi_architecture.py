@@ -37,7 +37,7 @@ class Size:
     head_dim: int = 16
 
 
-SIZES = {"small": Size(64, 2, 96), "small_expert": Size(48, 2, 64)}
+SIZES = {"small": Size(64, 2, 96), "small_expert": Size(48, 2, 64), "small_lora": Size(64, 2, 96)}
 
 
 class AdaptiveNorm(nn.Module):

@@ -82,11 +82,12 @@ class Normalize:
     use_quantiles: bool = False
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
-        stats = self.norm_stats["state"]
+        stats, count = self.norm_stats["state"], len(data["state"])
         if self.use_quantiles:
-            low, high = np.asarray(stats.q01), np.asarray(stats.q99)
+            low, high = np.asarray(stats.q01)[:count], np.asarray(stats.q99)[:count]
             return {**data, "state": (data["state"] - low) / (high - low + 1e-6) * 2 - 1}
-        return {**data, "state": (data["state"] - stats.mean) / (np.asarray(stats.std) + 1e-6)}
+        mean, std = np.asarray(stats.mean)[:count], np.asarray(stats.std)[:count]
+        return {**data, "state": (data["state"] - mean) / (std + 1e-6)}
 
 
 @dataclass(frozen=True)
@@ -171,17 +172,12 @@ class TrainConfig:
     assets_dirs: Path = Path("assets")
 
 
-@dataclass
-class AlohaInputs:
-    """A robot that attnstore does not know."""
-
-
 CONFIGS = {
     c.name: c
     for c in (
         TrainConfig("pi05_droid", Pi0Config(15, pi05=True)),
         TrainConfig("pi0_droid", Pi0Config(10)),
-        TrainConfig("pi0_aloha", Pi0Config(10), Data("trossen", AlohaInputs())),
+        TrainConfig("pi0_low_mem", Pi0Config(10, paligemma_variant="small_lora")),
         TrainConfig("pi0_fast_droid", SimpleNamespace()),
         TrainConfig("debug_pi05", Pi0Config(15, pi05=True), Data(None)),
     )

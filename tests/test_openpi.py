@@ -395,7 +395,7 @@ class TestLoading:
         for bad in ("0", "x", "-1"):
             with pytest.raises(UsageError, match="whole number of at least 1"):
                 load_policy("openpi:pi05_droid", str(checkpoint), options={"steps": bad})
-        with pytest.raises(UsageError, match="has the options base, wrist, steps; got 'stats'"):
+        with pytest.raises(UsageError, match="has the options base, .*, steps; got 'stats'"):
             load_policy("openpi:pi05_droid", str(checkpoint), options={"stats": "x"})
 
     def test_the_digest_is_of_weights_and_norm_stats(
@@ -409,6 +409,15 @@ class TestLoading:
         stats = copy / "assets" / "droid" / "norm_stats.json"
         stats.write_text(stats.read_text().replace("2.0", "2.5"))
         assert load_policy("openpi:pi05_droid", str(copy)).digest != digest
+
+    def test_the_digest_says_which_camera_goes_where(self, checkpoint: Path) -> None:
+        """Otherwise a run with cameras swapped would be taken for the same run, and skipped."""
+        swap = {"base": "hand_camera", "wrist": "varied_camera_1"}
+        digests = {
+            load_policy("openpi:pi05_droid", str(checkpoint), options=options).digest
+            for options in ({}, {"steps": "10"}, swap, {"base": "varied_camera_1"})
+        }
+        assert len(digests) == 3
 
     def test_the_digest_in_memory(self, openpi: None) -> None:
         one = OpenpiPolicy.from_policy(in_memory("pi0_droid"))
@@ -515,12 +524,21 @@ class TestErrors:
         with pytest.raises(AttnstoreError, match=message):
             load_policy(name, str(checkpoint))
 
-    def test_a_robot_that_is_not_known(self, checkpoint: Path, tmp_path: Path) -> None:
-        shutil.copytree(checkpoint, tmp_path / "bad")
-        (tmp_path / "bad" / "config.json").unlink()
-        _other_assets(tmp_path / "bad")
-        with pytest.raises(PolicyError, match="AlohaInputs.* not one of DroidInputs, LiberoInputs"):
-            load_policy("openpi:pi0_aloha", str(tmp_path / "bad"))
+    def test_lora_adapters_that_the_conversion_dropped(self, openpi: None, tmp_path: Path) -> None:
+        """What would be shown were the base model's maps. What train_pytorch.py wrote is whole."""
+        from safetensors.torch import load_file, save_file
+
+        directory = save_checkpoint(tmp_path / "converted", "pi0_low_mem")
+        with pytest.raises(PolicyError, match="by LoRA .small_lora.*drops them.*Merge"):
+            load_policy("openpi:pi0_low_mem", str(directory))
+        with pytest.raises(PolicyError, match="paligemma_variant 'small_lora', conf.* pi0_droid"):
+            load_policy("openpi:pi0_droid", str(directory))
+        (directory / "metadata.pt").touch()
+        load_policy("openpi:pi0_low_mem", str(directory))
+        (directory / "metadata.pt").unlink()
+        weights = load_file(directory / "model.safetensors")
+        save_file({**weights, "q_proj.lora_A": torch.zeros(1)}, directory / "model.safetensors")
+        load_policy("openpi:pi0_low_mem", str(directory))
 
     def test_no_such_directory(self, openpi: None) -> None:
         with pytest.raises(NotFoundError, match="no such checkpoint directory"):
@@ -556,7 +574,7 @@ class TestErrors:
             OpenpiPolicy.from_policy(theirs)
 
     def test_a_state_that_does_not_fit(self, policy: OpenpiPolicy) -> None:
-        with pytest.raises(ObservationError, match="7 components.*takes 8: 7 joint positions"):
+        with pytest.raises(ObservationError, match="7 components.* norm stats are of 8"):
             policy.prepare([replace(SIGHTS[0], state=np.zeros(7, np.float32))])
 
     def test_a_prompt_that_openpi_would_cut(self, policy: OpenpiPolicy) -> None:

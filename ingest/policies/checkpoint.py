@@ -12,6 +12,9 @@ from attnstore.store.errors import NotFoundError, UsageError
 from ..optional import require
 from .base import PolicyError
 
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+"""Files of PEFT, in a checkpoint directory."""
+
 
 def locate(checkpoint: str, revision: str | None) -> str:
     """Return a checkpoint's directory: a local one, or the hub's snapshot of an id.
@@ -26,6 +29,7 @@ def locate(checkpoint: str, revision: str | None) -> str:
     path = Path(checkpoint).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
+            refuse_adapters(checkpoint, path)
             raise PolicyError(
                 f"{checkpoint}: no config.json in it; a checkpoint directory is expected"
             )
@@ -88,6 +92,8 @@ def load_weights(
         )
     except Exception as error:
         raise PolicyError(f"{checkpoint}: weights cannot be loaded ({one_line(error)})") from error
+    if not getattr(model, "_hf_peft_config_loaded", False):
+        refuse_adapters(checkpoint, Path(directory))
     if missing := sorted(report["missing_keys"]):
         # transformers fills them with random numbers and only warns.
         raise PolicyError(
@@ -95,6 +101,23 @@ def load_weights(
             f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}"
         )
     return model
+
+
+def refuse_adapters(checkpoint: str, directory: Path) -> None:
+    """Refuse a checkpoint with LoRA adapters that were not loaded: it would act as its base model.
+
+    Raises
+    ------
+    PolicyError
+        If there are any.
+    """
+    found = next((f for f in ADAPTERS if (directory / f).is_file()), None)
+    if found is not None:
+        raise PolicyError(
+            f"{checkpoint}: {found} in it: a fine-tuning by adapters (PEFT, LoRA), and they were not "
+            "loaded, so this would be the base model; save the model after merge_and_unload() and "
+            "name that directory"
+        )
 
 
 def check_options(policy: str, options: Mapping[str, str], known: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..optional import require
 from .base import PolicyError
-from .checkpoint import locate, one_line
+from .checkpoint import locate, one_line, refuse_adapters
 
 STATE = "observation.state"
 PREPROCESSOR = "policy_preprocessor.json"
@@ -119,6 +119,7 @@ def open_checkpoint(
         If it is no readable LeRobot checkpoint.
     """
     directory = Path(locate(checkpoint, revision))
+    refuse_adapters(checkpoint, directory)
     kind = policy_type(checkpoint, directory)
     if not (directory / PREPROCESSOR).is_file():
         raise PolicyError(

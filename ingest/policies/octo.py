@@ -6,6 +6,8 @@ sizes, the window of observations, token groups and their counts, the convolutio
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
@@ -127,6 +129,7 @@ class OctoPolicy:
         self.checkpoint, self._device = checkpoint, jax_device(device)
         self.model = model.replace(params=jax.device_put(model.params, self._device))
         chosen = dict(options or {})
+        self._digest_with = dict(chosen)
         self._task = chosen.pop("task", "language")
         if self._task not in TASKS:
             raise UsageError(f"task is one of {', '.join(TASKS)}; got {self._task!r}")
@@ -164,10 +167,18 @@ class OctoPolicy:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the checkpoint's files, or of the weights if it is in memory."""
+        """SHA-256 of the checkpoint's files, or of the weights if it is in memory.
+
+        Options are part of it: each of them changes what the model sees.
+        """
         if self._directory is not None:
-            return digest_directory(self._directory)
-        return digest_parameters(self.model.params)
+            digest = digest_directory(self._directory)
+        else:
+            digest = digest_parameters(self.model.params)
+        if not self._digest_with:
+            return digest
+        options = json.dumps(self._digest_with, sort_keys=True)
+        return hashlib.sha256(f"{digest} {options}".encode()).hexdigest()
 
     @cached_property
     def _survey(self) -> Survey:

@@ -10,6 +10,7 @@ two cameras, then the prompt, padded on the right. Observations go through openp
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
@@ -28,10 +29,13 @@ from .hooks import HookedPolicy, Watched
 from .openpi_checkpoint import OpenpiCheckpoint, describe_norm_stats, openpi
 from .openpi_layout import ModelSequence
 from .openpi_observation import Sight, stacked
+from .openpi_robot import ROLES, Asked, Key
 from .vision import vision_shape
 
 DTYPES = ("bfloat16", "float32")
-OPTIONS = ("base", "wrist", "steps")
+SEEN = (*ROLES.values(), "cameras", "state")
+"""Options that say which camera and which part of the state goes where."""
+OPTIONS = (*SEEN, "steps")
 STEPS = 10
 """openpi's default of ``sample_actions``."""
 
@@ -56,9 +60,10 @@ class OpenpiPolicy(HookedPolicy):
     revision
         Hub revision.
     options
-        ``base=CAMERA``, ``wrist=CAMERA``: the dataset's cameras for ``base_0_rgb`` and
-        ``left_wrist_0_rgb``; without them, ``hand_camera``, or what is called wrist, is the wrist's
-        and the other one is the base. ``steps=N``: denoising steps, 10 by default.
+        ``base=CAMERA``, ``wrist=CAMERA``, ``right_wrist=CAMERA``: the dataset's cameras for
+        ``base_0_rgb``, ``left_wrist_0_rgb``, ``right_wrist_0_rgb``. ``cameras=CAMERA:KEY,...`` and
+        ``state=KEY:LENGTH,...`` name the keys in which openpi's transform takes them. What is not
+        said is found out (`openpi_robot`). ``steps=N``: denoising steps, 10 by default.
 
     Raises
     ------
@@ -96,20 +101,25 @@ class OpenpiPolicy(HookedPolicy):
         self._source: OpenpiCheckpoint | None = OpenpiCheckpoint(checkpoint, variant, revision)
         self.checkpoint = Path(checkpoint).name if Path(checkpoint).exists() else checkpoint
         self.device, self._dtype = device, dtype
-        model, transforms = self._source.config.model, self._source.transforms()
-        cameras = {role: given.get(role) for role in ("base", "wrist")}
-        self._set_up(model, transforms, int(steps), **cameras)
+        self._set_up(
+            self._source.config.model, self._source.transforms(), int(steps), given,
+            self._source.columns(),
+        )  # fmt: skip
 
     @classmethod
     def from_policy(
         cls,
         policy: Any,
         *,
-        base: str | None = None,
-        wrist: str | None = None,
+        options: Mapping[str, str] | None = None,
         checkpoint: str = "in memory",
     ) -> OpenpiPolicy:
         """Adapt a policy that ``create_trained_policy`` made, compiled or not.
+
+        Parameters
+        ----------
+        options
+            Which camera and which part of the state goes where, as for the class; no ``steps``.
 
         Raises
         ------
@@ -124,8 +134,7 @@ class OpenpiPolicy(HookedPolicy):
         return cls.from_model(
             policy._model,
             policy._input_transform.transforms,
-            base=base,
-            wrist=wrist,
+            options=options,
             steps=int(policy._sample_kwargs.get("num_steps", STEPS)),
             checkpoint=checkpoint,
         )
@@ -136,28 +145,34 @@ class OpenpiPolicy(HookedPolicy):
         model: Any,
         transforms: Sequence[Any],
         *,
-        base: str | None = None,
-        wrist: str | None = None,
+        options: Mapping[str, str] | None = None,
         steps: int = STEPS,
         checkpoint: str = "in memory",
     ) -> OpenpiPolicy:
         """Adapt a loaded ``PI0Pytorch``, compiled or not, and openpi's input transforms for it."""
+        check_options("openpi in memory", options or {}, SEEN)
         policy = cls.__new__(cls)
         inner = unwrap(model)
         policy._source, policy._dtype = None, None
         policy.checkpoint, policy.device = checkpoint, str(next(inner.parameters()).device)
         policy.__dict__["model"] = model
-        policy._set_up(inner.config, transforms, steps, base=base, wrist=wrist)
+        policy._set_up(inner.config, transforms, steps, options or {}, {})
         return policy
 
     def _set_up(
-        self, config: Any, transforms: Sequence[Any], steps: int, **cameras: str | None
+        self,
+        config: Any,
+        transforms: Sequence[Any],
+        steps: int,
+        options: Mapping[str, str],
+        columns: Mapping[Key, str],
     ) -> None:
         self.config, self.steps = config, steps
+        self._seen = {name: options[name] for name in SEEN if name in options}
         self.horizon, self.action_dof = int(config.action_horizon), int(config.action_dim)
         keys = openpi("models_pytorch.preprocessing_pytorch").IMAGE_KEYS
         patch = int(self._vision_config().patch_size)
-        self._sight = Sight(transforms, keys, patch, **cameras)
+        self._sight = Sight(transforms, keys, patch, asked=Asked.parse(self._seen), columns=columns)
         self._sequence = ModelSequence(config, self._sight.transforms, len(keys))
 
     @cached_property
@@ -179,12 +194,17 @@ class OpenpiPolicy(HookedPolicy):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of weights, norm stats and configuration."""
+        """SHA-256 of weights, norm stats, configuration, and of options that say what is seen."""
         if self._source is not None:
-            return self._source.digest()
-        weights = digest_parameters(unwrap(self.model))
-        stats = describe_norm_stats(self._sight.transforms)
-        return hashlib.sha256(f"{weights} {self.config!r} {stats}".encode()).hexdigest()
+            digest = self._source.digest()
+        else:
+            weights = digest_parameters(unwrap(self.model))
+            stats = describe_norm_stats(self._sight.transforms)
+            digest = hashlib.sha256(f"{weights} {self.config!r} {stats}".encode()).hexdigest()
+        if not self._seen:
+            return digest
+        options = json.dumps(self._seen, sort_keys=True)
+        return hashlib.sha256(f"{digest} {options}".encode()).hexdigest()
 
     @property
     def phases(self) -> Mapping[str, PhaseShape]:
@@ -207,11 +227,11 @@ class OpenpiPolicy(HookedPolicy):
         Raises
         ------
         UsageError
-            If the dataset's cameras are not the two that the policy sees.
+            If it is not clear which of the dataset's cameras the policy sees where.
         ObservationError
             If the robot state does not fit, or the prompt is too long.
         PolicyError
-            If openpi does with images what is not understood.
+            If openpi takes observations, or does with images, what is not understood.
         """
         import torch
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import numpy as np
 
 from attnstore.store.errors import MissingExtraError, UsageError
 
+from ..optional import require
 from .base import PolicyError
 from .checkpoint import locate, one_line
 from .fingerprint import digest_directory
+from .openpi_robot import Key, flatten
 
 WEIGHTS = "model.safetensors"
 INSTALL = (
@@ -130,6 +133,7 @@ class OpenpiCheckpoint:
         self.directory = path if path.is_dir() else Path(_fetched(checkpoint, revision, self.name))
         self._check_weights()
         self._check_config()
+        self._check_adapters()
         check_patched()
 
     def transforms(self) -> tuple[Any, ...]:
@@ -142,15 +146,7 @@ class OpenpiCheckpoint:
         PolicyError
             If openpi cannot make them: no norm stats, no tokenizer.
         """
-        library = openpi("transforms")
-        try:
-            data = self.config.data.create(self.config.assets_dirs, self.config.model)
-        except Exception as error:
-            # The tokenizer is fetched here; fsspec, gcsfs and aiohttp all raise their own errors.
-            raise PolicyError(
-                f"openpi cannot make the transforms of {self.name} ({one_line(error)}); without a "
-                "network, put paligemma_tokenizer.model into $OPENPI_DATA_HOME/big_vision/"
-            ) from error
+        library, data = openpi("transforms"), self._data
         self._check_norm_stats(data.asset_id)
         try:
             stats = openpi("training.checkpoints").load_norm_stats(
@@ -167,6 +163,25 @@ class OpenpiCheckpoint:
             normalize,
             *data.model_transforms.inputs,
         )
+
+    def columns(self) -> dict[Key, str]:
+        """Return the dataset's column by key of an observation, as the configuration repacks it."""
+        group = getattr(self._data, "repack_transforms", None)
+        found: dict[Key, str] = {}
+        for transform in getattr(group, "inputs", ()):
+            found |= flatten(getattr(transform, "structure", {}))
+        return found
+
+    @cached_property
+    def _data(self) -> Any:
+        try:
+            return self.config.data.create(self.config.assets_dirs, self.config.model)
+        except Exception as error:
+            # The tokenizer is fetched here; fsspec, gcsfs and aiohttp all raise their own errors.
+            raise PolicyError(
+                f"openpi cannot make the transforms of {self.name} ({one_line(error)}); without a "
+                "network, put paligemma_tokenizer.model into $OPENPI_DATA_HOME/big_vision/"
+            ) from error
 
     def policy(self, device: str, transforms: Sequence[Any]) -> Any:
         """Return openpi's ``create_trained_policy``, weights loaded.
@@ -231,6 +246,30 @@ class OpenpiCheckpoint:
                     f"{self.directory}: its config.json has {name} {found[name]!r}, configuration "
                     f"{self.name} has {wanted!r}; name the configuration it was trained with"
                 )
+
+    def _check_adapters(self) -> None:
+        # The conversion takes the base weights and drops the adapters, without a word. What
+        # train_pytorch.py wrote (it leaves metadata.pt) is whole: its models have no adapters.
+        model = self.config.model
+        variants = (model.paligemma_variant, model.action_expert_variant)
+        lora = [v for v in variants if "lora" in v.lower()]
+        if not lora or (self.directory / "metadata.pt").is_file():
+            return
+        safetensors = require("safetensors", "ingest", "loading a checkpoint")
+        try:
+            with safetensors.safe_open(str(self.directory / WEIGHTS), framework="np") as stored:
+                if any("lora" in key.lower() for key in stored.keys()):  # noqa: SIM118
+                    return
+        except (OSError, safetensors.SafetensorError) as error:
+            raise PolicyError(
+                f"{self.directory}: {WEIGHTS} cannot be read ({one_line(error)})"
+            ) from error
+        raise PolicyError(
+            f"{self.directory}: configuration {self.name} is fine-tuned by LoRA ({', '.join(lora)}), "
+            f"and {WEIGHTS} has no LoRA weights: openpi's conversion drops them, so this is the base "
+            "model. Merge the adapters into the JAX weights, convert those with the configuration "
+            "of the plain variants, and name that one"
+        )
 
     def _check_norm_stats(self, asset: str | None) -> None:
         if asset is None:

@@ -1,4 +1,4 @@
-"""From a dataset's frame to openpi's observation: cameras, state, and the images' geometry.
+"""From a dataset's frame to openpi's observation, and the images' geometry.
 
 openpi's own transforms do the work. What they do with images is *read off* them: a test picture
 that codes position and camera in its colours is put through, once per size.
@@ -6,60 +6,19 @@ that codes position and camera in its colours is put through, once per size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.errors import UsageError
 from attnstore.store.geometry import Geometry
 
 from .base import Observation, ObservationError, PolicyError
+from .openpi_robot import Asked, Key, Robot, assign, codes, learn, ramps, which
 
 Size = tuple[int, int]
-State = NDArray[np.float32]
-_CODES = {"base": 85, "wrist": 170}
-"""Blue of the test picture; 0 is the letterbox."""
-_HINTS = ("hand", "wrist")
-
-
-@dataclass(frozen=True, slots=True)
-class Robot:
-    """The keys in which one of openpi's input transforms expects an observation."""
-
-    base: str
-    """Key of the side camera's image."""
-    wrist: str
-    """Key of the wrist camera's image."""
-    state: Callable[[State], dict[str, Any]]
-    """Key and value of each part of the robot state."""
-    state_dof: int
-    reading: str
-    """What the state's components are."""
-
-
-ROBOTS: Mapping[str, Robot] = {
-    "DroidInputs": Robot(
-        "observation/exterior_image_1_left",
-        "observation/wrist_image_left",
-        lambda state: {
-            "observation/joint_position": state[:7],
-            "observation/gripper_position": state[7:],
-        },
-        8,
-        "7 joint positions and the gripper's",
-    ),
-    "LiberoInputs": Robot(
-        "observation/image",
-        "observation/wrist_image",
-        lambda state: {"observation/state": state},
-        8,
-        "the end effector's position and axis angle, and 2 of the gripper",
-    ),
-}
-"""By the class of the robot's input transform."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +44,10 @@ class Sight:
         The model's image inputs, in order.
     patch
         Side of a patch in pixels.
-    base, wrist
-        Dataset cameras; None finds the wrist camera by its name and takes the other as base.
-
-    Raises
-    ------
-    PolicyError
-        If the robot's transform is none that is known here.
+    asked
+        What the options say of cameras and keys.
+    columns
+        The dataset's column by key of an observation, as the configuration says.
     """
 
     def __init__(
@@ -100,19 +56,12 @@ class Sight:
         keys: Sequence[str],
         patch: int,
         *,
-        base: str | None = None,
-        wrist: str | None = None,
+        asked: Asked,
+        columns: Mapping[Key, str],
     ) -> None:
         self.transforms, self._keys, self._patch = tuple(transforms), tuple(keys), patch
-        self._named = {"base": base, "wrist": wrist}
-        names = [type(t).__name__ for t in self.transforms]
-        found = [ROBOTS[name] for name in names if name in ROBOTS]
-        if len(found) != 1:
-            raise PolicyError(
-                f"openpi's transforms {', '.join(names)} have not one of {', '.join(ROBOTS)}: "
-                "attnstore does not know how this configuration takes its observations"
-            )
-        self._robot = found[0]
+        self._asked, self._columns = asked, columns
+        self._robots: dict[tuple[frozenset[str], int], tuple[Robot, dict[Key, str]]] = {}
         self._slots: dict[tuple[tuple[str, Size], ...], tuple[Slot, ...]] = {}
 
     def inputs(self, observation: Observation) -> dict[str, Any]:
@@ -121,15 +70,16 @@ class Sight:
         Raises
         ------
         ObservationError
-            If openpi refuses it, or the robot state has another length.
+            If openpi refuses it, or the robot state has another length than the norm stats.
+        UsageError
+            If it is not clear which camera or part of the state goes where.
+        PolicyError
+            If it cannot be found out in which keys the transforms take observations.
         """
         state = np.asarray(observation.state, np.float32)
-        if state.shape != (self._robot.state_dof,):
-            raise ObservationError(
-                f"the robot state has {state.size} components, openpi's transform takes "
-                f"{self._robot.state_dof}: {self._robot.reading}"
-            )
-        return self._through(self._roles(observation), observation, state)
+        robot, cameras = self._robot(observation)
+        pictures = {key: observation.images[camera] for key, camera in cameras.items()}
+        return self._through(robot.observation(pictures, state, observation.instruction))
 
     def slots(self, observation: Observation) -> tuple[Slot, ...]:
         """Say which image inputs show which camera, and how; masked inputs are left out.
@@ -144,78 +94,51 @@ class Sight:
             self._slots[sizes] = self._read_slots(observation)
         return self._slots[sizes]
 
-    def _through(
-        self, images: Mapping[str, Any], observation: Observation, state: State
-    ) -> dict[str, Any]:
-        data: dict[str, Any] = {
-            self._robot.base: images["base"],
-            self._robot.wrist: images["wrist"],
-            **self._robot.state(state),
-            "prompt": observation.instruction,
-        }
-        try:
-            for transform in self.transforms:
+    def _through(self, data: dict[str, Any]) -> dict[str, Any]:
+        for transform in self.transforms:
+            if (stats := getattr(transform, "norm_stats", None)) is not None:
+                _check_state(data, stats)
+            try:
                 data = transform(data)
-        except Exception as error:
-            text = " ".join(str(error).split())[:240]
-            raise ObservationError(
-                f"openpi's {type(transform).__name__} refuses it ({type(error).__name__}: {text})"
-            ) from error
+            except Exception as error:
+                text = " ".join(str(error).split())[:240]
+                raise ObservationError(
+                    f"openpi's {type(transform).__name__} refuses it "
+                    f"({type(error).__name__}: {text})"
+                ) from error
         return data
 
-    def _roles(self, observation: Observation) -> dict[str, NDArray[np.uint8]]:
-        names = self._cameras(tuple(observation.images))
-        return {role: observation.images[camera] for role, camera in names.items()}
-
-    def _cameras(self, cameras: Sequence[str]) -> dict[str, str]:
-        for role, camera in self._named.items():
-            if camera is not None and camera not in cameras:
-                raise UsageError(
-                    f"option {role}={camera}: no such camera; the dataset gives "
-                    f"{', '.join(cameras)}"
-                )
-        if len(cameras) != 2:
-            raise UsageError(
-                f"this policy sees 2 cameras, a side camera and the wrist's; the dataset gives "
-                f"{len(cameras)}: {', '.join(cameras)}"
-            )
-        base, wrist = self._named["base"], self._named["wrist"]
-        if wrist is None:
-            likely = [c for c in cameras if any(hint in c.lower() for hint in _HINTS)]
-            rest = [c for c in cameras if c != base] if base is not None else likely
-            if len(rest) != 1:
-                raise UsageError(
-                    f"which of {', '.join(cameras)} is the wrist camera? Say it with "
-                    "--policy-option wrist=NAME"
-                )
-            wrist = rest[0]
-        if base is None:
-            base = next(c for c in cameras if c != wrist)
-        if base == wrist:
-            raise UsageError(f"base and wrist are two cameras; got {base} for both")
-        return {"base": base, "wrist": wrist}
+    def _robot(self, observation: Observation) -> tuple[Robot, dict[Key, str]]:
+        cameras = tuple(observation.images)
+        components = int(np.asarray(observation.state).size)
+        known = (frozenset(cameras), components)
+        if known not in self._robots:
+            expected = [getattr(t, "EXPECTED_CAMERAS", ()) for t in self.transforms]
+            robot = learn(
+                self._through, self._keys, cameras, components, asked=self._asked,
+                columns=self._columns, expected=[name for names in expected for name in names],
+            )  # fmt: skip
+            shown = assign(robot, cameras, self._asked, self._columns)
+            self._robots[known] = (robot, {robot.inputs[n]: c for n, c in shown.items()})
+        return self._robots[known]
 
     def _read_slots(self, observation: Observation) -> tuple[Slot, ...]:
-        roles = self._cameras(tuple(observation.images))
-        pictures = {
-            role: _ramps(observation.images[camera].shape[:2], _CODES[role])
-            for role, camera in roles.items()
-        }
-        seen = self._through(pictures, observation, np.zeros(self._robot.state_dof, np.float32))
+        robot, cameras = self._robot(observation)
+        blue = codes(tuple(cameras))
+        sizes = {key: observation.images[c].shape[:2] for key, c in cameras.items()}
+        pictures = {key: ramps(sizes[key], blue[key]) for key in cameras}
+        state = np.zeros(np.asarray(observation.state).size, np.float32)
+        seen = self._through(robot.observation(pictures, state, observation.instruction))
         slots = []
-        for index, key in enumerate(self._keys):
-            if not np.all(seen["image_mask"][key]):
+        for index, name in enumerate(self._keys):
+            if not np.all(seen["image_mask"][name]):
                 continue
-            shown = np.asarray(seen["image"][key])
-            blue = int(shown[..., 2].max())
-            role = min(_CODES, key=lambda r: abs(_CODES[r] - blue))
-            if abs(_CODES[role] - blue) > 2:
-                raise PolicyError(f"image input {key} is valid, but shows none of the cameras")
-            geometry = self._geometry(key, shown, pictures[role].shape[:2])
-            slots.append(Slot(key, index, roles[role], geometry))
-        if sorted(s.camera for s in slots) != sorted(roles.values()):
+            shown = np.asarray(seen["image"][name])
+            key = which(name, shown, blue)
+            slots.append(Slot(name, index, cameras[key], self._geometry(name, shown, sizes[key])))
+        if sorted(s.camera for s in slots) != sorted(cameras.values()):
             raise PolicyError(
-                f"cameras {', '.join(roles.values())} should each fill one image input; "
+                f"cameras {', '.join(cameras.values())} should each fill one image input; "
                 f"they fill {', '.join(f'{s.key} ({s.camera})' for s in slots) or 'none'}"
             )
         return tuple(slots)
@@ -228,8 +151,8 @@ class Sight:
         inside = np.zeros(size, bool)
         inside[top : top + rows, left : left + cols] = True
         # A source pixel's position is in red and green, so a crop, flip or shift shows.
-        ramps = _ramps((rows, cols), 0).astype(np.int16)
-        moved = np.abs(shown[inside][:, :2].astype(np.int16) - ramps.reshape(-1, 3)[:, :2])
+        wanted_ramps = ramps((rows, cols), 0).astype(np.int16)
+        moved = np.abs(shown[inside][:, :2].astype(np.int16) - wanted_ramps.reshape(-1, 3)[:, :2])
         if ((shown[..., 2] > 0) != inside).any() or moved.max(initial=0) > 254 / min(
             rows, cols
         ) + 2:
@@ -240,14 +163,23 @@ class Sight:
         return wanted
 
 
-def _ramps(size: Size, code: int) -> NDArray[np.uint8]:
-    """Red grows from left to right, green from top to bottom, blue is `code`."""
-    height, width = size
-    picture = np.empty((height, width, 3), np.uint8)
-    picture[..., 0] = np.round(254 * (np.arange(width) + 0.5) / width)
-    picture[..., 1] = np.round(254 * (np.arange(height)[:, None] + 0.5) / height)
-    picture[..., 2] = code
-    return picture
+def _check_state(data: Mapping[str, Any], stats: Mapping[str, Any]) -> None:
+    """Refuse a state that openpi would normalise with another robot's statistics, or stretch."""
+    own = stats.get("state")
+    if own is None or "state" not in data:
+        return
+    spreads = [np.asarray(own.std, float)]
+    if getattr(own, "q01", None) is not None and getattr(own, "q99", None) is not None:
+        spreads.append(np.asarray(own.q99, float) - np.asarray(own.q01, float))
+    # Statistics may be padded to the model's length: there nothing varies.
+    varies = np.flatnonzero(np.any([s != 0 for s in spreads], axis=0))
+    known, count = len(spreads[0]), np.asarray(data["state"]).shape[-1]
+    if not (varies[-1] + 1 if varies.size else 1) <= count <= known:
+        raise ObservationError(
+            f"the robot state has {count} components, the checkpoint's norm stats are of "
+            f"{varies[-1] + 1 if varies.size else known}: is this the robot that it was trained "
+            "on, and the state in the same units and order?"
+        )
 
 
 def stacked(values: Sequence[Any], device: str) -> Any:
