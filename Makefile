@@ -7,6 +7,7 @@ PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && echo 
 JOBS   ?= auto
 VENV   := .venv
 OCTO_VENV ?= .venv-octo
+PINS ?= openpi
 LEROBOT_PYTHON ?= $(firstword $(wildcard $(addsuffix /bin/python,$(abspath $(LEROBOT)) $(abspath $(LEROBOT))/.venv)))
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 OPENPI_PYTHON ?= $(abspath $(OPENPI))/.venv/bin/python
@@ -16,7 +17,7 @@ PACKAGES := attnstore ingest store query render
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install links browser lint test test-lerobot test-octo test-openpi demo bench docs clean
+.PHONY: help install links browser lint test test-lerobot test-octo test-openpi test-pins demo bench docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -74,6 +75,14 @@ test-openpi: links  ## the same contract on openpi itself: make test-openpi OPEN
 	  || { echo "first: uv pip install --python $(OPENPI_PYTHON) '.[openpi]' pytest hypothesis (docs/how-to/openpi.md)" >&2; exit 1; }
 	cd tests && OPENPI="$(abspath $(OPENPI))" HF_HUB_OFFLINE=1 PYTHONPATH="$$(ls -d ../build/__editable__.attnstore-*)" \
 	  $(OPENPI_PYTHON) -m pytest -q -p no:cacheprovider -W ignore openpi_real.py
+
+test-pins: links  ## write and read a store with other libraries: make test-pins PINS=openpi (or lowest)
+	@# without torch: what a laptop has; constraints/PINS.txt says the versions
+	@test -x .venv-pins/$(PINS)/bin/python || $(PYTHON) -m venv .venv-pins/$(PINS)
+	.venv-pins/$(PINS)/bin/python -m pip install --quiet -c constraints/$(PINS).txt pytest hypothesis h5py psutil \
+	  $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"])')
+	PYTHONPATH="$$(ls -d build/__editable__.attnstore-*)" .venv-pins/$(PINS)/bin/python -m pytest -q \
+	  -p no:cacheprovider -o filterwarnings= tests/test_writer.py
 
 demo: links  ## ingest rollouts of a small trained policy, ask where it looks, and draw it
 	$(BIN)/attnstore demo

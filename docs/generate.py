@@ -88,6 +88,15 @@ def schema() -> str:
         "| `policy/actions_recorded` | keyframe, recorded_dof |",
         "| `policy/state` | keyframe, state_dof |",
         "| `policy/denoising` | keyframe, step, horizon, action_dof |",
+        "",
+        "`policy/actions` is the chunk as the model returns it: the policy's normalised units, before",
+        "its output transforms (openpi's `Unnormalize`, LeRobot's postprocessor) make robot actions of",
+        "it; the action vector with its padding (32 components for openpi's and transformers' Pi0;",
+        "LeRobot's policies cut theirs to the action's own). `policy/denoising` at step s is the",
+        "noisy chunk *after* s + 1 of the n denoising steps, in the same units and with the same",
+        "components: the noise it began with is not in it (the keyframe's `seed` gives it), at step s",
+        "it is what the model was shown at step s + 1, and at the last step it is `policy/actions`.",
+        "There is none where nothing is denoised (ACT, Octo's one pass, `vlm`).",
     ]
     return "\n".join(lines) + "\n"
 

@@ -66,12 +66,33 @@ class DiskFullError(AttnstoreError):
     """There is no space left for the store; nothing that is committed is touched."""
 
 
+class SharedFailureError(AttnstoreError):
+    """The first episodes fail by the same unexpected error, and so would the others."""
+
+
 @dataclass(slots=True)
 class Report:
     """Outcomes of all episodes, and whether the user interrupted."""
 
     outcomes: list[Outcome] = field(default_factory=list)
     interrupted: bool = False
+
+    def shared_failure(self) -> str | None:
+        """Say what every episode will fail by, None if there is no sign of it.
+
+        The sign: nothing was committed, and the last two episodes ended with the same unexpected
+        error. Such an error is not of an episode's data but of the policy or the machine.
+        """
+        last = [o for o in self.outcomes if o.status != "present"][-2:]
+        if len(last) < 2 or any(o.status == "committed" for o in self.outcomes):
+            return None
+        one, two = ((o.status, o.reason.replace(o.name, "it")) for o in last)
+        if one != two or one[0] != "failed":
+            return None
+        return (
+            f"{last[0].name} and {last[1].name} fail alike, and no episode was committed, so the "
+            f"others are not tried: {last[1].reason}"
+        )
 
     @property
     def failed(self) -> list[Outcome]:
@@ -172,6 +193,15 @@ def ingest_all(
 
     An episode that another live process of this host is writing is waited for; if that process
     dies, it is done here.
+
+    Raises
+    ------
+    SharedFailureError
+        If the first episodes fail alike: the others would, too.
+    DiskFullError
+        If there is no space left.
+    AttnstoreError
+        What concerns every episode, such as weights that cannot be loaded.
     """
     report = Report()
     for name in names:
@@ -193,6 +223,8 @@ def ingest_all(
             report.interrupted = True
             break
         report.outcomes.append(outcome)
+        if (shared := report.shared_failure()) is not None:
+            raise SharedFailureError(shared)
         observer.ended(outcome)
     return report
 

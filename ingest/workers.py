@@ -86,7 +86,7 @@ def ingest_with_workers(
     DiskFullError
         If there is no space left.
     AttnstoreError
-        If no worker could load the policy.
+        If no worker could load the policy, or the first episodes fail alike.
     """
     if not names:
         return Report()
@@ -149,7 +149,12 @@ def _heard(
         return
     if kind == "ended":
         pool.report.outcomes.append(value)
-        observer.ended(value)
+        shared = pool.report.shared_failure()
+        if shared is None:
+            observer.ended(value)
+        elif pool.fatal is None:
+            pool.fatal = shared
+            pool.pending.clear()
     elif kind == "stopped":
         pool.report.interrupted = True
     elif kind == "fatal":

@@ -38,7 +38,14 @@ from attnstore.ingest.datasets.base import CameraFrame, Frame
 from attnstore.ingest.datasets.droid import DroidDataset
 from attnstore.ingest.episode import EpisodeJob, ingest_episode
 from attnstore.ingest.keyframes import keyframe_indices, noise_seed, observation
-from attnstore.ingest.pipeline import Report, ingest_all, ingest_one, provenance
+from attnstore.ingest.pipeline import (
+    Outcome,
+    Report,
+    SharedFailureError,
+    ingest_all,
+    ingest_one,
+    provenance,
+)
 from attnstore.ingest.plan import claimed_by_other, describe_run, make_plan
 from attnstore.ingest.policies.base import Batch, Observation, ObservationError, PolicyError
 from attnstore.ingest.policies.pi0 import Pi0Policy
@@ -506,6 +513,38 @@ class TestOneEpisodeFails:
         assert sorted(commits(store)) == [names[0], names[2]]
         assert problems(store) == []
         assert len(list((store / "data").glob("*/*/*"))) == 2, "the attempt was not removed"
+
+    def test_an_error_that_all_share_ends_the_run(
+        self, policy: Pi0Policy, dataset: DroidDataset, ram_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        """As a store library that is too old makes every episode fail."""
+
+        def broken(*args: Any, **kwargs: Any) -> None:
+            raise TypeError("got an unexpected keyword argument 'data'")
+
+        monkeypatch.setattr("attnstore.ingest.episode.EpisodeWriter", broken)
+        job = make_job(ram_path / "s", policy, dataset)
+        names, watcher = dataset.episode_names(), Watcher()
+        with pytest.raises(
+            SharedFailureError, match=f"{names[0]} and {names[1]} fail alike.*'data'"
+        ):
+            ingest_all(job, policy, dataset, names, watcher)
+        assert [o.name for o in watcher.outcomes] == [names[0]]
+
+    @pytest.mark.parametrize(
+        ("outcomes", "ends"),
+        [
+            ("failed:x failed:x", True), ("present: failed:x failed:x", True),
+            ("failed:x", False), ("failed:x failed:y", False), ("failed:x broken:x", False),
+            ("broken:x broken:x", False), ("committed: failed:x failed:x", False),
+            ("failed:x failed:y failed:y", True),
+        ],
+    )  # fmt: skip
+    def test_when_it_is_all_of_them(self, outcomes: str, ends: bool) -> None:
+        made = [text.split(":") for text in outcomes.split()]
+        report = Report([Outcome(f"e{i}", s, f"e{i}: {r}") for i, (s, r) in enumerate(made)])  # type: ignore[arg-type]
+        assert (report.shared_failure() is not None) == ends
 
     def test_an_observation_that_is_refused(
         self, policy: Pi0Policy, dataset: DroidDataset, ram_path: Path

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 from attnstore.store.errors import AttnstoreError, UsageError
 
 from .options import console, need_store, print_json, size_text
-from .progress import check_plan, conclude, interrupts, progress_bar, quiet_libraries
+from .progress import (
+    check_plan,
+    conclude,
+    interrupts,
+    progress_bar,
+    quiet_libraries,
+    said_once,
+)
 
 if TYPE_CHECKING:
     from attnstore.ingest.plan import Plan
@@ -147,8 +154,8 @@ def _show_plan(plan: Plan, run: str, target: Path, as_json: bool) -> None:
             markup=False,
             soft_wrap=True,
         )
-    for name, reason in plan.broken.items():
-        out.print(f"broken: {name}: {reason}", markup=False, style="yellow")
+    for line in said_once([(name, "broken", reason) for name, reason in plan.broken.items()]):
+        out.print(line, markup=False, style="yellow", soft_wrap=True)
 
 
 @contextlib.contextmanager

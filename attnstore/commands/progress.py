@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -107,6 +107,26 @@ def check_plan(plan: Plan | ProbePlan) -> None:
         )
 
 
+def said_once(failed: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Lines for episodes of (name, status, reason): what several share is said once.
+
+    Examples
+    --------
+    >>> said_once([("a", "broken", "no camera in a"), ("b", "broken", "no camera in b")])
+    ['2 episodes (a, b): broken: no camera in a']
+    """
+    groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for name, status, reason in failed:
+        groups.setdefault((status, reason.replace(name, "\0")), []).append((name, reason))
+    lines = []
+    for (status, _), members in groups.items():
+        names, (first, reason) = [name for name, _ in members], members[0]
+        more = f", and {len(names) - 5} more" if len(names) > 5 else ""
+        who = f"{len(names)} episodes ({', '.join(names[:5])}{more})" if names[1:] else first
+        lines.append(f"{who}: {status}: {reason}")
+    return lines
+
+
 def conclude(plan: Plan | ProbePlan, report: Report, target: Path, as_json: bool) -> None:
     """Say what became of every episode, and set the exit code.
 
@@ -142,5 +162,5 @@ def conclude(plan: Plan | ProbePlan, report: Report, target: Path, as_json: bool
         )
         raise click.exceptions.Exit(130)
     if failed:
-        lines = "".join(f"\n  {name}: {status}: {reason}" for name, status, reason in failed)
+        lines = "".join(f"\n  {line}" for line in said_once(failed))
         raise PartialError(f"{len(failed)} episodes are not in {target}:{lines}")

@@ -13,7 +13,7 @@ from attnstore.store.paths import StorePaths
 from attnstore.store.run import RunConfig, load_run, run_ids
 
 from ..episode import StoppedError
-from ..pipeline import Observer, Outcome, Report, settle
+from ..pipeline import Observer, Outcome, Report, SharedFailureError, settle
 from ..plan import claimed_by_other
 from ..policies.base import Policy, WindowPolicy
 from .episode import ProbeJob, probe_episode
@@ -183,6 +183,8 @@ def probe_all(
 
     Raises
     ------
+    SharedFailureError
+        If the first episodes fail alike: the others would, too.
     DiskFullError
         If there is no space left.
     AttnstoreError
@@ -213,6 +215,8 @@ def probe_all(
                 report.interrupted = True
                 break
         report.outcomes.append(outcome)
+        if (shared := report.shared_failure()) is not None:
+            raise SharedFailureError(shared)
         observer.ended(outcome)
     return report
 
