@@ -54,8 +54,8 @@ def write(
 def both(path: Path) -> NDArray[np.uint8]:
     """The second frame as both readers give it: by index and by time."""
     (one,) = open_video("e", "cam", path).read([1])
-    video = TimedVideo("e", "cam", path, path.name, 0.0)
-    video.check(0.2)
+    video = TimedVideo("e", "cam", path, path.name, 0.0, 10.0)
+    video.check([0.0, 0.2])
     (other,) = video.read([0.1])
     np.testing.assert_array_equal(one.rgb, other.rgb)
     assert one.data == other.data
@@ -142,8 +142,8 @@ def test_what_has_no_exact_picture_is_refused(
     path = write(tmp_path / "v.mkv", format, codec, values, **tags)
     with pytest.raises(EpisodeError, match=rf"recordings/v\.mkv \(\d+ bytes\) .*{message}"):
         open_video("e", "cam", path)
-    video = TimedVideo("e", "cam", path, "videos/v.mkv", 0.0)
-    for read in (lambda: video.check(0.2), lambda: list(video.read([0.1]))):
+    video = TimedVideo("e", "cam", path, "videos/v.mkv", 0.0, 10.0)
+    for read in (lambda: video.check([0.0, 0.2]), lambda: list(video.read([0.1]))):
         with pytest.raises(EpisodeError, match=rf"videos/v\.mkv .*{message}"):
             read()
 
