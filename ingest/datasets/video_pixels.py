@@ -58,6 +58,8 @@ def check_format(stream: Any) -> None:
         If they have no exact picture of 8 bits.
     """
     codec = stream.codec_context
+    if codec is None:
+        raise VideoFormatError("is not a readable video: its stream has no known codec")
     if codec.format is not None:
         _check(codec.format, getattr(codec, "color_trc", None), codec.colorspace)
 
