@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from attnstore.store.episode import PhaseSpec
 from attnstore.store.errors import SelectionError
+from attnstore.store.reader.blocks import Dimension, Index
+from attnstore.store.reader.episode import Episode
 from attnstore.store.statistics import image_distribution, jensen_shannon
-
-from .blocks import Dimension, Index
-from .episode import Episode
 
 Float = NDArray[np.float64]
 

@@ -13,10 +13,10 @@ from attnstore.store.base_tables import METRICS
 from attnstore.store.catalog_rows import quoted
 from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.naming import default_group
+from attnstore.store.reader.selection import check_index
 
 from .groups import Groups, Member
 from .resampling import Float, Int
-from .selection import check_index
 from .sql import sql_errors
 
 Reduction = Literal["mean", "max"]

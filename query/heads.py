@@ -16,11 +16,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from attnstore.store.errors import SelectionError, UsageError
+from attnstore.store.reader.blocks import Dimension, Index
+from attnstore.store.reader.episode import Episode
 from attnstore.store.statistics import image_distribution
 
-from .blocks import Dimension, Index
 from .drift import pairwise_divergence
-from .episode import Episode
 
 Float = NDArray[np.float64]
 Metric = Literal["divergence", "cosine"]

@@ -19,9 +19,9 @@ from attnstore.store.commit import Commit, latest_commit
 from attnstore.store.errors import NotFoundError
 from attnstore.store.object_tables import OBJECT_METRICS
 from attnstore.store.part import Part
+from attnstore.store.reader.episode import Episode
 from attnstore.store.rle import Mask, decode_rle
 
-from .episode import Episode
 from .object_rows import MASKS, STATS
 from .store import Store
 

@@ -22,12 +22,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from attnstore.store.errors import SelectionError, UsageError
+from attnstore.store.reader.selection import check_index
 from attnstore.store.statistics import image_distribution, jensen_shannon
 
-from .selection import check_index
-
 if TYPE_CHECKING:
-    from .episode import Episode
+    from attnstore.store.reader.episode import Episode
+
     from .store import Store
 
 Reduction = Literal["max", "mean"]

@@ -11,9 +11,8 @@ from attnstore.store.commit import Commit, all_commits, latest_commit
 from attnstore.store.errors import NotFoundError, SelectionError
 from attnstore.store.part import Part
 from attnstore.store.paths import StorePaths, open_store, slug
+from attnstore.store.reader.episode import Episode
 from attnstore.store.run import RunConfig, load_run, run_ids
-
-from .episode import Episode
 
 if TYPE_CHECKING:
     import duckdb

@@ -9,10 +9,10 @@ import numpy as np
 import xarray as xr
 
 from attnstore.store.errors import NotFoundError, SelectionError
+from attnstore.store.reader.episode import Episode
 
 from .alignment import Aligned, align
 from .chosen import Chosen
-from .episode import Episode
 from .estimate import Float
 from .object_choice import latest_object_parts
 from .store import Store

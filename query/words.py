@@ -18,12 +18,17 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from attnstore.store.errors import SelectionError
+from attnstore.store.reader.blocks import Dimension
+from attnstore.store.reader.episode import Episode, Reduction
+from attnstore.store.reader.selection import (
+    Group,
+    check_index,
+    select_tokens,
+    span_labels,
+    token_labels,
+)
 from attnstore.store.tokens import REPEATED, AlignedAxis
 from attnstore.store.views import is_current
-
-from .blocks import Dimension
-from .episode import Episode, Reduction
-from .selection import Group, check_index, select_tokens, span_labels, token_labels
 
 Head = int | Literal["mean", "active"]
 Float32 = NDArray[np.float32]

@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attnstore.query.episode import Episode
 from attnstore.query.object_results import NOTE, ObjectResults, Row, load_object_results
 from attnstore.query.store import Store
 from attnstore.store.object_tables import OBJECT_METRICS
+from attnstore.store.reader.episode import Episode
 
 from . import image_file
 from .labtree import component

@@ -28,9 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from attnstore.query.episode import Episode, Reduction
 from attnstore.store.errors import MissingExtraError, NotFoundError
 from attnstore.store.image import read_header
+from attnstore.store.reader.episode import Episode, Reduction
 
 from . import colormap, heatmap
 from .overlay import DEFAULT_ALPHA

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from attnstore.query.episode import Episode
-from attnstore.query.selection import check_index
 from attnstore.query.service.parameters import parse_group
 from attnstore.query.service.pictures import Maps, OverlayParameters, VideoParameters
 from attnstore.store.errors import UsageError
+from attnstore.store.reader.episode import Episode
+from attnstore.store.reader.selection import check_index
 
 from . import heatmap, image_file, overlay, sinks, video
 from .labtree import Drawing

@@ -17,10 +17,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from attnstore.query.episode import Episode
 from attnstore.query.run_diff import diff_episodes
 from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.geometry import Geometry
+from attnstore.store.reader.episode import Episode
 
 from . import heatmap, pool, video
 from .labtree import Drawing, EpisodeFolder, Reduction

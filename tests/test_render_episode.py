@@ -23,7 +23,7 @@ from attnstore.store.errors import EpisodeError, SelectionError, UsageError
 from attnstore.store.geometry import Geometry
 
 if TYPE_CHECKING:
-    from attnstore.query.episode import Episode
+    from attnstore.store.reader.episode import Episode
 
     def query_serves_what_render_needs(episode: Episode) -> EpisodeMaps:
         return episode

@@ -9,9 +9,10 @@ import xarray as xr
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from ..blocks import Cost, Dimension
-from ..episode import Episode
-from ..selection import check_index
+from attnstore.store.reader.blocks import Cost, Dimension
+from attnstore.store.reader.episode import Episode
+from attnstore.store.reader.selection import check_index
+
 from .answers import ArrayAnswer
 from .parameters import MapParameters, SliceParameters, parse_group, parse_index
 from .payload import MEDIA_TYPES, array_body, chosen_format, respond, unchanged

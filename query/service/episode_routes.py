@@ -12,10 +12,10 @@ from starlette.responses import Response
 from attnstore.store.base_tables import METRICS
 from attnstore.store.catalog_rows import quoted
 from attnstore.store.errors import SelectionError
+from attnstore.store.reader.episode import Episode
+from attnstore.store.reader.selection import check_index
 from attnstore.store.tokens import Span
 
-from ..episode import Episode
-from ..selection import check_index
 from .answers import EpisodeAnswer, Matrix, Page, Trace
 from .parameters import MatrixParameters, OfEpisode, TableParameters, TraceParameters
 from .payload import respond_json, unchanged

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..blocks import Index
-from ..selection import Group
+from attnstore.store.reader.blocks import Index
+from attnstore.store.reader.selection import Group
+
 from .refusal import Refusal
 
 Indices = Annotated[

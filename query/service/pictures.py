@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ..episode import Episode
+from attnstore.store.reader.episode import Episode
+
 from .parameters import OfEpisode, Tokens
 
 Maps = NDArray[np.float32]

@@ -13,8 +13,8 @@ from attnstore.store.commit import Commit, latest_commit, read_commit, revision_
 from attnstore.store.errors import IntegrityError, UsageError
 from attnstore.store.part import Part
 from attnstore.store.paths import MARKER, SAFE, StorePaths, open_store, read_json
+from attnstore.store.reader.episode import Episode
 
-from ..episode import Episode
 from .children import Children
 from .config import Limits
 from .refusal import Refusal

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote, quote_plus
 
-from attnstore.query.episode import Episode
 from attnstore.store.base_tables import METRICS
 from attnstore.store.episode import PhaseSpec
+from attnstore.store.reader.episode import Episode
 
 TOGETHER, AVERAGED = 24 << 20, 56 << 20
 """Bytes up to which the viewer asks for all heads of a layer at once; and where it takes their mean."""

@@ -9,9 +9,9 @@ import numpy as np
 from attnstore.query.active_heads import active_heads
 from attnstore.query.camera_shares import CameraShare, camera_shares
 from attnstore.query.chosen import Chosen
-from attnstore.query.episode import Episode
 from attnstore.query.store import Store
 from attnstore.store.axes import PHASES, VISION
+from attnstore.store.reader.episode import Episode
 from attnstore.store.views import is_current
 
 from .. import overlay

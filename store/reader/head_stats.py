@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from attnstore.store.episode import EpisodeSpec, PhaseSpec
-from attnstore.store.errors import SelectionError
-from attnstore.store.part import Part
+from ..episode import EpisodeSpec, PhaseSpec
+from ..errors import SelectionError
+from ..part import Part
 
 Float = NDArray[np.float32]
 

@@ -10,12 +10,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from attnstore.store.axes import STEPPED_PHASES
-from attnstore.store.errors import EpisodeError, NotFoundError, SelectionError
-from attnstore.store.image import DamagedImageError, ImageError, plain, read_header
-from attnstore.store.part import Part
-from attnstore.store.statistics import image_mass, image_variance
-
+from ..axes import STEPPED_PHASES
+from ..errors import EpisodeError, NotFoundError, SelectionError
+from ..image import DamagedImageError, ImageError, plain, read_header
+from ..part import Part
+from ..statistics import image_mass, image_variance
 from .blocks import Index
 from .head_stats import HeadStats, at_steps
 from .selection import Group, check_index
@@ -224,7 +223,7 @@ class Episode(AttentionSlices):
     def token_stats(self, phase: str, *, camera: str | None = None) -> xr.Dataset:
         """Load how every token's hidden state evolves through a phase's layers.
 
-        Only of an ingest with ``--token-stats``; see `attnstore.query.token_stats`.
+        Only of an ingest with ``--token-stats``; see `attnstore.store.reader.token_stats`.
 
         Parameters
         ----------

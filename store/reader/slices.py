@@ -10,12 +10,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from attnstore.store.axes import attention_dims, map_dims
-from attnstore.store.chunking import attention_plan, map_plan
-from attnstore.store.episode import PhaseSpec
-from attnstore.store.errors import SelectionError
-from attnstore.store.part import Part
-
+from ..axes import attention_dims, map_dims
+from ..chunking import attention_plan, map_plan
+from ..episode import PhaseSpec
+from ..errors import SelectionError
+from ..part import Part
 from .blocks import Block, Cost, Dimension, Index, coordinates, cost
 from .description import EpisodeDescription
 from .lazy import lazy_array
@@ -61,7 +60,7 @@ class AttentionSlices(EpisodeDescription):
         frame
             Frame index of the recording, instead of `keyframe`.
         query, key
-            Token group; see `attnstore.query.selection`.
+            Token group; see `attnstore.store.reader.selection`.
         max_bytes
             Larger results are refused before anything is read.
 
