@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.reader.selection import check_index
+from attnstore.store.rules import standing_step
 from attnstore.store.statistics import image_distribution, jensen_shannon
 
 if TYPE_CHECKING:
@@ -210,7 +211,9 @@ def _steps(steps: int | None, wanted: int | Literal["last", "all"], phase: str) 
         return [-1]
     if wanted == "all":
         return list(range(steps))
-    return [check_index(steps - 1 if wanted == "last" else wanted, steps, f"{phase} step")]
+    if wanted == "last":
+        wanted = standing_step(phase, steps) or 0
+    return [check_index(wanted, steps, f"{phase} step")]
 
 
 def diff_table(divergence: xr.DataArray) -> pa.Table:

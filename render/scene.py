@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from attnstore.store.errors import EpisodeError, NotFoundError
 from attnstore.store.geometry import Geometry
-from attnstore.store.views import is_current
 
 from .image_file import decode
 from .label import printable
@@ -90,9 +89,7 @@ class Scene:
 
 
 def _bytes(episode: EpisodeMaps, keyframe: int, camera: str) -> bytes | None:
-    """Encoded image; None of what a camera showed before the episode began."""
-    if is_current(camera):
-        return episode.image_bytes(keyframe, camera)
+    """Encoded image; None where the keyframe lacks the camera."""
     try:
         return episode.image_bytes(keyframe, camera)
     except NotFoundError:

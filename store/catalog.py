@@ -26,6 +26,7 @@ from .errors import UsageError
 from .ledger import LEDGER, ledger_query
 from .partial_views import create_partial_view
 from .paths import StorePaths, sync_directory
+from .rules import create_macros
 from .tables import ALL_TABLES
 
 STORAGE = "v1.3.0"
@@ -282,3 +283,4 @@ def _create_views(connection: duckdb.DuckDBPyConnection, paths: StorePaths) -> N
         source = parquet_scan(f"getvariable('attnstore_{name}')") if found else "range(0)"
         connection.execute(f"CREATE VIEW {name} AS SELECT {', '.join(columns)} FROM {source}")
     connection.execute(f"CREATE VIEW {LEDGER.name} AS {ledger_query()}")
+    create_macros(connection)

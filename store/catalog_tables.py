@@ -81,6 +81,8 @@ _TABLES = (
             Column("attempt", _S, "id of the attempt that holds the files"),
             Column("committed", _TIME, "when it was committed", "UTC"),
             Column("bytes", _I64, "size of the part's files", "bytes"),
+            Column("camera", _S, "camera of an objects part; NULL for other parts"),
+            Column("source", _S, "masks of an objects part: detector or gripper; NULL for others"),
             Column("listing", _S, "highest revision's file and its time, to notice a change"),
         ),
     ),

@@ -42,6 +42,7 @@ from attnstore.store.catalog_tables import CATALOG, COPIED, DATABASE, VIEWED, sq
 from attnstore.store.errors import AttnstoreError, UsageError
 from attnstore.store.ledger import LEDGER, ledger_query
 from attnstore.store.paths import StorePaths, check_relative, open_store
+from attnstore.store.rules import create_macros
 from attnstore.store.tables import ALL_TABLES
 
 from ..sql import json_rows, run_query, sql_errors, unique_names, write_result
@@ -97,6 +98,7 @@ def open_catalog(
     for name in VIEWED:
         _view(connection, paths, name)
     connection.execute(f"CREATE VIEW {LEDGER.name} AS {ledger_query()}")
+    create_macros(connection)
     try:
         connection.execute(f"SET max_execution_time = {int(1e3 * seconds)}")
     except duckdb.CatalogException:

@@ -15,6 +15,7 @@ from ..chunking import attention_plan, map_plan
 from ..episode import PhaseSpec
 from ..errors import SelectionError
 from ..part import Part
+from ..rules import standing_step
 from .blocks import Block, Cost, Dimension, Index, coordinates, cost
 from .description import EpisodeDescription
 from .lazy import lazy_array
@@ -155,7 +156,9 @@ class AttentionSlices(EpisodeDescription):
             self._check_camera(camera)
             grid = self.spec.geometry[camera].grid
             plan = map_plan(spec.phase, len(self.frames), spec.steps, spec.layers, spec.heads, grid)
-            block = self._map_block(spec, grid, keyframe, -1 if step is None else step, layer, head)
+            if step is None:
+                step = standing_step(spec.phase, spec.steps)
+            block = self._map_block(spec, grid, keyframe, step, layer, head)
             path = f"maps/{spec.phase}/{group}/{camera}/max"
             found = cost(block, "maps", path, plan.chunk, plan.shard, plan.shape, 4)
             return self._with_missing(found, plan.shard, block)
