@@ -100,10 +100,12 @@ order by run, on_padding desc, phase, query_group, camera, outcome""",
         "largest-drift",
         "In which episodes does the attention wander most from keyframe to keyframe?",
         """\
-select run, name, outcome, phase, query_group, camera, avg(drift_mean) as drift
-from episode_stats join episodes using (run, episode)
-where variant = 'base' and stands_for_phase(run, phase, step) and drift_mean is not null
-group by all
+with drifts as (
+       select run, name, outcome, phase, query_group, camera, avg(drift_mean) as drift
+       from episode_stats join episodes using (run, episode)
+       where variant = 'base' and stands_for_phase(run, phase, step) and drift_mean is not null
+       group by all)
+from drifts
 qualify row_number() over (partition by run order by drift desc, name, phase, camera) <= 20
 order by run, drift desc, name, phase, camera""",
     ),
@@ -121,10 +123,12 @@ order by run, phase, query_group, camera, step, layer""",
         "confident-heads",
         "Which heads put the most weight on a single key?",
         """\
-select run, phase, query_group, layer, head, avg(confidence_mean) as confidence
-from episode_stats
-where variant = 'base' and stands_for_phase(run, phase, step)
-group by all
+with heads as (
+       select run, phase, query_group, layer, head, avg(confidence_mean) as confidence
+       from episode_stats
+       where variant = 'base' and stands_for_phase(run, phase, step)
+       group by all)
+from heads
 qualify row_number() over (partition by run order by confidence desc, phase, query_group, layer,
                                                      head) <= 20
 order by run, confidence desc, phase, query_group, layer, head""",

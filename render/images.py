@@ -134,7 +134,7 @@ def render_images(
     def tasks() -> Iterator[Callable[[], list[Path]]]:
         for phase, phase_layers in chosen.items():
             drawing = drawings[phase]
-            scene = Scene(episode, drawing, shown, look=look or Look(), scale=scale)
+            scene = Scene(episode, drawing, shown, look=look or Look(), scale=scale, active=active)
             for layer in phase_layers:
                 maps = LayerMaps.load(
                     episode, phase, layer, shown,

@@ -71,7 +71,7 @@ class Painter:
         drawing = Drawing(p.phase, p.reduce, step, p.sink_corrected, p.query)
         look = Look(p.cmap, p.alpha, p.blend, p.interpolation, p.width)
         scale = ColorScale.parse(p.scale)
-        scene = Scene(episode, drawing, cameras, look=look, scale=scale)
+        scene = Scene(episode, drawing, cameras, look=look, scale=scale, active=p.active)
         maps = LayerMaps.load(
             episode, p.phase, p.layer, cameras,
             step=p.step, reduce=p.reduce, sink_corrected=p.sink_corrected, query=p.query,

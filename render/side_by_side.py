@@ -21,6 +21,7 @@ from attnstore.query.run_diff import diff_episodes
 from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.geometry import Geometry
 from attnstore.store.reader.episode import Episode
+from attnstore.store.rules import describe_active
 
 from . import heatmap, pool, video
 from .labtree import Drawing, EpisodeFolder, Reduction
@@ -258,7 +259,12 @@ class PairScene:
 
     def _describe(self, same_instruction: bool) -> str:
         first, second = self.episodes
-        parts = [first.outcome, describe(first, self.drawing), "one scale for both runs"]
+        parts = [
+            first.outcome,
+            describe(first, self.drawing),
+            "one scale for both runs",
+            f"most active by {describe_active()}",
+        ]
         if same_instruction:
             parts.insert(1, short_name(first))
         if not len(self.frames) == len(first.frames) == len(second.frames):

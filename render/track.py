@@ -14,7 +14,6 @@ from attnstore.store.rules import (
     NO_HEAD,
     Active,
     active_heads,
-    describe_active,
     mean_over_keyframes,
 )
 
@@ -39,8 +38,6 @@ class Track:
     """By camera, (keyframe, row, col)."""
     notes: Mapping[str, tuple[tuple[str, ...], ...]]
     """Facts printed above the overlay, by camera, one tuple a keyframe."""
-    active: Active = "image"
-    """What made heads the most active ones."""
 
     def at(self, keyframes: Sequence[int]) -> Track:
         """Keep some keyframes."""
@@ -76,8 +73,7 @@ class Track:
         head = int(self.heads[camera][keyframe])
         if head == NO_HEAD:
             return f"L{self.layer:02d}, not seen at this keyframe"
-        why = f", most active by {describe_active(self.active)}" if self.head is None else ""
-        return f"L{self.layer:02d} H{head:02d}{why}"
+        return f"L{self.layer:02d} H{head:02d}" + (", most active" if self.head is None else "")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,8 +93,6 @@ class LayerMaps:
     """What makes a head of these very maps the active one, by camera, (keyframe, head)."""
     removed: Mapping[str, NDArray[np.float64]] | None
     """Share of the attention that was on removed sinks, by camera, (head,); None: not corrected."""
-    rule: Active = "image"
-    """What makes a head the most active one."""
 
     @classmethod
     def load(
@@ -141,7 +135,7 @@ class LayerMaps:
             for camera, each in maps.items()
         }  # fmt: skip
         padded = frozenset(c for c in cameras if (episode.geometry(c).coverage() < 1).any())
-        return cls(layer, maps, image, letterbox, padded, variance, removed, active)
+        return cls(layer, maps, image, letterbox, padded, variance, removed)
 
     def track(self, head: int) -> Track:
         """Follow one head through the episode."""
@@ -183,7 +177,7 @@ class LayerMaps:
         notes = {
             c: tuple(self._notes(c, k, int(h)) for k, h in enumerate(heads[c])) for c in self.maps
         }
-        return Track(self.layer, head, heads, maps, notes, self.rule)
+        return Track(self.layer, head, heads, maps, notes)
 
     def _notes(self, camera: str, keyframe: int, head: int) -> tuple[str, ...]:
         if head == NO_HEAD:

@@ -129,7 +129,7 @@ def render_videos(
     def tasks() -> Iterator[Callable[[], Path]]:
         for phase, phase_layers in chosen.items():
             drawing = drawings[phase]
-            scene = Scene(episode, drawing, shown, look=look or Look(), scale=scale)
+            scene = Scene(episode, drawing, shown, look=look or Look(), scale=scale, active=active)
             for layer in phase_layers:
                 maps = LayerMaps.load(
                     episode, phase, layer, shown,
