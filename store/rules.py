@@ -173,7 +173,8 @@ def counting_object_parts(commits: Iterable[Commit]) -> dict[Place, Commit]:
     latest: dict[Place, Commit] = {}
     for commit in commits:
         if commit.part.startswith("objects-"):
-            place = commit.episode, str(commit.summary["camera"]), str(commit.summary["source"])
+            camera, source = (str(commit.summary.get(name)) for name in ("camera", "source"))
+            place = commit.episode, camera, source
             before = latest.get(place)
             if before is None or (commit.created, commit.part) > (before.created, before.part):
                 latest[place] = commit

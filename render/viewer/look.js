@@ -66,7 +66,7 @@ export function useMaps(e, view, cameras) {
     maps: maps[i],
     chosenBy: active[i].value?.chosen_by,
     pending: active[i].pending || answers[i].pending,
-    error: active[i].error ?? answers[i].error ?? unseen(i) ?? tooMany(camera, heads[i]),
+    error: answers[i].error ?? active[i].error ?? unseen(i) ?? tooMany(camera, heads[i]),
   }));
 }
 
