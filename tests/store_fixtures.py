@@ -257,7 +257,7 @@ def maps_of(
     spec = episode.spec.phases[phase]
     rows = np.concatenate([np.arange(s.start, s.stop) for s in layout.query.group(group)])
     grid = episode.spec.geometry[camera].grid
-    found = []
+    found: list[Weights] = []
     if camera not in {s.camera for s in layout.key}:
         steps = () if spec.steps is None else (spec.steps,)
         nothing = np.full((*steps, spec.layers, spec.heads, *grid), np.nan, np.float32)

@@ -297,7 +297,7 @@ def test_the_service(store: Store, run: str, server: Server, oracles: list[Oracl
     for oracle in oracles:
         base = f"/v1/stores/s/episodes/{run}/{oracle.episode.id}"
         for phase, camera, layer in PLACES:
-            where = {"phase": phase, "camera": camera, "layer": layer}
+            where: dict[str, Any] = {"phase": phase, "camera": camera, "layer": layer}
             for active in ("image", "lab"):
                 for reduce in ("mean", "max"):
                     how = {**where, "reduce": reduce, "active": active}
@@ -308,7 +308,7 @@ def test_the_service(store: Store, run: str, server: Server, oracles: list[Oracl
             trace = server.get(f"{base}/metrics/variance/trace", head="active", **where).json()
             assert trace["heads"] == [oracle.heads("image", phase, camera)[layer]]
             assert trace["step"] == (STANDING[phase] or 0)
-        at = {"phase": "prefix", "camera": CAMERAS[1], "layer": 0, "keyframe": 1}
+        at: dict[str, Any] = {"phase": "prefix", "camera": CAMERAS[1], "layer": 0, "keyframe": 1}
         assert server.get(f"{base}/active-head", **at).json()["head"] is None
     rows = server.sql("from counting_object_parts() order by all", store="s").json()["rows"]
     assert [tuple(r) for r in rows] == counting(store)
