@@ -75,7 +75,7 @@ def render_videos(
     reduce
         ``max`` or ``mean`` over the query tokens.
     sink_corrected
-        Take attention sinks out; see `attnstore.render.sinks`.
+        Take attention sinks out; see `attnstore.store.reader.sinks`.
     query
         Query group or word, such as ``text`` or ``word:cube``, in the phases whose queries have it;
         None is each phase's own. Of one without overview maps the full attention is read.

@@ -50,7 +50,7 @@ NAMES = ("success/2025-01-01/e0", "failure/2025-01-01/e1")
 LAYERS, HEADS, STEPS = 2, 4, 3
 LACKED = {1: CAMERAS[1]}
 STANDING = {"prefix": None, "suffix": STEPS - 1, "decode": 0}
-GROUPS = {"prefix": "text", "suffix": "action", "decode": "readout"}
+GROUPS = {"prefix": "task", "suffix": "action", "decode": "readout"}
 PLACES = [(phase, camera, layer) for phase in GROUPS for camera in CAMERAS for layer in (0, 1)]
 Values = NDArray[np.floating[Any]]
 
@@ -127,7 +127,7 @@ class Oracle:
         array = self.episode.lazy(phase)
         if (step := STANDING[phase]) is not None:
             array = array.isel(step=step)
-        kinds = {"text": ("task", "state_text"), "action": ("action",), "readout": ("next",)}
+        kinds = {"task": ("task",), "action": ("action",), "readout": ("next",)}
         spans = kinds[GROUPS[phase]] if group is None else (group,)
         values = array.values[..., np.isin(array["query_span"], spans), :].astype(np.float64)
         values = values[..., np.asarray(array["key_span"] == f"image:{camera}")]

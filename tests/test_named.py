@@ -31,7 +31,7 @@ Row = dict[str, Any]
 NAMES = ("success/2025-01-01/e0", "success/2025-01-01/e1", "failure/2025-01-01/e2")
 STEPS = (3, 5)
 """Of each run."""
-GROUPS = {"prefix": "text", "suffix": "action", "decode": "readout"}
+GROUPS = {"prefix": "task", "suffix": "action", "decode": "readout"}
 CHECKED: dict[str, Callable[[Store, list[Row]], None]] = {}
 
 

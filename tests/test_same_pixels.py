@@ -134,7 +134,7 @@ def test_the_policy_sees_the_files_pixels(seen: list[dict[str, Pixels]]) -> None
 def test_probes_renderer_and_rerun_have_the_policys_pixels(
     ingested: tuple[Path, list[dict[str, Pixels]]], episode: Episode, tmp_path: Path
 ) -> None:
-    root, seen = ingested
+    _, seen = ingested
     recording = read_recording(write_recording(episode, tmp_path / "one.rrd"))
     logged = {urllib.parse.unquote(k).replace("\\", ""): rows for k, rows in recording.items()}
     for keyframe, again in enumerate(stored_keyframes(episode)):
