@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from attnstore.store.cnn import GROUP, OBJECTIVE, RESPONSE, CnnSpec, read_spec
 from attnstore.store.commit import Commit
-from attnstore.store.engine import Block, Index, open_block
+from attnstore.store.engine import Block, Index
 from attnstore.store.errors import IntegrityError, NotFoundError, SelectionError
 from attnstore.store.part import Part
 from attnstore.store.paths import StorePaths
@@ -29,8 +29,6 @@ class CnnResult:
 
     def __init__(self, paths: StorePaths, commit: Commit) -> None:
         self.commit = commit
-        self._paths = paths
-        self._path = commit.directory(paths) / GROUP
         self._part = Part(paths, commit)
 
     def __repr__(self) -> str:
@@ -45,9 +43,8 @@ class CnnResult:
     @cached_property
     def spec(self) -> CnnSpec:
         """What was done, with which weights."""
-        files = [f for f in self.commit.files if f.path == f"{GROUP}/zarr.json"]
-        self._paths.need(self.commit, files)
-        return read_spec(self._path)
+        name = f"{GROUP}/zarr.json"
+        return read_spec(self._part.description(name), f"{self.commit.part}: {name}")
 
     @cached_property
     def keyframes(self) -> list[int]:
@@ -108,17 +105,9 @@ class CnnResult:
         return values.reshape(count, -1)
 
     def _block(self, name: str) -> Block:
-        below = f"{GROUP}/{name}/"
-        files = [f for f in self.commit.files if f.path.startswith(below)]
-        if not files:
+        if not self.has(name):
             raise NotFoundError(f"{self.commit.part} ({self.spec.kind}) has no array {name}")
-        self._paths.need(self.commit, files)
-        for file in files:
-            here = self._path.parent / file.path
-            # To a Zarr reader a shard that is missing is full of NaN.
-            if not here.is_file() or here.stat().st_size != file.size:
-                raise IntegrityError(f"{here}: missing, or not of the size that was committed")
-        return open_block(self._path / name)
+        return self._part.array(f"{GROUP}/{name}")
 
 
 def cnn_results(

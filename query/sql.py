@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.cells import cell_len, set_cell_size
 
-from attnstore.store.errors import AttnstoreError, UsageError
+from attnstore.store.errors import AttnstoreError, IntegrityError, UsageError
+from attnstore.store.paths import MAX_DEPTH
 
 Format = Literal["table", "ndjson", "csv", "arrow", "parquet"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -57,7 +58,9 @@ def _one_line(error: duckdb.Error) -> AttnstoreError:
     message, _, quotation = str(error).partition("\n\nLINE ")
     if message.startswith("Traceback "):
         # A file that DuckDB asked Python for: its last line is the reason.
-        message = message.strip().splitlines()[-1].partition("Error: ")[2]
+        kind, _, message = message.strip().splitlines()[-1].partition("Error: ")
+        if kind.rpartition(".")[2] == "Integrity":
+            return IntegrityError(message)
     text = "; ".join(line.strip() for line in message.splitlines() if line.strip())
     if quotation:
         # DuckDB points at the place with a caret on the line below; say its column instead.
@@ -216,7 +219,7 @@ def json_rows(relation: duckdb.DuckDBPyRelation) -> Iterator[tuple[Any, ...]]:
     reader = pa.RecordBatchReader.from_stream(relation)
     # DuckDB's JSON is a string in Arrow.
     converters = [
-        json.loads if str(kind) == "JSON" else _converter(field.type)
+        _json_value if str(kind) == "JSON" else _converter(field.type)
         for kind, field in zip(relation.types, reader.schema, strict=True)
     ]
     for batch in reader:
@@ -224,14 +227,57 @@ def json_rows(relation: duckdb.DuckDBPyRelation) -> Iterator[tuple[Any, ...]]:
             part = batch.slice(start, ROWS)
             yield from zip(
                 *(
-                    [None if v is None else convert(v) for v in column.to_pylist()]
-                    for convert, column in zip(converters, part.columns, strict=True)
+                    _values(name, column, convert)
+                    for name, column, convert in zip(
+                        relation.columns, part.columns, converters, strict=True
+                    )
                 ),
                 strict=True,
             )
 
 
 Converter = Callable[[Any], Any]
+
+
+def _values(name: str, column: pa.Array, convert: Converter) -> list[Any]:
+    try:
+        return [None if v is None else convert(v) for v in column.to_pylist()]
+    except (ValueError, OverflowError, RecursionError, pa.ArrowException) as error:
+        # Such as a date in the year 200000, which Python has not.
+        reason = str(error).partition("\n")[0]
+        raise UsageError(
+            f"column {name}: a value of type {column.type} cannot be written as text ({reason}); "
+            f"cast it: {name}::VARCHAR"
+        ) from None
+
+
+def _json_value(text: str) -> Any:
+    """Value of DuckDB's JSON, which takes more than JSON has: NaN and infinities are null.
+
+    Half a surrogate pair is U+FFFD, and what is nested deeper than 64 levels stays text.
+    """
+    try:
+        value = json.loads(text, parse_constant=lambda name: None, parse_float=_finite)
+        return _whole(value, MAX_DEPTH)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
+def _whole(value: Any, depth: int) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if not isinstance(value, dict | list):
+        return value
+    if depth == 0:
+        raise ValueError("nested too deep")
+    if isinstance(value, list):
+        return [_whole(v, depth - 1) for v in value]
+    return {_whole(k, depth - 1): _whole(v, depth - 1) for k, v in value.items()}
 
 
 def _converter(kind: pa.DataType) -> Converter:

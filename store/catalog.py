@@ -19,15 +19,15 @@ from pathlib import Path
 import duckdb
 
 from .catalog_changes import Changes, Known, apply, changes_since, read_known
-from .catalog_rows import create_tables, parquet_scan, quoted
+from .catalog_rows import create_tables, quoted
 from .catalog_stamp import is_current, record, take
-from .catalog_tables import CATALOG, COPIED, DATABASE, VIEWED, sql_type, version
+from .catalog_tables import CATALOG, COPIED, DATABASE, VIEWED, version
+from .committed_files import committed_tables, register
 from .errors import UsageError
+from .file_views import create_file_view
 from .ledger import LEDGER, ledger_query
-from .partial_views import create_partial_view
 from .paths import StorePaths, sync_directory
 from .rules import create_macros
-from .tables import ALL_TABLES
 
 STORAGE = "v1.3.0"
 """Oldest DuckDB that opens a generation: the floor of attnstore's own dependency."""
@@ -254,33 +254,8 @@ def _create_views(connection: duckdb.DuckDBPyConnection, paths: StorePaths) -> N
         connection.execute(
             f"CREATE VIEW {name} AS SELECT * EXCLUDE (part) FROM {DATABASE}.main.{name}"
         )
-    paths.register_files(connection)
-    root = paths.root.resolve()
-    depth = len(root.parts)
+    register(connection, committed_tables(connection, paths))
     for name in VIEWED:
-        if paths.partial:
-            create_partial_view(connection, paths, name)
-            continue
-        # A variable and no literal: 10,000 paths in a statement take DuckDB a third of a second.
-        connection.execute(
-            f"SET VARIABLE attnstore_{name} = (SELECT list({quoted(f'{root}/')} || path "
-            f"ORDER BY run, episode, part) FROM {DATABASE}.main.files WHERE table_name = '{name}')"
-        )
-        (found,) = connection.execute(
-            f"SELECT len(getvariable('attnstore_{name}'))"
-        ).fetchone() or (None,)
-        columns = []
-        for column in ALL_TABLES[name].columns:
-            text = f'"{column.name}"'
-            if not found:
-                text = f"NULL::{sql_type(column.type)} AS {text}"
-            elif column.name in ("run", "episode"):
-                # Taken from <root>/data/<run>/<episode>/, so that a filter on them skips files
-                # unopened: 10,000 episodes answer for one of them in a third of the time.
-                place = depth + (2 if column.name == "run" else 3)
-                text = f"split_part(filename, '/', {place}) AS {text}"
-            columns.append(text)
-        source = parquet_scan(f"getvariable('attnstore_{name}')") if found else "range(0)"
-        connection.execute(f"CREATE VIEW {name} AS SELECT {', '.join(columns)} FROM {source}")
+        create_file_view(connection, paths, name)
     connection.execute(f"CREATE VIEW {LEDGER.name} AS {ledger_query()}")
     create_macros(connection)

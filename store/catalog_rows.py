@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ import duckdb
 import pyarrow as pa
 
 from .catalog_tables import CATALOG, COPIED, COPIES, DATABASE, sql_type, version
-from .commit import Commit, Key
+from .commit import Commit, Key, StoredFile
 from .errors import IntegrityError
 from .paths import StorePaths
 from .run import load_run
 from .tables import ALL_TABLES, TABLES
+from .vetting import Places
 
 
 def quoted(text: str) -> str:
@@ -33,8 +34,8 @@ class CatalogPart:
     episode_row: Mapping[str, Any] | None
     """Row of `episodes`; the base part has one."""
     commit_row: Mapping[str, Any]
-    files: Mapping[str, str]
-    """Table name to path, relative to the store."""
+    files: Mapping[str, StoredFile]
+    """By table name; their paths are relative to the store."""
 
     @property
     def key(self) -> Key:
@@ -49,10 +50,12 @@ def catalog_part(paths: StorePaths, commit: Commit, listing: str) -> CatalogPart
     Raises
     ------
     IntegrityError
-        If a table's file is not there, or the summary has values of wrong types.
+        If a table's file is not what was committed, or the summary has values of wrong types.
     """
     size = sum(f.size for f in commit.files)
     directory = commit.directory(paths)
+    below = directory.relative_to(paths.root).as_posix()
+    places = Places(paths.root, directory, below)
     files = {}
     for file in commit.files:
         table, dot, rest = file.path.partition(".")
@@ -60,9 +63,11 @@ def catalog_part(paths: StorePaths, commit: Commit, listing: str) -> CatalogPart
             if table in COPIED:
                 paths.need(commit, [file])
             # What else a copy may lack, its view says if it is asked for.
-            if not (directory / file.path).is_file() and (table in COPIED or not paths.partial):
-                raise IntegrityError(f"{directory / file.path} is missing")
-            files[table] = (directory / file.path).relative_to(paths.root).as_posix()
+            if table in COPIED:
+                places.check(file)
+            elif not paths.partial:
+                places.status(file)
+            files[table] = replace(file, path=f"{below}/{file.path}")
     try:
         common = {
             "run": commit.run,
@@ -158,9 +163,15 @@ def insert_parts(
         connection,
         "files",
         [
-            {**_ids(p.key), "table_name": name, "path": path}
+            {
+                **_ids(p.key),
+                "table_name": name,
+                "path": file.path,
+                "size": file.size,
+                "sha256": file.sha256,
+            }
             for p in good
-            for name, path in p.files.items()
+            for name, file in p.files.items()
         ],
     )
     append(
@@ -193,7 +204,7 @@ def _insert_files(
 ) -> dict[Key, str]:
     if not parts:
         return {}
-    absolute = [str(root / p.files[table]) for p in parts]
+    absolute = [str(root / p.files[table].path) for p in parts]
     run, episode, part = zip(*(p.key for p in parts), strict=True)
     new = pa.table({"run": run, "episode": episode, "part": part, "absolute": absolute})
     # The ids come from the commit and not from the file, so that delete_parts finds every row.

@@ -95,6 +95,8 @@ _TABLES = (
             PART,
             Column("table_name", _S, "table whose rows it holds"),
             Column("path", _S, "relative to the store"),
+            Column("size", _I64, "of the file", "bytes"),
+            Column("sha256", _S, "of the file; compared before it is read"),
         ),
     ),
     Table(

@@ -31,7 +31,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from .arrays import small_array
 from .errors import IntegrityError
-from .paths import FORMAT_MAJOR, FORMAT_MINOR, read_json
+from .paths import FORMAT_MAJOR, FORMAT_MINOR
 from .run import RunConfig
 
 GROUP = "cnn.zarr"
@@ -188,24 +188,28 @@ def close_group(path: Path) -> None:
         zarr.consolidate_metadata(zarr.open_group(str(path), mode="r+").store)
 
 
-def read_spec(path: Path) -> CnnSpec:
+def read_spec(description: Mapping[str, Any], name: str) -> CnnSpec:
     """Read the description of a part from its Zarr group.
+
+    Parameters
+    ----------
+    description
+        The group's ``zarr.json``, from `Part.description`.
+    name
+        Of that file, for messages.
 
     Raises
     ------
     IntegrityError
-        If there is none, or it is not one.
+        If there is none in it.
     """
-    file = path / "zarr.json"
-    if not file.is_file():
-        raise IntegrityError(f"{file} is missing")
     try:
-        raw = dict(read_json(file)["attributes"]["attnstore_cnn"])
-        for name in ("filters", "frames", "mean", "std"):
-            raw[name] = tuple(raw[name])
+        raw = dict(description["attributes"]["attnstore_cnn"])
+        for each in ("filters", "frames", "mean", "std"):
+            raw[each] = tuple(raw[each])
         spec = CnnSpec(**raw)
     except (KeyError, TypeError, ValueError) as error:
-        raise IntegrityError(f"{file}: no description of a cnn part ({error!r})") from None
+        raise IntegrityError(f"{name}: no description of a cnn part ({error!r})") from None
     if spec.kind not in KINDS:
-        raise IntegrityError(f"{file}: kind is one of {', '.join(KINDS)}; got {spec.kind!r}")
+        raise IntegrityError(f"{name}: kind is one of {', '.join(KINDS)}; got {spec.kind!r}")
     return spec

@@ -7,6 +7,7 @@ Both read the same files and give the same bytes; a test holds them to it. ``ATT
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -15,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import IntegrityError, UsageError
-from .paths import read_json
 
 Stored = NDArray[Any]
 Index = tuple[int | slice, ...]
@@ -48,8 +48,20 @@ def engine_name() -> str:
     return "tensorstore" if _tensorstore() is not None else "zarr"
 
 
-def open_block(path: Path, *, engine: str | None = None, writable: bool = False) -> Block:
+def open_block(
+    path: Path,
+    *,
+    engine: str | None = None,
+    writable: bool = False,
+    description: Mapping[str, Any] | None = None,
+) -> Block:
     """Open a Zarr v3 array that exists.
+
+    Parameters
+    ----------
+    description
+        What its ``zarr.json`` says, checked by `vetting.description`; TensorStore then does not
+        read the file. Without it the array must be this process's own.
 
     Raises
     ------
@@ -57,26 +69,8 @@ def open_block(path: Path, *, engine: str | None = None, writable: bool = False)
         If it cannot be opened.
     """
     if (engine or engine_name()) == "tensorstore":
-        return _TensorStoreBlock(path, writable)
+        return _TensorStoreBlock(path, writable, description)
     return _ZarrBlock(path, writable)
-
-
-def shard_shape(path: Path) -> tuple[int, ...]:
-    """Read the shape of an array's shards, of its chunks if it has none, from its metadata.
-
-    Raises
-    ------
-    IntegrityError
-        If it has no regular grid of positive lengths.
-    """
-    metadata = read_json(path / "zarr.json")
-    try:
-        shape = tuple(int(n) for n in metadata["chunk_grid"]["configuration"]["chunk_shape"])
-        if min(shape, default=1) < 1:
-            raise ValueError(f"a length of {min(shape)}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise IntegrityError(f"{path}: no regular chunk grid ({error!r})") from None
-    return shape
 
 
 @lru_cache(maxsize=1)
@@ -94,7 +88,7 @@ def _context() -> Any:
 
 
 class _TensorStoreBlock:
-    def __init__(self, path: Path, writable: bool) -> None:
+    def __init__(self, path: Path, writable: bool, description: Mapping[str, Any] | None) -> None:
         self._path = path
         spec: dict[str, Any] = {
             "driver": "zarr3",
@@ -102,6 +96,8 @@ class _TensorStoreBlock:
             # Committed files never change, so nothing has to be asked of the disk again.
             "recheck_cached_data": False if not writable else "open",
         }
+        if description is not None:
+            spec |= {"metadata": dict(description), "assume_metadata": True}
         if writable:
             # A commit syncs every file that it lists, once, when it is hashed.
             spec["context"] = {"cache_pool": {"total_bytes_limit": 0}, "file_io_sync": False}

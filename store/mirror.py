@@ -8,7 +8,6 @@ docs/decisions/009-remote.md
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import os
 import re
@@ -20,7 +19,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-from weakref import WeakSet
 
 from .commit import Commit, Key, StoredFile
 from .errors import IntegrityError, NotFoundError, UsageError
@@ -32,7 +30,7 @@ from .remote_local import Directory
 from .remote_token import token_for
 
 if TYPE_CHECKING:
-    import duckdb
+    pass
 
 SMALL = 1 << 20
 """Largest marker and run configuration, in bytes."""
@@ -162,13 +160,6 @@ class MirrorPaths(StorePaths):
 
         adopt(self)
 
-    def register_files(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Let DuckDB open files that are not here yet."""
-        from .mirror_files import MirrorFiles
-
-        connection.register_filesystem(MirrorFiles(self))
-        _connections.add(connection)
-
     def cached(self) -> CachedPaths:
         """Return what of this store is on this machine."""
         return CachedPaths(self.root)
@@ -242,16 +233,6 @@ def open_mirror(url: str) -> MirrorPaths:
     at_once(lambda p: place_file(transport, p, root / p, paths.scratch, SMALL), missing)
     _keep_index(paths)
     return paths
-
-
-_connections: WeakSet[duckdb.DuckDBPyConnection] = WeakSet()
-
-
-@atexit.register
-def _close_connections() -> None:
-    # DuckDB's module complains on stderr about one that outlives it with open files of Python's.
-    for connection in list(_connections):
-        connection.close()
 
 
 @lru_cache(maxsize=32)

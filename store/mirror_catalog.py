@@ -24,7 +24,7 @@ from .catalog_rows import create_tables, quoted
 from .catalog_tables import CATALOG, COPIES, DATABASE, version
 from .errors import AttnstoreError, IntegrityError
 from .fetching import place_file
-from .partial_views import check_place
+from .file_views import check_place
 from .paths import SAFE, read_json
 from .remote import Commits, Index, RemoteFile, is_revision
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from .axes import STEPPED_PHASES
 from .commit import Commit, StoredFile, hash_file
-from .engine import Block, Index, open_block, shard_shape
+from .engine import Block, Index, open_block
 from .episode import EpisodeSpec, spec_from_json
 from .errors import IntegrityError, NotFoundError
-from .paths import StorePaths, read_json
+from .paths import StorePaths
 from .precision import decode
 from .shards import NeedingBlock, touched
+from .vetting import (
+    IMAGE_PIXELS,
+    REPAIR,
+    TABLE_BYTES,
+    Places,
+    check_shape,
+    check_table,
+    chunk_shape,
+    description,
+)
 from .writer import ARRAYS
 
 
@@ -55,15 +67,32 @@ class Part:
     @cached_property
     def spec(self) -> EpisodeSpec:
         """Description of the episode, from the root group's attributes."""
-        path = self.path / ARRAYS / "zarr.json"
-        self._need(f"{ARRAYS}/zarr.json")
-        if not path.is_file():
-            raise IntegrityError(f"{self._name}: {ARRAYS}/zarr.json is missing")
-        attributes = read_json(path).get("attributes", {})
+        name = f"{ARRAYS}/zarr.json"
+        attributes = self.description(name).get("attributes")
         try:
-            return spec_from_json(attributes["attnstore_episode"])
-        except KeyError:
-            raise IntegrityError(f"{path}: no episode description in it") from None
+            spec = spec_from_json(attributes["attnstore_episode"])  # type: ignore[index]  # caught
+        except (KeyError, TypeError):
+            raise IntegrityError(f"{self._name}: no episode description in {name}") from None
+        for camera, geometry in spec.geometry.items():
+            height, width = geometry.source
+            if height * width > IMAGE_PIXELS:
+                raise IntegrityError(
+                    f"{self._name}: an image of {width}x{height} of camera {camera} is too large"
+                )
+        return spec
+
+    def description(self, path: str) -> dict[str, Any]:
+        """Read one of the part's ``zarr.json``; see `vetting.description`.
+
+        Raises
+        ------
+        NotFoundError
+            If this part has no such file.
+        IntegrityError
+            If it is not what was committed, or asks for what no reader does.
+        """
+        file = self._listed(path)
+        return description(self._places.read(file), f"{self._name}: {path}")
 
     def block(self, path: str) -> Block:
         """Open an array by its path in ``attention.zarr``.
@@ -73,21 +102,53 @@ class Part:
         NotFoundError
             If this part has no such array.
         IntegrityError
-            If one of its files is missing or has another size than was committed.
+            If one of its files is missing, has another size than was committed, or is a link; or
+            if the array is none that a reader opens.
+        """
+        return self.array(f"{ARRAYS}/{path}", self._expected_shape(path))
+
+    def array(self, path: str, expected: Sequence[int] | None = None) -> Block:
+        """Open an array by its path in the part; errors are those of `block`.
+
+        Parameters
+        ----------
+        expected
+            Shape that it must have.
         """
         block = self._blocks.get(path)
         if block is None:
-            directory = self.path / ARRAYS / path
-            self._need(f"{ARRAYS}/{path}/zarr.json")
-            if not (directory / "zarr.json").is_file():
-                raise NotFoundError(f"{self._name}: no array {path}")
+            name = f"{path}/zarr.json"
+            array = self.description(name) if name in self._files else {}
+            if "shape" not in array:
+                raise NotFoundError(f"{self._name}: no array {path.removeprefix(f'{ARRAYS}/')}")
+            if expected is not None:
+                check_shape(f"{self._name}: {path}", array["shape"], expected)
+            directory = self.path / path
             if not self._paths.partial:
-                self._check_sizes(f"{ARRAYS}/{path}/")
-            block = open_block(directory, engine=self._engine)
+                self._check_places(f"{path}/")
+            block = open_block(directory, engine=self._engine, description=array)
             if self._paths.partial:
-                block = NeedingBlock(block, shard_shape(directory), partial(self._need_block, path))
+                shard = chunk_shape(array, self._name)
+                block = NeedingBlock(block, shard, partial(self._need_block, path))
             self._blocks[path] = block
         return block
+
+    def _expected_shape(self, path: str) -> list[int] | None:
+        """Shape of an array that the episode's description fixes; None of others."""
+        kind, _, rest = path.partition("/")
+        if kind == "maps":
+            phase, *_, camera, _ = rest.split("/") if rest.count("/") == 3 else ("", "", "")
+            spec, grid = self.spec.phases.get(phase), self.spec.geometry.get(camera)
+            inner = None if grid is None else grid.grid
+        else:
+            spec = self.spec.phases.get(path.removesuffix("/attention"))
+            inner = None if spec is None else (len(spec.query), len(spec.key))
+            if not path.endswith("/attention"):
+                return None
+        if spec is None or inner is None:
+            return None
+        steps = [spec.steps or 0] if spec.phase in STEPPED_PHASES else []
+        return [len(self.spec.frames), *steps, spec.layers, spec.heads, *inner]
 
     def absent(self, path: str, shard: Sequence[int], index: Index) -> list[StoredFile]:
         """Files that reading a block would have to bring first; none in a whole store.
@@ -105,11 +166,26 @@ class Part:
         return [f for f in files if self._paths.partial and not (self.path / f.path).is_file()]
 
     def _need_block(self, path: str, shard: Sequence[int], index: Index) -> None:
-        files = touched(self.commit.files, f"{ARRAYS}/{path}", shard, index)
+        files = touched(self.commit.files, path, shard, index)
         self._paths.need(self.commit, files)
+        for file in files:
+            self._places.status(file)
 
-    def _need(self, file: str) -> None:
-        self._paths.need(self.commit, [f for f in self.commit.files if f.path == file])
+    @cached_property
+    def _files(self) -> Mapping[str, StoredFile]:
+        return {file.path: file for file in self.commit.files}
+
+    @cached_property
+    def _places(self) -> Places:
+        return Places(self._paths.root, self.path, self._name)
+
+    def _listed(self, path: str) -> StoredFile:
+        """Have a file that the commit lists here; what it does not list does not exist."""
+        file = self._files.get(path)
+        if file is None:
+            raise NotFoundError(f"{self._name}: its commit lists no {path}")
+        self._paths.need(self.commit, [file])
+        return file
 
     def attention(self, phase: str, index: Index) -> NDArray[np.floating]:
         """Weights of a block of a phase's attention, decoded; absent tokens are NaN."""
@@ -141,46 +217,88 @@ class Part:
         if name in self._tables:
             table = self._tables[name]
             return table.select(list(columns)) if columns else table
-        path = self.path / f"{name}.parquet"
-        self._need(f"{name}.parquet")
-        if not path.is_file():
-            raise IntegrityError(f"{self._name}: {name}.parquet is missing")
+        path = self.table_file(name)
         try:
             table = pq.read_table(path, columns=list(columns) if columns else None)
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise IntegrityError(f"{path}: {str(error).splitlines()[0]}") from None
         if columns is None:
             self._tables[name] = table
         return table
 
+    def table_file(self, name: str) -> Path:
+        """Return a table's Parquet file, compared with the commit, to be read now.
+
+        Raises
+        ------
+        IntegrityError
+            If it is not what was committed, or claims to be larger than any table.
+        """
+        try:
+            path = self._places.check(self._listed(f"{name}.parquet"))
+        except NotFoundError as error:
+            if f"{name}.parquet" in self._files:
+                raise
+            raise IntegrityError(f"{self._name}: {name}.parquet is missing") from error
+        check_table(path)
+        return path
+
+    def check(self, table_bytes: int = TABLE_BYTES) -> None:
+        """Check everything that readers would act on, arrays' chunks apart, before they do.
+
+        Parameters
+        ----------
+        table_bytes
+            Largest table, uncompressed.
+
+        Raises
+        ------
+        IntegrityError
+            With the file, and the rule that it breaks.
+        """
+        for file in self.commit.files:
+            path = self.path / file.path
+            if self._paths.partial and not path.exists():
+                continue  # checked when it comes
+            self._places.status(file)
+            if path.name == "zarr.json":
+                self.description(file.path)
+            elif path.suffix == ".parquet":
+                check_table(path, table_bytes)
+        for name in self._files:
+            folder, _, last = name.removeprefix(f"{ARRAYS}/").rpartition("/")
+            if last == "zarr.json" and (expected := self._expected_shape(folder)) is not None:
+                found = self.description(name).get("shape", ())
+                check_shape(f"{self._name}: {folder}", found, expected)
+
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Check every committed file's presence, size and hash; yield (file, reason)."""
+        """Check every committed file: its place, its size and its hash; yield (file, reason)."""
         for file in self.commit.files:
             path = self.path / file.path
             try:
-                size = path.stat().st_size
-                if size != file.size:
-                    yield file.path, f"{size} bytes, {file.size} were committed"
-                elif hash_file(path) != file.sha256:
+                if not os.path.lexists(path) and not self._paths.expects(self.commit, file):
+                    continue
+                self._places.status(file)
+                if hash_file(path) != file.sha256:
                     yield file.path, "its bytes differ from what was committed (SHA-256)"
-            except FileNotFoundError:
-                if self._paths.expects(self.commit, file):
-                    yield file.path, "missing"
+                elif path.name == "zarr.json":
+                    self.description(file.path)
+            except IntegrityError as error:
+                reason = (
+                    str(error)
+                    .removeprefix(f"{self._name}: {file.path}")
+                    .lstrip(": ")
+                    .partition(REPAIR)[0]
+                )
+                yield file.path, reason.removeprefix("is ").removeprefix("has ")
             except OSError as error:
                 yield file.path, f"cannot be read: {error.strerror or error}"
 
-    def _check_sizes(self, below: str) -> None:
+    def _check_places(self, below: str) -> None:
         # To a Zarr reader a shard that is missing (or empty, for zarr-python) is full of NaN.
         for file in self.commit.files:
             if file.path.startswith(below):
-                try:
-                    size = (self.path / file.path).stat().st_size
-                except OSError:
-                    raise IntegrityError(f"{self._name}: {file.path} is missing") from None
-                if size != file.size:
-                    raise IntegrityError(
-                        f"{self._name}: {file.path} has {size} bytes, {file.size} were committed"
-                    )
+                self._places.status(file)
 
     @property
     def _name(self) -> str:

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any
 from .errors import IntegrityError, NotFoundError, UnsupportedFormatError, UsageError
 
 if TYPE_CHECKING:
-    import duckdb
-
     from .commit import Commit, StoredFile
 
 FORMAT_MAJOR = 1
@@ -27,6 +25,8 @@ PULLED = "pulled"
 """Directory that only a pulled copy of a store has."""
 MAX_JSON = 64 << 20
 """Largest JSON file that is read, in bytes: a store is untrusted data."""
+MAX_DEPTH = 64
+"""Deepest nesting of JSON: what parses at a library's limit cannot be written again."""
 SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """Ids: single directory names that are portable and cannot leave the store."""
 
@@ -58,16 +58,20 @@ def check_id(value: str, what: str) -> str:
     return value
 
 
+_NAMES = frozenset({"", ".", ".."})
+"""What no part of a stored path is called."""
+
+
 def check_relative(path: str) -> str:
     """Return a relative path that stays below its base.
 
     Raises
     ------
     IntegrityError
-        If the path is absolute, empty, or contains ``..`` or a backslash.
+        If the path is absolute, or contains ``..``, ``.``, ``//`` or a backslash.
     """
     # Strings and no PurePosixPath: a catalog reads 650 of these from every commit.
-    if not path or path[0] == "/" or ".." in path.split("/") or "\\" in path or "\0" in path:
+    if "\\" in path or "\0" in path or not _NAMES.isdisjoint(path.split("/")):
         raise IntegrityError(
             f"a stored path must be relative and stay below its part; got {path!r}"
         )
@@ -164,9 +168,6 @@ class StorePaths:
         except FileNotFoundError:
             return []
 
-    def register_files(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Let DuckDB open files that are not here yet."""
-
     def how_to_get(self) -> str:
         """Say how files that are not here, and that `need` does not get, can be had."""
         return "its file is missing"
@@ -257,19 +258,60 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises
     ------
     IntegrityError
-        If the file is not a JSON object, or larger than `MAX_JSON`.
+        If the file is not what `parse_json` reads, or larger than `MAX_JSON`.
     """
     with path.open("rb") as stream:
         data = stream.read(MAX_JSON + 1)
     if len(data) > MAX_JSON:
         raise IntegrityError(f"{path}: larger than {MAX_JSON} bytes, which no file of a store is")
+    return parse_json(data, str(path))
+
+
+def parse_json(data: bytes, name: str) -> dict[str, Any]:
+    """Read the text of a JSON object from somebody else.
+
+    Raises
+    ------
+    IntegrityError
+        If it is not a JSON object, is nested deeper than `MAX_DEPTH`, or holds half a character.
+    """
     try:
-        value = json.loads(data)
+        value = json.loads(data.decode())
+        # Half a surrogate pair, spelled \ud800: text that nothing can write again.
+        if b"\\u" in data:
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path}: not JSON ({error})") from None
+        raise IntegrityError(f"{name}: not JSON ({error})") from None
     if not isinstance(value, dict):
-        raise IntegrityError(f"{path}: a JSON object is expected")
+        raise IntegrityError(f"{name}: a JSON object is expected")
+    if _deeper(data, value):
+        raise IntegrityError(f"{name}: nested deeper than {MAX_DEPTH} levels")
     return value
+
+
+def _deeper(data: bytes, value: Any) -> bool:
+    """Whether JSON is nested deeper than `MAX_DEPTH`."""
+    # Each round takes the innermost brackets away; a commit of 650 files takes two.
+    brackets = data.translate(None, _NO_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        if not brackets:
+            return False
+    # Brackets in strings look alike.
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            each
+            for node in level
+            for each in (node.values() if isinstance(node, dict) else node)
+            if isinstance(each, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def create_exclusive(path: Path, value: dict[str, Any]) -> bool:

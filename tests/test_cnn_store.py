@@ -24,7 +24,7 @@ from attnstore.cli import cli
 from attnstore.ingest.cnn.maximisation import Maximisation, maximise
 from attnstore.ingest.cnn.torch_network import TorchNetwork
 from attnstore.query.cnn import CnnResult, cnn_results
-from attnstore.store.cnn import CnnSpec, read_spec
+from attnstore.store.cnn import GROUP, CnnSpec
 from attnstore.store.errors import AttnstoreError, IntegrityError, NotFoundError
 from attnstore.store.garbage import collect
 from attnstore.store.paths import create_store
@@ -130,11 +130,11 @@ def test_the_same_settings_are_not_computed_again(root: Path) -> None:
 
 def test_plain_readers_open_a_part(root: Path) -> None:
     result = one(root, kinds=["filters"], layers=["7"])
-    with xr.open_zarr(result._path, consolidated=True) as opened:
+    with xr.open_zarr(result._part.path / GROUP, consolidated=True) as opened:
         assert opened["image"].dims == ("filter", "channel", "row", "col")
         assert opened["filter"].values.tolist() == [1, 4]
         assert opened["history"].sel(iteration=6).shape == (2, 3, 16, 16)
-    told: Any = zarr.open_group(str(result._path), mode="r").attrs["attnstore_cnn"]
+    told: Any = zarr.open_group(str(result._part.path / GROUP), mode="r").attrs["attnstore_cnn"]
     assert told["layer"] == "features.7"
 
 
@@ -184,11 +184,11 @@ def test_bytes_that_changed_are_seen(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root, copy)
     result = one(copy, kinds=["filters"], layers=["7"])
     file = next(f for f in result.commit.files if f.path.startswith("cnn.zarr/image/c"))
-    flip_byte(result._path.parent / file.path, file.size // 2)
+    flip_byte(result._part.path / file.path, file.size // 2)
     assert [p.file.endswith(file.path) for p in verify(attnstore.open(copy).paths)] == [True]
     with pytest.raises(IntegrityError):
         result.read("image", (slice(None),))
-    (result._path.parent / file.path).unlink()
+    (result._part.path / file.path).unlink()
     with pytest.raises(IntegrityError, match="missing"):
         one(copy, kinds=["filters"], layers=["7"]).read("image", (0,))
 
@@ -222,5 +222,5 @@ def test_bad_input_is_one_clear_line(root: Path, arguments: tuple[str, ...], mes
 def test_a_description_survives_its_journey(root: Path) -> None:
     result = one(root, kinds=["filters"], layers=["7"])
     assert isinstance(result.spec, CnnSpec)
-    assert read_spec(result._path).part == result.commit.part
+    assert result.spec.part == result.commit.part
     assert replace(result.spec, filters=(1,)).part != result.commit.part

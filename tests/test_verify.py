@@ -55,7 +55,7 @@ def test_a_sound_store_has_no_problems(paths: StorePaths) -> None:
         (flip, "its bytes differ from what was committed (SHA-256)"),
         (truncate, "bytes, "),
         (Path.unlink, "missing"),
-        (replace_by_directory, "bytes, "),
+        (replace_by_directory, "no regular file"),
     ],
 )
 @pytest.mark.parametrize(

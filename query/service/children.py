@@ -77,9 +77,9 @@ class Child:
         until = time.monotonic() + seconds
         message = self._message(seconds)
         if not message["ok"]:
-            if message["kind"] == "failed":
+            if message["spent"]:
                 self.kill()
-            status = {"usage": 400, "overflow": 413}.get(message["kind"], 400)
+            status = {"usage": 400, "overflow": 413, "damaged": 500}.get(message["kind"], 400)
             raise Refusal(status, message["message"])
         body = self._receive(max(until - time.monotonic(), 1.0), most)
         if message["spent"]:

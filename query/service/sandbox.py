@@ -39,9 +39,10 @@ from pyarrow import fs
 
 from attnstore.store.catalog import Generation, attach_current
 from attnstore.store.catalog_tables import CATALOG, COPIED, DATABASE, VIEWED, sql_type
-from attnstore.store.errors import AttnstoreError, UsageError
+from attnstore.store.committed_files import CommittedTables, committed_tables
+from attnstore.store.errors import AttnstoreError, IntegrityError, UsageError
 from attnstore.store.ledger import LEDGER, ledger_query
-from attnstore.store.paths import StorePaths, check_relative, open_store
+from attnstore.store.paths import StorePaths, open_store
 from attnstore.store.rules import create_macros
 from attnstore.store.tables import ALL_TABLES
 
@@ -95,8 +96,9 @@ def open_catalog(
         connection.execute(
             f"CREATE VIEW {name} AS SELECT * EXCLUDE (part) FROM {DATABASE}.main.{name}"
         )
+    filesystem = fs.PyFileSystem(_Committed(committed_tables(connection, paths)))
     for name in VIEWED:
-        _view(connection, paths, name)
+        _view(connection, paths, name, filesystem)
     connection.execute(f"CREATE VIEW {LEDGER.name} AS {ledger_query()}")
     create_macros(connection)
     try:
@@ -108,7 +110,50 @@ def open_catalog(
     return connection, found if isinstance(found, Generation) else None
 
 
-def _view(connection: duckdb.DuckDBPyConnection, paths: StorePaths, name: str) -> None:
+class _Committed(fs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no types
+    """Committed Parquet files for Arrow: each compared with its commit before it is read first."""
+
+    def __init__(self, tables: CommittedTables) -> None:
+        self._tables = tables
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        """Open one; a link or other bytes end the statement with an error."""
+        try:
+            return pa.OSFile(str(self._tables.check(path)))
+        except AttnstoreError as error:
+            raise OSError(f"{_DAMAGED}{error}") from None
+
+    open_input_stream = open_input_file
+
+    def get_type_name(self) -> str:
+        """Name of this kind of file system."""
+        return "attnstore"
+
+    def normalize_path(self, path: str) -> str:
+        """Return the path."""
+        return path
+
+    def get_file_info(self, paths: list[str]) -> list[fs.FileInfo]:
+        """Say that a file is one; opening it shows whether that is true."""
+        return [fs.FileInfo(path, fs.FileType.File) for path in paths]
+
+    def _refuse(self, *arguments: Any, **options: Any) -> Any:
+        raise OSError("committed files are opened and nothing else")
+
+    get_file_info_selector = create_dir = delete_dir = delete_dir_contents = _refuse
+    delete_root_dir_contents = delete_file = move = copy_file = _refuse
+    open_output_stream = open_append_stream = _refuse
+
+
+_DAMAGED = "the store is damaged: "
+
+
+def _view(
+    connection: duckdb.DuckDBPyConnection,
+    paths: StorePaths,
+    name: str,
+    filesystem: fs.FileSystem,
+) -> None:
     """Show the committed Parquet files of a table, read by Arrow."""
     rows = connection.execute(
         f"SELECT run, episode, path FROM {DATABASE}.main.files WHERE table_name = '{name}' "
@@ -122,10 +167,10 @@ def _view(connection: duckdb.DuckDBPyConnection, paths: StorePaths, name: str) -
         connection.execute(f"CREATE VIEW {name} AS SELECT {empty} FROM range(0)")
         return
     dataset = ds.FileSystemDataset.from_paths(
-        [check_relative(path) for _, _, path in rows],
+        [f"{paths.root.resolve()}/{path}" for _, _, path in rows],
         schema=ALL_TABLES[name].schema,
         format=ds.ParquetFileFormat(),
-        filesystem=fs.SubTreeFileSystem(str(paths.root), fs.LocalFileSystem()),
+        filesystem=filesystem,
         # The ids are the commit's and not the file's, and a filter on them skips files unopened.
         partitions=[(ds.field("run") == r) & (ds.field("episode") == e) for r, e, _ in rows],
     )
@@ -148,6 +193,8 @@ def answer(connection: duckdb.DuckDBPyConnection, sql: str, form: Form, most: in
     ------
     UsageError
         If this is not exactly one query, or it fails.
+    IntegrityError
+        If a table that it reads is not what was committed.
     Overflow
         If the result is larger.
     """
@@ -166,9 +213,28 @@ def answer(connection: duckdb.DuckDBPyConnection, sql: str, form: Form, most: in
             _write_json(relation, stream)
         else:
             write_result(relation, form, stream)
+    except (AttnstoreError, OSError) as error:
+        _, damaged, reason = str(error).partition(_DAMAGED)
+        if damaged:
+            # Arrow repeats the traceback.
+            raise IntegrityError(reason.partition(". Detail: ")[0]) from None
+        raise
     finally:
-        connection.execute("ROLLBACK")
+        _roll_back(connection)
     return stream.getvalue()
+
+
+def _roll_back(connection: duckdb.DuckDBPyConnection) -> bool:
+    """End the transaction, if one is open, and say whether none is now.
+
+    An error of this must not hide the statement's own: a stream of rows that broke off may still be
+    open while its exception is.
+    """
+    try:
+        connection.execute("ROLLBACK")
+    except duckdb.Error as error:
+        return "no transaction is active" in str(error)
+    return True
 
 
 def _write_json(relation: duckdb.DuckDBPyRelation, stream: io.BytesIO) -> None:
@@ -269,7 +335,7 @@ def main(pipe: Connection, root: str, memory: int, seconds: float) -> None:
     try:
         connection, generation = open_catalog(open_store(Path(root)), memory, seconds)
     except (AttnstoreError, duckdb.Error, OSError) as error:
-        _send(pipe, ok=False, kind="failed", message=str(error))
+        _send(pipe, ok=False, message=str(error))
         return
     limit = confine(2 * memory)
     # Freed memory may stay with the allocator, where the next statement finds it only in pieces.
@@ -283,17 +349,22 @@ def main(pipe: Connection, root: str, memory: int, seconds: float) -> None:
         try:
             result = answer(connection, request["sql"], request["form"], request["most"])
         except Overflow as error:
-            _send(pipe, ok=False, kind="overflow", message=str(error))
+            kind, message = "overflow", str(error)
         except UsageError as error:
-            _send(pipe, ok=False, kind="usage", message=str(error))
-        except (AttnstoreError, duckdb.Error, MemoryError) as error:
-            message = str(error)
+            kind, message = "usage", str(error)
+        except IntegrityError as error:
+            kind, message = "damaged", f"{_DAMAGED}{error}"
+        except Exception as error:  # the process is asked no more, and the client told why
+            message = str(error) or type(error).__name__
             if isinstance(error, MemoryError) or "Out of Memory" in message:
                 message = f"the statement needs more memory than the {memory >> 20} MB that it has"
-            _send(pipe, ok=False, kind="failed", message=message)
+            kind = "failed"
         else:
             _send(pipe, ok=True, spent=limit > 0 and _space() > enough)
             pipe.send_bytes(result)
+            continue
+        spent = kind == "failed" or not _roll_back(connection)
+        _send(pipe, ok=False, kind=kind, message=message, spent=spent)
 
 
 def _send(pipe: Connection, **message: Any) -> None:

@@ -18,7 +18,6 @@ from attnstore.store.reader.episode import Episode
 from .children import Children
 from .config import Limits
 from .refusal import Refusal
-from .vetting import vet
 
 LISTINGS = 256
 """Commits whose lists of files are kept."""
@@ -71,7 +70,7 @@ class ServedStore:
         Refusal
             404 if there is none.
         IntegrityError
-            If it may not be opened; see `vetting`.
+            If it may not be opened; see `Part.check`.
         """
         _check_ids(run, episode)
         revisions = revision_files(self.paths, run, episode, "base")
@@ -86,7 +85,7 @@ class ServedStore:
         if commit is None:
             raise Refusal(404, f"store {self.id} has no episode {episode} in run {run}")
         part = Part(self.paths, commit)
-        vet(part, self._limits.table_bytes, partial=self.paths.partial)
+        part.check(self._limits.table_bytes)
         found = OpenEpisode(Episode(part), version_of(commit))
         with self._lock:
             self._open[key] = found

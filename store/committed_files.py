@@ -1,0 +1,193 @@
+"""Committed Parquet files as DuckDB opens them: compared with their commit at that moment.
+
+DuckDB checks no page's CRC, and a flipped bit is another number to it. So it opens committed files
+through here: each is compared with its SHA-256 once before this process uses it first, a mirror's
+is fetched before. A query that is pruned to some episodes touches those of them alone.
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+from datetime import UTC, datetime
+from functools import cache, cached_property
+from pathlib import Path
+from typing import IO, Any
+from weakref import WeakSet
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+
+from .catalog_tables import DATABASE
+from .commit import StoredFile, latest_commit
+from .errors import IntegrityError, NotFoundError
+from .paths import SAFE, StorePaths
+from .tables import ALL_TABLES
+from .vetting import Places
+
+_EMPTY = "empty"
+SCHEME = "attnstore"
+"""Of the paths that DuckDB opens through here."""
+_connections: WeakSet[duckdb.DuckDBPyConnection] = WeakSet()
+
+
+class CommittedTables:
+    """The Parquet files that a catalog names, to be opened after `check`.
+
+    Parameters
+    ----------
+    paths
+        The store.
+    files
+        ``path``, ``size`` and ``sha256`` of them, from the catalog.
+    """
+
+    def __init__(self, paths: StorePaths, files: pa.Table) -> None:
+        self._paths, self._files = paths, files
+        self._root = paths.root.resolve()
+
+    @cached_property
+    def _stored(self) -> dict[str, StoredFile]:
+        columns = (self._files[name].to_pylist() for name in ("path", "size", "sha256"))
+        return {path: StoredFile(path, *rest) for path, *rest in zip(*columns, strict=True)}
+
+    def check(self, path: str) -> Path:
+        """Compare a file with its commit; fetch it first, if this is a mirror that lacks it.
+
+        Parameters
+        ----------
+        path
+            Absolute.
+
+        Raises
+        ------
+        NotFoundError
+            If the catalog names no such file, or its commit was replaced.
+        IntegrityError
+            If it is not what was committed, or in no place where a commit puts a table.
+        """
+        file = Path(path)
+        if not file.is_relative_to(self._root):
+            raise NotFoundError(f"{path} lies outside the store")
+        relative = file.relative_to(self._root).as_posix()
+        names = relative.split("/")
+        stored = self._stored.get(relative)
+        if stored is None:
+            raise NotFoundError(f"no commit has a table {relative}")
+        if len(names) != 5 or names[0] != "data" or not all(map(SAFE.fullmatch, names)):
+            raise IntegrityError(
+                f"the catalog names a file that no commit puts there: {relative!r}"
+            )
+        _, run, episode, attempt, name = names
+        if self._paths.partial and not file.is_file():
+            self._fetch(run, episode, attempt, name)
+        places = Places(self._root, file.parent, f"{run}/{episode}/{attempt}")
+        return places.check(StoredFile(name, stored.size, stored.sha256))
+
+    def _fetch(self, run: str, episode: str, attempt: str, name: str) -> None:
+        part, _, id = attempt.rpartition(".")
+        commit = latest_commit(self._paths, run, episode, part)
+        if commit is None or commit.attempt != id:
+            raise NotFoundError(
+                f"{self._paths.name}: {run}/{episode} was replaced; open the store again"
+            )
+        self._paths.need(commit, [f for f in commit.files if f.path == name])
+
+
+def committed_tables(connection: duckdb.DuckDBPyConnection, paths: StorePaths) -> CommittedTables:
+    """Take from the attached catalog which Parquet files there are."""
+    rows = connection.sql(f"SELECT path, size, sha256 FROM {DATABASE}.main.files")
+    return CommittedTables(paths, rows.to_arrow_table())
+
+
+def address(root: Path, path: str) -> str:
+    """Path by which DuckDB opens a file of a store, given relative to it."""
+    return f"{SCHEME}://{root}/{path}"
+
+
+def empty_address(table: str) -> str:
+    """Path of a Parquet file with a table's columns and no rows, as deep as a part's.
+
+    DuckDB opens the first file for its columns, when a view is made. That must not be a download,
+    and no damaged file may be the end of every view.
+    """
+    return f"{SCHEME}://{_EMPTY}/-/-/-/{table}.parquet"
+
+
+@cache
+def _empty(table: str) -> bytes:
+    stream = io.BytesIO()
+    pq.write_table(ALL_TABLES[table].schema.empty_table(), stream)
+    return stream.getvalue()
+
+
+def register(connection: duckdb.DuckDBPyConnection, tables: CommittedTables) -> None:
+    """Let DuckDB open committed files as ``attnstore:///absolute/path``."""
+    connection.register_filesystem(_FileSystem(tables))
+    _connections.add(connection)
+
+
+@atexit.register
+def _close_connections() -> None:
+    # DuckDB's module complains on stderr about one that outlives it with open files of Python's.
+    for connection in list(_connections):
+        connection.close()
+
+
+def _empty_table(path: str) -> str | None:
+    above = f"{_EMPTY}/-/-/-/"
+    path = path.removeprefix(f"{SCHEME}://")
+    return path.removeprefix(above).removesuffix(".parquet") if path.startswith(above) else None
+
+
+class _Reader(io.BufferedReader):
+    """A file that closes when it is dropped, which is how DuckDB leaves it."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class _FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
+    """Read-only file system of committed tables."""
+
+    protocol = SCHEME
+    cachable = False
+
+    def __init__(self, tables: CommittedTables) -> None:
+        super().__init__()
+        self._tables = tables
+
+    def open(self, path: str, mode: str = "rb", **options: Any) -> IO[bytes]:
+        """Open a file that is as it was committed."""
+        if mode != "rb":
+            raise IntegrityError(f"{path}: committed files are not written")
+        if (table := _empty_table(path)) is not None:
+            return io.BytesIO(_empty(table))
+        return _Reader(io.FileIO(self._here(path)))
+
+    def glob(self, path: str, **options: Any) -> list[str]:
+        """Return the path: a catalog names files, never patterns."""
+        return [path]
+
+    def exists(self, path: str, **options: Any) -> bool:
+        """Whether there is such a file: the catalog says so."""
+        return True
+
+    def isfile(self, path: str) -> bool:
+        """Whether it is a file."""
+        return True
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        """Return size and type."""
+        table = _empty_table(path)
+        size = len(_empty(table)) if table is not None else self._here(path).stat().st_size
+        return {"name": path, "size": size, "type": "file"}
+
+    def modified(self, path: str) -> datetime:
+        """Return a constant: committed files do not change."""
+        return datetime(2000, 1, 1, tzinfo=UTC)
+
+    def _here(self, path: str) -> Path:
+        return self._tables.check(path.removeprefix(f"{SCHEME}://"))
