@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .errors import IntegrityError, NotFoundError
-from .paths import StorePaths, check_id, create_exclusive, now, read_json, slug
+from .paths import SAFE, StorePaths, create_exclusive, now, read_json, slug
 from .precision import PRECISIONS
 from .statistics import SEMANTICS
 from .views import check_cameras
@@ -85,10 +85,10 @@ def load_run(paths: StorePaths, run: str) -> tuple[RunConfig, dict[str, Any]]:
     IntegrityError
         If its file is not a run configuration.
     """
-    path = paths.runs / f"{check_id(run, 'run id')}.json"
-    if not path.is_file():
+    path = paths.runs / f"{run}.json"
+    if not SAFE.fullmatch(run) or not path.is_file():
         raise NotFoundError(
-            f"{paths.root} has no run {run!r}; it has: {', '.join(run_ids(paths)) or 'none'}"
+            f"{paths.root} has no run {run[:200]!r}; it has: {', '.join(run_ids(paths)) or 'none'}"
         )
     value = read_json(path)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from attnstore.store.arrays import PolicyShapes
 from attnstore.store.base_tables import METRICS
-from attnstore.store.commit import Attempt, Commit, latest_commit
+from attnstore.store.commit import Attempt, Commit, all_commits, hash_file, latest_commit
 from attnstore.store.episode import EpisodeSpec, PhaseSpec
 from attnstore.store.generated import at_step, reserve, with_tokens
 from attnstore.store.geometry import Geometry
@@ -445,3 +446,16 @@ def flip_byte(file: Path, position: int) -> None:
     data = bytearray(file.read_bytes())
     data[position] ^= 0xFF
     file.write_bytes(data)
+
+
+def sealed(paths: StorePaths, commit: Commit) -> Commit:
+    """Commit a part's files as they are now, as the author of a hostile store would."""
+    (file,) = (f for f in paths.commits.rglob("*.json") if commit.attempt in f.read_text())
+    value = json.loads(file.read_text())
+    folder = commit.directory(paths)
+    value["files"] = [
+        [path, (folder / path).stat().st_size, hash_file(folder / path)]
+        for path, _, _ in value["files"]
+    ]
+    file.write_text(json.dumps(value))
+    return next(c for c in all_commits(paths) if c.attempt == commit.attempt)

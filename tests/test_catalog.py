@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from store_fixtures import flip_byte, write_episode
+from store_fixtures import flip_byte, sealed, write_episode
 
 from attnstore.store import catalog as module
 from attnstore.store.catalog import Generation, connect, generations, rebuild, refresh
@@ -517,6 +517,7 @@ def test_ids_come_from_the_commit_and_not_from_the_file(paths: StorePaths) -> No
             foreign.directory(paths) / f"{table}.parquet",
             commit.directory(paths) / f"{table}.parquet",
         )
+    sealed(paths, commit)
     with connect(paths) as connection:
         for table in TABLES:
             rows = connection.sql(

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from service_fixtures import HOSTILE, SCRIPT, TOKEN, Server
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
-from store_fixtures import write_episode
+from store_fixtures import sealed, write_episode
 
 from attnstore.commands.serve import serve
 from attnstore.query import Episode
@@ -36,7 +36,6 @@ from attnstore.query.service.config import Limits
 from attnstore.query.service.difference import at_moments
 from attnstore.query.service.guard import Guard
 from attnstore.query.service.refusal import Refusal, without_paths
-from attnstore.query.service.vetting import vet
 from attnstore.render.serving import Painter
 from attnstore.store.catalog import refresh
 from attnstore.store.commit import all_commits
@@ -504,14 +503,16 @@ class TestMaliciousStores:
         copy = StorePaths(shutil.copytree(good, tmp_path / "s.attn"))
         return Part(copy, next(iter(all_commits(copy))))
 
-    def change(self, part: Part, array: str, change: Callable[[dict[str, Any]], Any]) -> None:
+    def change(self, part: Part, array: str, change: Callable[[dict[str, Any]], Any]) -> Part:
+        """Change a description and commit it, as the author of a hostile store would."""
         file = part.path / "attention.zarr" / array / "zarr.json"
         node = json.loads(file.read_text())
         change(node)
         file.write_text(json.dumps(node))
+        return Part(part._paths, sealed(part._paths, part.commit))
 
     def test_an_honest_one_passes(self, part: Part) -> None:
-        vet(part, 1 << 30)  # raises nothing
+        part.check(1 << 30)  # raises nothing
         opened = Episode(part)
         assert np.isfinite(opened.maps("prefix", opened.cameras[0])).any()
 
@@ -532,18 +533,18 @@ class TestMaliciousStores:
         ],
     )  # fmt: skip
     def test_arrays(self, part: Part, change: Any, says: str) -> None:
-        self.change(part, "prefix/attention", change)
+        part = self.change(part, "prefix/attention", change)
         with pytest.raises(IntegrityError, match=says):
-            vet(part, 1 << 30)
+            part.check(1 << 30)
 
     def test_consolidated_metadata_is_checked_too(self, part: Part) -> None:
         def change(node: dict[str, Any]) -> None:
             nodes = node["consolidated_metadata"]["metadata"]
             nodes["prefix/attention"]["data_type"] = "object"
 
-        self.change(part, ".", change)
+        part = self.change(part, ".", change)
         with pytest.raises(IntegrityError, match="not a plain number"):
-            vet(part, 1 << 30)
+            part.check(1 << 30)
 
     def test_links(self, part: Part, tmp_path: Path) -> None:
         secret = tmp_path / "secret"
@@ -552,7 +553,7 @@ class TestMaliciousStores:
         file.unlink()
         file.symlink_to(secret)
         with pytest.raises(IntegrityError, match="is a link"):
-            vet(part, 1 << 30)
+            part.check(1 << 30)
 
     def test_tables(self, part: Part) -> None:
         bomb = pa.table({"x": pa.array(["y" * 1_000_000]).take(pa.array([0] * 40))})
@@ -561,7 +562,7 @@ class TestMaliciousStores:
         )
         assert (part.path / "head_stats.parquet").stat().st_size < 1 << 20
         with pytest.raises(IntegrityError, match="at most"):
-            vet(part, 1 << 23)
+            Part(part._paths, sealed(part._paths, part.commit)).check(1 << 23)
 
     def test_served(self, server: Server, served_stores: tuple[Path, Path, Path]) -> None:
         """Through a server: a damaged episode is one error, the others go on."""

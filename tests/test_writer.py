@@ -280,7 +280,7 @@ def test_what_a_part_lacks_is_named(paths: StorePaths, engine: str) -> None:
         part.table("tokens")
     (part.path / ARRAYS / "zarr.json").unlink()
     with pytest.raises(IntegrityError, match=r"zarr\.json is missing"):
-        part.spec  # noqa: B018
+        Part(paths, commit).spec  # noqa: B018
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -96,6 +96,7 @@ def serve(
         import uvicorn
 
         from attnstore.query.service import LOOPBACK, Limits, ServiceConfig, create_app
+        from attnstore.query.service.connections import GuardedConnection
         from attnstore.render.serving import PAGE, Painter
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("attnstore"):
@@ -133,6 +134,7 @@ def serve(
             server_header=False,
             proxy_headers=False,
             ws="none",
+            http=GuardedConnection,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=2,
         )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -21,6 +22,7 @@ from .refusal import Refusal
 OPEN = frozenset({"/v1/health"})
 """Paths that need no token; they say nothing about the stores."""
 API = "/v1/"
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:@/]+))(?::[0-9]{1,5})?")
 TOKEN = "token"  # the parameter's name
 
 
@@ -137,18 +139,21 @@ def _host_name(host: str) -> str:
     """Name in a ``Host`` header, without port.
 
     >>> _host_name("[::1]:8732"), _host_name("LocalHost:80"), _host_name("a:b:c")
-    ('::1', 'localhost', 'a:b:c')
+    ('::1', 'localhost', '')
+    >>> _host_name("[::1].evil")
+    ''
     """
-    host = host.strip().lower()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    name, colon, port = host.rpartition(":")
-    return name.rstrip(".") if colon and port.isdigit() and ":" not in name else host.rstrip(".")
+    # Starlette's TrustedHostMiddleware splits at the first colon, and takes no IPv6 address.
+    found = _HOST.fullmatch(host.strip().lower())
+    return "" if found is None else found[1] or found[2].rstrip(".")
 
 
 def _split(origin: str) -> str | None:
     """``host:port`` of an origin; None if it is none (``null``)."""
-    parts = urlsplit(origin.strip().lower())
+    try:
+        parts = urlsplit(origin.strip().lower())
+    except ValueError:
+        return None  # such as http://[::1
     return parts.netloc if parts.scheme in ("http", "https") and parts.netloc else None
 
 

@@ -20,7 +20,7 @@ from ..compare import Comparison, compare
 from ..store import Store
 from .answers import ArrayAnswer, CompareAnswer
 from .difference import difference
-from .parameters import Parameters, Step
+from .parameters import Number, Parameters, Step
 from .payload import MEDIA_TYPES, array_body, chosen_format, respond, respond_json
 from .refusal import Refusal
 from .served import ServedStore
@@ -47,9 +47,9 @@ class CompareParameters(GroupParameters):
     phase: str | None = Field(None, max_length=80)
     camera: str | None = Field(None, max_length=200)
     query: str | None = Field(None, max_length=200, description="A stored query group.")
-    step: int | Literal["last"] = "last"
+    step: Number | Literal["last"] = "last"
     reduce: Literal["mean", "max"] = "mean"
-    window: int | None = Field(None, ge=1)
+    window: int | None = Field(None, ge=1, lt=1 << 31)
     permutations: int = Field(999, ge=99, le=9999)
     bootstraps: int = Field(0, ge=0, le=2000)
     alpha: float = Field(0.05, gt=0, lt=1)
@@ -61,8 +61,8 @@ class DifferenceParameters(GroupParameters):
 
     phase: str = Field(max_length=80, examples=["prefix"])
     camera: str = Field(max_length=200, examples=["hand_camera"])
-    layer: int = Field(examples=[1])
-    head: int | Literal["mean"] = Field("mean", description="A head, or the mean over heads.")
+    layer: Number = Field(examples=[1])
+    head: Number | Literal["mean"] = Field("mean", description="A head, or the mean over heads.")
     step: Step = None
     reduce: Literal["max", "mean"] = "mean"
     query: str | None = Field(None, max_length=200)

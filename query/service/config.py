@@ -35,6 +35,10 @@ class Limits:
     """DuckDB's own limit. The process may have twice as much beyond what it starts with."""
     sql_bytes: int = 32 << 20
     """Largest result of a statement, as sent."""
+    unread_bytes: int = 512 << 20
+    """Answers that wait in memory for who reads them, all together; further ones get 429."""
+    unread_bytes_of_client: int = 256 << 20
+    """Those of one client's address."""
     send_seconds: float = 30.0
     """A client that takes no bytes for as long is disconnected."""
     open_episodes: int = 16

@@ -1,4 +1,4 @@
-"""What stands before every endpoint: access, bodies, the number of requests, and slow readers."""
+"""What stands before every endpoint: access, bodies, the number of requests, and how much waits for slow readers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .access import API, Access, Arrival, Head
+from .access import API, OPEN, Access, Arrival, Head
 from .config import Limits
+from .outgoing import Answer, Outgoing, SlowReader
 from .payload import REVALIDATE
 from .refusal import Refusal, refusal_of
 
@@ -28,15 +29,9 @@ HEADERS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
 """On every answer, errors included."""
-CHUNK = 256 << 10
-"""Bytes handed to the connection at a time: what a reader that stops leaves in memory."""
 BODY_SECONDS = 10.0
 _READING = frozenset({"GET", "HEAD"})
 _log = logging.getLogger(__name__)
-
-
-class SlowReader(Exception):
-    """The client takes nothing any more."""
 
 
 class Guard:
@@ -47,6 +42,7 @@ class Guard:
     ) -> None:
         self._app, self._access, self._limits, self._roots = app, access, limits, tuple(roots)
         self._open = 0
+        self._outgoing = Outgoing(limits.unread_bytes, limits.unread_bytes_of_client)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it."""
@@ -56,7 +52,10 @@ class Guard:
         if scope["type"] != "http":
             return
         cached = "no-store" if scope["path"].startswith(API) else REVALIDATE
-        answering = _Sending(send, self._limits.send_seconds, cached)
+        client, _ = scope.get("client") or ("", 0)
+        headers = {**HEADERS, "Cache-Control": cached}
+        answering = Answer(send, client, self._limits.send_seconds, headers, self._outgoing)
+        self._outgoing.add(answering)
         try:
             await self._answer(scope, receive, answering)
         except SlowReader:
@@ -67,6 +66,8 @@ class Guard:
                 _log.error("failed in the middle of an answer", exc_info=error)
                 return
             await refusal_of(error).response(self._roots)(scope, receive, answering)
+        finally:
+            self._outgoing.remove(answering)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -76,7 +77,12 @@ class Guard:
             scope["query_string"].decode("latin-1"),
             {name: ", ".join(headers.getlist(name)) for name in headers},
         )
-        if self._open >= self._limits.open_requests:
+        if head.path in OPEN:
+            # Outside the count: whether the service is up can always be asked.
+            self._access.check(head)
+            await self._app(scope, receive, send)
+            return
+        if self._open >= self._limits.open_requests and not self._outgoing.leave_one():
             raise Refusal(429, "too many requests at once; try again", retry_after=1)
         self._open += 1
         try:
@@ -119,36 +125,6 @@ class Guard:
                         return b"".join(parts)
         except TimeoutError:
             raise Refusal(408, f"the body did not arrive within {BODY_SECONDS:g} s") from None
-
-
-class _Sending:
-    """Adds headers, hands out bodies in small pieces, and gives up on who does not read."""
-
-    def __init__(self, send: Send, seconds: float, cached: str) -> None:
-        self._send, self._seconds, self._cached = send, seconds, cached
-        self.begun = False
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.begun = True
-            headers = MutableHeaders(raw=message["headers"])
-            for name, value in HEADERS.items():
-                headers.setdefault(name, value)
-            headers.setdefault("Cache-Control", self._cached)
-            message = {**message, "headers": headers.raw}
-        body = message.get("body", b"")
-        last = max(len(body) - 1, 0) // CHUNK * CHUNK
-        for start in range(0, last, CHUNK):
-            piece = body[start : start + CHUNK]
-            await self._pass_on({**message, "body": piece, "more_body": True})
-        await self._pass_on({**message, "body": body[last:]} if last else message)
-
-    async def _pass_on(self, message: Message) -> None:
-        try:
-            async with asyncio.timeout(self._seconds):
-                await self._send(message)
-        except TimeoutError:
-            raise SlowReader from None
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -37,8 +37,10 @@ Version = Annotated[
         "for ever.",
     ),
 ]
+Number = Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)]
+"""An index; negative ones count from the end."""
 Step = Annotated[
-    int | None,
+    Number | None,
     Field(
         description="Denoising step, negative ones from the end. By default the last; of decode the "
         "first, which every keyframe has."
@@ -72,7 +74,7 @@ class SliceParameters(OfEpisode):
 
     phase: str = Field(max_length=80, examples=["prefix"], description="prefix, suffix, ...")
     keyframe: Indices = Field(None, examples=["0"])
-    frame: int | None = Field(None, description="Frame of the recording, instead of keyframe.")
+    frame: Number | None = Field(None, description="Frame of the recording, instead of keyframe.")
     step: Indices = None
     layer: Indices = Field(None, examples=["1"])
     head: Indices = Field(None, examples=["0"])
@@ -108,10 +110,10 @@ class ActiveHeadParameters(OfEpisode):
 
     phase: str = Field(max_length=80, examples=["prefix"])
     camera: str = Field(max_length=200, examples=["hand_camera"])
-    layer: int = Field(examples=[1])
+    layer: Number = Field(examples=[1])
     step: Step = None
     reduce: Literal["max", "mean"] = Field("max", description="Over the query tokens.")
-    keyframe: int | None = Field(None, description="One keyframe; else over the episode.")
+    keyframe: Number | None = Field(None, description="One keyframe; else over the episode.")
     query: Tokens = Field(None, examples=["text"])
     sink_corrected: bool = Field(False, description="Take attention sinks out.")
     active: Active = "image"
@@ -124,7 +126,7 @@ class MatrixParameters(OfEpisode):
     camera: str = Field(max_length=200, examples=["hand_camera"])
     query: str | None = Field(None, max_length=200, description="A stored query group.")
     step: Step = None
-    keyframe: int | None = Field(None, description="One keyframe; else over the episode.")
+    keyframe: Number | None = Field(None, description="One keyframe; else over the episode.")
     reduce: Literal["mean", "max"] = Field("mean", description="Over the keyframes.")
 
 
@@ -135,8 +137,8 @@ class TraceParameters(OfEpisode):
     camera: str = Field(max_length=200, examples=["hand_camera"])
     query: str | None = Field(None, max_length=200, description="A stored query group.")
     step: Step = None
-    layer: int = Field(examples=[1])
-    head: int | Literal["active", "all"] = Field("active", description="`all`: a trace each.")
+    layer: Number = Field(examples=[1])
+    head: Number | Literal["active", "all"] = Field("active", description="`all`: a trace each.")
 
 
 class TableParameters(OfEpisode):
@@ -144,9 +146,9 @@ class TableParameters(OfEpisode):
 
     phase: str | None = Field(None, max_length=80, examples=["prefix"])
     axis: Literal["query", "key", "step"] | None = None
-    keyframe: int | None = Field(None, examples=[0])
+    keyframe: Number | None = Field(None, examples=[0])
     limit: int = Field(10_000, ge=1, le=100_000)
-    offset: int = Field(0, ge=0)
+    offset: int = Field(0, ge=0, lt=1 << 31)
 
 
 class EpisodesParameters(Parameters):
@@ -167,7 +169,7 @@ class EpisodesParameters(Parameters):
     order: Literal["name", "date", "outcome", "task", "keyframes", "committed"] = "name"
     descending: bool = False
     limit: int = Field(100, ge=1, le=10_000)
-    offset: int = Field(0, ge=0)
+    offset: int = Field(0, ge=0, lt=1 << 31)
 
 
 def parse_index(text: str | None, what: str) -> Index:

@@ -10,7 +10,7 @@ from starlette.responses import FileResponse, Response
 
 from attnstore.store.image import read_header
 
-from .parameters import OfEpisode
+from .parameters import Number, OfEpisode
 from .payload import MEDIA_TYPES, chosen_format, respond, unchanged
 from .pictures import OverlayParameters, VideoParameters
 from .service import service_of
@@ -31,7 +31,7 @@ async def frame(
     store: str,
     run: str,
     episode: str,
-    keyframe: int,
+    keyframe: Number,
     camera: str,
     parameters: Annotated[OfEpisode, Query()],
 ) -> Response:

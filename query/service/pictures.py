@@ -9,17 +9,17 @@ from pydantic import Field
 
 from attnstore.store.reader.episode import Episode
 
-from .parameters import Active, OfEpisode, Tokens
+from .parameters import Active, Number, OfEpisode, Tokens
 
 
 class OverlayParameters(OfEpisode):
     """An overlay: what is drawn, and how it looks."""
 
     phase: str = Field(max_length=80, examples=["prefix"])
-    keyframe: int = Field(examples=[0])
-    layer: int = Field(examples=[1])
-    head: int | Literal["active"] = Field("active", description="`active`: at this keyframe.")
-    step: int | None = None
+    keyframe: Number = Field(examples=[0])
+    layer: Number = Field(examples=[1])
+    head: Number | Literal["active"] = Field("active", description="`active`: at this keyframe.")
+    step: Number | None = None
     reduce: Literal["max", "mean"] = "max"
     query: Tokens = None
     sink_corrected: bool = False
@@ -42,10 +42,10 @@ class VideoParameters(OfEpisode):
     """A video of one layer, a frame for every keyframe."""
 
     phase: str = Field(max_length=80, examples=["prefix"])
-    layer: int = Field(examples=[1])
-    head: int | Literal["active"] = Field("active", description="`active`: over the episode.")
+    layer: Number = Field(examples=[1])
+    head: Number | Literal["active"] = Field("active", description="`active`: over the episode.")
     camera: str | None = Field(None, max_length=200, description="All if none.")
-    step: int | None = None
+    step: Number | None = None
     reduce: Literal["max", "mean"] = "max"
     query: str | None = Field(
         None, max_length=2000, description="A group of tokens by name; the phase's own if none."
@@ -58,7 +58,7 @@ class VideoParameters(OfEpisode):
     interpolation: Literal["bilinear", "nearest"] = "bilinear"
     scale: str = Field("video", max_length=60)
     width: int = Field(480, ge=64, le=1280, description="Of one image in the picture, pixels.")
-    fps: float = Field(3.0, gt=0, le=30, description="Keyframes a second.")
+    fps: float = Field(3.0, ge=0.1, le=30, description="Keyframes a second.")
     codec: Literal["vp9", "h264"] = "vp9"
 
 

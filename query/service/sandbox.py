@@ -27,7 +27,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -78,9 +78,17 @@ class Overflow(AttnstoreError):
 
 
 def open_catalog(
-    paths: StorePaths, memory: int, seconds: float
+    paths: StorePaths,
+    memory: int,
+    seconds: float,
+    damaged: Callable[[AttnstoreError], None] = lambda error: None,
 ) -> tuple[duckdb.DuckDBPyConnection, Generation | None]:
     """Connect to a store's catalog so that a statement can do nothing but ask it.
+
+    Parameters
+    ----------
+    damaged
+        Is told of a table that is not what was committed, in the thread that would have read it.
 
     Returns
     -------
@@ -96,7 +104,7 @@ def open_catalog(
         connection.execute(
             f"CREATE VIEW {name} AS SELECT * EXCLUDE (part) FROM {DATABASE}.main.{name}"
         )
-    filesystem = fs.PyFileSystem(_Committed(committed_tables(connection, paths)))
+    filesystem = fs.PyFileSystem(_Committed(committed_tables(connection, paths), damaged))
     for name in VIEWED:
         _view(connection, paths, name, filesystem)
     connection.execute(f"CREATE VIEW {LEDGER.name} AS {ledger_query()}")
@@ -113,14 +121,15 @@ def open_catalog(
 class _Committed(fs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no types
     """Committed Parquet files for Arrow: each compared with its commit before it is read first."""
 
-    def __init__(self, tables: CommittedTables) -> None:
-        self._tables = tables
+    def __init__(self, tables: CommittedTables, damaged: Callable[[AttnstoreError], None]) -> None:
+        self._tables, self._damaged = tables, damaged
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         """Open one; a link or other bytes end the statement with an error."""
         try:
             return pa.OSFile(str(self._tables.check(path)))
         except AttnstoreError as error:
+            self._damaged(error)
             raise OSError(f"{_DAMAGED}{error}") from None
 
     open_input_stream = open_input_file
@@ -332,8 +341,15 @@ def main(pipe: Connection, root: str, memory: int, seconds: float) -> None:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     os.nice(5)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def damaged(error: AttnstoreError) -> None:
+        # Said from here, and the process ended: DuckDB and Arrow may wait for each other for ever
+        # when a file fails in the middle of their stream.
+        _send(pipe, ok=False, kind="damaged", message=f"{_DAMAGED}{error}", spent=True)
+        os._exit(1)
+
     try:
-        connection, generation = open_catalog(open_store(Path(root)), memory, seconds)
+        connection, generation = open_catalog(open_store(Path(root)), memory, seconds, damaged)
     except (AttnstoreError, duckdb.Error, OSError) as error:
         _send(pipe, ok=False, message=str(error))
         return
