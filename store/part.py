@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from .arrays import MAP_REDUCTIONS
 from .axes import STEPPED_PHASES
 from .commit import Commit, StoredFile, hash_file
 from .engine import Block, Index, open_block
@@ -135,16 +136,16 @@ class Part:
 
     def _expected_shape(self, path: str) -> list[int] | None:
         """Shape of an array that the episode's description fixes; None of others."""
-        kind, _, rest = path.partition("/")
-        if kind == "maps":
-            phase, *_, camera, _ = rest.split("/") if rest.count("/") == 3 else ("", "", "")
-            spec, grid = self.spec.phases.get(phase), self.spec.geometry.get(camera)
-            inner = None if grid is None else grid.grid
-        else:
-            spec = self.spec.phases.get(path.removesuffix("/attention"))
+        folder, _, name = path.rpartition("/")
+        if folder.startswith("maps/") and name in MAP_REDUCTIONS and folder.count("/") == 3:
+            _, phase, _, camera = folder.split("/")
+            spec, geometry = self.spec.phases.get(phase), self.spec.geometry.get(camera)
+            inner = None if geometry is None else geometry.grid
+        elif name == "attention":
+            spec = self.spec.phases.get(folder)
             inner = None if spec is None else (len(spec.query), len(spec.key))
-            if not path.endswith("/attention"):
-                return None
+        else:
+            return None
         if spec is None or inner is None:
             return None
         steps = [spec.steps or 0] if spec.phase in STEPPED_PHASES else []

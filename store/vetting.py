@@ -242,14 +242,17 @@ def chunk_shape(array: Mapping[str, Any], name: str) -> tuple[int, ...]:
 
 def _check_codecs(codecs: Any, name: str, shard: Sequence[int] | None) -> None:
     """Check a list of codecs; `shard` is the shape that they are for, None if it cannot be split."""
-    if not isinstance(codecs, list) or not 1 <= len(codecs) <= 4:
-        raise IntegrityError(f"{name}: codecs are a list of one to four")
-    for codec in codecs:
-        called = codec.get("name") if isinstance(codec, dict) else codec
+    if not isinstance(codecs, list):
+        raise IntegrityError(f"{name}: codecs are a list")
+    names = [codec.get("name") if isinstance(codec, dict) else codec for codec in codecs]
+    for called in names:
         if called not in CODECS:
             raise IntegrityError(
                 f"{name}: codec {_shown(called)} is not one of {', '.join(CODECS)}"
             )
+    if not 1 <= len(codecs) <= len(CODECS):
+        raise IntegrityError(f"{name}: there are {len(codecs)} codecs")
+    for called, codec in zip(names, codecs, strict=True):
         if called != "sharding_indexed":
             continue
         if shard is None or len(codecs) != 1:

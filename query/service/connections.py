@@ -7,14 +7,10 @@ asked for, until the process has no descriptor left.
 from __future__ import annotations
 
 import asyncio
+import resource
 from typing import Any, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
 
 HEAD_SECONDS = 10.0
 """From the first byte of a request, or the connection, to the end of its headers."""
@@ -24,8 +20,6 @@ CONNECTIONS = 512
 
 def most_connections() -> int:
     """`CONNECTIONS`, or half of what this process may open if that is less."""
-    if resource is None:
-        return CONNECTIONS
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return CONNECTIONS if soft < 0 else max(16, min(CONNECTIONS, soft // 2))
 
