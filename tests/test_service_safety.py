@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from service_fixtures import HOSTILE, SCRIPT, TOKEN, Server
+from service_fixtures import HOSTILE, SCRIPT, TOKEN, Server, start, stop
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 from store_fixtures import sealed, write_episode
@@ -741,3 +741,123 @@ def test_moments_against_numpy() -> None:
         for col in range(4):
             expected = np.interp(np.linspace(0, 6, 13), np.arange(7), maps[:, row, col])
             np.testing.assert_allclose(found[:, row, col], expected)
+
+
+class TestOddRequests:
+    @pytest.mark.parametrize("origin", ["http://[::1", "http://[::1]:x]", "//", "http://\x7f"])
+    def test_an_origin_that_is_none(self, server: Server, origin: str) -> None:
+        for token in (None, TOKEN):
+            answer = server.ask("GET", "/v1/stores", headers={"Origin": origin}, token=token)
+            assert answer.status == 403
+
+    @pytest.mark.parametrize(
+        "host", ["[::1].evil", "[::1]x", "[::1", "localhost:80:80", "localhost@x"]
+    )
+    def test_a_host_that_is_none(self, server: Server, host: str) -> None:
+        assert server.ask("GET", "/v1/stores", headers={"Host": host}).status == 421
+
+    def test_numbers(self, server: Server, base: str) -> None:
+        for number in ("9" * 30, str(-(1 << 63) - 1)):
+            answer = server.get(f"{base}/attention", phase="prefix", frame=number)
+            assert answer.status == 422
+            assert server.get(f"{base}/frames/{number}/hand_camera").status == 422
+        assert server.get(f"{base}/video", phase="prefix", layer=0, fps=1e-9).status == 422
+        assert server.get(f"/v1/stores/lab/runs/{'x' * 5000}").status == 404
+
+    @pytest.mark.parametrize(
+        ("query", "shown"),
+        [
+            ("""select '{"a": NaN}'::json""", {"a": None}),
+            ("""select '{"a": [1e999, -Infinity]}'::json""", {"a": [None, None]}),
+            ("select (repeat('[', 5000) || repeat(']', 5000))::json", "[" * 5000 + "]" * 5000),
+        ],
+    )
+    def test_json_that_is_none(self, server: Server, query: str, shown: Any) -> None:
+        for accept in ("application/json", "application/x-ndjson", "text/csv"):
+            answer = server.sql(query, accept)
+            assert answer.status == 200, answer.body
+        assert server.sql(query).json()["rows"] == [[shown]]
+
+    def test_a_value_that_python_has_not(self, server: Server) -> None:
+        answer = server.sql("select 'infinity'::date as d")
+        assert answer.status == 400
+        assert "cast it: d::VARCHAR" in answer.message
+        assert server.sql("select 1").status == 200
+
+    def test_an_error_is_the_statements_own(self, server: Server) -> None:
+        assert "not this" in server.sql("select error('not this') from range(10000)").message
+
+
+def test_half_a_request_shuts_nobody_out(
+    served_stores: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """600 of them, without a token: the oldest give way, and honest requests are answered."""
+    server = start(served_stores[0], log=tmp_path / "log")
+    clients = []
+    try:
+        for _ in range(600):
+            client = socket.create_connection(server.address, timeout=10)
+            client.sendall(b"GET /v1/health HTTP/1.1\r\nHost: loc")
+            clients.append(client)
+        for _ in range(5):
+            assert server.get("/v1/stores").status == 200
+            assert server.ask("GET", "/v1/health", token=None).status == 200
+        used = [
+            c
+            for c in psutil.Process(server.process.pid).net_connections()
+            if c.status == "ESTABLISHED"
+        ]
+        assert len(used) <= 520
+        # and those that stay are closed when their time is up
+        last = clients[-1]
+        last.settimeout(15)
+        assert last.recv(1) == b""
+    finally:
+        for client in clients:
+            client.close()
+        stop(server)
+
+
+def outgoing(size: int, limits: Limits, clients: list[str]) -> list[int]:
+    """Send an answer to clients of which all but the last take nothing; return their statuses."""
+    statuses: list[int] = [0] * len(clients)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Response(b"x" * size)(scope, receive, send)
+
+    guard = Guard(app, Access(TOKEN, ("localhost",)), limits)
+
+    async def ask(number: int, client: str) -> None:
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                statuses[number] = message["status"]
+            elif statuses[number] == 200 and number < len(clients) - 1:
+                await anyio.sleep_forever()
+
+        scope = {
+            "type": "http", "method": "GET", "path": "/v1/stores", "query_string": b"",
+            "headers": [(b"host", b"localhost"), (b"authorization", f"Bearer {TOKEN}".encode())],
+            "client": (client, number),
+        }  # fmt: skip
+        await guard(scope, _silence, send)
+
+    async def main() -> None:
+        with anyio.move_on_after(1):
+            async with anyio.create_task_group() as group:
+                for number, client in enumerate(clients):
+                    group.start_soon(ask, number, client)
+                    await anyio.sleep(0.01)
+
+    anyio.run(main)
+    return statuses
+
+
+def test_unread_answers_have_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = Limits(unread_bytes=3_000_000, unread_bytes_of_client=2_000_000)
+    assert outgoing(1_000_000, limits, ["a"] * 3) == [200, 200, 429]
+    assert outgoing(1_000_000, limits, ["a", "a", "b", "c"]) == [200, 200, 200, 429]
+    # One answer is let through, however large.
+    assert outgoing(9_000_000, limits, ["a"]) == [200]
+    # Readers that have stopped give way.
+    monkeypatch.setattr("attnstore.query.service.outgoing.STALLED_SECONDS", 0.0)
+    assert outgoing(1_000_000, limits, ["a"] * 6) == [200] * 6
