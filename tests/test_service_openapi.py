@@ -1,0 +1,42 @@
+"""Requests made from the OpenAPI document: whatever is asked, no 500."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from service_fixtures import TOKEN, Server
+
+from attnstore.store.commit import all_commits
+from attnstore.store.paths import StorePaths
+
+CASES = 12  # of each endpoint
+
+
+def test_no_request_of_the_document_is_an_internal_error(
+    server: Server, served_stores: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    commit = next(c for c in all_commits(StorePaths(served_stores[0])) if c.part == "base")
+    document = server.get("/v1/openapi.json").json()
+    real = {"store": "lab", "run": commit.run, "episode": commit.episode}
+    for item in document["paths"].values():
+        for operation in item.values():
+            for parameter in operation.get("parameters", []):
+                # Ids that exist, so that questions get past the first check.
+                if parameter["in"] == "path" and parameter["name"] in real:
+                    parameter["schema"] = {"type": "string", "enum": [real[parameter["name"]]]}
+    file = tmp_path / "openapi.json"
+    file.write_text(json.dumps(document))
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("schemathesis"), "run", file, "--url", server.url,
+            "-H", f"Authorization: Bearer {TOKEN}", "--checks", "not_a_server_error",
+            "--max-examples", str(CASES), "--phases", "examples,fuzzing", "--seed", "1",
+            "--generation-database", "none", "--request-timeout", "20", "--no-color",
+        ],
+        capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    assert "0 generated" not in done.stdout
