@@ -19,11 +19,11 @@ from .commit import Commit, StoredFile, hash_file
 from .engine import Block, Index, open_block
 from .episode import EpisodeSpec, spec_from_json
 from .errors import IntegrityError, NotFoundError
+from .image import MOST_PIXELS
 from .paths import StorePaths
 from .precision import decode
 from .shards import NeedingBlock, touched
 from .vetting import (
-    IMAGE_PIXELS,
     REPAIR,
     TABLE_BYTES,
     Places,
@@ -76,7 +76,7 @@ class Part:
             raise IntegrityError(f"{self._name}: no episode description in {name}") from None
         for camera, geometry in spec.geometry.items():
             height, width = geometry.source
-            if height * width > IMAGE_PIXELS:
+            if height * width > MOST_PIXELS:
                 raise IntegrityError(
                     f"{self._name}: an image of {width}x{height} of camera {camera} is too large"
                 )

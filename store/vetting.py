@@ -44,8 +44,6 @@ DESCRIPTION_BYTES = 8 << 20
 """Largest ``zarr.json``."""
 TABLE_BYTES = 2 << 30
 """Largest table of an episode, uncompressed."""
-IMAGE_PIXELS = 1 << 26
-"""Largest camera image."""
 _DIMENSIONS = 16
 _KEYS = ("zarr_format", "node_type", "shape", "data_type", "chunk_grid", "chunk_key_encoding",
          "fill_value", "codecs", "dimension_names")  # fmt: skip
