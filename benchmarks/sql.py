@@ -19,8 +19,8 @@ import attnstore
 from attnstore.query import Episode
 from attnstore.store import engine
 from attnstore.store.catalog import refresh
-from attnstore.store.commit import Commit, _to_json
-from attnstore.store.paths import StorePaths, create_store, slug
+from attnstore.store.commits import Commit, StorePaths, _to_json, slug
+from attnstore.store.opening import create_store
 from attnstore.store.run import load_run, save_run
 
 from .measure import Figure, Setting, Times, timed

@@ -14,8 +14,8 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from .commits import read_json
 from .errors import IntegrityError, UsageError
-from .paths import read_json
 
 Stored = NDArray[Any]
 Index = tuple[int | slice, ...]

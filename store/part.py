@@ -12,14 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .commit import Commit, StoredFile, hash_file
+from .commits import ARRAYS, Commit, StoredFile, StorePaths, hash_file, read_json
 from .engine import Block, Index, open_block, shard_shape
 from .episode import EpisodeSpec, spec_from_json
 from .errors import IntegrityError, NotFoundError
-from .paths import StorePaths, read_json
 from .precision import decode
 from .shards import NeedingBlock, touched
-from .writer import ARRAYS
 
 
 class Part:

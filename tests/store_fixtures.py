@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from attnstore.store.arrays import PolicyShapes
 from attnstore.store.base_tables import METRICS
-from attnstore.store.commit import Attempt, Commit, latest_commit
+from attnstore.store.commits import Attempt, Commit, StorePaths, latest_commit, slug
 from attnstore.store.episode import EpisodeSpec, PhaseSpec
 from attnstore.store.geometry import Geometry
-from attnstore.store.paths import StorePaths, slug
 from attnstore.store.precision import encode
 from attnstore.store.run import RunConfig, save_run
 from attnstore.store.statistics import (

@@ -20,11 +20,11 @@ from store_fixtures import flip_byte, write_episode
 
 from attnstore.store import catalog as module
 from attnstore.store.catalog import Generation, connect, generations, rebuild, refresh
-from attnstore.store.catalog_tables import CATALOG, COPIED, VIEWED
-from attnstore.store.commit import Attempt, Commit
+from attnstore.store.catalog.tables import CATALOG, COPIED, VIEWED
+from attnstore.store.commits import Attempt, Commit, StorePaths
 from attnstore.store.errors import UsageError
 from attnstore.store.ledger import LEDGER
-from attnstore.store.paths import StorePaths, create_store
+from attnstore.store.opening import create_store
 from attnstore.store.tables import ALL_TABLES, TABLES
 
 ROOT = Path(__file__).parents[1]
@@ -337,7 +337,7 @@ REFRESHER = """
 import sys, time
 from pathlib import Path
 from attnstore.store.catalog import connect
-from attnstore.store.paths import open_store
+from attnstore.store.opening import open_store
 from store_fixtures import write_episode
 
 root, worker, rounds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -413,7 +413,7 @@ from pathlib import Path
 import pyarrow, duckdb
 from attnstore.store.catalog import connect, generations, refresh
 from attnstore.store.errors import UsageError
-from attnstore.store.paths import open_store
+from attnstore.store.opening import open_store
 
 if os.getuid() == 0:
     os.setgid(65534)
@@ -534,5 +534,5 @@ def test_a_missing_store_directory_is_an_error(tmp_path: Path) -> None:
 
 def test_batches_are_joined(paths: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:
     one = refresh(paths)
-    monkeypatch.setattr("attnstore.store.catalog_changes.BATCH", 1)
+    monkeypatch.setattr("attnstore.store.catalog.changes.BATCH", 1)
     assert_same(one, rebuild(paths))

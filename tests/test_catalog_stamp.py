@@ -20,12 +20,12 @@ import attnstore
 from attnstore.store import catalog as module
 from attnstore.store import catalog_stamp
 from attnstore.store.catalog import connect, generations, rebuild, refresh
-from attnstore.store.catalog_changes import changes_since
+from attnstore.store.catalog.changes import changes_since
 from attnstore.store.catalog_stamp import stamp_path
-from attnstore.store.commit import Attempt, Commit
+from attnstore.store.commits import Attempt, Commit, StorePaths
+from attnstore.store.commits.garbage import collect
 from attnstore.store.errors import ConflictError
-from attnstore.store.garbage import collect
-from attnstore.store.paths import StorePaths, create_store
+from attnstore.store.opening import create_store
 from attnstore.store.pending import PREFIX, pending
 
 ROOT = Path(__file__).parents[1]
@@ -211,7 +211,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from attnstore.store import commit
-from attnstore.store.paths import open_store
+from attnstore.store.opening import open_store
 
 when, run, episode = sys.argv[2:]
 create = commit.create_exclusive
@@ -389,8 +389,8 @@ def test_a_store_that_cannot_be_stamped_is_scanned(
 WRITER = """
 import sys
 from pathlib import Path
-from attnstore.store.commit import Attempt
-from attnstore.store.paths import open_store
+from attnstore.store.commits import Attempt
+from attnstore.store.opening import open_store
 
 paths = open_store(Path(sys.argv[1]))
 for _ in range(int(sys.argv[4])):

@@ -10,7 +10,7 @@ import attnstore
 from attnstore.query import Store
 from attnstore.query.named import NAMED, named_query
 from attnstore.store.errors import NotFoundError
-from attnstore.store.paths import create_store
+from attnstore.store.opening import create_store
 
 
 @pytest.fixture(scope="module")

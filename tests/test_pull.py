@@ -22,7 +22,8 @@ from store_fixtures import flip_byte, write_episode
 import attnstore
 from attnstore.cli import cli
 from attnstore.store.catalog import rebuild, refresh
-from attnstore.store.commit import Attempt, all_commits
+from attnstore.store.commits import Attempt, StorePaths, all_commits
+from attnstore.store.commits.verify import verify
 from attnstore.store.errors import (
     AttnstoreError,
     IntegrityError,
@@ -31,11 +32,10 @@ from attnstore.store.errors import (
     PartialError,
     UsageError,
 )
-from attnstore.store.paths import StorePaths, create_store, open_store
-from attnstore.store.pull import plan_pull
-from attnstore.store.pulled import PulledPaths
-from attnstore.store.tiers import TIERS, Tier, includes, tier_of
-from attnstore.store.verify import verify
+from attnstore.store.opening import create_store, open_store
+from attnstore.store.remote.pull import plan_pull
+from attnstore.store.remote.pulled import PulledPaths
+from attnstore.store.remote.tiers import TIERS, Tier, includes, tier_of
 
 SMALL: dict[str, Any] = {"keyframes": 2, "grid": (2, 2)}
 

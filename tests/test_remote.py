@@ -24,7 +24,7 @@ import attnstore
 from attnstore.cli import cli
 from attnstore.store import catalog_stamp, remote_http
 from attnstore.store.catalog import generations, refresh
-from attnstore.store.commit import StoredFile, all_commits
+from attnstore.store.commits import StoredFile, StorePaths, all_commits, read_json
 from attnstore.store.errors import (
     AttnstoreError,
     IntegrityError,
@@ -32,10 +32,10 @@ from attnstore.store.errors import (
     NotFoundError,
     UsageError,
 )
-from attnstore.store.fetching import fetch_all
-from attnstore.store.mirror import MirrorPaths, _transport
-from attnstore.store.paths import StorePaths, create_store, read_json
-from attnstore.store.remote import Index
+from attnstore.store.opening import create_store
+from attnstore.store.remote.fetching import fetch_all
+from attnstore.store.remote.mirror import MirrorPaths, _transport
+from attnstore.store.remote.transport import Index
 from attnstore.store.shards import touched
 
 SMALL: dict[str, Any] = {"keyframes": 2, "grid": (2, 2)}
@@ -400,8 +400,8 @@ def test_another_store_at_the_same_url_is_another_cache(
 def test_nothing_is_written_to_a_url(server: FileServer) -> None:
     store = attnstore.open(server.url)
     commit = next(iter(store.commits()))
-    from attnstore.store.commit import Attempt
-    from attnstore.store.garbage import collect
+    from attnstore.store.commits import Attempt
+    from attnstore.store.commits.garbage import collect
 
     for write in (lambda: Attempt(store.paths, *commit.key), lambda: collect(store.paths),
                   lambda: refresh(store.paths)):  # fmt: skip
@@ -451,7 +451,7 @@ def test_commands_that_read(paths: StorePaths, server: FileServer, tmp_path: Pat
 def test_urls_that_cannot_be_opened(
     url: str, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("attnstore.store.remote_files.PAUSES", ())
+    monkeypatch.setattr("attnstore.store.remote.downloads.PAUSES", ())
     with pytest.raises(error, match=message) as raised:
         attnstore.open(url)
     assert "secret" not in str(raised.value)

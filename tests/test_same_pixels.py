@@ -37,7 +37,7 @@ from attnstore.query import Episode
 from attnstore.render.rerun_export import write_recording
 from attnstore.render.scene import decode_frame
 from attnstore.store.errors import EpisodeError
-from attnstore.store.paths import StorePaths
+from attnstore.store.commits import StorePaths
 
 __all__ = ["browser", "checkpoint", "loaded", "policy"]  # fixtures
 Pixels = NDArray[np.uint8]

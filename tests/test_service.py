@@ -27,7 +27,7 @@ from attnstore.query.service import answers
 from attnstore.render import draw
 from attnstore.render.overlay import blend
 from attnstore.render.scale import data_limits
-from attnstore.store.commit import hash_file
+from attnstore.store.commits import hash_file
 from attnstore.store.errors import AttnstoreError
 
 NAME = "2025-01-01_11-00-00"

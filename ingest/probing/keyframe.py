@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.axes import STEPPED_PHASES
-from attnstore.store.commit import Commit, latest_commit
+from attnstore.store.commits import Commit, StorePaths, committed_names, latest_commit
 from attnstore.store.engine import Index
 from attnstore.store.episode import EpisodeSpec
 from attnstore.store.errors import EpisodeError, IntegrityError
 from attnstore.store.geometry import Geometry
 from attnstore.store.image import decode
 from attnstore.store.part import Part
-from attnstore.store.paths import StorePaths
 from attnstore.store.pixels import seen_pixels
 from attnstore.store.rle import decode_rle
 from attnstore.store.tokens import TokenLayout
@@ -232,7 +231,7 @@ class StoredEpisode:
     def object_parts(self) -> tuple[Commit, ...]:
         """Committed parts with object masks: of detectors first, and the gripper's."""
         found = []
-        for part in self.paths.entries(self.commit.run, self.commit.episode):
+        for part in committed_names(self.paths, self.commit.run, self.commit.episode):
             if part.startswith("objects-"):
                 commit = latest_commit(self.paths, self.commit.run, self.commit.episode, part)
                 if commit is not None:

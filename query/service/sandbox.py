@@ -34,15 +34,15 @@ from typing import Any, Literal, get_args
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as ds
-from pyarrow import fs
 
-from attnstore.store.catalog import Generation, attach_current
-from attnstore.store.catalog_tables import CATALOG, COPIED, DATABASE, VIEWED, sql_type
+from attnstore.store.catalog import refresh
+from attnstore.store.catalog.changes import read_known
+from attnstore.store.catalog.foreign import attach_vetted
+from attnstore.store.catalog.generations import attach_current
+from attnstore.store.catalog.views import create_views
+from attnstore.store.commits import StorePaths
 from attnstore.store.errors import AttnstoreError, UsageError
-from attnstore.store.ledger import LEDGER, ledger_query
-from attnstore.store.paths import StorePaths, check_relative, open_store
-from attnstore.store.tables import ALL_TABLES
+from attnstore.store.opening import open_store
 
 from ..sql import json_rows, run_query, sql_errors, unique_names, write_result
 
@@ -62,7 +62,6 @@ LOCKS = (
     "SET home_directory = ''",
     "SET enable_external_access = false",
     "SET disabled_filesystems = 'LocalFileSystem'",
-    "SET lock_configuration = true",
 )
 
 
@@ -77,58 +76,30 @@ class Overflow(AttnstoreError):
 
 def open_catalog(
     paths: StorePaths, memory: int, seconds: float
-) -> tuple[duckdb.DuckDBPyConnection, Generation | None]:
+) -> tuple[duckdb.DuckDBPyConnection, str]:
     """Connect to a store's catalog so that a statement can do nothing but ask it.
 
     Returns
     -------
-    The connection, and the generation that it is of; None if it is in memory, because the store
-    cannot be written.
+    The connection, and the version of the log's history that it shows (`History.version`).
     """
-    paths.prepare_catalog()
     connection = duckdb.connect(config={**SETTINGS, "memory_limit": f"{memory}B"})
-    found = attach_current(connection, paths)
-    for name in CATALOG:
-        connection.execute(f"CREATE VIEW {name} AS FROM {DATABASE}.main.{name}")
-    for name in COPIED:
-        connection.execute(
-            f"CREATE VIEW {name} AS SELECT * EXCLUDE (part) FROM {DATABASE}.main.{name}"
-        )
-    for name in VIEWED:
-        _view(connection, paths, name)
-    connection.execute(f"CREATE VIEW {LEDGER.name} AS {ledger_query()}")
     try:
         connection.execute(f"SET max_execution_time = {int(1e3 * seconds)}")
     except duckdb.CatalogException:
         pass  # DuckDB 1 has no such setting; the parent's deadline is what holds
-    for statement in LOCKS:
-        connection.execute(statement)
-    return connection, found if isinstance(found, Generation) else None
-
-
-def _view(connection: duckdb.DuckDBPyConnection, paths: StorePaths, name: str) -> None:
-    """Show the committed Parquet files of a table, read by Arrow."""
-    rows = connection.execute(
-        f"SELECT run, episode, path FROM {DATABASE}.main.files WHERE table_name = '{name}' "
-        "ORDER BY run, episode, part"
-    ).fetchall()
-    columns = ALL_TABLES[name].columns
-    if paths.partial:
-        rows = [row for row in rows if (paths.root / row[2]).is_file()]
-    if not rows:
-        empty = ", ".join(f'NULL::{sql_type(c.type)} AS "{c.name}"' for c in columns)
-        connection.execute(f"CREATE VIEW {name} AS SELECT {empty} FROM range(0)")
-        return
-    dataset = ds.FileSystemDataset.from_paths(
-        [check_relative(path) for _, _, path in rows],
-        schema=ALL_TABLES[name].schema,
-        format=ds.ParquetFileFormat(),
-        filesystem=fs.SubTreeFileSystem(str(paths.root), fs.LocalFileSystem()),
-        # The ids are the commit's and not the file's, and a filter on them skips files unopened.
-        partitions=[(ds.field("run") == r) & (ds.field("episode") == e) for r, e, _ in rows],
-    )
-    connection.register(f"{name}_files", dataset)
-    connection.execute(f"CREATE VIEW {name} AS FROM {name}_files")
+    try:
+        # Brought up to date by a connection of its own, so that this one is locked before it looks
+        # at anything of the file.
+        attach_vetted(connection, refresh(paths).path, lock="; ".join(LOCKS))
+    except UsageError:
+        # A store that cannot be written: the catalog is in memory, made here from vetted rows.
+        attach_current(connection, paths)
+        connection.execute("; ".join(LOCKS))
+    version = read_known(connection).version
+    create_views(connection, paths, sandboxed=True)
+    connection.execute("SET lock_configuration = true")
+    return connection, version
 
 
 def answer(connection: duckdb.DuckDBPyConnection, sql: str, form: Form, most: int) -> bytes:
@@ -265,14 +236,14 @@ def main(pipe: Connection, root: str, memory: int, seconds: float) -> None:
     os.nice(5)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        connection, generation = open_catalog(open_store(Path(root)), memory, seconds)
+        connection, version = open_catalog(open_store(Path(root)), memory, seconds)
     except (AttnstoreError, duckdb.Error, OSError) as error:
         _send(pipe, ok=False, kind="failed", message=str(error))
         return
     limit = confine(2 * memory)
     # Freed memory may stay with the allocator, where the next statement finds it only in pieces.
     enough = limit - memory - STACKS // 2
-    _send(pipe, ok=True, generation=None if generation is None else str(generation.path))
+    _send(pipe, ok=True, version=version)
     while True:
         try:
             request = json.loads(pipe.recv_bytes())

@@ -16,11 +16,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from attnstore.store.commits import ARRAYS, read_json
 from attnstore.store.errors import IntegrityError
 from attnstore.store.image import MOST_PIXELS
 from attnstore.store.part import Part
-from attnstore.store.paths import read_json
-from attnstore.store.writer import ARRAYS
 
 ITEM_BYTES = {
     "bool": 1, "int8": 1, "int16": 2, "int32": 4, "int64": 8, "uint8": 1, "uint16": 2,

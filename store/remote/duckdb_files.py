@@ -9,9 +9,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from fsspec import AbstractFileSystem
 
-from .commit import latest_commit
-from .errors import NotFoundError
-from .partial_views import SCHEME
+from ..catalog.views import SCHEME
+from ..commits import latest_commit
+from ..errors import NotFoundError
 
 if TYPE_CHECKING:
     from .mirror import MirrorPaths
