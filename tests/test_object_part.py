@@ -32,7 +32,7 @@ from attnstore.query.masks import open_detector_masks
 from attnstore.query.object_options import ObjectOptions, Tier
 from attnstore.query.object_part import Added, add_objects, find_episode, match_frames
 from attnstore.query.objects import cover_patches, object_metrics
-from attnstore.store.commits import Attempt, StorePaths, latest_commit, revision_files
+from attnstore.store.commits import Attempt, StorePaths, latest_commit
 from attnstore.store.commits.verify import verify
 from attnstore.store.errors import (
     ConflictError,

@@ -90,19 +90,20 @@ def expected(paths: StorePaths, tier: Tier, only: str = "") -> dict[str, bytes]:
                 if includes(tier, file.path):
                     path = directory / file.path
                     found[path.relative_to(paths.root).as_posix()] = path.read_bytes()
-            name = "/".join((*commit.key, f"{commit.revision:06d}.json"))
-            found[f"commits/{name}"] = (paths.commits / name).read_bytes()
+            found[f"commit {commit.key} {commit.revision}"] = repr(commit).encode()
     for other in (*paths.runs.iterdir(), paths.root / "attnstore.json"):
         found[other.relative_to(paths.root).as_posix()] = other.read_bytes()
     return found
 
 
 def held(copy: Path) -> dict[str, bytes]:
-    return {
+    files = {
         name: data
         for name, data in files_of(StorePaths(copy)).items()
-        if not name.startswith("pulled/") and name != "changed"
+        if not name.startswith(("pulled/", "commits/"))
     }
+    commits = all_commits(open_store(copy)) if (copy / "attnstore.json").exists() else []
+    return files | {f"commit {c.key} {c.revision}": repr(c).encode() for c in commits}
 
 
 def test_tiers_of_a_real_part(paths: StorePaths) -> None:
@@ -274,7 +275,7 @@ def test_damaged_bytes_at_the_source(
 
 
 def test_commits_cannot_name_files_outside(paths: StorePaths, copy: Path, tmp_path: Path) -> None:
-    (file,) = paths.commits.glob("*/e1-*/base/000001.json")
+    (file,) = (f for f in paths.log.iterdir() if '"episode": "e1-' in f.read_text())
     commit = json.loads(file.read_text())
     commit["files"][0][0] = "../../../../../../escaped"
     file.write_text(json.dumps(commit))
