@@ -32,7 +32,7 @@ from attnstore.query.masks import open_detector_masks
 from attnstore.query.object_options import ObjectOptions, Tier
 from attnstore.query.object_part import Added, add_objects, find_episode, match_frames
 from attnstore.query.objects import cover_patches, object_metrics
-from attnstore.store.commits import Attempt, StorePaths, latest_commit
+from attnstore.store.commits import Attempt, StorePaths, latest_commit, log_of
 from attnstore.store.commits.verify import verify
 from attnstore.store.errors import (
     ConflictError,
@@ -456,7 +456,7 @@ def test_a_real_policy_on_the_sample(checkpoint: Path, tmp_path: Path) -> None:
     assert _uniform_lift(episode) == pytest.approx(1.0)
     assert not list(verify(StorePaths(tmp_path / "toy.attn")))
     part = ObjectOptions("gripper").part
-    assert len(revision_files(store.paths, episode.run, episode.id, part)) == 1
+    assert list(log_of(store.paths).update().revisions(episode.run, episode.id, part)) == [1]
     assert latest_commit(store.paths, episode.run, episode.id, part) is not None
 
 
