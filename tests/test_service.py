@@ -453,20 +453,6 @@ class TestFiles:
             )
             assert (part.status, part.body) == (206, answer.body[1:4])
 
-    def test_index(self, server: Server, store: Store) -> None:
-        index = server.get("/v1/stores/lab/index")
-        known = server.get("/v1/stores/lab/index", {"If-None-Match": index.headers["etag"]})
-        assert known.status == 304
-        found = index.json()
-        assert list(found["runs"]) == store.runs
-        for commit in store.commits():
-            (revision,) = found["commits"][commit.run][commit.episode][commit.part]
-            path = f"commits/{commit.run}/{commit.episode}/{commit.part}/{revision}.json"
-            answer = server.get(f"/v1/stores/lab/files/{path}")
-            assert answer.json()["attempt"] == commit.attempt
-        catalog = server.get(f"/v1/stores/lab/files/{found['catalog']['path']}")
-        assert len(catalog.body) == found["catalog"]["size"]
-
     def test_a_zarr_reader_needs_nothing_else(
         self, server: Server, episode: Episode, store: Store, tmp_path: Path
     ) -> None:
