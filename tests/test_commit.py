@@ -48,6 +48,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT 
 PUBLISHER = """
 import sys, time
 from pathlib import Path
+from attnstore.store.commits import Attempt
 from attnstore.store.errors import ConflictError
 from attnstore.store.opening import open_store
 

@@ -13,7 +13,14 @@ import pytest
 from store_fixtures import write_episode
 
 from attnstore.store.catalog import connect, generations, refresh
-from attnstore.store.commits import Attempt, Commit, StorePaths, all_commits, latest_commit, log
+from attnstore.store.commits import (
+    Attempt,
+    Commit,
+    StorePaths,
+    all_commits,
+    create_exclusive,
+    latest_commit,
+)
 from attnstore.store.commits import garbage as module
 from attnstore.store.commits.garbage import collect
 from attnstore.store.commits.verify import verify
@@ -189,7 +196,7 @@ def test_a_writer_between_whose_commit_and_check_gc_comes(
     (attempt.path / "data").write_text("x")
     own(attempt.path, pid=dead_pid())
     grow_old(attempt.path)
-    create = log.create_exclusive
+    create = create_exclusive
     collected = []
 
     def gc_in_between(path: Path, data: Any) -> bool:
@@ -197,7 +204,7 @@ def test_a_writer_between_whose_commit_and_check_gc_comes(
         collected.append(collect(paths))
         return create(path, data)
 
-    monkeypatch.setattr(log, "create_exclusive", gc_in_between)
+    monkeypatch.setattr("attnstore.store.commits.log.create_exclusive", gc_in_between)
     with pytest.raises(ConflictError, match="gc takes attempts"):
         attempt.publish({})
     assert len(collected[0].attempts) == 1

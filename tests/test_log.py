@@ -188,8 +188,8 @@ def test_what_is_no_file_is_named_and_never_waited_for(paths: StorePaths, make: 
         file.unlink()
         make(file)
     log_of(paths)._forget()
-    ((file, reason),) = unreadable_entries(paths)
-    assert file == "commits/log/0000000001.json"
+    ((name, reason),) = unreadable_entries(paths)
+    assert name == "commits/log/0000000001.json"
     assert "and no file" in reason
     with connect(paths) as connection:
         assert connection.sql("SELECT episode FROM commits").fetchall() == [("b",)]

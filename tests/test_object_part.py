@@ -32,7 +32,7 @@ from attnstore.query.masks import open_detector_masks
 from attnstore.query.object_options import ObjectOptions, Tier
 from attnstore.query.object_part import Added, add_objects, find_episode, match_frames
 from attnstore.query.objects import cover_patches, object_metrics
-from attnstore.store.commits import Attempt, StorePaths, latest_commit, log_of
+from attnstore.store.commits import Attempt, StorePaths, latest_commit, log_of, slug
 from attnstore.store.commits.verify import verify
 from attnstore.store.errors import (
     ConflictError,
@@ -45,12 +45,9 @@ from attnstore.store.errors import (
 from attnstore.store.object_tables import OBJECT_METRICS
 from attnstore.store.opening import create_store
 from attnstore.store.part import Part
-from attnstore.store.commits import StorePaths, slug
-from attnstore.store.opening import create_store
 from attnstore.store.rle import decode_rle
 from attnstore.store.run import save_run
 from attnstore.store.tables import PART_TABLES, TABLES
-from attnstore.store.commits.verify import verify
 from attnstore.store.writer import EpisodeWriter
 
 NAMES = ("success/2025-01-01/2025-01-01_10-00-00", "failure/2025-01-02/2025-01-02_11-00-00")

@@ -36,8 +36,8 @@ from attnstore.ingest.probing.keyframe import StoredEpisode
 from attnstore.query import Episode
 from attnstore.render.rerun_export import write_recording
 from attnstore.render.scene import decode_frame
-from attnstore.store.errors import EpisodeError
 from attnstore.store.commits import StorePaths
+from attnstore.store.errors import EpisodeError
 
 __all__ = ["browser", "checkpoint", "loaded", "policy"]  # fixtures
 Pixels = NDArray[np.uint8]

@@ -25,7 +25,7 @@ from store_fixtures import (
 )
 
 from attnstore.store.arrays import MAP_BITS
-from attnstore.store.commits import Attempt, Commit, latest_commit
+from attnstore.store.commits import ARRAYS, Attempt, Commit, StorePaths, latest_commit, slug
 from attnstore.store.engine import open_block
 from attnstore.store.errors import ConflictError, IntegrityError, NotFoundError
 from attnstore.store.opening import create_store

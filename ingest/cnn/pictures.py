@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from attnstore.store.commits import slug
 from attnstore.store.errors import EpisodeError, NotFoundError, UsageError
 from attnstore.store.image import ImageError, decode
-from attnstore.store.commits import slug
 
 from .base import ConvNetwork, Images
 
