@@ -393,7 +393,7 @@ def test_whoever_loses_the_race_takes_the_winners(
         if rivals:
             rivals.pop()
             rebuild(paths)
-        return claim(temporary, target)
+        return bool(claim(temporary, target))
 
     monkeypatch.setattr(module, "_claim", late)
     assert refresh(paths).number == 1

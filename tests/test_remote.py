@@ -394,7 +394,7 @@ def test_a_catalog_is_copied_and_not_trusted(
         connection.execute(f"CREATE VIEW sinks AS SELECT * FROM hidden, read_csv('{secret}')")
     store = attnstore.open(server.url)
     assert store.sql("SELECT count(*) FROM sinks").fetchall() == [(3,)], "made from the commits"
-    assert "it has no table sinks" in caplog.text
+    assert "is not attnstore's" in caplog.text
 
 
 def test_a_catalog_cannot_name_files_outside(
@@ -449,7 +449,9 @@ def test_commands_that_read(paths: StorePaths, server: FileServer, tmp_path: Pat
 
     here, there = ["--store", str(paths.root)], ["--store", server.url]
     assert run("ls", "--json", *there) == run("ls", "--json", *here)
-    assert not [r for r in server.take() if r.startswith("/commits/log/")], "ls asks the catalog"
+    assert len([r for r in server.take() if r.startswith("/commits/log/")]) == 3, (
+        "the catalog knows"
+    )
     assert run("ls", "--runs", "--json", *there) == run("ls", "--runs", "--json", *here)
     compare = ["compare", "--metric", "entropy", "--by", "outcome", "--phase", "suffix", "--csv"]
     assert run(*compare, *there) == run(*compare, *here)

@@ -90,7 +90,11 @@ def pull(
         print_json([_json(plan, done)])
     else:
         click.echo(f"{dest}: {done.parts} new parts, {size_text(done.bytes)} copied")
-    entries = [f"{file}: {reason}" for file, reason in unreadable_entries(opened.paths)]
+    entries = [
+        f"{file}: {reason}"
+        for file, reason in unreadable_entries(opened.paths)
+        if not any(file in line for line in plan.unreadable)
+    ]
     failed = [*done.failed, *plan.unreadable, *entries]
     if failed:
         for line in failed:

@@ -273,7 +273,10 @@ class Log:
             raise IntegrityError(f"{file}: missing") from None
         except IntegrityError as error:
             raise IntegrityError(_named(file, error)) from None
-        if (commit.revision, commit.attempt) != (revision.revision, revision.attempt):
+        known = self._history.attempts.get(commit.attempt)
+        if (commit.revision, commit.attempt) != (revision.revision, revision.attempt) or (
+            known is not None and known.key != commit.key
+        ):
             raise IntegrityError(f"{file}: names {commit.key} revision {commit.revision}")
         with self._lock:
             self._commits[revision.number] = commit
