@@ -224,7 +224,8 @@ class Log:
             if self._history.head >= head:
                 return
             self._forget()
-            later = sorted([*facts, *bad], key=lambda each: each.number)
+            known: list[Fact | Unreadable] = [*facts, *bad]
+            later = sorted(known, key=lambda each: each.number)
             for each in later:
                 if isinstance(each, Fact):
                     self._history.add(each)
