@@ -66,6 +66,20 @@ def schema() -> str:
         "Joins of the tables above, made by attnstore and not stored.",
         "",
         *_tables([LEDGER]),
+        "## Rules",
+        "",
+        "What a question leaves open is decided by these, in SQL as in Python (`attnstore.store.rules`).",
+        "",
+        "| in SQL | meaning |",
+        "|---|---|",
+        "| `stands_for_phase(run, phase, step)` | whether the row is of the step that stands for its "
+        "phase: the last denoising step of the run, of `decode` the first; view `standing_steps` "
+        "(`run`, `phase`, `step`) has them |",
+        "| `active_head(head, variance)` | aggregate: the head of the largest variance; `variance` is "
+        "over the image, `grid_variance` over the whole grid, the lab's rule |",
+        "| `counting_object_parts()` | table (`run`, `episode`, `part`, `camera`, `source`): of several "
+        "`objects-...` parts of a camera and source the one that was committed last |",
+        "",
         "## Arrays",
         "",
         "`attention.zarr` beside the Parquet files is a Zarr v3 group with a subgroup per phase,",

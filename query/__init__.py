@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from . import accessor as _accessor  # noqa: F401  registers .attn
-from .episode import Episode
+from attnstore.store.reader import Episode
+
 from .store import Store, open
 
 __all__ = ["Episode", "Store", "open"]

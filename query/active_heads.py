@@ -1,4 +1,4 @@
-"""Which heads are active: the variance of their maps, and how reliably they are their layer's first."""
+"""Which heads are active: the variance of their mean maps, and in how many episodes they come first."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from attnstore.store import rules
+from attnstore.store.rules import VARIANCES, Active
 
 from .chosen import Chosen
 from .store import Store
@@ -22,22 +25,28 @@ class ActiveHeads:
     camera: str
     variance: Float
     """(layer, head), mean over episodes of the mean over keyframes; NaN where there is none."""
+    active: NDArray[np.intp]
+    """(layer,), the head of the largest variance; `NO_HEAD` where there is none."""
     first: NDArray[np.intp]
     """(layer, head), episodes in which the head has the layer's largest variance."""
     episodes: int
 
 
-def active_heads(store: Store, chosen: Chosen) -> list[ActiveHeads]:
-    """Rank the heads of every layer by the variance of their raw maps, at the last step (of decode: the first).
+def active_heads(store: Store, chosen: Chosen, *, active: Active = "image") -> list[ActiveHeads]:
+    """Rank the heads of every layer by the variance of their mean maps, at the step that stands.
 
     Variance grows with the square of the camera's share of attention: it ranks heads within a
     camera, and does not compare cameras.
+
+    Parameters
+    ----------
+    active
+        See `attnstore.store.rules.Active`.
     """
     rows = store.sql(f"""
-WITH mine AS (FROM episode_stats WHERE {chosen.condition} AND variant = 'base'),
-     last AS (SELECT phase, if(phase = 'decode', min(step), max(step)) AS step FROM mine GROUP BY phase)
-SELECT phase, query_group, camera, episode, layer, head, variance_mean
-FROM mine JOIN last USING (phase) WHERE mine.step IS NOT DISTINCT FROM last.step
+SELECT phase, query_group, camera, episode, layer, head, {VARIANCES[active]}_mean
+FROM episode_stats
+WHERE {chosen.condition} AND variant = 'base' AND stands_for_phase(run, phase, step)
 ORDER BY ALL""").fetchall()
     found = []
     for key in dict.fromkeys(row[:3] for row in rows):
@@ -49,13 +58,13 @@ ORDER BY ALL""").fetchall()
             if value is not None:
                 variance[names[name], layer, head] = value
         known = np.isfinite(variance)
-        total = np.where(known, variance, 0.0).sum(0)
         count = known.sum(0)
+        total = np.where(known, variance, 0.0).sum(0)
         mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-        first = np.zeros((layers, heads), np.intp)
-        for episode in np.where(known, variance, -1.0):
-            for layer, head in enumerate(episode.argmax(-1)):
-                first[layer, head] += bool(episode[layer, head] >= 0)
+        first = np.stack(
+            [(rules.active_heads(variance) == head).sum(0) for head in range(heads)], -1
+        )
         phase, group, camera = key
-        found.append(ActiveHeads(phase, group, camera, mean, first, len(names)))
+        best = rules.active_heads(mean)
+        found.append(ActiveHeads(phase, group, camera, mean, best, first, len(names)))
     return found

@@ -30,15 +30,13 @@ class CameraShare:
 def camera_shares(store: Store, chosen: Chosen) -> list[CameraShare]:
     """Measure the attention of every layer on every camera, from ``episode_stats``.
 
-    Of a phase with steps it is the last step, of decode the first token that is generated, which
-    every keyframe has. In order of phase, query group, camera, layer.
+    At the step that stands for the phase (`attnstore.store.rules`). In order of phase, query group, camera, layer.
     """
     rows = store.sql(f"""
-WITH mine AS (FROM episode_stats WHERE {chosen.condition} AND variant = 'base'),
-     last AS (SELECT phase, if(phase = 'decode', min(step), max(step)) AS step FROM mine GROUP BY phase)
 SELECT phase, query_group, camera, layer, episode, avg(camera_mass_mean), avg(letterbox_mass_mean),
        avg(entropy_mean)
-FROM mine JOIN last USING (phase) WHERE mine.step IS NOT DISTINCT FROM last.step
+FROM episode_stats
+WHERE {chosen.condition} AND variant = 'base' AND stands_for_phase(run, phase, step)
 GROUP BY ALL ORDER BY ALL""").fetchall()
     found = []
     for key in dict.fromkeys(row[:4] for row in rows):

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from attnstore.store.episode import PhaseSpec
 from attnstore.store.errors import SelectionError
+from attnstore.store.reader.blocks import Dimension, Index
+from attnstore.store.reader.episode import Episode
+from attnstore.store.rules import standing_step
 from attnstore.store.statistics import image_distribution, jensen_shannon
-
-from .blocks import Dimension, Index
-from .episode import Episode
 
 Float = NDArray[np.float64]
 
@@ -73,7 +73,7 @@ def keyframe_divergence(
     *,
     layer: Index = None,
     head: Index = None,
-    step: int = -1,
+    step: int | None = None,
     keyframes: Index = None,
     query: str | None = None,
 ) -> xr.DataArray:
@@ -84,7 +84,7 @@ def keyframe_divergence(
     layer, head, keyframes
         Index (of layer and head: the dimension is dropped), slice, indices, or None for all.
     step
-        Denoising step; one-pass phases ignore it.
+        Denoising step, which one-pass phases ignore; None is the one that stands for the phase.
     query
         Query group; None is the phase's first stored one, of which overview maps are read.
 
@@ -99,6 +99,8 @@ def keyframe_divergence(
         If a name or an index matches nothing.
     """
     spec = episode.phase(phase, camera)
+    if step is None:
+        step = standing_step(phase, spec.steps) or 0
     times = Dimension.of(keyframes, len(episode.frames), "keyframe").positions
     layers, heads = _heads(spec, layer, head)
     cover = episode.geometry(camera).coverage()

@@ -13,10 +13,11 @@ from attnstore.store.base_tables import METRICS
 from attnstore.store.catalog.rows import quoted
 from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.naming import default_group
+from attnstore.store.reader.selection import check_index
+from attnstore.store.rules import standing_step
 
 from .groups import Groups, Member
 from .resampling import Float, Int
-from .selection import check_index
 from .sql import sql_errors
 
 Reduction = Literal["mean", "max"]
@@ -201,7 +202,9 @@ def _step(
         )
     if step == "all":
         return None
-    return check_index(counts[0] - 1 if step == "last" else step, counts[0], f"{phase} step")
+    if step == "last":
+        step = standing_step(phase, counts[0]) or 0
+    return check_index(step, counts[0], f"{phase} step")
 
 
 def _rows(

@@ -16,11 +16,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from attnstore.store.errors import SelectionError, UsageError
+from attnstore.store.reader.blocks import Dimension, Index
+from attnstore.store.reader.episode import Episode
+from attnstore.store.rules import standing_step
 from attnstore.store.statistics import image_distribution
 
-from .blocks import Dimension, Index
 from .drift import pairwise_divergence
-from .episode import Episode
 
 Float = NDArray[np.float64]
 Metric = Literal["divergence", "cosine"]
@@ -35,7 +36,7 @@ def head_distance(
     query: str | None = None,
     layers: Index = None,
     keyframes: Index = None,
-    step: int = -1,
+    step: int | None = None,
     metric: Metric = "divergence",
     tokens: Tokens = "mean",
 ) -> xr.DataArray:
@@ -51,7 +52,7 @@ def head_distance(
     layers, keyframes
         Index, slice, indices, or None for all.
     step
-        Denoising step; one-pass phases ignore it.
+        Denoising step, which one-pass phases ignore; None is the one that stands for the phase.
     metric
         ``divergence``: Jensen-Shannon, in bits; its square root is a metric. ``cosine``: 1 minus
         the cosine of the angle between the distributions.
@@ -81,6 +82,8 @@ def head_distance(
     spec = episode.phase(phase, camera)
     phase = spec.path
     group = query if query is not None else spec.query_groups[0]
+    if step is None:
+        step = standing_step(phase, spec.steps) or 0
     chosen = Dimension.of(layers, spec.layers, f"{phase} layer").positions
     times = Dimension.of(keyframes, len(episode.frames), "keyframe").positions
     overview = camera is not None and tokens == "mean" and group in spec.query_groups

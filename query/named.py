@@ -1,4 +1,8 @@
-"""Ready-made questions in SQL: ``attnstore sql --list``."""
+"""Ready-made questions in SQL: ``attnstore sql --list``.
+
+Every answer is per run, since runs are different policies, and at the step that stands for the phase
+(macro ``stands_for_phase``) unless it has a row for each step.
+"""
 
 from __future__ import annotations
 
@@ -38,79 +42,96 @@ with regions as (
 _QUERIES = (
     NamedQuery(
         "most-active-heads",
-        "Which heads have the largest variance on each camera, over all episodes?",
+        "Which head of each layer has the largest variance on each camera, over all episodes? "
+        "Variance of the mean maps over the patches that show image; lab_head is the head of the "
+        "largest variance over the whole grid, letterbox included.",
         """\
-with last as (select phase, max(step) as step from episode_stats group by phase),
-     heads as (
-       select phase, camera, layer, head, avg(variance_mean) as variance,
+with heads as (
+       select run, phase, query_group, camera, layer, head, count(*) as episodes,
+              avg(variance_mean) as variance, avg(grid_variance_mean) as grid_variance,
               avg(entropy_mean) as entropy, avg(camera_mass_mean) as on_image
-       from episode_stats join last using (phase)
-       where episode_stats.step is not distinct from last.step
-       group by phase, camera, layer, head)
-select * from heads
-qualify row_number() over (partition by phase, camera order by variance desc) <= 5
-order by phase, camera, variance desc""",
+       from episode_stats
+       where variant = 'base' and stands_for_phase(run, phase, step)
+       group by all),
+     active as (
+       select run, phase, query_group, camera, layer, active_head(head, variance) as head,
+              active_head(head, grid_variance) as lab_head
+       from heads
+       group by all)
+select run, phase, query_group, camera, layer, head, variance, entropy, on_image, episodes,
+       lab_head
+from heads join active using (run, phase, query_group, camera, layer, head)
+order by run, phase, query_group, camera, layer""",
     ),
     NamedQuery(
         "camera-by-layer",
         "Where does each layer look: which camera, and how much of it is padding?",
         """\
-select phase, layer, camera,
+select run, phase, query_group, layer, camera,
        avg(camera_mass_mean) as on_image, avg(letterbox_mass_mean) as on_padding
 from episode_stats
+where variant = 'base' and stands_for_phase(run, phase, step)
 group by all
-order by phase, layer, camera""",
+order by run, phase, query_group, layer, camera""",
     ),
     NamedQuery(
         "sink-heads",
         "Which heads pour their attention into one key in nearly every keyframe?",
         """\
-select phase, step, layer, head, span, text, camera, "row", col,
+select run, phase, step, layer, head, span, text, camera, "row", col,
        count(*) as episodes, avg(mass) as mass
 from sinks
+where variant = 'base'
 group by all
-order by mass desc""",
+order by run, mass desc, phase, step, layer, head""",
     ),
     NamedQuery(
         "padding-mass",
         "How much attention does black padding draw, by camera and outcome?",
         """\
-select phase, camera, outcome,
+select run, phase, query_group, camera, outcome,
        avg(letterbox_mass_mean) as on_padding, max(letterbox_mass_max) as largest
 from episode_stats join episodes using (run, episode)
+where variant = 'base' and stands_for_phase(run, phase, step)
 group by all
-order by on_padding desc""",
+order by run, on_padding desc, phase, query_group, camera, outcome""",
     ),
     NamedQuery(
         "largest-drift",
         "In which episodes does the attention wander most from keyframe to keyframe?",
         """\
-select name, outcome, phase, camera, avg(drift_mean) as drift
-from episode_stats join episodes using (run, episode)
-where drift_mean is not null
-group by all
-order by drift desc
-limit 20""",
+with drifts as (
+       select run, name, outcome, phase, query_group, camera, avg(drift_mean) as drift
+       from episode_stats join episodes using (run, episode)
+       where variant = 'base' and stands_for_phase(run, phase, step) and drift_mean is not null
+       group by all)
+from drifts
+qualify row_number() over (partition by run order by drift desc, name, phase, camera) <= 20
+order by run, drift desc, name, phase, camera""",
     ),
     NamedQuery(
         "step-drift",
         "How much do the maps change between denoising steps, by layer?",
         """\
-select camera, step, layer, avg(step_drift_mean) as step_drift
+select run, phase, query_group, camera, step, layer, avg(step_drift_mean) as step_drift
 from episode_stats
-where step_drift_mean is not null
+where variant = 'base' and step_drift_mean is not null
 group by all
-order by camera, step, layer""",
+order by run, phase, query_group, camera, step, layer""",
     ),
     NamedQuery(
         "confident-heads",
         "Which heads put the most weight on a single key?",
         """\
-select phase, layer, head, avg(confidence_mean) as confidence
-from episode_stats
-group by all
-order by confidence desc
-limit 20""",
+with heads as (
+       select run, phase, query_group, layer, head, avg(confidence_mean) as confidence
+       from episode_stats
+       where variant = 'base' and stands_for_phase(run, phase, step)
+       group by all)
+from heads
+qualify row_number() over (partition by run order by confidence desc, phase, query_group, layer,
+                                                     head) <= 20
+order by run, confidence desc, phase, query_group, layer, head""",
     ),
     NamedQuery(
         "massive-activations",
@@ -123,26 +144,25 @@ with ranked as (
                 partition by run, episode, variant, keyframe, phase, step, layer,
                              if(phase = 'vision', camera, null)) as times_median
        from token_stats
-       where isfinite(norm))
-select phase, camera, step, layer, kind, span, "index",
-       count(distinct (run, episode)) as episodes, count(*) as keyframes,
+       where variant = 'base' and isfinite(norm))
+select run, phase, camera, step, layer, kind, span, "index",
+       count(distinct episode) as episodes, count(*) as keyframes,
        avg(norm) as norm, avg(times_median) as times_median
 from ranked
 where times_median >= 10
 group by all
-order by times_median desc""",
+order by run, times_median desc, phase, camera, step, layer, "index\"""",
     ),
     NamedQuery(
         "token-evolution",
         "How do image, task and other tokens change from layer to layer? Needs --token-stats.",
         """\
-with last as (select run, phase, max(step) as step from token_stats group by all)
-select phase, layer, kind, role, camera, median(norm) as norm,
+select run, phase, layer, kind, role, camera, median(norm) as norm,
        avg(cosine_previous) as to_previous_layer, avg(cosine_embedding) as to_embedding
-from token_stats join last using (run, phase)
-where token_stats.step is not distinct from last.step
+from token_stats
+where variant = 'base' and stands_for_phase(run, phase, step)
 group by all
-order by phase, kind, role, camera, layer""",
+order by run, phase, kind, role, camera, layer""",
     ),
     NamedQuery(
         "mask-fidelity",
@@ -207,7 +227,7 @@ select run, part, target, detail, cameras, count(distinct episode) as episodes,
 from interventions
 where probe = 'regions' and target <> 'base'
 group by all
-order by si_mse desc nulls last""",
+order by run, part, si_mse desc nulls last, target, detail, cameras""",
     ),
     NamedQuery(
         "ledger",
@@ -222,7 +242,7 @@ select run, part, target, detail, camera, phase, step, layer, query_group,
 from ledger
 where target in ('cell', 'object', 'rank')
 group by all
-order by effect desc nulls last, lift desc nulls last""",
+order by run, part, effect desc nulls last, lift desc nulls last""",
     ),
     NamedQuery(
         "looked-at-but-unused",
@@ -232,7 +252,7 @@ order by effect desc nulls last, lift desc nulls last""",
         + """\
 from rated
 where lift > 1 and effect_lift < 1
-order by lift desc""",
+order by run, part, lift desc""",
     ),
     NamedQuery(
         "used-but-not-looked-at",
@@ -242,7 +262,7 @@ order by lift desc""",
         + """\
 from rated
 where lift < 1 and effect_lift > 1
-order by effect_lift desc""",
+order by run, part, effect_lift desc""",
     ),
     NamedQuery(
         "prompt-effects",
@@ -253,7 +273,9 @@ with shifts as (
        select run, episode, part, keyframe, variant, phase, camera,
               avg(jensen_shannon) as jensen_shannon, avg(correlation) as correlation,
               avg(l2) as l2, avg(abs(mass_change)) as mass_change
-       from map_shifts group by all)
+       from map_shifts
+       where stands_for_phase(run, phase, step)
+       group by all)
 select run, i.probe, i.part, i.detail, i.layer, s.phase, s.camera,
        count(distinct episode) as episodes, count(*) as keyframes,
        avg(i.si_mse) as si_mse, avg(i.scale) as scale, avg(i.cosine) as cosine,
@@ -261,7 +283,7 @@ select run, i.probe, i.part, i.detail, i.layer, s.phase, s.camera,
        avg(s.l2) as l2, avg(s.mass_change) as mass_change
 from interventions i join shifts s using (run, episode, part, keyframe, variant)
 group by all
-order by si_mse desc nulls last, i.part, i.detail, i.layer, s.phase, s.camera""",
+order by run, si_mse desc nulls last, i.part, i.detail, i.layer, s.phase, s.camera""",
     ),
     NamedQuery(
         "attention-effect",
@@ -278,7 +300,7 @@ select run, part, target, camera, phase, layer, query_group, count(*) as regions
        if(stddev_pop(lift) > 0 and stddev_pop(effect) > 0, corr(lift, effect), null) as correlation
 from regions
 group by all
-order by correlation desc nulls last""",
+order by run, part, correlation desc nulls last, target, camera, phase, layer""",
     ),
 )
 

@@ -6,31 +6,18 @@ from collections.abc import Iterable
 
 from attnstore.store.catalog.rows import quoted
 from attnstore.store.commits import Commit
+from attnstore.store.rules import Place, counting_object_parts
 
 from .chosen import Chosen
 from .store import Store
 
-Place = tuple[str, str, str]
-"""(episode, camera, source)"""
-
 
 def latest_object_parts(store: Store, chosen: Chosen) -> dict[Place, Commit]:
-    """Find one part per episode, camera and kind of mask: the one that was committed last.
-
-    Parts of different options (threshold, within, tier) stay beside each other; averaging over
-    them would count keyframes twice.
-    """
+    """Find one part per episode, camera and source; see `attnstore.store.rules`."""
     mine = set(chosen.episodes)
-    found: dict[Place, Commit] = {}
-    for commit in store.commits():
-        if commit.run != chosen.run or commit.episode not in mine:
-            continue
-        if commit.part.startswith("objects-"):
-            place = commit.episode, str(commit.summary["camera"]), str(commit.summary["source"])
-            before = found.get(place)
-            if before is None or (commit.created, commit.part) > (before.created, before.part):
-                found[place] = commit
-    return found
+    return counting_object_parts(
+        c for c in store.commits() if c.run == chosen.run and c.episode in mine
+    )
 
 
 def of_parts(commits: Iterable[Commit]) -> str:

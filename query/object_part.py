@@ -21,9 +21,9 @@ from attnstore.store.boundary import episode_errors
 from attnstore.store.commits import Attempt, Commit, StorePaths, latest_commit
 from attnstore.store.errors import ConflictError, EpisodeError, NotFoundError, SelectionError
 from attnstore.store.parquet import write_table
+from attnstore.store.reader.episode import Episode
 from attnstore.store.tables import PART_TABLES
 
-from .episode import Episode
 from .masks import MaskSource
 from .object_options import ObjectOptions
 from .object_rows import MASKS, STATS, Scene, mask_rows, phase_rows

@@ -19,9 +19,10 @@ from attnstore.store.commits import Commit, latest_commit
 from attnstore.store.errors import NotFoundError
 from attnstore.store.object_tables import OBJECT_METRICS
 from attnstore.store.part import Part
+from attnstore.store.reader.episode import Episode
 from attnstore.store.rle import Mask, decode_rle
+from attnstore.store.rules import standing_step
 
-from .episode import Episode
 from .object_rows import MASKS, STATS
 from .store import Store
 
@@ -64,7 +65,7 @@ class ObjectResults:
         """Mean over keyframes, per episode, object, phase, step, layer and kind of head or head."""
         means = ", ".join(f"avg({name}) AS {name}" for name in OBJECT_METRICS)
         return self._query(
-            "SELECT run, episode, name, outcome, source, object, phase, query_group, step, last, layer, "
+            "SELECT run, episode, name, outcome, source, object, phase, query_group, step, standing, layer, "
             f"head_kind, head, count(*) AS keyframes, avg(area) AS area, {means} "
             "FROM stats JOIN names USING (run, episode) JOIN steps USING (run, phase) "
             "GROUP BY ALL ORDER BY ALL"
@@ -76,7 +77,7 @@ class ObjectResults:
 
         ``sd`` is over episodes, ``keyframe_sd`` over all keyframes; NULL (None) for a single one.
         """
-        keys = "source, object, phase, query_group, step, last, layer, head_kind"
+        keys = "source, object, phase, query_group, step, standing, layer, head_kind"
         means = ", ".join(f"avg({n}) AS {n}" for n in OBJECT_METRICS)
         overall = ", ".join(
             f"avg({n}) AS {n}_mean, stddev_samp({n}) AS {n}_sd" for n in OBJECT_METRICS
@@ -108,7 +109,9 @@ class ObjectResults:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the single keyframes, as JSON values; what is undefined is null."""
-        of_last = [r for r in self.episodes if r["head_kind"] == "mean" and r["step"] == r["last"]]
+        of_last = [
+            r for r in self.episodes if r["head_kind"] == "mean" and r["step"] == r["standing"]
+        ]
         return {
             "note": NOTE,
             "metrics": {n: {"definition": d, "unit": u} for n, (d, u) in OBJECT_METRICS.items()},
@@ -124,7 +127,7 @@ class ObjectResults:
             ],
             "missing": self.missing,
             "layers": self.layers,
-            "episodes": [{k: v for k, v in r.items() if k != "last"} for r in of_last],
+            "episodes": [{k: v for k, v in r.items() if k != "standing"} for r in of_last],
         }
 
     def _query(self, sql: str) -> list[Row]:
@@ -136,17 +139,16 @@ class ObjectResults:
                 for e in names.values()
             ]
         )
-        last = {
-            (e.run, phase): None if steps is None else steps - 1
+        standing = {
+            (e.run, phase): standing_step(phase, e.steps(phase))
             for e in names.values()
             for phase in e.phases
-            for steps in (e.steps(phase),)
         }
         steps = pa.table(
             {
-                "run": pa.array([run for run, _ in last], pa.string()),
-                "phase": pa.array([phase for _, phase in last], pa.string()),
-                "last": pa.array(list(last.values()), pa.int16()),
+                "run": pa.array([run for run, _ in standing], pa.string()),
+                "phase": pa.array([phase for _, phase in standing], pa.string()),
+                "standing": pa.array(list(standing.values()), pa.int16()),
             }
         )
         with duckdb.connect() as connection:

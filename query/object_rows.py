@@ -18,10 +18,10 @@ from attnstore.store.arrays import MAP_BITS
 from attnstore.store.axes import STEPPED_PHASES
 from attnstore.store.object_tables import OBJECT_ERRORS, OBJECT_METRICS
 from attnstore.store.precision import rounding_error, weight_error
+from attnstore.store.reader.episode import Episode
 from attnstore.store.rle import encode_rle
 from attnstore.store.tables import PART_TABLES
 
-from .episode import Episode
 from .masks import MaskSource, ObjectMask
 from .object_options import ObjectOptions
 from .objects import PatchCover, cover_patches, metric_errors, object_metrics

@@ -72,17 +72,18 @@ _Key = tuple[Where, str, int, int]
 def role_lifts(store: Store, chosen: Chosen) -> RoleLifts | None:
     """Sum up `object_stats` by role; None if no episode has objects.
 
-    At the last step (of decode: the first). An episode counts once, with the mean over its keyframes and objects.
+    At the step that stands for the phase (`attnstore.store.rules`). An episode counts once, with the
+    mean over its keyframes and objects.
     """
     parts = latest_object_parts(store, chosen)
     if not parts:
         return None
     rows = store.sql(f"""
-WITH mine AS (FROM object_stats WHERE {of_parts(parts.values())} AND head_kind IN ('mean', 'head')),
-     last AS (SELECT phase, if(phase = 'decode', min(step), max(step)) AS step FROM mine GROUP BY phase)
 SELECT phase, query_group, camera, episode, source, object, layer, coalesce(head, -1),
        avg(lift), avg(pointing_hit)
-FROM mine JOIN last USING (phase) WHERE mine.step IS NOT DISTINCT FROM last.step
+FROM object_stats
+WHERE {of_parts(parts.values())} AND head_kind IN ('mean', 'head')
+  AND stands_for_phase(run, phase, step)
 GROUP BY ALL ORDER BY ALL""").fetchall()
     instructions = dict(zip(chosen.episodes, chosen.instructions, strict=True))
     objects: dict[str, set[str]] = {}

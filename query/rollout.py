@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from attnstore.store.episode import PhaseSpec
 from attnstore.store.errors import SelectionError, UsageError
-
-from .blocks import Dimension, Index
-from .episode import Episode
-from .selection import (
+from attnstore.store.reader.blocks import Dimension, Index
+from attnstore.store.reader.episode import Episode
+from attnstore.store.reader.selection import (
     Group,
     TokenSelection,
     check_index,
@@ -78,7 +77,7 @@ def rollout(
         Layers to compose, in ascending order; None is all. ``range(l + 1)`` is the rollout up to
         layer l.
     query, key
-        Token groups of the result; see `attnstore.query.selection`.
+        Token groups of the result; see `attnstore.store.reader.selection`.
     through_prefix
         Suffix: roll the prefix's own layers out too.
 

@@ -22,12 +22,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from attnstore.store.errors import SelectionError, UsageError
+from attnstore.store.reader.selection import check_index
+from attnstore.store.rules import standing_step
 from attnstore.store.statistics import image_distribution, jensen_shannon
 
-from .selection import check_index
-
 if TYPE_CHECKING:
-    from .episode import Episode
+    from attnstore.store.reader.episode import Episode
+
     from .store import Store
 
 Reduction = Literal["max", "mean"]
@@ -210,7 +211,9 @@ def _steps(steps: int | None, wanted: int | Literal["last", "all"], phase: str) 
         return [-1]
     if wanted == "all":
         return list(range(steps))
-    return [check_index(steps - 1 if wanted == "last" else wanted, steps, f"{phase} step")]
+    if wanted == "last":
+        wanted = standing_step(phase, steps) or 0
+    return [check_index(wanted, steps, f"{phase} step")]
 
 
 def diff_table(divergence: xr.DataArray) -> pa.Table:

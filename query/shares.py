@@ -15,10 +15,9 @@ import xarray as xr
 
 from attnstore.store.episode import PhaseSpec
 from attnstore.store.errors import SelectionError
+from attnstore.store.reader.blocks import Dimension, Index
+from attnstore.store.reader.episode import Episode
 from attnstore.store.tokens import STATE
-
-from .blocks import Dimension, Index
-from .episode import Episode
 
 Heads = Literal["each", "mean"]
 _KEYS = ("keyframe", "step", "layer", "head")

@@ -17,9 +17,8 @@ from attnstore.store.commits import (
 from attnstore.store.errors import NotFoundError, SelectionError
 from attnstore.store.opening import open_paths
 from attnstore.store.part import Part
+from attnstore.store.reader.episode import Episode
 from attnstore.store.run import RunConfig, load_run, run_ids
-
-from .episode import Episode
 
 if TYPE_CHECKING:
     import duckdb

@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.episode import PhaseSpec
+from attnstore.store.reader.episode import Episode
+from attnstore.store.reader.selection import check_index
 from attnstore.store.tokens import Token
-
-from .episode import Episode
-from .selection import check_index
 
 Pattern = Literal["all", "causal", "part", "none"]
 Float = NDArray[np.float64]

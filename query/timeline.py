@@ -39,9 +39,9 @@ from attnstore.store.errors import NotFoundError, SelectionError
 from attnstore.store.geometry import Geometry
 from attnstore.store.part import Part
 from attnstore.store.precision import rounding_error
+from attnstore.store.reader.episode import Episode
 from attnstore.store.rle import Mask, decode_rle
 
-from .episode import Episode
 from .object_rows import MASKS
 from .objects import cover_patches
 from .roles import Roles, find_roles

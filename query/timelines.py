@@ -9,10 +9,11 @@ import numpy as np
 import xarray as xr
 
 from attnstore.store.errors import NotFoundError, SelectionError
+from attnstore.store.reader.episode import Episode
+from attnstore.store.rules import standing_step
 
 from .alignment import Aligned, align
 from .chosen import Chosen
-from .episode import Episode
 from .estimate import Float
 from .object_choice import latest_object_parts
 from .store import Store
@@ -29,10 +30,11 @@ class EpisodeTimeline:
 
     @property
     def last(self) -> xr.DataArray:
-        """(keyframe, region) at the last step; of decode at the first, which every keyframe has."""
+        """(keyframe, region) at the step that stands for the phase; see `attnstore.store.rules`."""
         if "step" not in self.shares.dims:
             return self.shares
-        return self.shares.isel(step=0 if self.shares.attrs["phase"] == "decode" else -1)
+        step = standing_step(self.shares.attrs["phase"], self.shares.sizes["step"])
+        return self.shares.isel(step=step)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

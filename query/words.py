@@ -18,12 +18,18 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from attnstore.store.errors import SelectionError
+from attnstore.store.reader.blocks import Dimension
+from attnstore.store.reader.episode import Episode, Reduction
+from attnstore.store.reader.selection import (
+    Group,
+    check_index,
+    select_tokens,
+    span_labels,
+    token_labels,
+)
+from attnstore.store.rules import standing_step
 from attnstore.store.tokens import REPEATED, AlignedAxis
 from attnstore.store.views import is_current
-
-from .blocks import Dimension
-from .episode import Episode, Reduction
-from .selection import Group, check_index, select_tokens, span_labels, token_labels
 
 Head = int | Literal["mean", "active"]
 Float32 = NDArray[np.float32]
@@ -108,7 +114,7 @@ def word_maps(
     if reduce not in ("max", "mean"):
         raise SelectionError(f"reduce is 'max' or 'mean'; got {reduce!r}")
     listed = words(episode, phase)
-    index = _head(episode, phase, camera, layer, head, keyframe)
+    index = _head(episode, phase, camera, layer, head, keyframe, reduce)
     tokens = sorted({i for word in listed for i in word.indices})
     values = episode.values(
         phase, keyframe=keyframe, layer=layer, head=index, query=tokens, key=f"image:{camera}"
@@ -161,7 +167,7 @@ def word_shares(
     head: int | Literal["mean"] = "mean",
     keyframe: int | None = None,
     phase: str = "suffix",
-    step: int = -1,
+    step: int | None = None,
 ) -> xr.DataArray:
     """Load the share of query tokens' attention that goes to each word of the instruction.
 
@@ -170,7 +176,7 @@ def word_shares(
     query
         Tokens of the phase's queries: ``"action"``, ``"action:0:5"``, ``"state"``.
     step
-        Denoising step; one-pass phases ignore it.
+        Denoising step, which one-pass phases ignore; None is the one that stands for the phase.
 
     Returns
     -------
@@ -183,6 +189,8 @@ def word_shares(
         If a name or an index matches nothing.
     """
     spec = episode.phase(phase)
+    if step is None:
+        step = standing_step(phase, spec.steps) or 0
     listed = words(episode, phase, axis="key")
     tokens = sorted({i for word in listed for i in word.indices})
     index = _head(episode, phase, None, layer, head, keyframe)
@@ -207,13 +215,14 @@ def word_shares(
 
 
 def _head(
-    episode: Episode, phase: str, camera: str | None, layer: int, head: Head, keyframe: int | None
-) -> int | None:
+    episode: Episode, phase: str, camera: str | None, layer: int, head: Head,
+    keyframe: int | None, reduce: Reduction = "mean",
+) -> int | None:  # fmt: skip
     """Index of the head, None for the mean."""
     if head == "mean":
         return None
     if head == "active" and camera is not None:
-        return episode.active_head(phase, camera, layer=layer, keyframe=keyframe)
+        return episode.active_head(phase, camera, layer=layer, keyframe=keyframe, reduce=reduce)
     if isinstance(head, (int, np.integer)):
         return check_index(int(head), episode.heads(phase), f"{phase} head")
     allowed = "an index or 'mean'" if camera is None else "an index, 'mean' or 'active'"

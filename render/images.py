@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from attnstore.store.errors import UsageError
+from attnstore.store.rules import Active
 
 from . import image_file, pool
 from .labtree import MARKER, Drawing, EpisodeFolder, Reduction
@@ -46,6 +44,7 @@ def render_images(
     reduce: Reduction = "max",
     sink_corrected: bool = False,
     query: str | None = None,
+    active: Active = "image",
     look: Look | None = None,
     scale: ColorScale = PER_FRAME,
     format: str = "jpg",
@@ -77,10 +76,13 @@ def render_images(
     reduce
         ``max`` or ``mean`` over the query tokens.
     sink_corrected
-        Take attention sinks out; see `attnstore.render.sinks`.
+        Take attention sinks out; see `attnstore.store.reader.sinks`.
     query
         Query group or word, such as ``text`` or ``word:cube``, in the phases whose queries have it;
         None is each phase's own. Of one without overview maps the full attention is read.
+    active
+        What makes a head the most active one of the maps that are drawn: see
+        `attnstore.store.rules.Active`.
     scale
         With scope ``video``, all keyframes of a head share a scale.
     format, quality
@@ -132,19 +134,16 @@ def render_images(
     def tasks() -> Iterator[Callable[[], list[Path]]]:
         for phase, phase_layers in chosen.items():
             drawing = drawings[phase]
-            scene = Scene(episode, drawing, shown, look=look or Look(), scale=scale)
+            scene = Scene(episode, drawing, shown, look=look or Look(), scale=scale, active=active)
             for layer in phase_layers:
                 maps = LayerMaps.load(
                     episode, phase, layer, shown,
                     step=steps[phase], reduce=reduce, sink_corrected=sink_corrected,
-                    query=groups[phase],
+                    query=groups[phase], active=active,
                 )  # fmt: skip
                 tracks = [maps.track(head) for head in range(heads * episode.heads(phase))]
                 if summary:
-                    most_active = _most_active(
-                        episode, phase, layer, shown, steps[phase], groups[phase]
-                    )
-                    tracks.insert(0, maps.active(most_active))
+                    tracks.insert(0, maps.most_active(at_each=True))
                 limits = [track.limits(scale, scene.geometries) for track in tracks]
                 for keyframe, frame in enumerate(scene.frames):
                     yield partial(
@@ -164,31 +163,11 @@ def render_images(
             written.append(path)
             if progress is not None:
                 progress(len(written), total, path)
-    text = describe(episode, chosen, shown, drawings, scale)
+    text = describe(episode, chosen, shown, drawings, scale, active)
     written.append(image_file.write_text(end, text))
     if progress is not None:
         progress(len(written), total, end)
     return written
-
-
-def _most_active(
-    episode: EpisodeMaps,
-    phase: str,
-    layer: int,
-    cameras: Sequence[str],
-    step: int,
-    query: str | None,
-) -> dict[str, NDArray[np.intp]]:
-    return {
-        camera: np.array(
-            [
-                episode.active_head(phase, camera, layer=layer, step=step, keyframe=k, query=query)
-                for k in range(len(episode.frames))
-            ],
-            np.intp,
-        )
-        for camera in cameras
-    }
 
 
 def _path(folder: EpisodeFolder, frame: int, drawing: Drawing, track: Track, format: str) -> Path:

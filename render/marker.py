@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from attnstore.store.rules import Active, describe_active
+
 from .label import printable
 from .labtree import Drawing
 from .scale import ColorScale
@@ -16,6 +18,7 @@ def describe(
     cameras: Sequence[str],
     drawings: Mapping[str, Drawing],
     scale: ColorScale,
+    active: Active = "image",
 ) -> str:
     """Text of the marker file.
 
@@ -35,6 +38,7 @@ def describe(
         f"| run | {_cell(episode.run)} |",
         f"| cameras | {_cell(', '.join(cameras))} |",
         f"| colours | {scale.describe()} |",
+        f"| most active head | by {describe_active(active)}, of the maps that are drawn |",
     ]
     for phase, chosen in layers.items():
         drawing = drawings[phase]

@@ -19,9 +19,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.query.episode import Episode
 from attnstore.query.object_results import KeptMask
 from attnstore.store.errors import EpisodeError
+from attnstore.store.reader.episode import Episode
 
 from . import image_file, label, overlay, video
 from .heatmap import sampler

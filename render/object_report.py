@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attnstore.query.episode import Episode
 from attnstore.query.object_results import NOTE, ObjectResults, Row, load_object_results
 from attnstore.query.store import Store
 from attnstore.store.object_tables import OBJECT_METRICS
+from attnstore.store.reader.episode import Episode
 
 from . import image_file
 from .labtree import component
@@ -96,7 +96,7 @@ def _pictures(results: ObjectResults, camera: str, out: Path) -> list[Path]:
 
 def _last(rows: Sequence[Row], kind: str = "mean") -> list[Row]:
     """Rows of the last denoising step, of one kind of map."""
-    return [r for r in rows if r["step"] == r["last"] and r["head_kind"] == kind]
+    return [r for r in rows if r["step"] == r["standing"] and r["head_kind"] == kind]
 
 
 def _charts(results: ObjectResults) -> dict[str, Chart]:
@@ -200,7 +200,11 @@ def _heads_grid(results: ObjectResults) -> Grid:
     """The heads with the largest lift, by object and phase."""
     lifts: dict[tuple[str, str, int, int], list[float]] = {}
     for row in results.episodes:
-        if row["head_kind"] == "head" and row["step"] == row["last"] and row["lift"] is not None:
+        if (
+            row["head_kind"] == "head"
+            and row["step"] == row["standing"]
+            and row["lift"] is not None
+        ):
             key = row["object"], row["phase"], row["layer"], row["head"]
             lifts.setdefault(key, []).append(row["lift"])
     means = {key: (sum(v) / len(v), len(v)) for key, v in lifts.items()}

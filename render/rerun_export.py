@@ -28,9 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from attnstore.query.episode import Episode, Reduction
 from attnstore.store.errors import MissingExtraError, NotFoundError
 from attnstore.store.image import read_header
+from attnstore.store.reader.episode import Episode, Reduction
 
 from . import colormap, heatmap
 from .overlay import DEFAULT_ALPHA
@@ -199,7 +199,10 @@ class _Writer:
         shown = 0 if steps is None else default_step(episode, phase, None)
         for step in range(steps or 1) if what.all_steps else (shown,):
             maps = episode.maps(phase, camera, layer=list(layers), step=step, reduce=what.reduce)
-            heads = [episode.active_head(phase, camera, layer=n, step=step) for n in layers]
+            heads = [
+                episode.active_head(phase, camera, layer=n, step=step, reduce=what.reduce)
+                for n in layers
+            ]
             active = maps[:, np.arange(len(layers)), heads]
             ends = self._limits(camera, active)
             for keyframe in range(len(maps)):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from attnstore.store.errors import EpisodeError, NotFoundError
 from attnstore.store.geometry import Geometry
-from attnstore.store.views import is_current
+from attnstore.store.rules import Active, describe_active
 
 from .image_file import decode
 from .label import printable
@@ -39,6 +39,7 @@ class Scene:
         *,
         look: Look,
         scale: ColorScale,
+        active: Active = "image",
     ) -> None:
         self.name = episode.name
         self.frames = [int(frame) for frame in episode.frames]
@@ -48,7 +49,7 @@ class Scene:
         self.panel = Panel(self.geometries, look, lines=2 if drawing.sink_corrected else None)
         self._title = episode.instruction
         self._chosen = [_chosen(episode, drawing, k) for k in range(len(self.frames))]
-        self._detail = _detail(episode, drawing, scale)
+        self._detail = _detail(episode, drawing, scale, active)
         self._encoded = [
             {camera: _bytes(episode, k, camera) for camera in cameras}
             for k in range(len(self.frames))
@@ -90,9 +91,7 @@ class Scene:
 
 
 def _bytes(episode: EpisodeMaps, keyframe: int, camera: str) -> bytes | None:
-    """Encoded image; None of what a camera showed before the episode began."""
-    if is_current(camera):
-        return episode.image_bytes(keyframe, camera)
+    """Encoded image; None where the keyframe lacks the camera."""
     try:
         return episode.image_bytes(keyframe, camera)
     except NotFoundError:
@@ -145,7 +144,14 @@ def short_name(episode: EpisodeMaps) -> str:
     return episode.name.rstrip("/").rpartition("/")[2]
 
 
-def _detail(episode: EpisodeMaps, drawing: Drawing, scale: ColorScale) -> str:
+def _detail(episode: EpisodeMaps, drawing: Drawing, scale: ColorScale, active: Active) -> str:
     what = describe(episode, drawing)
-    parts = (episode.outcome, short_name(episode), episode.policy, what, scale.describe())
+    parts = (
+        episode.outcome,
+        short_name(episode),
+        episode.policy,
+        what,
+        scale.describe(),
+        f"most active by {describe_active(active)}",
+    )
     return "  ·  ".join(part for part in parts if part)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
-from attnstore.query.episode import Episode
-from attnstore.query.selection import check_index
 from attnstore.query.service.parameters import parse_group
-from attnstore.query.service.pictures import Maps, OverlayParameters, VideoParameters
+from attnstore.query.service.pictures import OverlayParameters, VideoParameters
 from attnstore.store.errors import UsageError
+from attnstore.store.reader.episode import Episode
+from attnstore.store.reader.selection import check_index
 
-from . import heatmap, image_file, overlay, sinks, video
+from . import heatmap, image_file, overlay, video
 from .labtree import Drawing
 from .layout import Box
 from .look import Look
@@ -40,18 +38,16 @@ class Painter:
         head = p.head
         if head == "active":
             head = episode.active_head(
-                p.phase, camera, layer=p.layer, step=p.step, keyframe=keyframe
-            )
+                p.phase, camera, layer=p.layer, step=p.step, keyframe=keyframe,
+                query=_group(p.query), reduce=p.reduce, sink_corrected=p.sink_corrected,
+                active=p.active,
+            )  # fmt: skip
         scale = ColorScale.parse(p.scale)
         wanted = None if scale.scope == "video" else keyframe
         maps = episode.maps(
             p.phase, camera, layer=p.layer, head=int(head), step=p.step, reduce=p.reduce,
-            keyframe=wanted, query=_group(p.query),
+            keyframe=wanted, query=_group(p.query), sink_corrected=p.sink_corrected,
         )  # fmt: skip
-        if p.sink_corrected:
-            maps = self.without_sinks(
-                episode, camera, maps, phase=p.phase, layer=p.layer, head=int(head), step=p.step
-            )
         limits = scale.limits({camera: maps}, {camera: geometry})[camera]
         data = episode.image_bytes(keyframe, camera)
         what = f"{camera} at keyframe {keyframe}"
@@ -75,42 +71,19 @@ class Painter:
         drawing = Drawing(p.phase, p.reduce, step, p.sink_corrected, p.query)
         look = Look(p.cmap, p.alpha, p.blend, p.interpolation, p.width)
         scale = ColorScale.parse(p.scale)
-        scene = Scene(episode, drawing, cameras, look=look, scale=scale)
+        scene = Scene(episode, drawing, cameras, look=look, scale=scale, active=p.active)
         maps = LayerMaps.load(
             episode, p.phase, p.layer, cameras,
             step=p.step, reduce=p.reduce, sink_corrected=p.sink_corrected, query=p.query,
+            active=p.active,
         )  # fmt: skip
         if p.head == "active":
-            heads = {
-                camera: np.full(
-                    len(scene.frames),
-                    episode.active_head(p.phase, camera, layer=p.layer, step=p.step, query=p.query),
-                    np.intp,
-                )
-                for camera in cameras
-            }
-            track = maps.active(heads)
+            track = maps.most_active(at_each=False)
         else:
             track = maps.track(check_index(p.head, episode.heads(p.phase), f"{p.phase} head"))
         limits = track.limits(scale, scene.geometries)
         frames = (scene.picture(track, k, limits[k]).pixels for k in range(len(scene.frames)))
         video.encode(path, frames, codec=p.codec, fps=p.fps, threads=1)
-
-    def without_sinks(
-        self,
-        episode: Episode,
-        camera: str,
-        maps: Maps,
-        *,
-        phase: str,
-        layer: int,
-        head: int,
-        step: int,
-    ) -> Maps:
-        """Take the sinks of a head out of its maps, (..., row, col)."""
-        found = episode.sink_keys(phase, layer=layer, head=head, step=step)
-        own = [(row, col) for at, row, col, _ in found if at == camera]
-        return sinks.remove(maps, episode.geometry(camera), own)
 
 
 def _group(text: str | None) -> str | int | list[int] | None:

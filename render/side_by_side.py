@@ -17,10 +17,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from attnstore.query.episode import Episode
 from attnstore.query.run_diff import diff_episodes
 from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.geometry import Geometry
+from attnstore.store.reader.episode import Episode
+from attnstore.store.rules import describe_active
 
 from . import heatmap, pool, video
 from .labtree import Drawing, EpisodeFolder, Reduction
@@ -46,7 +47,7 @@ def render_side_by_side(
     phase: str,
     cameras: Sequence[str] | None = None,
     heads: Literal["active"] | int = "active",
-    step: int = -1,
+    step: int | None = None,
     reduce: Reduction = "max",
     look: Look | None = None,
     codec: str = "vp9",
@@ -102,7 +103,7 @@ def render_side_by_side(
         raise SelectionError(f"{a.name}: {phase} has heads 0 to {count - 1}; there is no {heads}")
     divergence = diff_episodes(
         a, b, phase=phase, cameras=None if cameras is None else list(dict.fromkeys(cameras)),
-        step="last" if a.steps(phase) is None else step, reduce=reduce,
+        step="last" if a.steps(phase) is None or step is None else step, reduce=reduce,
     ).squeeze("step")  # fmt: skip
     scene = PairScene(a, b, drawing, divergence, look or Look())
     folder = EpisodeFolder.of(out, a.name, a.outcome, a.date)
@@ -188,16 +189,16 @@ class PairScene:
         """Read what is drawn of a layer: one head, or (None) each camera's most active in `a`."""
         first = self.episodes[0]
         phase, step = self.drawing.phase, self.drawing.step
-        step = -1 if step is None else step
+        reduce = self.drawing.reduce
         shown = {
-            c: first.active_head(phase, c, layer=layer, step=step) if head is None else head
+            c: first.active_head(phase, c, layer=layer, step=step, reduce=reduce)
+            if head is None
+            else head
             for c in self.cameras
         }
         tracks = []
         for episode, at in zip(self.episodes, self._at, strict=True):
-            maps = LayerMaps.load(
-                episode, phase, layer, self.cameras, step=step, reduce=self.drawing.reduce
-            )
+            maps = LayerMaps.load(episode, phase, layer, self.cameras, step=step, reduce=reduce)
             every = {c: np.full(len(episode.frames), h, np.intp) for c, h in shown.items()}
             track = maps.active(every) if head is None else maps.track(head)
             tracks.append(track.at(at))
@@ -258,7 +259,12 @@ class PairScene:
 
     def _describe(self, same_instruction: bool) -> str:
         first, second = self.episodes
-        parts = [first.outcome, describe(first, self.drawing), "one scale for both runs"]
+        parts = [
+            first.outcome,
+            describe(first, self.drawing),
+            "one scale for both runs",
+            f"most active by {describe_active()}",
+        ]
         if same_instruction:
             parts.insert(1, short_name(first))
         if not len(self.frames) == len(first.frames) == len(second.frames):

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.errors import SelectionError, UsageError
+from attnstore.store.generated import DECODE
 from attnstore.store.geometry import Geometry
+from attnstore.store.rules import Active, standing_step
 from attnstore.store.tokens import WORD
 from attnstore.store.views import is_current
 
@@ -90,25 +92,41 @@ class EpisodeMaps(Protocol):
         camera: str,
         *,
         layer: int,
-        step: int = -1,
+        step: int | None = None,
         reduce: Literal["max", "mean"] = "max",
         query: str | None = None,
+        sink_corrected: bool = False,
     ) -> NDArray[np.float32]:
         """Load the maps of one layer, (keyframe, head, row, col)."""
 
-    def active_head(
-        self, phase: str, camera: str, *, layer: int, step: int = -1, keyframe: int | None = None,
+    def map_variance(
+        self,
+        phase: str,
+        camera: str,
+        *,
+        layer: int,
+        step: int | None = None,
+        reduce: Literal["max", "mean"] = "max",
         query: str | None = None,
-    ) -> int:  # fmt: skip
-        """Find the head of the largest variance: at a keyframe, or by the mean over all (None)."""
+        sink_corrected: bool = False,
+        active: Active = "image",
+        maps: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.floating[Any]]:
+        """Return what makes a head of these maps the active one, (keyframe, head)."""
 
     def mass(
-        self, phase: str, camera: str, *, layer: int, step: int = -1, query: str | None = None
+        self,
+        phase: str,
+        camera: str,
+        *,
+        layer: int,
+        step: int | None = None,
+        query: str | None = None,
     ) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
         """Load attention on a camera's image and on its letterbox, each (keyframe, head)."""
 
     def sink_keys(
-        self, phase: str, *, layer: int, head: int, step: int = -1
+        self, phase: str, *, layer: int, head: int, step: int | None = None
     ) -> list[tuple[str, int, int, float]]:
         """List sinks that lie on an image patch: camera, row, col, mean mass."""
 
@@ -211,18 +229,18 @@ def describe_query(episode: EpisodeMaps, phase: str, query: str | None = None) -
 
 
 def default_step(episode: EpisodeMaps, phase: str, step: int | None) -> int:
-    """Step to draw: the one asked for, else the last of a suffix and the first of a decode phase.
+    """Step to draw: the one asked for, else the one that stands for the phase.
 
-    Which step is a text's last differs from keyframe to keyframe; all have the first. One that is
-    counted from the end is that of the longest text, so that all pictures are of the same step.
+    Which step is a text's last differs from keyframe to keyframe; one that is counted from the end
+    is that of the longest text, so that all pictures are of the same step.
     """
-    if step is None:
-        step = 0 if phase == "decode" else -1
     steps = episode.steps(phase)
+    if step is None:
+        return standing_step(phase, steps) or 0
     return step + steps if steps is not None and -steps <= step < 0 else step
 
 
-def check_step(episode: EpisodeMaps, phase: str, step: int) -> int | None:
+def check_step(episode: EpisodeMaps, phase: str, step: int | None) -> int | None:
     """Step for file names and titles: None for the last one of a suffix and in one-pass phases.
 
     Raises
@@ -233,9 +251,11 @@ def check_step(episode: EpisodeMaps, phase: str, step: int) -> int | None:
     steps = episode.steps(phase)
     if steps is None:
         return None
+    step = default_step(episode, phase, step)
     if not -steps <= step < steps:
         raise SelectionError(
             f"{episode.name}: {phase} has steps 0 to {steps - 1}; there is no {step}"
         )
-    last = step % steps == steps - 1 and phase != "decode"
-    return None if last else step % steps
+    # The names of the lab have no step where it is the one that stands for the suffix.
+    standing = step % steps == standing_step(phase, steps) and phase != DECODE
+    return None if standing else step % steps

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.base_tables import TOKEN_METRICS
+from attnstore.store.rules import standing_step
 
 from .object_charts import Curve, layer_chart, legend
 from .svg import Chart, stack
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-def token_chart(stats: xr.Dataset, *, step: int = -1) -> Chart:
+def token_chart(stats: xr.Dataset, *, step: int | None = None) -> Chart:
     """Draw mean and ± one standard deviation over keyframes and tokens, a curve per span.
 
     Parameters
@@ -24,7 +25,7 @@ def token_chart(stats: xr.Dataset, *, step: int = -1) -> Chart:
     stats
         From `attnstore.query.Episode.token_stats`.
     step
-        Denoising step; ignored in one-pass phases.
+        Denoising step, ignored in one-pass phases; None is the one that stands for the phase.
 
     Returns
     -------
@@ -36,6 +37,8 @@ def token_chart(stats: xr.Dataset, *, step: int = -1) -> Chart:
         If there is no such step.
     """
     if "step" in stats.dims:
+        if step is None:
+            step = standing_step(stats.attrs["phase"], stats.sizes["step"])
         stats = stats.isel(step=step)
     spans = list(dict.fromkeys(stats.token_span.values.tolist()))
     panels = [

@@ -10,8 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.geometry import Geometry
+from attnstore.store.rules import (
+    NO_HEAD,
+    Active,
+    active_heads,
+    mean_over_keyframes,
+)
 
-from . import sinks
 from .labtree import Reduction
 from .panel import Pane, percent
 from .scale import ColorScale, Limits
@@ -28,7 +33,7 @@ class Track:
     head: int | None
     """None: the most active head, which may differ between cameras and keyframes."""
     heads: Heads
-    """Head drawn, by camera, (keyframe,)."""
+    """Head drawn, by camera, (keyframe,); `NO_HEAD` where the keyframe lacks the camera."""
     maps: Mapping[str, NDArray[np.float32]]
     """By camera, (keyframe, row, col)."""
     notes: Mapping[str, tuple[tuple[str, ...], ...]]
@@ -56,16 +61,19 @@ class Track:
 
     def panes(self, keyframe: int, limits: Mapping[str, Limits]) -> dict[str, Pane]:
         """Give the overlays of a keyframe, by camera."""
-        suffix = ", most active" if self.head is None else ""
         return {
             camera: Pane(
-                maps[keyframe],
-                limits[camera],
-                f"L{self.layer:02d} H{int(self.heads[camera][keyframe]):02d}{suffix}",
+                maps[keyframe], limits[camera], self._name(camera, keyframe),
                 self.notes[camera][keyframe],
             )
             for camera, maps in self.maps.items()
-        }
+        }  # fmt: skip
+
+    def _name(self, camera: str, keyframe: int) -> str:
+        head = int(self.heads[camera][keyframe])
+        if head == NO_HEAD:
+            return f"L{self.layer:02d}, not seen at this keyframe"
+        return f"L{self.layer:02d} H{head:02d}" + (", most active" if self.head is None else "")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,6 +89,8 @@ class LayerMaps:
     """Share on its letterbox, by camera, (keyframe, head)."""
     padded: frozenset[str]
     """Cameras whose input has a letterbox."""
+    variance: Mapping[str, NDArray[np.floating]]
+    """What makes a head of these very maps the active one, by camera, (keyframe, head)."""
     removed: Mapping[str, NDArray[np.float64]] | None
     """Share of the attention that was on removed sinks, by camera, (head,); None: not corrected."""
 
@@ -92,42 +102,67 @@ class LayerMaps:
         layer: int,
         cameras: tuple[str, ...],
         *,
-        step: int = -1,
+        step: int | None = None,
         reduce: Reduction = "max",
         sink_corrected: bool = False,
         query: str | None = None,
+        active: Active = "image",
     ) -> Self:
         """Read a layer's maps and masses."""
         maps, image, letterbox = {}, {}, {}
         for camera in cameras:
             maps[camera] = episode.maps(
-                phase, camera, layer=layer, step=step, reduce=reduce, query=query
-            )
+                phase, camera, layer=layer, step=step, reduce=reduce, query=query,
+                sink_corrected=sink_corrected,
+            )  # fmt: skip
             image[camera], letterbox[camera] = episode.mass(
                 phase, camera, layer=layer, step=step, query=query
             )
         removed = None
         if sink_corrected:
             removed = {c: np.zeros(m.shape[1]) for c, m in maps.items()}
-            maps = {c: m.copy() for c, m in maps.items()}
             for head in range(episode.heads(phase)):
-                found = episode.sink_keys(phase, layer=layer, head=head, step=step)
-                for camera in cameras:
-                    own = [(row, col) for at, row, col, _ in found if at == camera]
-                    mass = sum(share for at, _, _, share in found if at == camera)
-                    removed[camera][head] = mass
-                    geometry = episode.geometry(camera)
-                    maps[camera][:, head] = sinks.remove(maps[camera][:, head], geometry, own)
+                for camera, _, _, mass in episode.sink_keys(
+                    phase, layer=layer, head=head, step=step
+                ):
+                    if camera in removed:
+                        removed[camera][head] += mass
+        variance = {
+            camera: episode.map_variance(
+                phase, camera, layer=layer, step=step, reduce=reduce, query=query,
+                sink_corrected=sink_corrected, active=active, maps=each,
+            )
+            for camera, each in maps.items()
+        }  # fmt: skip
         padded = frozenset(c for c in cameras if (episode.geometry(c).coverage() < 1).any())
-        return cls(layer, maps, image, letterbox, padded, removed)
+        return cls(layer, maps, image, letterbox, padded, variance, removed)
 
     def track(self, head: int) -> Track:
         """Follow one head through the episode."""
         heads = {c: np.full(len(m), head, np.intp) for c, m in self.maps.items()}
         return self._select(heads, head)
 
-    def active(self, heads: Heads) -> Track:
+    def most_active(self, *, at_each: bool) -> Track:
         """Follow each camera's most active head.
+
+        Parameters
+        ----------
+        at_each
+            At each keyframe its own; else the episode's, which does not jump.
+        """
+        return self.active({c: self.active_heads(c, at_each=at_each) for c in self.maps})
+
+    def active_heads(self, camera: str, *, at_each: bool) -> NDArray[np.intp]:
+        """Return a camera's most active head, (keyframe,); `NO_HEAD` where there is no map."""
+        variance = self.variance[camera]
+        if at_each:
+            return active_heads(variance)
+        of_episode = active_heads(mean_over_keyframes(variance))
+        seen = np.isfinite(variance).any(-1)
+        return np.where(seen, of_episode, NO_HEAD)
+
+    def active(self, heads: Heads) -> Track:
+        """Follow given heads as the most active ones.
 
         Parameters
         ----------
@@ -137,13 +172,16 @@ class LayerMaps:
         return self._select(heads, None)
 
     def _select(self, heads: Heads, head: int | None) -> Track:
-        maps = {c: m[np.arange(len(m)), heads[c]] for c, m in self.maps.items()}
+        # Without a head all maps of the keyframe are NaN: any of them draws nothing.
+        maps = {c: m[np.arange(len(m)), np.maximum(heads[c], 0)] for c, m in self.maps.items()}
         notes = {
             c: tuple(self._notes(c, k, int(h)) for k, h in enumerate(heads[c])) for c in self.maps
         }
         return Track(self.layer, head, heads, maps, notes)
 
     def _notes(self, camera: str, keyframe: int, head: int) -> tuple[str, ...]:
+        if head == NO_HEAD:
+            return ()
         image = float(self.image_mass[camera][keyframe, head])
         padding = float(self.letterbox_mass[camera][keyframe, head])
         notes = []

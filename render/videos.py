@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from attnstore.store.errors import UsageError
+from attnstore.store.rules import Active
 
 from . import image_file, pool, video
 from .images import Progress
@@ -43,6 +42,7 @@ def render_videos(
     reduce: Reduction = "max",
     sink_corrected: bool = False,
     query: str | None = None,
+    active: Active = "image",
     look: Look | None = None,
     scale: ColorScale = PER_VIDEO,
     codec: str = "vp9",
@@ -75,10 +75,13 @@ def render_videos(
     reduce
         ``max`` or ``mean`` over the query tokens.
     sink_corrected
-        Take attention sinks out; see `attnstore.render.sinks`.
+        Take attention sinks out; see `attnstore.store.reader.sinks`.
     query
         Query group or word, such as ``text`` or ``word:cube``, in the phases whose queries have it;
         None is each phase's own. Of one without overview maps the full attention is read.
+    active
+        What makes a head the most active one of the maps that are drawn: see
+        `attnstore.store.rules.Active`.
     scale
         With scope ``video`` (the default) colours do not flicker.
     codec, extension
@@ -126,29 +129,18 @@ def render_videos(
     def tasks() -> Iterator[Callable[[], Path]]:
         for phase, phase_layers in chosen.items():
             drawing = drawings[phase]
-            scene = Scene(episode, drawing, shown, look=look or Look(), scale=scale)
+            scene = Scene(episode, drawing, shown, look=look or Look(), scale=scale, active=active)
             for layer in phase_layers:
                 maps = LayerMaps.load(
                     episode, phase, layer, shown,
                     step=steps[phase], reduce=reduce, sink_corrected=sink_corrected,
-                    query=groups[phase],
+                    query=groups[phase], active=active,
                 )  # fmt: skip
                 if summary:
-                    active = {
-                        camera: np.full(
-                            len(scene.frames),
-                            episode.active_head(
-                                phase, camera, layer=layer, step=steps[phase], query=groups[phase]
-                            ),
-                            np.intp,
-                        )
-                        for camera in shown
-                    }
+                    track = maps.most_active(at_each=False)
                     last = layer == phase_layers[-1]
                     path = folder.summary_video(drawing, layer, ending, last=last)
-                    yield partial(
-                        _film, scene, maps.active(active), scale, path, codec, fps, threads
-                    )
+                    yield partial(_film, scene, track, scale, path, codec, fps, threads)
                 for head in range(heads * episode.heads(phase)):
                     path = folder.head_video(drawing, layer, head, ending)
                     yield partial(_film, scene, maps.track(head), scale, path, codec, fps, threads)

@@ -41,6 +41,11 @@ class Part:
         self._blocks: dict[str, Block] = {}
         self._tables: dict[str, pa.Table] = {}
 
+    @property
+    def paths(self) -> StorePaths:
+        """The store that the part is in."""
+        return self._paths
+
     def __getstate__(self) -> dict[str, Any]:
         # Open arrays stay in their process; another one opens its own.
         return {**self.__dict__, "_blocks": {}}

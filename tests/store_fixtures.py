@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import cv2
@@ -18,6 +19,7 @@ from attnstore.store.arrays import PolicyShapes
 from attnstore.store.base_tables import METRICS
 from attnstore.store.commits import Attempt, Commit, StorePaths, latest_commit, slug
 from attnstore.store.episode import EpisodeSpec, PhaseSpec
+from attnstore.store.generated import at_step, reserve, with_tokens
 from attnstore.store.geometry import Geometry
 from attnstore.store.precision import encode
 from attnstore.store.run import RunConfig, save_run
@@ -53,6 +55,8 @@ class RandomEpisode:
     layouts: tuple[dict[str, TokenLayout], ...]
     weights: dict[Block, Weights]
     """(head, query, key) each, compact: no padding."""
+    texts: tuple[int, ...] = ()
+    """Tokens that each keyframe generates."""
 
     def padded(self, phase: str) -> Weights:
         """What a reader must see before rounding: the naive way, token by token."""
@@ -63,7 +67,7 @@ class RandomEpisode:
         for (name, keyframe, layer, step), values in self.weights.items():
             if name != phase:
                 continue
-            layout = self.layouts[keyframe][phase]
+            layout = at_step(self.layouts[keyframe][phase], step)
             rows = list(_stored_indices(spec.query, layout.query))
             cols = list(_stored_indices(spec.key, layout.key))
             at = (keyframe, layer) if step is None else (keyframe, step, layer)
@@ -90,18 +94,36 @@ def random_episode(
     grid: tuple[int, int] = (4, 4),
     cameras: Sequence[str] = CAMERAS,
     precision: str = "float16",
+    missing: Mapping[int, str] = MappingProxyType({}),
+    texts: Sequence[int] = (),
 ) -> RandomEpisode:
-    """Make an episode whose prompts have another number of tokens at every keyframe."""
+    """Make an episode whose prompts have another number of tokens at every keyframe.
+
+    Parameters
+    ----------
+    missing
+        A camera that the keyframe lacks.
+    texts
+        How many tokens each keyframe generates, in phase decode; none: there is no such phase.
+    """
     rng = np.random.default_rng(seed)
     geometry = Geometry.letterbox(SOURCE, (14 * grid[0], 14 * grid[1]), (14, 14))
-    layouts = tuple(_layouts(rng, cameras, grid) for _ in range(keyframes))
+    layouts = tuple(
+        _layouts(rng, [c for c in cameras if c != missing.get(k)], grid) for k in range(keyframes)
+    )
+    for length, each in zip(texts, layouts, strict=False):
+        prompt = each["prefix"].key
+        text = tuple(Token(int(i), f" said{i}") for i in rng.integers(0, 99, length))
+        reserved = reserve(prompt, length=99, steps=max(texts))
+        each["decode"] = with_tokens(reserved, text)
     phases = {}
-    for phase, group in GROUPS.items():
+    groups = {**GROUPS, **({"decode": "readout"} if texts else {})}
+    for phase, group in groups.items():
         phases[phase] = PhaseSpec(
             phase,
             layers,
             heads,
-            steps if phase == "suffix" else None,
+            {"suffix": steps, "decode": max(texts, default=0)}.get(phase),
             AlignedAxis.over([each[phase].query for each in layouts]),
             AlignedAxis.over([each[phase].key for each in layouts]),
             (group,),
@@ -123,12 +145,13 @@ def random_episode(
     weights = {}
     for keyframe, each in enumerate(layouts):
         for phase, layout in each.items():
-            for step in [None] if phase == "prefix" else range(steps):
+            count = texts[keyframe] if phase == "decode" else steps
+            for step in [None] if phase == "prefix" else range(count):
                 for layer in range(layers):
-                    shape = (heads, len(layout.query), len(layout.key))
+                    shape = (heads, len(layout.query), len(at_step(layout, step).key))
                     logits = np.exp(3 * rng.standard_normal(shape, np.float32))
                     weights[phase, keyframe, layer, step] = logits / logits.sum(-1, keepdims=True)
-    return RandomEpisode(spec, layouts, weights)
+    return RandomEpisode(spec, layouts, weights, tuple(texts))
 
 
 def _layouts(
@@ -202,13 +225,16 @@ def write_blocks(
 
     def write(block: tuple[Block, Weights]) -> None:
         (phase, keyframe, layer, step), weights = block
-        layout = episode.layouts[keyframe][phase]
+        layout = at_step(episode.layouts[keyframe][phase], step)
         coded = encode(weights, spec.precision)
         writer.write_attention(phase, keyframe, layer, coded, layout, step)
 
     for _ in each(write, episode.weights.items()):
         pass
-    for phase, group in GROUPS.items():
+    for keyframe, length in enumerate(episode.texts):
+        writer.end_steps("decode", keyframe, length)
+    for phase, about in spec.phases.items():
+        (group,) = about.query_groups
         for camera in spec.geometry:
             for keyframe in range(len(spec.frames)):
                 mean, largest = maps_of(episode, phase, group, camera, keyframe)
@@ -225,14 +251,21 @@ def write_blocks(
 def maps_of(
     episode: RandomEpisode, phase: str, group: str, camera: str, keyframe: int
 ) -> tuple[Weights, Weights]:
-    """Mean and max over a group's query tokens, ([step], layer, head, row, col) each."""
+    """Mean and max over a group's query tokens, ([step], layer, head, row, col); NaN where absent."""
     layout = episode.layouts[keyframe][phase]
     spec = episode.spec.phases[phase]
     rows = np.concatenate([np.arange(s.start, s.stop) for s in layout.query.group(group)])
-    (cols,) = layout.key.group(f"image:{camera}")
     grid = episode.spec.geometry[camera].grid
-    found = []
+    found: list[Weights] = []
+    if camera not in {s.camera for s in layout.key}:
+        steps = () if spec.steps is None else (spec.steps,)
+        nothing = np.full((*steps, spec.layers, spec.heads, *grid), np.nan, np.float32)
+        return nothing, nothing
+    (cols,) = layout.key.group(f"image:{camera}")
     for step in [None] if spec.steps is None else range(spec.steps):
+        if (phase, keyframe, 0, step) not in episode.weights:
+            found.append(np.full_like(found[0], np.nan))
+            continue
         layers = [episode.weights[phase, keyframe, i, step] for i in range(spec.layers)]
         found.append(np.stack(layers)[:, :, rows, cols])
     stacked = np.stack(found)
@@ -260,6 +293,8 @@ def write_rows(writer: EpisodeWriter, episode: RandomEpisode, seed: int = 0) -> 
     )
     for keyframe, frame in enumerate(spec.frames):
         for camera, geometry in spec.geometry.items():
+            if camera not in {s.camera for s in episode.layouts[keyframe]["prefix"].key}:
+                continue
             writer.add_rows(
                 "frames",
                 {
@@ -275,6 +310,16 @@ def write_rows(writer: EpisodeWriter, episode: RandomEpisode, seed: int = 0) -> 
             )
         for phase, layout in episode.layouts[keyframe].items():
             _write_tokens(writer, keyframe, phase, layout)
+    for keyframe, length in enumerate(episode.texts):
+        writer.add_rows(
+            "tokens",
+            {
+                "keyframe": [keyframe] * length, "phase": ["decode"] * length,
+                "axis": ["step"] * length, "index": range(length), "span": ["generated"] * length,
+                "role": ["generated"] * length, "token_id": range(length),
+                "text": [f" said{i}" for i in range(length)],
+            },
+        )  # fmt: skip
     for phase in spec.phases:
         _write_statistics(writer, episode, phase)
     writer.add_rows("episode_stats", _episode_stats(writer.rows("head_stats")))
@@ -326,13 +371,18 @@ def _write_tokens(writer: EpisodeWriter, keyframe: int, phase: str, layout: Toke
 
 
 def _write_statistics(writer: EpisodeWriter, episode: RandomEpisode, phase: str) -> None:
-    spec, group = episode.spec, GROUPS[phase]
+    spec = episode.spec
+    (group,) = spec.phases[phase].query_groups
     rows: list[dict[str, Any]] = []
     for camera, geometry in spec.geometry.items():
         cover = geometry.coverage()
         previous: dict[tuple[int | None, int, int], Any] = {}
         for keyframe, frame in enumerate(spec.frames):
             mean, _ = maps_of(episode, phase, group, camera, keyframe)
+            if np.isnan(mean).all():
+                continue
+            if phase == "decode":
+                mean = mean[: episode.texts[keyframe]]
             stepped = mean if spec.phases[phase].steps is not None else mean[None]
             p = image_distribution(stepped, cover)
             inside, outside = image_mass(stepped, cover)

@@ -79,7 +79,7 @@ def test_one_number_an_episode_then_mean_and_deviation(store: Store) -> None:
         assert row["lift_sd"] == (None if episodes == 1 else pytest.approx(sd))
         assert row["lift_keyframe_sd"] > 0
     assert {r["episodes"] for r in results.layers if r["object"] == "cube"} == {3}
-    assert {r["last"] for r in results.layers} == {None, 1}
+    assert {r["standing"] for r in results.layers} == {None, 1}
 
 
 def test_results_json_has_no_nan_and_every_part(store: Store, tmp_path: Path) -> None:

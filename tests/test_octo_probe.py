@@ -15,6 +15,7 @@ from attnstore.ingest.datasets.droid import DroidDataset
 from attnstore.ingest.episode import ingest_episode
 from attnstore.ingest.policies.octo import OctoPolicy
 from attnstore.ingest.probing.episode import ProbeJob
+from attnstore.ingest.probing.keyframe import stored_keyframes
 from attnstore.ingest.probing.knockout import Knockout
 from attnstore.ingest.probing.pipeline import check_policy, choose_episodes, make_plan, probe_all
 from attnstore.ingest.probing.regions import Regions
@@ -52,7 +53,7 @@ def run(job: ProbeJob, policy: OctoPolicy, probe: Probe) -> list[dict[str, Any]]
 
 def test_earlier_views_are_seen_again(policy: OctoPolicy, job: ProbeJob) -> None:
     (episode,) = choose_episodes(job.paths, job.run, ())
-    first, last = episode.keyframes()
+    first, last = stored_keyframes(episode)
     assert set(first.observation.images) == {WRIST, SIDE}
     assert set(last.observation.images) == {WRIST, SIDE, f"{WRIST}@-1", f"{SIDE}@-1"}
     rows = run(job, policy, Regions(by=("camera",), cameras=("each",), fill="black"))

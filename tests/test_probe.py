@@ -25,6 +25,7 @@ from attnstore.ingest.policies.base import Batch, Observation, ObservationError
 from attnstore.ingest.policies.pi0 import Pi0Policy
 from attnstore.ingest.probing.episode import ProbeJob, probe_episode
 from attnstore.ingest.probing.fidelity import Fidelity
+from attnstore.ingest.probing.keyframe import stored_keyframes
 from attnstore.ingest.probing.knockout import Knockout, patches_of
 from attnstore.ingest.probing.pipeline import (
     check_policy,
@@ -302,7 +303,7 @@ class TestPlantedDependence:
         self, planted: PlantedPolicy, planted_job: ProbeJob
     ) -> None:
         episode, other = choose_episodes(planted_job.paths, planted_job.run, ())
-        write_objects(planted_job.paths, episode.commit.run, episode.commit.episode)
+        write_objects(planted_job.paths, episode.run, episode.id)
         probe = Regions(by=("object",), fill="black")
         job = replace(planted_job, probe=probe, dof=DOF)
         report = probe_all(job, planted, [episode, other], Watcher())
@@ -315,12 +316,12 @@ class TestPlantedDependence:
         # the same command again finds the part; with other masks its inputs differ
         fresh = choose_episodes(planted_job.paths, planted_job.run, ())[0]
         assert job.done(fresh) is not None
-        write_objects(planted_job.paths, episode.commit.run, episode.commit.episode)
+        write_objects(planted_job.paths, episode.run, episode.id)
         fresh = choose_episodes(planted_job.paths, planted_job.run, ())[0]
         assert job.done(fresh) is None
         again = probe_episode(job, planted, fresh)
         assert again.revision == 2
-        keyframe = next(fresh.keyframes())
+        keyframe = next(stored_keyframes(fresh))
         box = planted_pixels(GEOMETRY, PATCH)
         assert patches_of(keyframe, CAMERAS[0], "object", "cube").tolist() == [PATCH]
         background = patches_of(keyframe, CAMERAS[0], "background")
@@ -329,7 +330,7 @@ class TestPlantedDependence:
         assert patches_of(keyframe, CAMERAS[1], "background").size == 0
         assert box.any()
         # shown by both cameras, it is gone only when both lose it
-        write_objects(planted_job.paths, episode.commit.run, episode.commit.episode, CAMERAS)
+        write_objects(planted_job.paths, episode.run, episode.id, CAMERAS)
         probe = Regions(by=("object",), cameras=("all",), fill="black")
         fresh = choose_episodes(planted_job.paths, planted_job.run, ())[0]
         probe_episode(replace(job, probe=probe), planted, fresh)
@@ -401,7 +402,7 @@ class TestRealPolicy:
         self, policy: Pi0Policy, real_job: ProbeJob
     ) -> None:
         episode = choose_episodes(real_job.paths, real_job.run, ())[0]
-        keyframe = next(episode.keyframes())
+        keyframe = next(stored_keyframes(episode))
         batch = policy.prepare([keyframe.observation])
         keyframe = replace(keyframe, layouts=batch.samples[0].layouts)
         word = keyframe.observation.instruction.split()[-1]
@@ -489,7 +490,7 @@ class TestRealPolicy:
 def check_shift(store: Store, policy: Pi0Policy, job: ProbeJob, part: str) -> None:
     """Hold one variant's shifts to two captures and sums term by term."""
     episode = choose_episodes(job.paths, job.run, ())[0]
-    keyframe = next(episode.keyframes())
+    keyframe = next(stored_keyframes(episode))
     seen = []
     for text in (keyframe.observation.instruction, "put it elsewhere"):
         batch = policy.prepare([keyframe.with_instruction(text)])
@@ -502,7 +503,7 @@ def check_shift(store: Store, policy: Pi0Policy, job: ProbeJob, part: str) -> No
     cover = keyframe.geometry(CAMERAS[1]).coverage()
     rows = ask(
         store,
-        f"from map_shifts where part = '{part}' and episode = '{episode.commit.episode}' "
+        f"from map_shifts where part = '{part}' and episode = '{episode.id}' "
         f"and keyframe = 0 and variant = 'prompt/other' and phase = 'suffix' and layer = 1 "
         f"and camera = '{CAMERAS[1]}' order by head",
     )

@@ -32,7 +32,7 @@ from attnstore.cli import cli
 from attnstore.ingest.datasets.lerobot import LeRobotDataset
 from attnstore.ingest.pipeline import ingest_one
 from attnstore.ingest.policies.pi0 import Pi0Policy
-from attnstore.ingest.probing.keyframe import StoredEpisode
+from attnstore.ingest.probing.keyframe import stored_keyframes
 from attnstore.query import Episode
 from attnstore.render.rerun_export import write_recording
 from attnstore.render.scene import decode_frame
@@ -134,11 +134,10 @@ def test_the_policy_sees_the_files_pixels(seen: list[dict[str, Pixels]]) -> None
 def test_probes_renderer_and_rerun_have_the_policys_pixels(
     ingested: tuple[Path, list[dict[str, Pixels]]], episode: Episode, tmp_path: Path
 ) -> None:
-    root, seen = ingested
+    _, seen = ingested
     recording = read_recording(write_recording(episode, tmp_path / "one.rrd"))
     logged = {urllib.parse.unquote(k).replace("\\", ""): rows for k, rows in recording.items()}
-    stored = StoredEpisode(StorePaths(root), episode.part.commit)
-    for keyframe, again in enumerate(stored.keyframes()):
+    for keyframe, again in enumerate(stored_keyframes(episode)):
         for camera, pixels in seen[keyframe].items():
             np.testing.assert_array_equal(again.observation.images[camera], pixels)
             data = episode.image_bytes(keyframe, camera)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -183,9 +183,10 @@ def test_the_head_is_the_active_one_of_a_and_the_divergence_that_of_the_maps_sho
 ) -> None:
     scene = scene_of(a, b, reduce, look=Look(pane_width=640))
     pair = pair_of(scene)
-    found = diff_episodes(a, b, reduce="max" if reduce == "max" else "mean")
+    found_as: Literal["max", "mean"] = "max" if reduce == "max" else "mean"
+    found = diff_episodes(a, b, reduce=found_as)
     for camera in CAMERAS:
-        head = a.active_head("prefix", camera, layer=LAYER)
+        head = a.active_head("prefix", camera, layer=LAYER, reduce=found_as)
         for track, episode in zip(pair.tracks, (a, b), strict=True):
             assert set(track.heads[camera]) == {head}
             maps = episode.maps(

@@ -191,14 +191,14 @@ def test_token_evolution_is_the_median_and_the_mean(ingested: Path, episode: Epi
     rows = attnstore.open(ingested).sql(named_query("token-evolution").sql).fetchall()
     action = episode.token_stats("suffix").isel(step=-1, token=slice(1, None))
     for layer in range(LAYERS):
-        (row,) = [r for r in rows if r[:3] == ("suffix", layer, "action")]
+        (row,) = [r for r in rows if r[1:4] == ("suffix", layer, "action")]
         of_layer = action.isel(layer=layer)
-        assert row[5] == pytest.approx(float(of_layer.norm.median()), rel=1e-5)
-        assert row[6] == pytest.approx(float(of_layer.cosine_previous.mean()), rel=1e-4)
+        assert row[6] == pytest.approx(float(of_layer.norm.median()), rel=1e-5)
+        assert row[7] == pytest.approx(float(of_layer.cosine_previous.mean()), rel=1e-4)
     task = episode.token_stats("prefix").isel(layer=1)
     task = task.isel(token=np.flatnonzero(task.token_role == "task"))
-    (row,) = [r for r in rows if r[:4] == ("prefix", 1, "text", "task")]
-    assert row[7] == pytest.approx(float(task.cosine_embedding.mean()), rel=1e-4)
+    (row,) = [r for r in rows if r[1:5] == ("prefix", 1, "text", "task")]
+    assert row[8] == pytest.approx(float(task.cosine_embedding.mean()), rel=1e-4)
 
 
 def test_a_planted_massive_activation_is_found(

@@ -14,10 +14,10 @@ from store_fixtures import write_episode
 
 import attnstore
 from attnstore.query import Episode
-from attnstore.query.selection import select_tokens
 from attnstore.query.words import _words_of, patch_words, word_maps, word_shares, words
 from attnstore.store.errors import SelectionError
 from attnstore.store.opening import create_store
+from attnstore.store.reader.selection import select_tokens
 from attnstore.store.tokens import AlignedAxis, Span, Token
 
 LAYER, KEYFRAME = 1, 2
@@ -107,8 +107,12 @@ def test_word_maps(episode: Episode, head: Any, reduce: Any) -> None:
     found = word_maps(episode, CAMERA, layer=LAYER, head=head, keyframe=KEYFRAME, reduce=reduce)
     weights = episode.values("prefix", keyframe=KEYFRAME, layer=LAYER).astype(np.float64)
     if head == "active":
-        variance = episode.stats("variance", "prefix", CAMERA)[KEYFRAME, 0, LAYER]
-        head = int(np.argmax(variance))
+        # of the whole text's map, reduced as the words' are
+        cover = episode.geometry(CAMERA).coverage()
+        maps = episode.maps("prefix", CAMERA, layer=LAYER, keyframe=KEYFRAME, reduce=reduce)
+        means = np.array([np.average(each, weights=cover) for each in maps])
+        squares = np.array([np.average(each**2, weights=cover) for each in maps])
+        head = int(np.argmax(squares - means**2))
         assert int(found["head"]) == head
     square = weights.mean(0) if head == "mean" else weights[head]
     start = episode.phase("prefix").key[f"image:{CAMERA}"].start
@@ -149,7 +153,8 @@ def test_patch_words(episode: Episode, head: Any) -> None:
     found = patch_words(episode, CAMERA, layer=LAYER, head=head, keyframe=KEYFRAME)
     weights = episode.values("prefix", keyframe=KEYFRAME, layer=LAYER).astype(np.float64)
     if head == "active":
-        head = episode.active_head("prefix", CAMERA, layer=LAYER, keyframe=KEYFRAME)
+        variance = episode.stats("variance", "prefix", CAMERA)[KEYFRAME, 0, LAYER]
+        head = int(np.argmax(variance))
     square = weights.mean(0) if head == "mean" else weights[head]
     start = episode.phase("prefix").query[f"image:{CAMERA}"].start
     rows, cols = episode.geometry(CAMERA).grid

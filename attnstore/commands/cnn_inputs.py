@@ -59,7 +59,7 @@ def pictures_given(root: Path, given: Mapping[str, Any]) -> Iterator[Pictures]:
                 raise UsageError(f"--{name} is of episodes; pass --episode")
         return
     from attnstore.query import open as open_for_reading
-    from attnstore.query.selection import check_index
+    from attnstore.store.reader.selection import check_index
 
     store = open_for_reading(root)
     for name in given["episodes"]:

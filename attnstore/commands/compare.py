@@ -62,7 +62,7 @@ def _strata(
     default="last",
     show_default=True,
     metavar="last|all|N",
-    help="Denoising step of a stepped phase.",
+    help="Denoising step of a stepped phase; of decode, last is the first, which all keyframes have.",
 )
 @click.option(
     "--reduce",
@@ -295,7 +295,7 @@ def _film(
         # of the mean, as the table is
         written = render_side_by_side(
             a, b, out, layers=layers, phase=options["phase"] or default_phase(a, b), reduce="mean",
-            cameras=None if camera is None else [camera], step=-1 if step == "last" else step,
+            cameras=None if camera is None else [camera], step=None if step == "last" else step,
         )  # fmt: skip
         console().print(
             f"{a.name}: {len(written)} videos below {out}", markup=False, soft_wrap=True

@@ -39,6 +39,18 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print NDJSON on stdout.")(function)
 
 
+def active_option(function: F) -> F:
+    """Add ``--active``: what makes a head the most active one."""
+    return click.option(
+        "--active",
+        type=click.Choice(["image", "lab"]),
+        default="image",
+        show_default=True,
+        help="The most active head is that whose map has the largest variance: over the patches "
+        "that show image, or (lab) over the whole grid, letterbox included.",
+    )(function)
+
+
 def _resolve(
     context: click.Context, parameter: click.Parameter, value: str | None
 ) -> StoreName | None:

@@ -90,7 +90,9 @@ def fidelity(
             *shown, layers, cameras=cameras, curve_points=curves or 0, every=every, **options
         )
 
-    run_probe(make, ("heads", "step", "share", "reduce", "fill", "control", "repeats"), **rest)
+    run_probe(
+        make, ("heads", "step", "share", "reduce", "fill", "control", "repeats", "active"), **rest
+    )
 
 
 @probe.command()
@@ -150,7 +152,7 @@ def regions(
             **options,
         )  # fmt: skip
 
-    run_probe(make, ("heads", "step", "fill", "bands"), **rest)
+    run_probe(make, ("heads", "step", "fill", "bands", "active"), **rest)
 
 
 @probe.command()

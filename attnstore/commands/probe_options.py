@@ -10,7 +10,7 @@ import click
 
 from attnstore.store.errors import UsageError
 
-from .options import F, json_option, store_option
+from .options import F, active_option, json_option, store_option
 
 FILLS = ("black", "mean", "blur", "noise")
 
@@ -70,8 +70,12 @@ MAP = (
         "--heads", default="mean", show_default=True, help="mean, max, active, or a head's number."
     ),
     click.option(
-        "--step", type=int, default=-1, show_default=True, help="Denoising step of the maps."
+        "--step",
+        type=int,
+        help="Denoising step of the maps; negative ones from the end.  [default: the last; of "
+        "decode the first]",
     ),
+    active_option,
 )
 
 

@@ -12,7 +12,15 @@ import click
 from attnstore.store.errors import NotFoundError, PartialError, UsageError
 from attnstore.store.tokens import WORD
 
-from .options import StoreName, console, json_option, print_json, store_option, store_to_read
+from .options import (
+    StoreName,
+    active_option,
+    console,
+    json_option,
+    print_json,
+    store_option,
+    store_to_read,
+)
 
 if TYPE_CHECKING:
     from attnstore.query import Episode, Store
@@ -67,6 +75,7 @@ _OPTIONS = (
         show_default=True,
         help="Draw the most active head of each layer.",
     ),
+    active_option,
     click.option("--cmap", help="Colour map: inferno, viridis, turbo, ..., or the lab's jet."),
     click.option(
         "--scale",
@@ -188,6 +197,7 @@ def _draw(
                 reduce=options["reduce"],
                 sink_corrected=options["sink_corrected"],
                 query=options["query"],
+                active=options["active"],
                 layout=options["layout"],
                 look=look,
                 scale=scale,

@@ -9,10 +9,19 @@ import click
 
 from attnstore.store.errors import UsageError
 
-from .options import StoreName, console, json_option, print_json, store_option, store_to_read
+from .options import (
+    StoreName,
+    active_option,
+    console,
+    json_option,
+    print_json,
+    store_option,
+    store_to_read,
+)
 
 if TYPE_CHECKING:
     from attnstore.render.report.write import Format
+    from attnstore.store.rules import Active
 
 FORMATS = ("html", "md", "both")
 
@@ -32,6 +41,7 @@ FORMATS = ("html", "md", "both")
               help="One HTML file a page, or Markdown with its figures in a folder.")  # fmt: skip
 @click.option("--check/--no-check", default=None,
               help="Compare every file of the run with its SHA-256.  [default: up to 1 GB]")  # fmt: skip
+@active_option
 @json_option
 def report(
     positional: str | None,
@@ -41,6 +51,7 @@ def report(
     where: str | None,
     form: Format,
     check: bool | None,
+    active: Active,
     as_json: bool,
 ) -> None:
     """Write what a store says of its policy: where it looks, and whether that matters.
@@ -60,8 +71,9 @@ def report(
         folder = out / component(each.run) if len(chosen) > 1 else out
         with console().status("reading") as status:
             written = write_report(
-                opened, each, folder, format=form, where=where, check=check, progress=status.update
-            )
+                opened, each, folder, format=form, where=where, check=check, active=active,
+                progress=status.update,
+            )  # fmt: skip
         if as_json:
             print_json([{"run": each.run, "files": [str(path) for path in written]}])
         else:

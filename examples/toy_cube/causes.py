@@ -26,7 +26,7 @@ from attnstore.ingest.policies.base import ATTENTION_ONLY
 from attnstore.ingest.policies.pi0 import Pi0Policy
 from attnstore.ingest.policies.registry import load_policy
 from attnstore.ingest.probing.forward import Forward
-from attnstore.ingest.probing.keyframe import StoredEpisode, StoredKeyframe
+from attnstore.ingest.probing.keyframe import StoredKeyframe, stored_keyframes
 from attnstore.ingest.probing.knockout import Knockout
 from attnstore.ingest.probing.pipeline import choose_episodes, choose_run
 from attnstore.ingest.probing.regions import Regions
@@ -34,6 +34,7 @@ from attnstore.ingest.probing.variant import Variant
 from attnstore.query.fidelity import clustered_interval, layer_fidelity, mean_of_episodes
 from attnstore.store.errors import NotFoundError
 from attnstore.store.opening import open_store
+from attnstore.store.reader import Episode
 
 from .architecture import ACTION_MEAN, ACTION_STD, BOWL_WORD, CUBE_WORD
 from .scene import BOWLS, CUBES, Float
@@ -63,7 +64,7 @@ class Scene:
         return self.keyframe.observation.instruction
 
 
-def read_scene(episode: StoredEpisode, directory: Path, kind: str) -> Scene | None:
+def read_scene(episode: Episode, directory: Path, kind: str) -> Scene | None:
     """Find the keyframe where the robot is to go to a cube or bowl; None if there is none."""
     with h5py.File(directory / "trajectory.h5") as file:
         cubes = file["simulation/cube_position"][:]
@@ -71,7 +72,7 @@ def read_scene(episode: StoredEpisode, directory: Path, kind: str) -> Scene | No
         hands = file["observation/robot_state/cartesian_position"][:, :3]
         closed = file["observation/robot_state/gripper_position"][:]
         names = json.loads(file.attrs["sim_categories"])
-    for keyframe in episode.keyframes():
+    for keyframe in stored_keyframes(episode):
         at = keyframe.frame
         held = HELD[0] < closed[at] < HELD[1] and cubes[at, 0, 2] > LIFTED
         if held == (kind == "bowl"):
@@ -143,7 +144,7 @@ def _place(actions: Float, scene: Scene) -> Float:
     return np.asarray([*(scene.hand + last[:3]), last[3]])
 
 
-def commanded(policy: Pi0Policy, episodes: list[StoredEpisode], root: Path) -> dict[str, Any]:
+def commanded(policy: Pi0Policy, episodes: list[Episode], root: Path) -> dict[str, Any]:
     """Distances in cm of the commanded place, mean and interval over episodes, by variant."""
     answer: dict[str, Any] = {}
     for kind in ("cube", "bowl"):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnstore.store.axes import STEPPED_PHASES
 from attnstore.store.episode import EpisodeSpec
 from attnstore.store.errors import SelectionError, UsageError
+from attnstore.store.generated import DECODE
+from attnstore.store.rules import standing_step
 
 from .keyframe import ACTIVE
 
@@ -50,7 +51,7 @@ def camera_label(spec: EpisodeSpec, cameras: Sequence[str]) -> str:
     return TOGETHER if whole else "+".join(cameras)
 
 
-def check_map(spec: EpisodeSpec, phase: str, group: str, heads: str, step: int) -> None:
+def check_map(spec: EpisodeSpec, phase: str, group: str, heads: str, step: int | None) -> None:
     """Check that overview maps of a phase and query group are stored.
 
     Raises
@@ -75,7 +76,14 @@ def check_map(spec: EpisodeSpec, phase: str, group: str, heads: str, step: int) 
         raise SelectionError(
             f"heads is mean, max, active or a number below {shape.heads}; got {heads!r}"
         )
-    if phase in STEPPED_PHASES and not -(shape.steps or 0) <= step < (shape.steps or 0):
+    if step is None or shape.steps is None:
+        return
+    if phase == DECODE and step < 0:
+        raise SelectionError(
+            f"step {step}: which step of {phase} is the last differs from keyframe to keyframe; "
+            f"give one of 0 to {shape.steps - 1}"
+        )
+    if not -shape.steps <= step < shape.steps:
         raise SelectionError(f"step {step}: phase {phase} has {shape.steps} steps")
 
 
@@ -95,10 +103,12 @@ def chosen_layers(spec: EpisodeSpec, phase: str, layers: Sequence[int] | None) -
     return list(dict.fromkeys(layers))
 
 
-def last_step(spec: EpisodeSpec, phase: str, step: int) -> int | None:
+def step_number(spec: EpisodeSpec, phase: str, step: int | None) -> int | None:
     """Return a step as a column has it: counted from 0; None in one-pass phases."""
     steps = spec.phases[phase].steps
-    return None if steps is None else step % steps
+    if steps is None or step is None:
+        return standing_step(phase, steps)
+    return step % steps
 
 
 def check_share(share: float) -> None:

@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from attnstore.store.action_metrics import Float, action_metrics
+from attnstore.store.action_metrics import action_metrics
 from attnstore.store.commits import Attempt, Commit, StorePaths, latest_commit
 from attnstore.store.errors import EpisodeError, HealthError
+from attnstore.store.reader import Episode
 from attnstore.store.run import RunConfig
 
 from ..episode import StoppedError
 from ..policies.base import Policy, Watch
 from .forward import Forward, Ran
-from .keyframe import StoredEpisode, StoredKeyframe
+from .keyframe import StoredKeyframe, stored_keyframes
 from .rows import ProbeRows
 from .shifts import shift_rows
 from .variant import BASE, Probe, Variant
@@ -54,18 +55,18 @@ class ProbeJob:
         default = TOLERANCE.get(self.run.dtype, TOLERANCE["bfloat16"])
         return default if self.tolerance is None else self.tolerance
 
-    def part(self, episode: StoredEpisode) -> tuple[str, str, str]:
+    def part(self, episode: Episode) -> tuple[str, str, str]:
         """Return (run, episode, part) ids of an episode."""
-        return episode.commit.run, episode.commit.episode, self.probe.part
+        return episode.run, episode.id, self.probe.part
 
-    def inputs(self, episode: StoredEpisode) -> str:
+    def inputs(self, episode: Episode) -> str:
         """SHA-256 of what an episode's numbers come from: its base part and its object masks."""
-        objects = episode.object_parts if self.probe.needs_objects else ()
-        attempts = [c.attempt for c in (episode.commit, *objects)]
+        objects = episode.object_parts() if self.probe.needs_objects else ()
+        attempts = [c.attempt for c in (episode.part.commit, *objects)]
         text = json.dumps([self.probe.digest(), self.dof, attempts])
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def done(self, episode: StoredEpisode) -> Commit | None:
+    def done(self, episode: Episode) -> Commit | None:
         """Return the part if it is there, made from the same inputs."""
         commit = latest_commit(self.paths, *self.part(episode))
         if commit is None or commit.summary.get("inputs") != self.inputs(episode):
@@ -76,7 +77,7 @@ class ProbeJob:
 def probe_episode(
     job: ProbeJob,
     policy: Policy,
-    episode: StoredEpisode,
+    episode: Episode,
     *,
     progress: Callable[[int], None] = lambda count: None,
     stopped: Callable[[], bool] = lambda: False,
@@ -109,7 +110,7 @@ def probe_episode(
     started = time.monotonic()
     probe = job.probe
     probe.check(episode.spec)
-    if probe.needs_objects and not episode.object_parts:
+    if probe.needs_objects and not episode.object_parts():
         raise EpisodeError(
             _name(episode), "it has no object masks; `attnstore objects add` brings them"
         )
@@ -120,12 +121,12 @@ def probe_episode(
         forward = Forward(policy, job.watch, maps=probe.shifts)
         rows = ProbeRows(attempt, probe.kind)
         forwards = keyframes = 0
-        for keyframe in episode.keyframes(probe.every):
+        for keyframe in stored_keyframes(episode, probe.every):
             if stopped():
                 raise StoppedError(f"interrupted at keyframe {keyframe.index} of {_name(episode)}")
             base = forward.run_base(keyframe.index, keyframe.observation)
             forwards += 1
-            _add_base(job, rows, episode, keyframe, base)
+            _add_base(job, rows, keyframe, base)
             here = replace(keyframe, layouts=base.layouts)
             variants = probe.variants(here)
             while group := list(islice(variants, job.batch_size)):
@@ -194,11 +195,9 @@ def _run(
     return len(running)
 
 
-def _add_base(
-    job: ProbeJob, rows: ProbeRows, episode: StoredEpisode, keyframe: StoredKeyframe, base: Ran
-) -> None:
+def _add_base(job: ProbeJob, rows: ProbeRows, keyframe: StoredKeyframe, base: Ran) -> None:
     """Hold the policy to what it did at ingest, and add the row that says how close it came."""
-    stored: Float = episode.actions[keyframe.index]
+    stored = keyframe.actions
     if stored.shape != base.actions.shape:
         raise HealthError(
             f"keyframe {keyframe.index}: the policy's actions are {base.actions.shape}, the stored "
@@ -222,5 +221,5 @@ def _add_base(
     )  # fmt: skip
 
 
-def _name(episode: StoredEpisode) -> str:
+def _name(episode: Episode) -> str:
     return episode.spec.name

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from attnstore.store.episode import EpisodeSpec
 from attnstore.store.errors import UsageError
 from attnstore.store.pixels import attention_on, pixel_heat, ranked_pixels, top_pixels
+from attnstore.store.rules import Active, check_active
 
 from .choices import (
     camera_label,
@@ -24,7 +25,7 @@ from .choices import (
     check_map,
     check_share,
     chosen_layers,
-    last_step,
+    step_number,
 )
 from .controls import Control, Moved, check_control, moved, scattered
 from .fills import Fill, check_fill
@@ -48,8 +49,8 @@ class Fidelity(Probe):
     """None: all."""
     heads: str = "mean"
     """As `attnstore.ingest.probing.keyframe.MapChoice.heads`."""
-    reduce: str = "mean"
-    step: int = -1
+    reduce: Literal["mean", "max"] = "mean"
+    step: int | None = None
     share: float = 0.1
     """Of each image's seen pixels."""
     fill: Fill = "mean"
@@ -60,11 +61,14 @@ class Fidelity(Probe):
     """Controls of each mask."""
     curve_points: int = 0
     """Points of each deletion and insertion curve beyond 0; 0: no curves."""
+    active: Active = "image"
+    """What makes a head the active one, where `heads` is ``active``."""
 
     def __post_init__(self) -> None:
         check_share(self.share)
         check_fill(self.fill)
         check_control(self.control)
+        check_active(self.active)
         if self.reduce not in ("mean", "max"):
             raise UsageError(f"maps are reduced over tokens by mean or max; got {self.reduce!r}")
         if self.repeats < 1:
@@ -93,7 +97,9 @@ class Fidelity(Probe):
         """Yield attention, control and the curves' points, layer by layer."""
         spec = keyframe.spec
         for layer in chosen_layers(spec, self.phase, self.layers):
-            choice = MapChoice(self.phase, layer, self.group, self.heads, self.reduce, self.step)
+            choice = MapChoice(
+                self.phase, layer, self.group, self.heads, self.reduce, self.step, self.active
+            )
             for cameras in camera_sets(spec, self.cameras):
                 here = tuple(c for c in cameras if c in keyframe.cameras)
                 if here:
@@ -105,7 +111,7 @@ class Fidelity(Probe):
         name = f"L{choice.layer:02d}/{camera_label(keyframe.spec, cameras)}"
         shown: dict[str, Any] = {
             "phase": self.phase,
-            "step": last_step(keyframe.spec, self.phase, self.step),
+            "step": step_number(keyframe.spec, self.phase, self.step),
             "layer": choice.layer,
             "query_group": self.group,
             "heads": self.heads,

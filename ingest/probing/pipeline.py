@@ -9,6 +9,8 @@ from functools import partial
 
 from attnstore.store.commits import Commit, StorePaths, committed_names, latest_commit
 from attnstore.store.errors import EpisodeError, NotFoundError, SelectionError, UsageError
+from attnstore.store.part import Part
+from attnstore.store.reader import Episode
 from attnstore.store.run import RunConfig, load_run, run_ids
 
 from ..episode import StoppedError
@@ -16,7 +18,6 @@ from ..pipeline import Observer, Outcome, Report, SharedFailureError, settle
 from ..plan import claimed_by_other
 from ..policies.base import Policy, WindowPolicy
 from .episode import ProbeJob, probe_episode
-from .keyframe import StoredEpisode
 from .variant import Probe
 
 
@@ -24,7 +25,7 @@ from .variant import Probe
 class ProbePlan:
     """The forecast of a probe."""
 
-    pending: tuple[StoredEpisode, ...]
+    pending: tuple[Episode, ...]
     """Episodes to do, in order."""
     present: tuple[str, ...]
     """Names of those that have the part already, from the same inputs."""
@@ -56,7 +57,7 @@ def choose_run(paths: StorePaths, run: str | None) -> RunConfig:
 
 def choose_episodes(
     paths: StorePaths, run: RunConfig, names: Sequence[str], *, limit: int | None = None
-) -> list[StoredEpisode]:
+) -> list[Episode]:
     """Open a run's episodes, in order of their names; by default all.
 
     Parameters
@@ -83,7 +84,7 @@ def choose_episodes(
                 raise NotFoundError(f"{what} {name!r} in run {run.id}; there are: {known}")
             chosen += same
         found = list({c.episode: c for c in chosen}.values())
-    return [StoredEpisode(paths, commit) for commit in found[:limit]]
+    return [Episode(Part(paths, commit)) for commit in found[:limit]]
 
 
 def check_policy(policy: Policy, run: RunConfig) -> None:
@@ -119,7 +120,7 @@ def check_policy(policy: Policy, run: RunConfig) -> None:
         )
 
 
-def real_dof(policy: Policy, episode: StoredEpisode, asked: int | None) -> int:
+def real_dof(policy: Policy, episode: Episode, asked: int | None) -> int:
     """Real degrees of freedom of an action: as asked, else the policy's, else the recording's.
 
     Raises
@@ -128,13 +129,14 @@ def real_dof(policy: Policy, episode: StoredEpisode, asked: int | None) -> int:
         If an action has fewer components.
     """
     found = asked or getattr(policy, "real_dof", None)
-    found = int(found or min(episode.recorded_dof, policy.action_dof))
+    recorded = int(episode.part.block("policy/actions_recorded").shape[-1])
+    found = int(found or min(recorded, policy.action_dof))
     if not 1 <= found <= policy.action_dof:
         raise UsageError(f"--dof {found}: the policy's actions have {policy.action_dof} components")
     return found
 
 
-def make_plan(job: ProbeJob, episodes: Sequence[StoredEpisode]) -> ProbePlan:
+def make_plan(job: ProbeJob, episodes: Sequence[Episode]) -> ProbePlan:
     """Check every episode and forecast the probe.
 
     Raises
@@ -170,7 +172,7 @@ def make_plan(job: ProbeJob, episodes: Sequence[StoredEpisode]) -> ProbePlan:
 def probe_all(
     job: ProbeJob,
     policy: Policy,
-    episodes: Sequence[StoredEpisode],
+    episodes: Sequence[Episode],
     observer: Observer,
     *,
     stopped: Callable[[], bool] = lambda: False,

@@ -16,8 +16,9 @@ import numpy as np
 from attnstore.store.episode import EpisodeSpec
 from attnstore.store.errors import UsageError
 from attnstore.store.pixels import attention_on, pixel_heat, ranked_pixels
+from attnstore.store.rules import Active, check_active
 
-from .choices import camera_label, camera_sets, check_map, chosen_layers, last_step
+from .choices import camera_label, camera_sets, check_map, chosen_layers, step_number
 from .fills import Fill, check_fill
 from .keyframe import MapChoice, StoredKeyframe
 from .variant import Mask, Probe, Variant, masked
@@ -49,12 +50,15 @@ class Regions(Probe):
     layers: tuple[int, ...] = ()
     """Layers of the maps of ``rank``."""
     heads: str = "mean"
-    step: int = -1
+    step: int | None = None
     bands: int = 10
     """Bands of equally many pixels, by rank."""
+    active: Active = "image"
+    """What makes a head the active one, where `heads` is ``active``."""
 
     def __post_init__(self) -> None:
         check_fill(self.fill)
+        check_active(self.active)
         for by in self.by:
             if by not in BY:
                 raise UsageError(f"regions are by {', '.join(BY)}; got {by!r}")
@@ -150,7 +154,9 @@ class Regions(Probe):
     def _ranks(self, keyframe: StoredKeyframe, camera: str) -> Iterator[Variant]:
         geometry = keyframe.geometry(camera)
         for layer in self.layers:
-            choice = MapChoice(self.phase, layer, self.group, self.heads, "mean", self.step)
+            choice = MapChoice(
+                self.phase, layer, self.group, self.heads, "mean", self.step, self.active
+            )
             values = keyframe.map(camera, choice)
             order = ranked_pixels(pixel_heat(values, geometry))
             edges = np.linspace(0, len(order), self.bands + 1).round().astype(int)
@@ -161,7 +167,7 @@ class Regions(Probe):
                     keyframe, f"rank/{camera}/L{layer:02d}/{band}", {camera: mask}, "rank",
                     f"{band / self.bands:.2g}-{(band + 1) / self.bands:.2g}",
                     phase=self.phase, layer=layer, query_group=self.group, heads=self.heads,
-                    step=last_step(keyframe.spec, self.phase, self.step),
+                    step=step_number(keyframe.spec, self.phase, self.step),
                     attention=float(attention_on(mask, values, geometry)),
                 )  # fmt: skip
 

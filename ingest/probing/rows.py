@@ -7,12 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from attnstore.store.axes import STEPPED_PHASES
 from attnstore.store.commits import Attempt
 from attnstore.store.parquet import write_table
 from attnstore.store.pixels import attention_on, seen_pixels
 from attnstore.store.probe_tables import PROBE_TABLES
 from attnstore.store.rle import encode_rle
+from attnstore.store.rules import standing_step
 
 from .keyframe import StoredKeyframe
 from .variant import Variant
@@ -72,17 +72,15 @@ class ProbeRows:
             )  # fmt: skip
 
     def add_regions(self, keyframe: StoredKeyframe, variant: Variant) -> None:
-        """Add every layer's attention on the replaced pixels, of the last step."""
+        """Add every layer's attention on the replaced pixels, at the step that stands."""
         for phase, shape in keyframe.spec.phases.items():
             if shape.camera is not None:
                 continue
-            step = (shape.steps or 0) - 1 if phase in STEPPED_PHASES else None
+            step = standing_step(phase, shape.steps)
             for group in shape.query_groups:
                 for camera in (c for c in variant.masks if c in shape.cameras):
                     mask, geometry = variant.masks[camera], keyframe.geometry(camera)
-                    maps = keyframe.episode.layer_means(
-                        keyframe.index, phase, group, camera, step or 0
-                    )
+                    maps = keyframe.layer_means(phase, group, camera)
                     seen = seen_pixels(geometry)
                     for layer, on in enumerate(attention_on(mask, maps, geometry).tolist()):
                         self.add(

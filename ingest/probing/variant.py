@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .keyframe import StoredKeyframe
 
 Mask = NDArray[np.bool_]
-PROBE_SEMANTICS = 1
+PROBE_SEMANTICS = 2
 """Raised when what a probe does, or a number of it, changes its meaning."""
 BASE = "base"
 

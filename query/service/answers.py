@@ -162,6 +162,26 @@ class ArrayAnswer(BaseModel):
     values: Any
 
 
+class ActiveHead(BaseModel):
+    """The head of a layer whose map varies most, and by how much each does."""
+
+    model_config = _example(
+        phase="suffix", camera="hand_camera", layer=5, step=9, keyframe=None, head=3,
+        variance=[0.0001, 0.0004], chosen_by="variance on the image",
+    )  # fmt: skip
+
+    phase: str
+    camera: str
+    layer: int
+    step: int | None
+    keyframe: int | None
+    head: int | None
+    """Null where no keyframe that is asked for has the camera."""
+    variance: list[float | None]
+    """By head."""
+    chosen_by: str
+
+
 class Matrix(BaseModel):
     """A metric of every layer and head."""
 

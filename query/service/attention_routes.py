@@ -9,13 +9,26 @@ import xarray as xr
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from ..blocks import Cost, Dimension
-from ..episode import Episode
-from ..selection import check_index
-from .answers import ArrayAnswer
-from .parameters import MapParameters, SliceParameters, parse_group, parse_index
-from .payload import MEDIA_TYPES, array_body, chosen_format, respond, unchanged
-from .pictures import Pictures
+from attnstore.store.reader.blocks import Cost, Dimension
+from attnstore.store.reader.episode import Episode
+from attnstore.store.reader.selection import check_index
+from attnstore.store.rules import (
+    NO_HEAD,
+    active_heads,
+    describe_active,
+    mean_over_keyframes,
+    standing_step,
+)
+
+from .answers import ActiveHead, ArrayAnswer
+from .parameters import (
+    ActiveHeadParameters,
+    MapParameters,
+    SliceParameters,
+    parse_group,
+    parse_index,
+)
+from .payload import MEDIA_TYPES, array_body, chosen_format, respond, respond_json, unchanged
 from .refusal import Refusal
 from .service import service_of
 
@@ -84,38 +97,79 @@ async def maps(
         return known
 
     def read() -> tuple[bytes, dict[str, str]]:
-        array = read_maps(
-            found.episode, parameters, service.pictures, service.config.limits.slice_bytes
-        )
+        array = read_maps(found.episode, parameters, service.config.limits.slice_bytes)
         return array_body(array, form)
 
     body, more = await service.read(read)
     return respond(request, body, MEDIA_TYPES[form], {**headers, **more})
 
 
-def read_maps(
-    episode: Episode, parameters: MapParameters, pictures: Pictures, most: int
-) -> xr.DataArray:
+@router.get("/active-head", response_model=ActiveHead)
+async def active_head(
+    request: Request,
+    store: str,
+    run: str,
+    episode: str,
+    parameters: Annotated[ActiveHeadParameters, Query()],
+) -> Response:
+    """Return the head of a layer whose map varies most, as `Episode.active_head` does."""
+    service = service_of(request)
+    found = await service.episode(store, run, episode)
+    headers = service.tag(request, found, "json")
+    if (known := unchanged(request, headers["ETag"], headers)) is not None:
+        return known
+    most = service.config.limits.slice_bytes
+
+    def read() -> dict[str, Any]:
+        p, opened = parameters, found.episode
+        spec = opened.phase(p.phase)
+        query = map_group(p.query)
+        step = standing_step(p.phase, spec.steps) if p.step is None else p.step
+        _check_heads(opened, p, p.layer, p.keyframe, step, query, most)
+        variance = opened.map_variance(
+            p.phase, p.camera, layer=p.layer, step=step, keyframe=p.keyframe, query=query,
+            reduce=p.reduce, sink_corrected=p.sink_corrected, active=p.active,
+        )  # fmt: skip
+        if p.keyframe is None:
+            variance = mean_over_keyframes(variance)
+        head = int(active_heads(variance))
+        return {
+            "phase": p.phase, "camera": p.camera, "layer": p.layer, "step": step,
+            "keyframe": p.keyframe, "head": None if head == NO_HEAD else head,
+            "variance": np.ascontiguousarray(variance, np.float32),
+            "chosen_by": describe_active(p.active),
+        }  # fmt: skip
+
+    return respond_json(request, await service.read(read), headers)
+
+
+def read_maps(episode: Episode, parameters: MapParameters, most: int) -> xr.DataArray:
     """Load maps, (keyframe, layer, head, row, col) without the dimensions of single indices."""
     p = parameters
     spec = episode.phase(p.phase)
     keyframe, layer = parse_index(p.keyframe, "keyframe"), parse_index(p.layer, "layer")
-    query = parse_group(p.query, "query")
-    if isinstance(query, slice) or (isinstance(query, list) and not query):
-        raise Refusal(400, f"query of a map is a group or indices; got {p.query!r}")
+    query = map_group(p.query)
+    step = standing_step(p.phase, spec.steps) if p.step is None else p.step
     if p.head == "active":
         if not isinstance(layer, int):
             raise Refusal(400, "the active head is that of one layer: give layer")
         at = keyframe if isinstance(keyframe, int) else None
-        head: Any = episode.active_head(p.phase, p.camera, layer=layer, step=p.step, keyframe=at)
+        _check_heads(episode, p, layer, at, step, query, most)
+        head: Any = episode.active_head(
+            p.phase, p.camera, layer=layer, step=step, keyframe=at, query=query, reduce=p.reduce,
+            sink_corrected=p.sink_corrected, active=p.active,
+        )  # fmt: skip
     else:
         head = parse_index(p.head, "head")
     chosen: dict[str, Any] = {"keyframe": keyframe, "layer": layer, "head": head}
-    step = p.step if spec.steps is not None else None
-    _check_cost(episode.explain(p.phase, camera=p.camera, step=step, query=query, **chosen), most)
-    values = episode.maps(
-        p.phase, p.camera, step=p.step, reduce=p.reduce, query=query, max_bytes=most, **chosen
+    at_step = step if spec.steps is not None else None
+    _check_cost(
+        episode.explain(p.phase, camera=p.camera, step=at_step, query=query, **chosen), most
     )
+    values = episode.maps(
+        p.phase, p.camera, step=step, reduce=p.reduce, query=query,
+        sink_corrected=p.sink_corrected, max_bytes=most, **chosen,
+    )  # fmt: skip
     geometry = episode.geometry(p.camera)
     dimensions = {
         "keyframe": Dimension.of(keyframe, len(episode.frames), "keyframe"),
@@ -134,32 +188,34 @@ def read_maps(
         "phase": p.phase, "camera": p.camera, "reduce": p.reduce, "geometry": geometry.to_json(),
         "sink_corrected": p.sink_corrected,
     }  # fmt: skip
-    if spec.steps is not None:
-        attributes["step"] = check_index(p.step, spec.steps, f"{p.phase} step")
-    if p.sink_corrected:
-        values = _without_sinks(episode, p, pictures, values, dimensions)
+    if spec.steps is not None and step is not None:
+        attributes["step"] = check_index(step, spec.steps, f"{p.phase} step")
     return xr.DataArray(
         values, coords, [*dims, "row", "col"], name=f"{p.phase}_map", attrs=attributes
     )
 
 
-def _without_sinks(
-    episode: Episode,
-    p: MapParameters,
-    pictures: Pictures,
-    values: np.ndarray[Any, np.dtype[np.float32]],
-    dimensions: dict[str, Dimension],
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Correct each layer's and head's maps on its own: a sink belongs to a head."""
-    sizes = [len(d.positions) for d in dimensions.values()]
-    full = values.reshape(*sizes, *values.shape[-2:]).copy()
-    for i, layer in enumerate(dimensions["layer"].positions):
-        for j, head in enumerate(dimensions["head"].positions):
-            full[:, i, j] = pictures.without_sinks(
-                episode, p.camera, full[:, i, j],
-                phase=p.phase, layer=int(layer), head=int(head), step=p.step,
-            )  # fmt: skip
-    return full.reshape(values.shape)
+def map_group(text: str | None) -> str | int | list[int] | None:
+    """Read the query tokens of a map: a group, or indices."""
+    group = parse_group(text, "query")
+    if isinstance(group, slice) or (isinstance(group, list) and not group):
+        raise Refusal(400, f"query of a map is a group or indices; got {text!r}")
+    return group  # type: ignore[return-value]  # parse_group's lists are of int
+
+
+def _check_heads(
+    episode: Episode, p: MapParameters | ActiveHeadParameters, layer: int, keyframe: int | None,
+    step: int | None, query: str | int | list[int] | None, most: int,
+) -> None:  # fmt: skip
+    """Refuse to look for the active head among maps that are too large to read."""
+    spec = episode.phase(p.phase)
+    at_step = step if spec.steps is not None else None
+    _check_cost(
+        episode.explain(
+            p.phase, camera=p.camera, keyframe=keyframe, layer=layer, step=at_step, query=query
+        ),
+        most,
+    )
 
 
 def _check_cost(cost: Cost, most: int) -> None:

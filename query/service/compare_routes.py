@@ -20,7 +20,7 @@ from ..compare import Comparison, compare
 from ..store import Store
 from .answers import ArrayAnswer, CompareAnswer
 from .difference import difference
-from .parameters import Parameters
+from .parameters import Parameters, Step
 from .payload import MEDIA_TYPES, array_body, chosen_format, respond, respond_json
 from .refusal import Refusal
 from .served import ServedStore
@@ -63,7 +63,7 @@ class DifferenceParameters(GroupParameters):
     camera: str = Field(max_length=200, examples=["hand_camera"])
     layer: int = Field(examples=[1])
     head: int | Literal["mean"] = Field("mean", description="A head, or the mean over heads.")
-    step: int = -1
+    step: Step = None
     reduce: Literal["max", "mean"] = "mean"
     query: str | None = Field(None, max_length=200)
     moments: int = Field(11, ge=1, le=101, description="Points of normalised time, 0 to 1.")

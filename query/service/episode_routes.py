@@ -12,10 +12,11 @@ from starlette.responses import Response
 from attnstore.store.base_tables import METRICS
 from attnstore.store.catalog.rows import quoted
 from attnstore.store.errors import SelectionError
+from attnstore.store.reader.episode import Episode
+from attnstore.store.reader.selection import check_index
+from attnstore.store.rules import mean_over_keyframes, standing_step
 from attnstore.store.tokens import Span
 
-from ..episode import Episode
-from ..selection import check_index
 from .answers import EpisodeAnswer, Matrix, Page, Trace
 from .parameters import MatrixParameters, OfEpisode, TableParameters, TraceParameters
 from .payload import respond_json, unchanged
@@ -96,7 +97,13 @@ async def trace(
         if p.head == "all":
             heads = list(range(values.shape[2]))
         elif p.head == "active":
-            heads = [opened.active_head(p.phase, p.camera, layer=layer, step=p.step)]
+            # Of mean maps, as the metrics are.
+            heads = [
+                opened.active_head(
+                    p.phase, p.camera, layer=layer, step=about["step"], query=about["query"],
+                    reduce="mean",
+                )
+            ]  # fmt: skip
         else:
             heads = [check_index(int(p.head), values.shape[2], f"{p.phase} head")]
         shown = np.ascontiguousarray(values[:, layer, heads].T)
@@ -206,7 +213,10 @@ def _metric(
     phase = episode.phase(parameters.phase)
     if not phase.query_groups:
         raise SelectionError(f"{parameters.phase} has no statistics")
-    step = check_index(parameters.step, phase.steps or 1, f"{parameters.phase} step")
+    step = parameters.step
+    if step is None:
+        step = standing_step(phase.phase, phase.steps) or 0
+    step = check_index(step, phase.steps or 1, f"{parameters.phase} step")
     query = parameters.query or phase.query_groups[0]
     values = episode.stats(metric, parameters.phase, parameters.camera, query=query)[:, step]
     definition, unit = METRICS[metric]
@@ -220,7 +230,4 @@ def _over_keyframes(values: NDArray[np.float32], reduce: str) -> NDArray[np.floa
     """Mean or maximum over the first axis of what is there; NaN where nothing is."""
     if reduce == "max":
         return np.asarray(np.fmax.reduce(values, axis=0))
-    there = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        mean = values.sum(0, where=there, dtype=np.float64) / there.sum(0)
-    return np.asarray(mean, np.float32)
+    return mean_over_keyframes(values)

@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..blocks import Index
-from ..selection import Group
+from attnstore.store import rules
+from attnstore.store.reader.blocks import Index
+from attnstore.store.reader.selection import Group
+
 from .refusal import Refusal
 
 Indices = Annotated[
@@ -33,6 +35,20 @@ Version = Annotated[
         max_length=80,
         description="The episode's `version`. If it is the current one, the answer may be kept "
         "for ever.",
+    ),
+]
+Step = Annotated[
+    int | None,
+    Field(
+        description="Denoising step, negative ones from the end. By default the last; of decode the "
+        "first, which every keyframe has."
+    ),
+]
+Active = Annotated[
+    rules.Active,
+    Field(
+        description="What makes a head the active one: the variance of its map over the patches that "
+        "show image, or (`lab`) over the whole grid, letterbox included."
     ),
 ]
 _NUMBERS = re.compile(r"-?\d{1,9}(,-?\d{1,9})*")
@@ -75,15 +91,30 @@ class MapParameters(OfEpisode):
         None,
         max_length=2000,
         examples=["active"],
-        description="As for attention; `active` is the head of the largest variance, at the "
-        "keyframe or, without one, over the episode.",
+        description="As for attention; `active` is the head whose map, as it is asked for here, "
+        "varies most: at the keyframe or, without one, over the episode.",
     )
-    step: int = Field(-1, description="Denoising step; the last by default.")
+    step: Step = None
     reduce: Literal["max", "mean"] = Field("max", description="Over the query tokens.")
     keyframe: Indices = Field(None, examples=["0"])
     query: Tokens = Field(None, examples=["task"])
     sink_corrected: bool = Field(False, description="Take attention sinks out.")
+    active: Active = "image"
     format: Literal["npy", "json"] | None = Field(None, description="Instead of Accept.")
+
+
+class ActiveHeadParameters(OfEpisode):
+    """Of which map of a layer the active head is asked."""
+
+    phase: str = Field(max_length=80, examples=["prefix"])
+    camera: str = Field(max_length=200, examples=["hand_camera"])
+    layer: int = Field(examples=[1])
+    step: Step = None
+    reduce: Literal["max", "mean"] = Field("max", description="Over the query tokens.")
+    keyframe: int | None = Field(None, description="One keyframe; else over the episode.")
+    query: Tokens = Field(None, examples=["text"])
+    sink_corrected: bool = Field(False, description="Take attention sinks out.")
+    active: Active = "image"
 
 
 class MatrixParameters(OfEpisode):
@@ -92,7 +123,7 @@ class MatrixParameters(OfEpisode):
     phase: str = Field(max_length=80, examples=["prefix"])
     camera: str = Field(max_length=200, examples=["hand_camera"])
     query: str | None = Field(None, max_length=200, description="A stored query group.")
-    step: int = -1
+    step: Step = None
     keyframe: int | None = Field(None, description="One keyframe; else over the episode.")
     reduce: Literal["mean", "max"] = Field("mean", description="Over the keyframes.")
 
@@ -103,7 +134,7 @@ class TraceParameters(OfEpisode):
     phase: str = Field(max_length=80, examples=["prefix"])
     camera: str = Field(max_length=200, examples=["hand_camera"])
     query: str | None = Field(None, max_length=200, description="A stored query group.")
-    step: int = -1
+    step: Step = None
     layer: int = Field(examples=[1])
     head: int | Literal["active", "all"] = Field("active", description="`all`: a trace each.")
 

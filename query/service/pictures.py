@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from ..episode import Episode
-from .parameters import OfEpisode, Tokens
+from attnstore.store.reader.episode import Episode
 
-Maps = NDArray[np.float32]
+from .parameters import Active, OfEpisode, Tokens
 
 
 class OverlayParameters(OfEpisode):
@@ -22,10 +19,11 @@ class OverlayParameters(OfEpisode):
     keyframe: int = Field(examples=[0])
     layer: int = Field(examples=[1])
     head: int | Literal["active"] = Field("active", description="`active`: at this keyframe.")
-    step: int = -1
+    step: int | None = None
     reduce: Literal["max", "mean"] = "max"
     query: Tokens = None
     sink_corrected: bool = False
+    active: Active = "image"
     cmap: str = Field("inferno", max_length=40, examples=["viridis"])
     alpha: float = Field(0.75, ge=0, le=1, description="Opacity of the strongest heat.")
     blend: Literal["spotlight", "proportional", "constant"] = "spotlight"
@@ -47,12 +45,13 @@ class VideoParameters(OfEpisode):
     layer: int = Field(examples=[1])
     head: int | Literal["active"] = Field("active", description="`active`: over the episode.")
     camera: str | None = Field(None, max_length=200, description="All if none.")
-    step: int = -1
+    step: int | None = None
     reduce: Literal["max", "mean"] = "max"
     query: str | None = Field(
         None, max_length=2000, description="A group of tokens by name; the phase's own if none."
     )
     sink_corrected: bool = False
+    active: Active = "image"
     cmap: str = Field("inferno", max_length=40)
     alpha: float = Field(0.75, ge=0, le=1)
     blend: Literal["spotlight", "proportional", "constant"] = "spotlight"
@@ -74,18 +73,4 @@ class Pictures(Protocol):
 
     def video(self, episode: Episode, parameters: VideoParameters, path: Path) -> None:
         """Draw and encode a video; the file appears when it is complete."""
-        ...
-
-    def without_sinks(
-        self,
-        episode: Episode,
-        camera: str,
-        maps: Maps,
-        *,
-        phase: str,
-        layer: int,
-        head: int,
-        step: int,
-    ) -> Maps:
-        """Take the sinks of a head out of its maps, (..., row, col)."""
         ...

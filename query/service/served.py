@@ -23,8 +23,8 @@ from attnstore.store.commits import (
 from attnstore.store.errors import IntegrityError, UsageError
 from attnstore.store.opening import open_store
 from attnstore.store.part import Part
+from attnstore.store.reader.episode import Episode
 
-from ..episode import Episode
 from .children import Children
 from .config import Limits
 from .refusal import Refusal

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote, quote_plus
 
-from attnstore.query.episode import Episode
 from attnstore.store.base_tables import METRICS
 from attnstore.store.episode import PhaseSpec
+from attnstore.store.reader.episode import Episode
+from attnstore.store.rules import standing_step
 
 TOGETHER, AVERAGED = 24 << 20, 56 << 20
 """Bytes up to which the viewer asks for all heads of a layer at once; and where it takes their mean."""
@@ -104,10 +105,12 @@ def layers_of(spec: PhaseSpec, chosen: Chosen) -> Sequence[int]:
 
 
 def steps_of(spec: PhaseSpec, chosen: Chosen) -> list[dict[str, int]]:
-    """Steps as the viewer names them: -1 is the last; none in a one-pass phase."""
+    """Steps as the viewer names them: -1 is the last of a suffix; none in a one-pass phase."""
     if spec.steps is None:
         return [{}]
-    return [{"step": -1}, *({"step": s} for s in range(spec.steps - 1) if chosen.all_steps)]
+    standing = standing_step(spec.phase, spec.steps)
+    others = [s for s in range(spec.steps) if s != standing] if chosen.all_steps else []
+    return [{"step": -1 if standing else 0}, *({"step": s} for s in others)]
 
 
 def _of_camera(
@@ -132,6 +135,9 @@ def _of_camera(
                     for reduce in ("max", "mean"):
                         asked = {**given, **head, "layer": layer, "reduce": reduce}
                         yield Question(f"{base}/maps", asked, "array", meant)
+                for reduce in ("max", "mean"):
+                    asked = {**given, "layer": layer, "reduce": reduce}
+                    yield Question(f"{base}/active-head", asked, group=meant)
             for metric in METRICS:
                 measured = f"{base}/metrics/{_part(metric)}"
                 yield Question(f"{measured}/matrix", given, group=meant)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnstore.query import open as open_for_reading
-from attnstore.query.episode import Episode
 from attnstore.query.service import ServiceConfig, create_app
 from attnstore.store.errors import UsageError
+from attnstore.store.reader.episode import Episode
 
 from ..serving import PAGE, Painter
 from .answers import Answers, collect, new_token, too_large

@@ -9,9 +9,11 @@ import numpy as np
 from attnstore.query.active_heads import active_heads
 from attnstore.query.camera_shares import CameraShare, camera_shares
 from attnstore.query.chosen import Chosen
-from attnstore.query.episode import Episode
 from attnstore.query.store import Store
 from attnstore.store.axes import PHASES, VISION
+from attnstore.store.errors import NotFoundError
+from attnstore.store.reader.episode import Episode
+from attnstore.store.rules import NO_HEAD, Active
 from attnstore.store.views import is_current
 
 from .. import overlay
@@ -25,6 +27,10 @@ from .document import Block, Figure, Paragraph, Section, Table, finding, note, t
 from .spelling import known, layer_names, percent, with_interval
 from .strip import strip
 
+_OVER: dict[Active, str] = {
+    "image": "Variance over the patches that show image, weighted by their coverage,",
+    "lab": "Variance over the whole patch grid, letterbox included (the lab's rule),",
+}
 OVERLAY_LAYERS = 4
 """Layers of a phase that are drawn."""
 
@@ -34,8 +40,8 @@ def looking(store: Store, chosen: Chosen) -> Section:
     blocks: list[Block] = [
         text(
             "Share of a query group's attention that goes to each camera's image and to its letterbox, "
-            "mean over heads, keyframes and then episodes, at the last step. What is missing to 1 goes to "
-            "words, state and actions. Bars are 95 % intervals over episodes."
+            "mean over heads, keyframes and then episodes, at the last step, of decode the first. What is "
+            "missing to 1 goes to words, state and actions. Bars are 95 % intervals over episodes."
         )
     ]
     shares = [s for s in camera_shares(store, chosen) if s.phase != VISION]
@@ -131,27 +137,30 @@ def overlays(store: Store, chosen: Chosen) -> list[Block]:
     return blocks
 
 
-def _overlay(episode: Episode, phase: str, keyframe: int) -> Figure:
+def _overlay(episode: Episode, phase: str, keyframe: int) -> Block:
     count = episode.layers(phase)
     layers = sorted({round(i) for i in np.linspace(0, count - 1, min(count, OVERLAY_LAYERS))})
     rows = []
     for camera in (c for c in episode.cameras if is_current(c)):
         geometry = episode.geometry(camera)
         what = f"{camera} at keyframe {keyframe}"
-        image = decode_frame(episode.image_bytes(keyframe, camera), geometry, episode.name, what)
+        try:
+            data = episode.image_bytes(keyframe, camera)
+        except NotFoundError:
+            continue  # the keyframe lacks the camera
+        image = decode_frame(data, geometry, episode.name, what)
         height, width = image.shape[:2]
         row = [(camera, image)]
         for layer in layers:
-            maps = episode.maps(
-                phase, camera, layer=layer, step=0 if phase == "decode" else -1, reduce="mean",
-                keyframe=keyframe,
-            )  # fmt: skip
+            maps = episode.maps(phase, camera, layer=layer, reduce="mean", keyframe=keyframe)
             mean = maps.mean(0)
             limits = data_limits(mean[geometry.coverage() > 0])
             heat = sampler(geometry, "bilinear", (height, width)).draw(mean)
             on = float((mean * geometry.coverage()).sum())
             row.append((f"L{layer:02d}: {percent(on)} on it", overlay.blend(image, heat, limits)))
         rows.append(row)
+    if not rows:
+        return note(f"{phase}: no camera has an image at keyframe {keyframe} of {episode.name}.")
     name = f"overlay_{phase}_{episode.outcome}"
     caption = (
         f"{phase}, {describe_query(episode, phase)}: {episode.name}, frame "
@@ -161,21 +170,22 @@ def _overlay(episode: Episode, phase: str, keyframe: int) -> Figure:
     return Figure(name, strip(rows), caption)
 
 
-def heads(store: Store, chosen: Chosen) -> Section:
+def heads(store: Store, chosen: Chosen, *, active: Active = "image") -> Section:
     """Show the variance of every head's map, and which are their layer's most active."""
     blocks: list[Block] = [
         text(
-            "Variance of each head's raw map over patches, mean over keyframes and episodes, at the last "
-            "step. The frame marks the most active head of its layer. Variance grows with the "
+            f"{_OVER[active]} of each head's map (mean over the query tokens), mean over keyframes "
+            "and then episodes, at the last step, of decode the first. The frame marks the most "
+            "active head of its layer, the one with the largest value. Variance grows with the "
             "square of the camera's share, so colours compare heads of one matrix only."
         )
     ]
     rows = []
-    for each in active_heads(store, chosen):
+    for each in active_heads(store, chosen, active=active):
         if each.phase == VISION:
             continue
         layers, count = each.variance.shape
-        best = each.first.argmax(-1)
+        best = [(layer, int(head)) for layer, head in enumerate(each.active) if head != NO_HEAD]
         top = float(np.nanmax(each.variance, initial=0.0)) or 1.0
         blocks.append(
             Figure(
@@ -186,7 +196,7 @@ def heads(store: Store, chosen: Chosen) -> Section:
                     rows=layer_names(layers),
                     columns=[str(i) for i in range(count)],
                     high=top,
-                    framed=frozenset((layer, int(head)) for layer, head in enumerate(best)),
+                    framed=frozenset(best),
                     ends=("0", f"variance {top:.2g}"),
                 ),
                 f"{each.phase}, {each.query_group} tokens, {each.camera}: rows are layers, columns heads.",
@@ -198,13 +208,14 @@ def heads(store: Store, chosen: Chosen) -> Section:
                 f"{each.variance[layer, head]:.3g}",
                 f"{each.first[layer, head]} of {each.episodes}",
             )
-            for layer, head in enumerate(best)
+            for layer, head in best
         ]  # fmt: skip
     head = ("phase", "camera", "head", "variance", "first in")
     blocks.append(Table("Most active head of each layer", head, tuple(rows)))
     blocks.append(
         note(
-            "A head that is first in all episodes is stable; one that is first in few is one of several."
+            "“first in”: in how many episodes the head has its layer's largest variance by itself. One "
+            "that is first in all is stable; one that is first in few is one of several."
         )
     )
     return Section("heads", "Which heads are active", tuple(blocks))

@@ -10,6 +10,7 @@ from attnstore.query.chosen import Chosen
 from attnstore.query.health import health
 from attnstore.query.sql import sql_errors
 from attnstore.query.store import Store
+from attnstore.store.rules import Active
 
 from .. import image_file
 from .causes import interventions, ledger
@@ -39,6 +40,7 @@ def write_report(
     format: Format = "both",
     where: str | None = None,
     check: bool | None = None,
+    active: Active = "image",
     progress: Progress = lambda what: None,
 ) -> list[Path]:
     """Write the report of one run's episodes; where fidelity was probed, its page too.
@@ -52,6 +54,8 @@ def write_report(
         The condition that the episodes were chosen by, to be shown.
     check
         Compare every file with its SHA-256; see `attnstore.query.health.health`.
+    active
+        What makes a head the most active one; see `attnstore.store.rules.Active`.
 
     Returns
     -------
@@ -66,7 +70,7 @@ def write_report(
     with sql_errors():
         progress("fidelity")
         found = read_fidelity(store, chosen)
-        pages = {REPORT: report_page(store, chosen, found, where, check, progress)}
+        pages = {REPORT: report_page(store, chosen, found, where, check, active, progress)}
         if found:
             progress("fidelity, its own page")
             pages[FIDELITY] = fidelity_page(store, chosen, found)
@@ -79,6 +83,7 @@ def report_page(
     found: Sequence[Fidelity],
     where: str | None = None,
     check: bool | None = None,
+    active: Active = "image",
     progress: Progress = lambda what: None,
 ) -> Page:
     """Put the report of one run together.
@@ -92,7 +97,7 @@ def report_page(
     sound = health(store, chosen, check=check)
     makers: dict[str, Callable[[], Section]] = {
         "where each layer looks": lambda: looking(store, chosen),
-        "active heads": lambda: heads(store, chosen),
+        "active heads": lambda: heads(store, chosen, active=active),
         "objects": lambda: objects(store, chosen),
         "temporal shift": lambda: temporal(store, chosen),
         "outcomes": lambda: outcomes(store, chosen),

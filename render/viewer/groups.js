@@ -5,26 +5,20 @@ import { colours, DIVERGING } from "./colormaps.js";
 import { Menu } from "./controls.js";
 import { limitsOf, tables as tablesOf } from "./heat.js";
 import { html, useMemo } from "./html.js";
-import { activeHeads, mapAtTime, symmetric } from "./maps.js";
+import { mapAtTime, symmetric } from "./maps.js";
 import { Grid } from "./matrix.js";
 import { headText, layerName, weight } from "./numbers.js";
 import { Pane, shownMap } from "./pane.js";
-import { comparison, difference, metrics as listed, variances } from "./questions.js";
+import { activeHead, comparison, difference, metrics as listed } from "./questions.js";
 
 /** @import {Change, Episode, Maps, View} from "./types" */
 
 /** @param {{e: Episode, view: View, change: Change}} props */
 export function Groups({ e, view, change }) {
   const { camera } = view;
-  const [varied] = useAnswers([view.head === "active" ? variances(e, view, camera) : null]);
+  const [active] = useAnswers([view.head === "active" ? activeHead(e, view, camera) : null]);
   const head =
-    view.head === "mean"
-      ? "mean"
-      : view.head !== "active"
-        ? Number(view.head)
-        : varied.value
-          ? activeHeads(varied.value.values)[view.layer]
-          : null;
+    view.head === "mean" ? "mean" : view.head !== "active" ? Number(view.head) : (active.value?.head ?? null);
   const answer = useAnswer(head === null ? null : difference(e, view, camera, head));
   const groups = useMemo(() => (answer.value ? read(answer.value) : null), [answer.value]);
   const tables = useMemo(

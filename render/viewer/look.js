@@ -6,12 +6,13 @@ import { Appearance, Selection } from "./controls.js";
 import { pixels, pixelsHere, preload } from "./frames.js";
 import { limitsOf, tables as tablesOf } from "./heat.js";
 import { html, useEffect, useList, useMemo } from "./html.js";
-import { activeHeads, mapAt, mapsOf, massOf, ofHead } from "./maps.js";
+import { mapAt, mapsOf, massOf, ofHead } from "./maps.js";
 import { HeadMatrix } from "./matrix.js";
 import { headText, layerName, percent } from "./numbers.js";
 import { Pane } from "./pane.js";
 import { pictureSize } from "./picture.js";
 import {
+  activeHead,
   attending,
   headsTogether,
   isStored,
@@ -19,7 +20,6 @@ import {
   phaseOf,
   sinks as askSinks,
   trace,
-  variances,
 } from "./questions.js";
 import { brushOf, formatBrush } from "./state.js";
 import { lineOf, Timeline } from "./timeline.js";
@@ -33,11 +33,11 @@ import { Share } from "./share.js";
  * @param {Episode} e @param {View} view @param {string[]} cameras
  */
 export function useMaps(e, view, cameras) {
-  const varied = useAnswers(cameras.map((c) => (view.head === "active" ? variances(e, view, c) : null)));
+  const active = useAnswers(cameras.map((c) => (view.head === "active" ? activeHead(e, view, c) : null)));
   /** @type {(number | "mean" | null)[]} */
   const heads = cameras.map((_, i) => {
     if (view.head !== "active") return view.head === "mean" ? "mean" : Number(view.head);
-    return varied[i].value ? activeHeads(varied[i].value.values)[view.layer] : null;
+    return active[i].value?.head ?? null;
   });
   const answers = useAnswers(
     cameras.map((c, i) => {
@@ -56,12 +56,17 @@ export function useMaps(e, view, cameras) {
     head === "mean" && !headsTogether(e, view, camera)
       ? new Error("The maps of all heads are too many to be averaged here: choose a head.")
       : undefined;
+  const unseen = (/** @type {number} */ i) =>
+    active[i].value?.head === null
+      ? new Error("No keyframe has this camera: no head is active on it.")
+      : undefined;
   return cameras.map((camera, i) => ({
     camera,
     head: heads[i],
     maps: maps[i],
-    pending: varied[i].pending || answers[i].pending,
-    error: varied[i].error ?? answers[i].error ?? tooMany(camera, heads[i]),
+    chosenBy: active[i].value?.chosen_by,
+    pending: active[i].pending || answers[i].pending,
+    error: answers[i].error ?? active[i].error ?? unseen(i) ?? tooMany(camera, heads[i]),
   }));
 }
 
@@ -92,7 +97,7 @@ export function Look({ e, view, change, playing, play, theme }) {
     return () => stop.abort();
   }, [e, ready, cameras.join()]);
 
-  const shown = loaded.map(({ camera, head, maps, pending, error }, i) => {
+  const shown = loaded.map(({ camera, head, maps, chosenBy, pending, error }, i) => {
     const map = maps ? mapAt(maps, view.keyframe) : null;
     const absent = map?.every(Number.isNaN) ?? false;
     const frame = map ? limitsOf([map], e.cameras[camera].coverage) : null;
@@ -104,7 +109,10 @@ export function Look({ e, view, change, playing, play, theme }) {
       camera,
       map: absent ? null : map,
       limits: (view.scale === "frame" ? frame : view.scale === "episode" ? whole[i] : shared) ?? [0, 1],
-      head: `${layerName(view.layer)} ${headText(head)}${view.head === "active" ? " (active)" : ""}`,
+      head: `${layerName(view.layer)} ${headText(head)}${chosenBy ? " (active)" : ""}`,
+      headTitle: chosenBy
+        ? `The most active head of the episode, by ${chosenBy} of the map that is shown.`
+        : "",
       headIndex: head,
       mass: absent ? null : masses[i],
       note: absent ? "These tokens, or this camera, are absent at this keyframe." : notes[i],

@@ -38,16 +38,6 @@ export function ofHead({ keyframes, heads, size, data }, head) {
 export const mapAt = ({ data, size }, keyframe) => data.subarray(keyframe * size, (keyframe + 1) * size);
 
 /**
- * The head with the largest mean variance in each layer; absent heads are the least active.
- * @param {(number | null)[][]} variances (layer, head)
- */
-export const activeHeads = (variances) =>
-  variances.map((heads) => {
-    const found = heads.map((v) => v ?? -1);
-    return found.indexOf(Math.max(...found));
-  });
-
-/**
  * A map at a point of normalised time, interpolated linearly between keyframes.
  * @param {Maps} maps of one head
  * @param {number} time 0: first keyframe, 1: last

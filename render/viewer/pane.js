@@ -14,6 +14,7 @@ import { Picture } from "./picture.js";
  * @property {Float32Array | null} map
  * @property {Limits} limits
  * @property {string} head as printed
+ * @property {string} [headTitle] what made it the active one
  * @property {{image: number, letterbox: number} | null} mass
  * @property {string} note
  * @property {boolean} pending
@@ -110,7 +111,7 @@ export function Pane({ e, view, camera, shown, tables, brush = null, onBrush = (
     <figure class="pane" data-camera=${camera}>
       <figcaption>
         <b>${camera}</b>
-        <span class="quiet">${head}</span>
+        <span class="quiet" title=${shown.headTitle ?? ""}>${head}</span>
         <span
           class="numbers"
           title="Share of the attention that falls on this camera's image, and on its letterbox, which is never drawn"

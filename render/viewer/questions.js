@@ -102,11 +102,23 @@ export const matrix = (e, view, camera, metric, keyframe) => ({
 });
 
 /**
- * Mean variance of every head over the episode: the largest is the active head. Of the first group.
+ * The head whose map, as it is shown, varies most over the episode.
  * @param {Episode} e @param {View} view @param {string} camera
  * @returns {Question}
  */
-export const variances = (e, view, camera) => matrix(e, { ...view, query: "" }, camera, "variance", null);
+export const activeHead = (e, view, camera) => ({
+  path: `${episodePath(e)}/active-head`,
+  parameters: {
+    phase: view.phase,
+    camera,
+    layer: view.layer,
+    ...stepOf(e, view),
+    reduce: view.reduce,
+    ...(view.query ? { query: view.query } : {}),
+    ...(view.sinks ? { sink_corrected: true } : {}),
+    v: e.version,
+  },
+});
 
 /**
  * A metric of all heads of the layer at every keyframe.

@@ -76,7 +76,15 @@ def catalog_part(paths: StorePaths, commit: Commit, number: int) -> CatalogPart:
             _check("episodes", episode)
     except (TypeError, ValueError, OverflowError) as error:
         raise IntegrityError(f"{commit.key} revision {commit.revision}: {error}") from None
-    return CatalogPart(episode, {**common, "part": commit.part, "number": number}, files)
+    row = {**common, "part": commit.part, "number": number, **_object_place(commit)}
+    return CatalogPart(episode, row, files)
+
+
+def _object_place(commit: Commit) -> dict[str, str]:
+    """Camera and source of an object part; which of several counts is chosen by them."""
+    if not commit.part.startswith("objects-"):
+        return {}
+    return {name: str(commit.summary.get(name)) for name in ("camera", "source")}
 
 
 def _time(text: str) -> datetime:

@@ -82,6 +82,8 @@ _TABLES = (
             Column("committed", _TIME, "when it was committed", "UTC"),
             Column("bytes", _I64, "size of the part's files", "bytes"),
             Column("number", _I64, "of its entry in the commit log"),
+            Column("camera", _S, "camera of an objects part; NULL for other parts"),
+            Column("source", _S, "masks of an objects part: detector or gripper; NULL for others"),
         ),
     ),
     Table(

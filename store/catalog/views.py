@@ -21,6 +21,7 @@ from pyarrow import fs
 
 from ..commits import StorePaths
 from ..ledger import LEDGER, ledger_query
+from ..rules import create_macros
 from ..tables import ALL_TABLES
 from .rows import parquet_scan, quoted
 from .tables import CATALOG, COPIED, DATABASE, VIEWED, sql_type, version
@@ -55,6 +56,7 @@ def create_views(
         else:
             _whole_view(connection, paths, name)
     connection.execute(f"CREATE VIEW {LEDGER.name} AS {ledger_query()}")
+    create_macros(connection)
 
 
 def _whole_view(connection: duckdb.DuckDBPyConnection, paths: StorePaths, name: str) -> None:

@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from attnstore.store.errors import SelectionError
-from attnstore.store.geometry import Geometry
+from ..errors import SelectionError
+from ..geometry import Geometry
 
 
 @xr.register_dataarray_accessor("attn")  # type: ignore[no-untyped-call]  # xarray is untyped here

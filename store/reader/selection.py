@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.errors import SelectionError
-from attnstore.store.naming import find_tokens, not_found
-from attnstore.store.tokens import AlignedAxis, Span
+from ..errors import SelectionError
+from ..naming import find_tokens, not_found
+from ..tokens import AlignedAxis, Span
 
 Group = str | int | slice | Sequence[int]
 

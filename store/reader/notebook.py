@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.views import is_current
+from ..views import is_current
 
 if TYPE_CHECKING:
     from .episode import Episode

@@ -8,10 +8,9 @@ import numpy as np
 import pyarrow.compute as pc
 import xarray as xr
 
-from attnstore.store.base_tables import TOKEN_METRICS
-from attnstore.store.episode import PhaseSpec
-from attnstore.store.errors import NotFoundError
-
+from ..base_tables import TOKEN_METRICS
+from ..episode import PhaseSpec
+from ..errors import NotFoundError
 from .selection import span_labels, token_labels
 
 if TYPE_CHECKING:

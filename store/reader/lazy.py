@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from xarray.backends.common import BackendArray
 from xarray.core import indexing
 
-from attnstore.store.part import Part
-from attnstore.store.precision import decode
+from ..part import Part
+from ..precision import decode
 
 
 class StoredArray(BackendArray):

@@ -7,13 +7,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.axes import VISION
-from attnstore.store.episode import EpisodeSpec, PhaseSpec
-from attnstore.store.errors import SelectionError
-from attnstore.store.geometry import Geometry
-from attnstore.store.naming import find_tokens, not_found
-from attnstore.store.part import Part
-
+from ..axes import VISION
+from ..episode import EpisodeSpec, PhaseSpec
+from ..errors import SelectionError
+from ..geometry import Geometry
+from ..naming import find_tokens, not_found
+from ..part import Part
 from .selection import check_index
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.errors import SelectionError
-
+from ..errors import SelectionError
 from .selection import TokenSelection, check_index
 
 Index = int | slice | Sequence[int] | None

@@ -8,11 +8,15 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from attnstore.store.episode import EpisodeSpec, PhaseSpec
-from attnstore.store.errors import SelectionError
-from attnstore.store.part import Part
+from ..base_tables import METRICS
+from ..episode import EpisodeSpec, PhaseSpec
+from ..errors import SelectionError
+from ..part import Part
 
 Float = NDArray[np.float32]
+_KEYS = ("phase", "camera", "query_group", "keyframe", "step", "layer", "head")
+NUMERIC = (*METRICS, "argmax_row", "argmax_col")
+"""Columns of ``head_stats`` that can be asked for."""
 
 
 class HeadStats:
@@ -40,15 +44,15 @@ class HeadStats:
         return self._dense[key]
 
     def _load(self, name: str, spec: PhaseSpec, camera: str, group: str) -> Float:
-        table = self._part.table("head_stats")
-        numeric = [f.name for f in table.schema if str(f.type) in ("float", "int16")]
-        if name not in numeric:
-            raise SelectionError(f"head_stats has no metric {name!r}; it has: {', '.join(numeric)}")
+        if name not in NUMERIC:
+            raise SelectionError(f"head_stats has no metric {name!r}; it has: {', '.join(NUMERIC)}")
+        # Not the whole table: its column of masses is most of it.
+        table = self._part.table("head_stats", [*_KEYS, name])
         keep = pc.and_(
             pc.and_(pc.equal(table["phase"], spec.phase), pc.equal(table["camera"], camera)),
             pc.equal(table["query_group"], group),
         )
-        rows = table.select(["keyframe", "step", "layer", "head", name]).filter(keep)
+        rows = table.filter(keep)
         if not rows.num_rows:
             groups = ", ".join(spec.query_groups)
             raise SelectionError(
@@ -61,28 +65,6 @@ class HeadStats:
         dense[at] = rows[name].to_numpy()
         dense.setflags(write=False)
         return dense
-
-    def active(
-        self,
-        phase: PhaseSpec,
-        camera: str,
-        group: str,
-        steps: NDArray[np.intp],
-        keyframe: int | None,
-    ) -> NDArray[np.intp]:
-        """Return the head with the largest variance of each layer, (layer,).
-
-        At one keyframe, or, when None, by the mean over the episode's keyframes.
-
-        Parameters
-        ----------
-        steps
-            As in `at_steps`.
-        """  # fmt: skip
-        variance = at_steps(self.metric("variance", phase, camera, group), steps)
-        chosen = variance[keyframe] if keyframe is not None else _mean(variance)
-        # A head without a value (a camera that the keyframe lacks) is the least active.
-        return np.asarray(np.nan_to_num(chosen, nan=-1.0).argmax(-1), np.intp)
 
     def sinks(self, phase: str, layer: int, head: int, step: int | None) -> list[dict[str, Any]]:
         """Return the rows of table ``sinks`` of one head."""
@@ -110,11 +92,3 @@ def at_steps(values: Float, steps: NDArray[np.intp]) -> Float:
     chosen = values[np.arange(len(values)), np.maximum(steps, 0)]
     chosen[steps < 0] = np.nan
     return chosen
-
-
-def _mean(values: Float) -> Float:
-    """Mean over the first axis, of what is there; NaN where nothing is."""
-    there = ~np.isnan(values)
-    count = there.sum(axis=0)
-    total = np.where(there, values, 0).sum(axis=0, dtype=np.float64)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)

@@ -10,12 +10,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from attnstore.store.axes import attention_dims, map_dims
-from attnstore.store.chunking import attention_plan, map_plan
-from attnstore.store.episode import PhaseSpec
-from attnstore.store.errors import SelectionError
-from attnstore.store.part import Part
-
+from ..axes import attention_dims, map_dims
+from ..chunking import attention_plan, map_plan
+from ..episode import PhaseSpec
+from ..errors import SelectionError
+from ..part import Part
+from ..rules import standing_step
 from .blocks import Block, Cost, Dimension, Index, coordinates, cost
 from .description import EpisodeDescription
 from .lazy import lazy_array
@@ -61,7 +61,7 @@ class AttentionSlices(EpisodeDescription):
         frame
             Frame index of the recording, instead of `keyframe`.
         query, key
-            Token group; see `attnstore.query.selection`.
+            Token group; see `attnstore.store.reader.selection`.
         max_bytes
             Larger results are refused before anything is read.
 
@@ -156,7 +156,9 @@ class AttentionSlices(EpisodeDescription):
             self._check_camera(camera)
             grid = self.spec.geometry[camera].grid
             plan = map_plan(spec.phase, len(self.frames), spec.steps, spec.layers, spec.heads, grid)
-            block = self._map_block(spec, grid, keyframe, -1 if step is None else step, layer, head)
+            if step is None:
+                step = standing_step(spec.phase, spec.steps)
+            block = self._map_block(spec, grid, keyframe, step, layer, head)
             path = f"maps/{spec.phase}/{group}/{camera}/max"
             found = cost(block, "maps", path, plan.chunk, plan.shard, plan.shape, 4)
             return self._with_missing(found, plan.shard, block)

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.errors import SelectionError
-from attnstore.store.geometry import Geometry
+from ..errors import SelectionError
+from ..geometry import Geometry
 
 
 def remove(
