@@ -28,7 +28,7 @@ from .commands.serve import serve
 from .commands.sql import sql
 from .commands.timeline import timeline
 from .commands.tokens import tokens
-from .commands.upkeep import catalog, gc, verify
+from .commands.upkeep import catalog, gc, remove, verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -52,7 +52,7 @@ def cli(verbose: bool) -> None:
 
 for command in (
     ingest, ls, tokens, sql, compare, export, objects, cnn, probe, render, report, pull, serve,
-    verify, gc, catalog, policies, demo,
+    verify, gc, remove, catalog, policies, demo,
 ):  # fmt: skip
     cli.add_command(command)
 render.add_command(render_cnn)

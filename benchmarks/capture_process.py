@@ -27,8 +27,8 @@ from attnstore.ingest.policies.pi0 import Pi0Policy
 from attnstore.ingest.policies.vlm import VlmPolicy
 from attnstore.ingest.recorder import EpisodeRecorder
 from attnstore.ingest.writing import WriteQueue
-from attnstore.store.commit import Attempt
-from attnstore.store.paths import create_store
+from attnstore.store.commits import Attempt
+from attnstore.store.opening import create_store
 from attnstore.store.writer import EpisodeWriter
 
 from .full_paligemma import paligemma

@@ -10,7 +10,7 @@ from functools import partial
 import attnstore
 from attnstore.query.object_options import TIERS, ObjectOptions
 from attnstore.query.object_part import add_objects
-from attnstore.store.paths import StorePaths
+from attnstore.store.commits import StorePaths
 
 from .measure import Figure, Setting, Times
 from .replay import SampleFrames, ingest_store, shape_of

@@ -24,7 +24,7 @@ from attnstore.ingest.policies.base import Batch, Observation, PhaseShape, Sampl
 from attnstore.ingest.policies.hooks import HookedPolicy, Watched
 from attnstore.query import Episode
 from attnstore.store.geometry import Geometry
-from attnstore.store.paths import create_store
+from attnstore.store.opening import create_store
 from attnstore.store.run import save_run
 from attnstore.store.tokens import Axis, Span, Token, TokenLayout
 

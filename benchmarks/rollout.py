@@ -15,10 +15,10 @@ import numpy as np
 from attnstore.query import Episode, open
 from attnstore.query.rollout import rollout, rollout_map
 from attnstore.store.arrays import PolicyShapes
-from attnstore.store.commit import Attempt
+from attnstore.store.commits import Attempt, slug
 from attnstore.store.episode import EpisodeSpec, PhaseSpec
 from attnstore.store.geometry import Geometry
-from attnstore.store.paths import create_store, slug
+from attnstore.store.opening import create_store
 from attnstore.store.precision import PRECISIONS, encode
 from attnstore.store.run import RunConfig, save_run
 from attnstore.store.tokens import AlignedAxis, Axis, Span, Token, TokenLayout

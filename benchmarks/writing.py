@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from attnstore.ingest.keyframes import describe_episode
 from attnstore.ingest.reduction import encode_on_device
 from attnstore.ingest.writing import WriteQueue
-from attnstore.store.commit import Attempt
-from attnstore.store.paths import create_store
+from attnstore.store.commits import Attempt
+from attnstore.store.opening import create_store
 from attnstore.store.writer import EpisodeWriter
 
 from .measure import size_of

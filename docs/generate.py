@@ -11,7 +11,7 @@ from pathlib import Path
 
 from attnstore.store.arrays import MAP_BITS
 from attnstore.store.axes import PHASES, VISION, attention_dims, map_dims
-from attnstore.store.catalog_tables import CATALOG, VIEWED, sql_type
+from attnstore.store.catalog.tables import CATALOG, VIEWED, sql_type
 from attnstore.store.columns import Table
 from attnstore.store.ledger import LEDGER
 from attnstore.store.precision import rounding_error

@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from attnstore.store.commit import Attempt, Commit
+from attnstore.store.commits import Attempt, Commit, StorePaths, slug
 from attnstore.store.errors import AttnstoreError
-from attnstore.store.paths import StorePaths, slug
 from attnstore.store.run import RunConfig
 from attnstore.store.writer import EpisodeWriter
 

@@ -13,7 +13,15 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, Protocol
 
 from attnstore.store.boundary import told
-from attnstore.store.commit import Commit, Key, latest_commit
+from attnstore.store.commits import (
+    Commit,
+    Key,
+    StorePaths,
+    create_exclusive,
+    latest_commit,
+    now,
+    slug,
+)
 from attnstore.store.errors import (
     AttnstoreError,
     ConflictError,
@@ -22,7 +30,6 @@ from attnstore.store.errors import (
     IntegrityError,
     UnsupportedFormatError,
 )
-from attnstore.store.paths import StorePaths, create_exclusive, now, slug
 
 from .datasets.base import Dataset
 from .episode import EpisodeJob, StoppedError, ingest_episode

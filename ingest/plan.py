@@ -13,9 +13,8 @@ from typing import Any
 
 from attnstore.store.base_tables import TOKEN_METRICS
 from attnstore.store.chunking import EXPECTED_RATIO, MAP_RATIO, attention_bytes
-from attnstore.store.commit import ATTEMPT_FILE, latest_commit
+from attnstore.store.commits import ATTEMPT_FILE, StorePaths, latest_commit, read_json
 from attnstore.store.errors import EpisodeError, IntegrityError
-from attnstore.store.paths import StorePaths, read_json
 from attnstore.store.run import RunConfig
 from attnstore.store.tokens import TokenLayout
 

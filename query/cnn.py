@@ -12,11 +12,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from attnstore.store.cnn import GROUP, OBJECTIVE, RESPONSE, CnnSpec, read_spec
-from attnstore.store.commit import Commit
+from attnstore.store.commits import Commit, StorePaths
 from attnstore.store.engine import Block, Index
 from attnstore.store.errors import IntegrityError, NotFoundError, SelectionError
 from attnstore.store.part import Part
-from attnstore.store.paths import StorePaths
 
 from .store import Store
 

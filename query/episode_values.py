@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from attnstore.store.base_tables import METRICS
-from attnstore.store.catalog_rows import quoted
+from attnstore.store.catalog.rows import quoted
 from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.naming import default_group
 from attnstore.store.reader.selection import check_index

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.catalog_rows import quoted
+from attnstore.store.catalog.rows import quoted
 from attnstore.store.errors import NotFoundError, SelectionError
 from attnstore.store.probe_tables import ACTION_METRICS
 

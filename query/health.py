@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from attnstore.store.catalog_rows import quoted
-from attnstore.store.quarantine import quarantined
+from attnstore.store.catalog.rows import quoted
+from attnstore.store.commits.quarantine import quarantined
+from attnstore.store.commits.verify import verify
 from attnstore.store.run import RunConfig
-from attnstore.store.verify import verify
 
 from .chosen import Chosen
 from .store import Store

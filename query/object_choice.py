@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from attnstore.store.catalog_rows import quoted
-from attnstore.store.commit import Commit
+from attnstore.store.catalog.rows import quoted
+from attnstore.store.commits import Commit
 from attnstore.store.rules import Place, counting_object_parts
 
 from .chosen import Chosen

@@ -18,10 +18,9 @@ import numpy as np
 import pyarrow as pa
 
 from attnstore.store.boundary import episode_errors
-from attnstore.store.commit import Attempt, Commit, latest_commit
+from attnstore.store.commits import Attempt, Commit, StorePaths, latest_commit
 from attnstore.store.errors import ConflictError, EpisodeError, NotFoundError, SelectionError
 from attnstore.store.parquet import write_table
-from attnstore.store.paths import StorePaths
 from attnstore.store.reader.episode import Episode
 from attnstore.store.tables import PART_TABLES
 

@@ -15,7 +15,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from attnstore.store.commit import Commit, latest_commit
+from attnstore.store.commits import Commit, latest_commit
 from attnstore.store.errors import NotFoundError
 from attnstore.store.object_tables import OBJECT_METRICS
 from attnstore.store.part import Part

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.cells import cell_len, set_cell_size
 
+from attnstore.store.commits.files import MAX_DEPTH
 from attnstore.store.errors import AttnstoreError, IntegrityError, UsageError
-from attnstore.store.paths import MAX_DEPTH
 
 Format = Literal["table", "ndjson", "csv", "arrow", "parquet"]
 FORMATS: tuple[Format, ...] = get_args(Format)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnstore.store.commit import Commit, all_commits, latest_commit
+from attnstore.store.commits import (
+    Commit,
+    StorePaths,
+    all_commits,
+    committed_names,
+    latest_commit,
+    slug,
+)
 from attnstore.store.errors import NotFoundError, SelectionError
+from attnstore.store.opening import open_paths
 from attnstore.store.part import Part
-from attnstore.store.paths import StorePaths, open_store, slug
 from attnstore.store.reader.episode import Episode
 from attnstore.store.run import RunConfig, load_run, run_ids
 
@@ -38,17 +44,11 @@ def open(path: str | os.PathLike[str], *, engine: str | None = None) -> Store:
     UsageError
         If the URL is of no known kind, or the extra that reads it is not installed.
     """
-    return Store(open_paths(path), engine=engine)
+    from attnstore.store.catalog import seed_log
 
-
-def open_paths(name: str | os.PathLike[str]) -> StorePaths:
-    """Open a store's files by a path or a URL; raises as `open`."""
-    text = os.fspath(name)
-    if "://" not in text:
-        return open_store(Path(text))
-    from attnstore.store.mirror import open_url
-
-    return open_url(text)
+    paths = open_paths(path)
+    seed_log(paths)
+    return Store(paths, engine=engine)
 
 
 class Store:
@@ -137,7 +137,7 @@ class Store:
         return run_query(self._catalog, query)
 
     def _ids(self, run: str, name: str) -> list[str]:
-        known = self.paths.entries(run)
+        known = committed_names(self.paths, run)
         if slug(name) in known:
             return [slug(name)]
         readable = slug(name).rsplit("-", 1)[0]

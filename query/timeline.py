@@ -34,7 +34,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from attnstore.store.arrays import MAP_BITS
-from attnstore.store.commit import Commit
+from attnstore.store.commits import Commit
 from attnstore.store.errors import NotFoundError, SelectionError
 from attnstore.store.geometry import Geometry
 from attnstore.store.part import Part

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .arrays import PolicyShapes
     from .catalog import Generation, connect, rebuild, refresh
-    from .commit import Attempt, Commit, all_commits, latest_commit
+    from .commits import Attempt, Commit, StorePaths, all_commits, latest_commit
+    from .commits.garbage import Collected, collect
+    from .commits.verify import Problem
     from .episode import EpisodeSpec, PhaseSpec
     from .errors import (
         AttnstoreError,
@@ -27,13 +29,11 @@ if TYPE_CHECKING:
         UnsupportedFormatError,
         UsageError,
     )
-    from .garbage import Collected, collect
     from .geometry import Geometry
+    from .opening import create_store, open_store
     from .part import Part
-    from .paths import StorePaths, create_store, open_store
     from .run import RunConfig, load_run, run_ids, save_run
     from .tokens import AlignedAxis, Axis, Span, Token, TokenLayout
-    from .verify import Problem
     from .writer import EpisodeWriter
 
 __all__ = [
@@ -82,7 +82,9 @@ __all__ = [
 _HOMES = {
     "arrays": ("PolicyShapes",),
     "catalog": ("Generation", "connect", "rebuild", "refresh"),
-    "commit": ("Attempt", "Commit", "all_commits", "latest_commit"),
+    "commits": ("Attempt", "Commit", "StorePaths", "all_commits", "latest_commit"),
+    "commits.garbage": ("Collected", "collect"),
+    "commits.verify": ("Problem",),
     "episode": ("EpisodeSpec", "PhaseSpec"),
     "errors": (
         "AttnstoreError",
@@ -97,13 +99,11 @@ _HOMES = {
         "UnsupportedFormatError",
         "UsageError",
     ),
-    "garbage": ("Collected", "collect"),
     "geometry": ("Geometry",),
     "part": ("Part",),
-    "paths": ("StorePaths", "create_store", "open_store"),
+    "opening": ("create_store", "open_store"),
     "run": ("RunConfig", "load_run", "run_ids", "save_run"),
     "tokens": ("AlignedAxis", "Axis", "Span", "Token", "TokenLayout"),
-    "verify": ("Problem",),
     "writer": ("EpisodeWriter",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -28,8 +28,8 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from .axes import attention_dims, map_dims
 from .chunking import ChunkPlan, attention_plan, blosc, map_plan, shuffled
+from .commits import FORMAT_MAJOR, FORMAT_MINOR
 from .episode import EpisodeSpec, PhaseSpec, spec_to_json
-from .paths import FORMAT_MAJOR, FORMAT_MINOR
 from .precision import absent, dtype, log8_table
 
 MAP_REDUCTIONS = ("mean", "max")

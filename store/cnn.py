@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from .arrays import small_array
+from .commits import FORMAT_MAJOR, FORMAT_MINOR
 from .errors import IntegrityError
-from .paths import FORMAT_MAJOR, FORMAT_MINOR
 from .run import RunConfig
 
 GROUP = "cnn.zarr"

@@ -10,6 +10,7 @@
     │   └── NotPulledError          3  committed, but not in this copy of the store
     ├── IntegrityError              4  stored bytes are not what was committed
     │   └── UnsupportedFormatError  4  written by a newer major format
+    ├── DeniedError                 1  a server does not give a file, nor say whether there is one
     ├── ConflictError               1  another writer committed the same revision first
     ├── EpisodeError                5  one episode of a dataset is broken
     ├── HealthError                 5  captured attention fails a check of the health gate
@@ -64,6 +65,10 @@ class IntegrityError(AttnstoreError):
 
 class UnsupportedFormatError(IntegrityError):
     """The store was written by a newer major format version."""
+
+
+class DeniedError(AttnstoreError):
+    """A server does not give a file, and does not say whether there is one."""
 
 
 class ConflictError(AttnstoreError):

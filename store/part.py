@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from .arrays import MAP_REDUCTIONS
 from .axes import STEPPED_PHASES
-from .commit import Commit, StoredFile, hash_file
+from .commits import ARRAYS, Commit, StoredFile, StorePaths, hash_file
 from .engine import Block, Index, open_block
 from .episode import EpisodeSpec, spec_from_json
 from .errors import IntegrityError, NotFoundError
 from .image import MOST_PIXELS
-from .paths import StorePaths
 from .precision import decode
 from .shards import NeedingBlock, touched
 from .vetting import (
@@ -32,7 +31,6 @@ from .vetting import (
     chunk_shape,
     description,
 )
-from .writer import ARRAYS
 
 
 class Part:

@@ -21,7 +21,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from .commit import Commit
+from .commits import Commit
 from .errors import UsageError
 from .generated import DECODE
 from .statistics import grid_variance, image_variance

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .commits import SAFE, StorePaths, create_exclusive, log_of, now, read_json, register_run, slug
 from .errors import IntegrityError, NotFoundError
-from .paths import SAFE, StorePaths, create_exclusive, now, read_json, slug
 from .precision import PRECISIONS
 from .statistics import SEMANTICS
 from .views import check_cameras
@@ -71,7 +71,8 @@ def save_run(paths: StorePaths, config: RunConfig, provenance: Mapping[str, Any]
         "provenance": dict(provenance),
         "created": now(),
     }
-    create_exclusive(paths.runs / f"{config.id}.json", value)
+    create_exclusive(paths.run_file(config.id), value)
+    register_run(paths, config.id)
     return config.id
 
 
@@ -85,12 +86,15 @@ def load_run(paths: StorePaths, run: str) -> tuple[RunConfig, dict[str, Any]]:
     IntegrityError
         If its file is not a run configuration.
     """
-    path = paths.runs / f"{run}.json"
-    if not SAFE.fullmatch(run) or not path.is_file():
+    try:
+        if not SAFE.fullmatch(run):
+            raise FileNotFoundError
+        path = paths.run_file(run)
+        value = read_json(path)
+    except FileNotFoundError:
         raise NotFoundError(
             f"{paths.root} has no run {run[:200]!r}; it has: {', '.join(run_ids(paths)) or 'none'}"
-        )
-    value = read_json(path)
+        ) from None
     try:
         raw = dict(value["config"])
         raw["cameras"] = tuple(raw["cameras"])
@@ -100,7 +104,5 @@ def load_run(paths: StorePaths, run: str) -> tuple[RunConfig, dict[str, Any]]:
 
 
 def run_ids(paths: StorePaths) -> list[str]:
-    """Ids of all runs in the store, sorted."""
-    if not paths.runs.is_dir():
-        return []
-    return sorted(p.stem for p in paths.runs.glob("*.json") if not p.name.startswith("."))
+    """Ids of all runs that the store's log records, sorted."""
+    return sorted(log_of(paths).update().runs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from .commit import StoredFile
+from .commits import StoredFile
 from .engine import Block, Index, Stored
 
 

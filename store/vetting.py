@@ -23,9 +23,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .commit import StoredFile, hash_file
+from .commits import StoredFile, hash_file
+from .commits.files import parse_json
 from .errors import IntegrityError
-from .paths import parse_json
 
 ITEM_BYTES: Mapping[str, int] = {
     "bool": 1, "int8": 1, "int16": 2, "int32": 4, "int64": 8, "uint8": 1, "uint16": 2,

@@ -16,7 +16,7 @@ from .arrays import MAP_BITS, MAP_REDUCTIONS, PolicyShapes, create_arrays
 from .axes import STEPPED_PHASES
 from .chunking import MAP_KEYFRAMES
 from .columns import Table
-from .commit import Attempt, Commit
+from .commits import ARRAYS, Attempt, Commit
 from .engine import Block, open_block
 from .episode import EpisodeSpec, PhaseSpec
 from .parquet import ROW_GROUP, open_table, write_table
@@ -24,7 +24,6 @@ from .precision import absent, check_weights, dtype, round_significant
 from .tables import OPTIONAL_TABLES, TABLES
 from .tokens import Axis, TokenLayout
 
-ARRAYS = "attention.zarr"
 Stored = NDArray[Any]
 
 

@@ -19,8 +19,8 @@ from attnstore.ingest.policies.tiny import build_tiny_pi0
 from attnstore.query import Episode
 from attnstore.store.episode import EpisodeSpec, PhaseSpec
 from attnstore.store.geometry import Geometry
+from attnstore.store.opening import create_store
 from attnstore.store.part import Part
-from attnstore.store.paths import create_store
 from attnstore.store.run import RunConfig, save_run
 from attnstore.store.tokens import AlignedAxis, Axis, Span, Token
 

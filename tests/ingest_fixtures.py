@@ -26,12 +26,12 @@ from attnstore.ingest.policies.base import ATTENTION_ONLY, Observation, Policy, 
 from attnstore.ingest.policies.pi0 import Pi0Policy
 from attnstore.ingest.policies.registry import load_policy
 from attnstore.ingest.policies.tiny import build_tiny_pi0
-from attnstore.store.commit import Commit, all_commits
+from attnstore.store.commits import Commit, StorePaths, all_commits
+from attnstore.store.commits.verify import verify
+from attnstore.store.opening import create_store, open_store
 from attnstore.store.part import Part
-from attnstore.store.paths import StorePaths, create_store, open_store
 from attnstore.store.run import save_run
 from attnstore.store.tables import TABLES
-from attnstore.store.verify import verify
 
 CAMERAS = ("hand_camera", "varied_camera_1")
 STEPS = 3

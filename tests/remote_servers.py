@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from attnstore.store.paths import StorePaths
+from attnstore.store.commits import StorePaths
 
 
 class FileServer:

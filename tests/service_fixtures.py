@@ -25,8 +25,8 @@ from store_fixtures import (
     write_rows,
 )
 
-from attnstore.store.commit import Attempt, all_commits
-from attnstore.store.paths import StorePaths, create_store, slug
+from attnstore.store.commits import Attempt, StorePaths, all_commits, slug
+from attnstore.store.opening import create_store
 from attnstore.store.run import save_run
 from attnstore.store.writer import EpisodeWriter
 

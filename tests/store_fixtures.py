@@ -18,11 +18,18 @@ from numpy.typing import NDArray
 
 from attnstore.store.arrays import PolicyShapes
 from attnstore.store.base_tables import METRICS
-from attnstore.store.commit import Attempt, Commit, all_commits, hash_file, latest_commit
+from attnstore.store.commits import (
+    Attempt,
+    Commit,
+    StorePaths,
+    all_commits,
+    hash_file,
+    latest_commit,
+    slug,
+)
 from attnstore.store.episode import EpisodeSpec, PhaseSpec
 from attnstore.store.generated import at_step, reserve, with_tokens
 from attnstore.store.geometry import Geometry
-from attnstore.store.paths import StorePaths, slug
 from attnstore.store.precision import encode
 from attnstore.store.run import RunConfig, save_run
 from attnstore.store.statistics import (
@@ -450,7 +457,7 @@ def flip_byte(file: Path, position: int) -> None:
 
 def sealed(paths: StorePaths, commit: Commit) -> Commit:
     """Commit a part's files as they are now, as the author of a hostile store would."""
-    (file,) = (f for f in paths.commits.rglob("*.json") if commit.attempt in f.read_text())
+    (file,) = (f for f in paths.log.glob("*.json") if commit.attempt in f.read_text())
     value = json.loads(file.read_text())
     folder = commit.directory(paths)
     value["files"] = [

@@ -40,7 +40,7 @@ from attnstore.render.report.looking import heads as heads_section
 from attnstore.render.report.looking import overlays
 from attnstore.render.track import LayerMaps
 from attnstore.store.errors import NotFoundError
-from attnstore.store.paths import create_store
+from attnstore.store.opening import create_store
 from attnstore.store.rules import NO_HEAD, Active
 
 __all__ = ["browser"]

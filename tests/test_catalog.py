@@ -18,15 +18,24 @@ import pyarrow.parquet as pq
 import pytest
 from store_fixtures import flip_byte, sealed, write_episode
 
-from attnstore.store import catalog as module
+import attnstore.store.catalog.generations  # noqa: F401  by its own name below
 from attnstore.store.catalog import Generation, connect, generations, rebuild, refresh
-from attnstore.store.catalog_tables import CATALOG, COPIED, VIEWED
-from attnstore.store.commit import Attempt, Commit
+from attnstore.store.catalog.tables import CATALOG, COPIED, VIEWED
+from attnstore.store.commits import (
+    Attempt,
+    Commit,
+    StorePaths,
+    all_commits,
+    log_of,
+    register_run,
+    remove_part,
+)
 from attnstore.store.errors import UsageError
 from attnstore.store.ledger import LEDGER
-from attnstore.store.paths import StorePaths, create_store
+from attnstore.store.opening import create_store
 from attnstore.store.tables import ALL_TABLES, TABLES
 
+module = sys.modules["attnstore.store.catalog.generations"]
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
 SMALL: dict[str, Any] = {"keyframes": 1, "layers": 1, "heads": 1, "steps": 1, "grid": (2, 2)}
@@ -46,6 +55,10 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def paths(template: Path, tmp_path: Path) -> StorePaths:
     # Characters that mean something to SQL, to globs, and to Hive partitioning.
     return StorePaths(shutil.copytree(template, tmp_path / "it's=[a] *.attn"))
+
+
+def newest_entry(paths: StorePaths) -> Path:
+    return max(paths.log.glob("*.json"))
 
 
 def names(paths: StorePaths) -> list[str]:
@@ -169,7 +182,7 @@ def test_nothing_to_do_makes_no_generation(paths: StorePaths) -> None:
         stat.st_ino,
     )
     others = {p.name for p in paths.catalog.iterdir()} - {"catalog-000001.duckdb"}
-    assert others <= {"catalog-000001.stamp"}
+    assert others == {"newest.json"}
 
 
 def other_part(paths: StorePaths, base: Commit, part: str) -> Commit:
@@ -196,9 +209,8 @@ def test_incremental_equals_rebuilt(paths: StorePaths) -> None:
         elif what == 3:
             write_episode(paths, f"new run {step}", run_seed=step, **SMALL)
         else:
-            runs = sorted(paths.commits.iterdir())
-            episodes = sorted(e for r in runs for e in r.iterdir() if not e.name.startswith("with"))
-            shutil.rmtree(rng.choice(episodes))
+            commits = [c for c in all_commits(paths) if not c.episode.startswith("with")]
+            remove_part(paths, rng.choice(commits).key)
         generation = refresh(paths)
         copy = StorePaths(shutil.copytree(paths.root, paths.root.parent / f"copy {step}"))
         for old in generations(copy):
@@ -224,17 +236,17 @@ def test_a_replaced_revision_takes_its_rows_along(paths: StorePaths) -> None:
 
 
 def test_an_episode_that_was_removed_and_ingested_again(paths: StorePaths) -> None:
-    """Its revision is 1 again: the commit file's time tells that it is another."""
+    """The removal is a revision, and what comes again is the one after."""
     first = write_episode(paths, "again", seed=1, **SMALL)
     refresh(paths)
-    shutil.rmtree(paths.commits / first.run / first.episode)
+    assert remove_part(paths, first.key) == 2
     assert "again" not in names(paths)
     refresh(paths)
     second = write_episode(paths, "again", seed=2, **SMALL)
     with connect(paths) as connection:
         query = "SELECT attempt FROM episodes WHERE name = 'again'"
         assert connection.sql(query).fetchall() == [(second.attempt,)]
-        shutil.rmtree(paths.commits / first.run / first.episode)
+        remove_part(paths, first.key)
         third = write_episode(paths, "again", seed=3, **SMALL)
     with connect(paths) as connection:
         assert connection.sql(query).fetchall() == [(third.attempt,)]
@@ -337,7 +349,7 @@ REFRESHER = """
 import sys, time
 from pathlib import Path
 from attnstore.store.catalog import connect
-from attnstore.store.paths import open_store
+from attnstore.store.opening import open_store
 from store_fixtures import write_episode
 
 root, worker, rounds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -381,7 +393,7 @@ def test_whoever_loses_the_race_takes_the_winners(
         if rivals:
             rivals.pop()
             rebuild(paths)
-        return claim(temporary, target)
+        return bool(claim(temporary, target))
 
     monkeypatch.setattr(module, "_claim", late)
     assert refresh(paths).number == 1
@@ -402,7 +414,7 @@ def test_a_file_system_without_hard_links(
     with monkeypatch.context() as patch:
         patch.setattr(os, "link", no_link)
         assert refresh(paths).number == 1
-        shutil.rmtree(next(paths.commits.glob("*/b-*")))
+        remove_part(paths, next(c.key for c in all_commits(paths) if c.summary["name"] == "b"))
         assert "b" not in names(paths)
     assert [g.number for g in generations(paths)] == [1, 2]
 
@@ -413,7 +425,7 @@ from pathlib import Path
 import pyarrow, duckdb
 from attnstore.store.catalog import connect, generations, refresh
 from attnstore.store.errors import UsageError
-from attnstore.store.paths import open_store
+from attnstore.store.opening import open_store
 
 if os.getuid() == 0:
     os.setgid(65534)
@@ -487,12 +499,14 @@ def test_a_part_whose_table_is_missing_is_named_and_left_out(paths: StorePaths) 
 
 
 def test_unreadable_commits_and_runs_are_named(paths: StorePaths) -> None:
-    commit = write_episode(paths, "b", **SMALL)
-    file = paths.part_commits(*commit.key) / "000001.json"
-    file.write_text(file.read_text()[:-100])
+    write_episode(paths, "b", **SMALL)
+    file = newest_entry(paths)
     (paths.runs / "broken.json").write_text("{}")
+    register_run(paths, "broken")
     other = write_episode(paths, "c", **SMALL)
-    raw = paths.part_commits(*other.key) / "000001.json"
+    file.write_text(file.read_text()[:-100])
+    log_of(paths)._forget()
+    raw = newest_entry(paths)
     content = json.loads(raw.read_text())
     content["summary"]["keyframes"] = "many"
     raw.write_text(json.dumps(content))
@@ -501,8 +515,9 @@ def test_unreadable_commits_and_runs_are_named(paths: StorePaths) -> None:
             assert len(connection.sql("FROM episodes").fetchall()) == 4
             query = "SELECT coalesce(episode, run), reason FROM unreadable"
             reasons = dict(connection.sql(query).fetchall())
-        assert set(reasons) == {commit.episode, other.episode, "broken"}
-        assert "not JSON" in reasons[commit.episode]
+        assert set(reasons) == {None, other.episode, "broken"}
+        assert "not JSON" in reasons[None]
+        assert file.name in reasons[None]
         assert "many" in reasons[other.episode]
         assert "not a run configuration" in reasons["broken"]
     assert len(generations(paths)) == 1
@@ -510,8 +525,8 @@ def test_unreadable_commits_and_runs_are_named(paths: StorePaths) -> None:
 
 def test_ids_come_from_the_commit_and_not_from_the_file(paths: StorePaths) -> None:
     """Else a file could put rows under another episode, where nothing would delete them."""
-    commit = write_episode(paths, "b", **SMALL)
     foreign = write_episode(paths, "c", seed=3, **SMALL)
+    commit = write_episode(paths, "b", **SMALL)
     for table in TABLES:
         shutil.copyfile(
             foreign.directory(paths) / f"{table}.parquet",
@@ -535,5 +550,5 @@ def test_a_missing_store_directory_is_an_error(tmp_path: Path) -> None:
 
 def test_batches_are_joined(paths: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:
     one = refresh(paths)
-    monkeypatch.setattr("attnstore.store.catalog_changes.BATCH", 1)
+    monkeypatch.setattr("attnstore.store.catalog.changes.BATCH", 1)
     assert_same(one, rebuild(paths))

@@ -21,7 +21,7 @@ from store_fixtures import flip_byte, random_episode, write_episode
 import attnstore
 from attnstore.cli import cli
 from attnstore.render.track import LayerMaps
-from attnstore.store.paths import create_store
+from attnstore.store.opening import create_store
 
 NAME = "success/2025-01-01/2025-01-01_10-00-00"
 

@@ -17,9 +17,8 @@ from ingest_fixtures import Zygote, problems, run_attnstore
 import attnstore
 from attnstore.cli import main
 from attnstore.commands.probe_options import parse_layers
-from attnstore.store.commit import all_commits
+from attnstore.store.commits import StorePaths, all_commits
 from attnstore.store.errors import UsageError
-from attnstore.store.paths import StorePaths
 
 Run = Callable[..., tuple[int, str, str]]
 

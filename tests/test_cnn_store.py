@@ -25,10 +25,10 @@ from attnstore.ingest.cnn.maximisation import Maximisation, maximise
 from attnstore.ingest.cnn.torch_network import TorchNetwork
 from attnstore.query.cnn import CnnResult, cnn_results
 from attnstore.store.cnn import GROUP, CnnSpec
+from attnstore.store.commits.garbage import collect
+from attnstore.store.commits.verify import verify
 from attnstore.store.errors import AttnstoreError, IntegrityError, NotFoundError
-from attnstore.store.garbage import collect
-from attnstore.store.paths import create_store
-from attnstore.store.verify import verify
+from attnstore.store.opening import create_store
 
 NETWORK = ("--network", "cnn_networks:make", "--weights", "random", "--init-seed", "7")
 SMALL = ("--size", "16", "--iterations", "6", "--shots", "3")

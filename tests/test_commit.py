@@ -14,7 +14,23 @@ import pytest
 from store_fixtures import write_episode
 
 import attnstore.store as package
-from attnstore.store.commit import Attempt, all_commits, latest_commit, read_commit
+from attnstore.store.commits import (
+    MARKER,
+    Attempt,
+    Commit,
+    StorePaths,
+    all_commits,
+    check_id,
+    check_relative,
+    give_up_entry,
+    latest_commit,
+    log,
+    read_commits,
+    slug,
+    unreadable_entries,
+)
+from attnstore.store.commits.garbage import collect
+from attnstore.store.commits.verify import verify
 from attnstore.store.errors import (
     ConflictError,
     IntegrityError,
@@ -22,19 +38,9 @@ from attnstore.store.errors import (
     UnsupportedFormatError,
     UsageError,
 )
-from attnstore.store.garbage import collect
+from attnstore.store.opening import create_store, open_store
 from attnstore.store.part import Part
-from attnstore.store.paths import (
-    MARKER,
-    StorePaths,
-    check_id,
-    check_relative,
-    create_store,
-    open_store,
-    slug,
-)
 from attnstore.store.run import load_run, run_ids
-from attnstore.store.verify import verify
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
@@ -42,9 +48,9 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT 
 PUBLISHER = """
 import sys, time
 from pathlib import Path
-from attnstore.store.commit import Attempt
+from attnstore.store.commits import Attempt
 from attnstore.store.errors import ConflictError
-from attnstore.store.paths import open_store
+from attnstore.store.opening import open_store
 
 root, name, rounds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 paths = open_store(root)
@@ -66,7 +72,7 @@ WRITER = """
 import sys
 from itertools import count
 from pathlib import Path
-from attnstore.store.paths import open_store
+from attnstore.store.opening import open_store
 from store_fixtures import write_episode
 
 paths, worker = open_store(Path(sys.argv[1])), int(sys.argv[2])
@@ -115,7 +121,7 @@ def test_one_of_many_concurrent_publishers_wins(paths: StorePaths, tmp_path: Pat
         assert winners == [commit.summary["name"]]
         assert commit.revision == 1
         assert (commit.directory(paths) / "data").read_text() == winners[0]
-        assert not list(paths.part_commits("run", f"episode-{i}", "base").glob(".tmp-*"))
+    assert not list(paths.log.glob(".tmp-*"))
 
 
 def test_the_highest_revision_wins_and_a_stale_writer_loses(paths: StorePaths) -> None:
@@ -158,32 +164,50 @@ def test_killed_writers_leave_only_whole_commits(paths: StorePaths) -> None:
 
 def test_an_empty_torn_commit_is_ignored(paths: StorePaths) -> None:
     first = commit_text(paths)
-    (paths.part_commits("run", "e", "base") / "000002.json").touch()
+    paths.entry(2).touch()
     assert latest_commit(paths, "run", "e") == first
     third = commit_text(paths, "third")
-    assert third.revision == 3
     assert latest_commit(paths, "run", "e") == third
+    assert paths.entry(3).is_file()
+    ((file, reason),) = unreadable_entries(paths)
+    assert (file, reason.partition(":")[0]) == ("commits/log/0000000002.json", "empty")
 
 
 def test_a_damaged_commit_is_an_error_and_not_an_older_revision(paths: StorePaths) -> None:
     commit_text(paths)
     commit_text(paths)
-    file = paths.part_commits("run", "e", "base") / "000002.json"
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(IntegrityError, match=r"000002\.json: not JSON"):
+    other = commit_text(paths, "other", "another")
+    file = paths.entry(2)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    log._logs.clear()  # as another process sees it
+    with pytest.raises(
+        IntegrityError, match=r"0000000002\.json: not JSON.*attnstore remove --entry 2"
+    ):
         latest_commit(paths, "run", "e")
+    assert latest_commit(paths, "run", "another") == other, "the others are not affected"
+    assert list(all_commits(paths)) == [other]
+    file.write_bytes(whole)
+    assert len(list(all_commits(paths))) == 2, "put back, it counts again"
+    file.write_bytes(whole[:100])
+    log._logs.clear()
+    give_up_entry(paths, 2)
+    first = latest_commit(paths, "run", "e")
+    assert first is not None
+    assert first.revision == 1
+    assert unreadable_entries(paths) == []
+    with pytest.raises(UsageError, match="not one of the entries that cannot be read"):
+        give_up_entry(paths, 1)
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
         ("run", "../other"),
-        ("run", "another"),
         ("episode", ".."),
         ("part", "base/../.."),
         ("attempt", "../../../etc"),
         ("attempt", "a/b"),
-        ("revision", 7),
         ("revision", "first"),
         ("summary", None),
         ("files", [["../../secret", 1, "0"]]),
@@ -197,10 +221,14 @@ def test_ids_and_paths_that_leave_the_store_are_refused(
     paths: StorePaths, field: str, value: object
 ) -> None:
     commit_text(paths)
-    file = paths.part_commits("run", "e", "base") / "000001.json"
+    file = paths.entry(1)
     file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
-    with pytest.raises(IntegrityError):
-        read_commit(file)
+    assert not [c for c in all_commits(paths) if c.attempt == value or c.revision == value]
+    bad = [c for _, c in read_commits(paths) if not isinstance(c, Commit)]
+    assert bad or unreadable_entries(paths)
+    if not isinstance(value, str) or value == "first":  # else it is of no part, or of another one
+        with pytest.raises(IntegrityError, match="0000000001"):
+            latest_commit(paths, "run", "e")
 
 
 @pytest.mark.parametrize("value", ["", ".", "..", "a/b", "/a", "-a", "a\0", "ä", "x" * 200, "a\n"])

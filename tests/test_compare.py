@@ -27,9 +27,9 @@ from attnstore.commands.compare import compare as command
 from attnstore.query import Store
 from attnstore.query.compare import Comparison, compare
 from attnstore.render.compare_plot import draw_comparison
-from attnstore.store.commit import Attempt
+from attnstore.store.commits import Attempt, StorePaths, slug
 from attnstore.store.errors import AttnstoreError, SelectionError, UsageError
-from attnstore.store.paths import StorePaths, create_store, slug
+from attnstore.store.opening import create_store
 from attnstore.store.run import save_run
 from attnstore.store.writer import EpisodeWriter
 

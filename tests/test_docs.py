@@ -7,9 +7,9 @@ from pathlib import Path
 from store_fixtures import random_episode, write_episode
 
 from attnstore.store.axes import attention_dims, map_dims
-from attnstore.store.catalog_tables import CATALOG
+from attnstore.store.catalog.tables import CATALOG
+from attnstore.store.opening import create_store
 from attnstore.store.part import Part
-from attnstore.store.paths import create_store
 from attnstore.store.tables import TABLES
 
 DOCS = Path(__file__).parents[1] / "docs"

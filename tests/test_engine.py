@@ -10,11 +10,10 @@ import pytest
 from store_fixtures import flip_byte, write_episode
 
 from attnstore.store import engine as module
-from attnstore.store.commit import Commit
+from attnstore.store.commits import ARRAYS, Commit, StorePaths
 from attnstore.store.engine import Index, engine_name, open_block
 from attnstore.store.errors import IntegrityError, UsageError
-from attnstore.store.paths import StorePaths, create_store
-from attnstore.store.writer import ARRAYS
+from attnstore.store.opening import create_store
 
 ENGINES = ("tensorstore", "zarr")
 ARRAY_NAMES = ("prefix/attention", "suffix/attention", "maps/prefix/text/hand_camera/mean")

@@ -20,7 +20,7 @@ from attnstore.query import Episode
 from attnstore.store.arrays import MAP_BITS
 from attnstore.store.errors import NotFoundError, SelectionError
 from attnstore.store.geometry import Geometry
-from attnstore.store.paths import create_store
+from attnstore.store.opening import create_store
 from attnstore.store.precision import decode, encode
 from attnstore.store.tokens import AlignedAxis
 

@@ -24,7 +24,7 @@ from ingest_fixtures import (
     write_droid,
 )
 
-from attnstore.store.paths import MARKER
+from attnstore.store.commits import MARKER
 
 KILLS = 16
 LENGTHS = (9, 17, 9, 12, 9, 20, 9)
@@ -262,7 +262,7 @@ def test_a_second_interrupt_stops_at_once(
 def test_two_ingests_of_one_dataset_at_once(
     zygote: Zygote, recorded: Path, checkpoint: Path, whole: tuple[Path, float], ram_path: Path
 ) -> None:
-    from attnstore.store.paths import create_store
+    from attnstore.store.opening import create_store
 
     for repeat in range(2):
         store = ram_path / f"s{repeat}"

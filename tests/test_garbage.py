@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -13,13 +12,20 @@ from typing import Any
 import pytest
 from store_fixtures import write_episode
 
-from attnstore.store import garbage as module
 from attnstore.store.catalog import connect, generations, refresh
-from attnstore.store.commit import Attempt, Commit, all_commits, latest_commit
+from attnstore.store.commits import (
+    Attempt,
+    Commit,
+    StorePaths,
+    all_commits,
+    create_exclusive,
+    latest_commit,
+)
+from attnstore.store.commits import garbage as module
+from attnstore.store.commits.garbage import collect
+from attnstore.store.commits.verify import verify
 from attnstore.store.errors import ConflictError
-from attnstore.store.garbage import collect
-from attnstore.store.paths import StorePaths, create_store
-from attnstore.store.verify import verify
+from attnstore.store.opening import create_store
 
 SMALL: dict[str, Any] = {"keyframes": 1, "layers": 1, "heads": 1, "steps": 1, "grid": (2, 2)}
 DAY = timedelta(hours=24)
@@ -107,10 +113,10 @@ def test_superseded_revisions_go_after_the_lease(paths: StorePaths) -> None:
     grow_old(first.directory(paths))
     assert collect(paths).revisions == (), "readers may still use what was replaced a moment ago"
     assert first.directory(paths).exists()
-    grow_old(paths.part_commits("run", "e", "base"))
+    grow_old(paths.log)
     collected = collect(paths)
-    assert collected.revisions == ("commits/run/e/base/000001.json",)
-    assert collected.attempts == (first.directory(paths).relative_to(paths.root).as_posix(),)
+    assert collected.revisions == (first.directory(paths).relative_to(paths.root).as_posix(),)
+    assert collected.attempts == ()
     assert not first.directory(paths).exists()
     assert latest_commit(paths, "run", "e") == second
     assert publish(paths).revision == 3
@@ -127,7 +133,7 @@ def test_the_latest_revision_is_never_touched_however_old(paths: StorePaths) -> 
 def test_parts_whose_commits_cannot_be_read_are_left_alone(paths: StorePaths) -> None:
     first, second = publish(paths), publish(paths)
     stray = abandoned(paths)
-    file = paths.part_commits("run", "e", "base") / "000002.json"
+    file = paths.entry(2)
     whole = file.read_text()
     file.write_text(whole[:50])
     grow_old(paths.root)
@@ -136,13 +142,14 @@ def test_parts_whose_commits_cannot_be_read_are_left_alone(paths: StorePaths) ->
     assert all(p.exists() for p in (stray, first.directory(paths), second.directory(paths)))
     file.write_text(whole)
     grow_old(paths.root)
-    assert len(collect(paths, timedelta(0)).attempts) == 2
+    collected = collect(paths, timedelta(0))
+    assert (len(collected.attempts), len(collected.revisions)) == (1, 1)
     assert latest_commit(paths, "run", "e") == second
 
 
 def test_a_torn_commit_does_not_hide_the_latest(paths: StorePaths) -> None:
     commit = publish(paths)
-    (paths.part_commits("run", "e", "base") / "000002.json").touch()
+    paths.entry(2).touch()
     grow_old(paths.root)
     collect(paths, timedelta(0))
     assert latest_commit(paths, "run", "e") == commit
@@ -157,13 +164,13 @@ def test_a_writer_that_commits_meanwhile_keeps_its_data(
     (attempt.path / "data").write_text("x")
     own(attempt.path, pid=dead_pid())
     grow_old(attempt.path)
-    remove = module._remove
+    give_up = module._give_up
 
-    def commit_first(*arguments: object) -> bool:
+    def commit_first(paths: StorePaths, attempts: list[Path]) -> list[Path]:
         attempt.publish({})
-        return remove(*arguments)  # type: ignore[arg-type]
+        return give_up(paths, attempts)
 
-    monkeypatch.setattr(module, "_remove", commit_first)
+    monkeypatch.setattr(module, "_give_up", commit_first)
     assert collect(paths).attempts == ()
     commit = latest_commit(paths, "run", "e")
     assert commit is not None
@@ -184,29 +191,31 @@ def test_a_writer_that_comes_too_late_commits_nothing(paths: StorePaths) -> None
 def test_a_writer_between_whose_commit_and_check_gc_comes(
     paths: StorePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The writer takes its commit back: gc may have removed the data."""
+    """It was about to claim a number: gc takes that, and the writer reads in it that it lost."""
     attempt = Attempt(paths, "run", "e", "base")
     (attempt.path / "data").write_text("x")
-    check = Attempt._check_owned
-    calls = []
+    own(attempt.path, pid=dead_pid())
+    grow_old(attempt.path)
+    create = create_exclusive
+    collected = []
 
-    def gc_in_between(self: Attempt) -> None:
-        calls.append(1)
-        if len(calls) == 2:
-            shutil.rmtree(attempt.path)
-        check(self)
+    def gc_in_between(path: Path, data: Any) -> bool:
+        monkeypatch.undo()
+        collected.append(collect(paths))
+        return create(path, data)
 
-    monkeypatch.setattr(Attempt, "_check_owned", gc_in_between)
-    with pytest.raises(ConflictError):
+    monkeypatch.setattr("attnstore.store.commits.log.create_exclusive", gc_in_between)
+    with pytest.raises(ConflictError, match="gc takes attempts"):
         attempt.publish({})
-    assert len(calls) == 2
+    assert len(collected[0].attempts) == 1
+    assert not attempt.path.exists()
     assert latest_commit(paths, "run", "e") is None
 
 
 def test_temporary_files_go(paths: StorePaths) -> None:
     publish(paths)
     places = (
-        paths.root, paths.runs, paths.catalog, paths.part_commits("run", "e", "base"),
+        paths.root, paths.runs, paths.catalog, paths.log,
     )  # fmt: skip
     old = [place / ".tmp-1234" for place in places] + [paths.catalog / ".tmp-5.duckdb.wal"]
     for file in old:

@@ -28,7 +28,7 @@ import attnstore
 from attnstore.query import Episode
 from attnstore.query.heads import average_linkage, cluster_heads, head_distance, leaf_order
 from attnstore.store.errors import SelectionError, UsageError
-from attnstore.store.paths import create_store
+from attnstore.store.opening import create_store
 
 Float = NDArray[np.float64]
 

@@ -20,8 +20,8 @@ from attnstore.ingest.pipeline import ingest_all
 from attnstore.ingest.policies.base import Batch, PhaseShape, Sample
 from attnstore.ingest.policies.pi0 import Pi0Policy
 from attnstore.ingest.policies.tiny import build_tiny_pi0
+from attnstore.store.commits.quarantine import quarantined
 from attnstore.store.errors import HealthError
-from attnstore.store.quarantine import quarantined
 from attnstore.store.tokens import Axis, Span, TokenLayout
 
 Damage = Callable[[torch.Tensor], torch.Tensor | None]

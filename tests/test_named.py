@@ -19,10 +19,10 @@ import attnstore
 from attnstore.query import Episode, Store
 from attnstore.query.named import NAMED, named_query
 from attnstore.store.action_metrics import curve_area
-from attnstore.store.commit import Attempt
+from attnstore.store.commits import Attempt, StorePaths, slug
 from attnstore.store.errors import NotFoundError
+from attnstore.store.opening import create_store
 from attnstore.store.parquet import write_table
-from attnstore.store.paths import StorePaths, create_store, slug
 from attnstore.store.probe_tables import PROBE_TABLES
 from attnstore.store.run import save_run
 from attnstore.store.writer import EpisodeWriter

@@ -32,7 +32,8 @@ from attnstore.query.masks import open_detector_masks
 from attnstore.query.object_options import ObjectOptions, Tier
 from attnstore.query.object_part import Added, add_objects, find_episode, match_frames
 from attnstore.query.objects import cover_patches, object_metrics
-from attnstore.store.commit import Attempt, latest_commit, revision_files
+from attnstore.store.commits import Attempt, StorePaths, latest_commit, log_of, slug
+from attnstore.store.commits.verify import verify
 from attnstore.store.errors import (
     ConflictError,
     EpisodeError,
@@ -42,12 +43,11 @@ from attnstore.store.errors import (
     UsageError,
 )
 from attnstore.store.object_tables import OBJECT_METRICS
+from attnstore.store.opening import create_store
 from attnstore.store.part import Part
-from attnstore.store.paths import StorePaths, create_store, slug
 from attnstore.store.rle import decode_rle
 from attnstore.store.run import save_run
 from attnstore.store.tables import PART_TABLES, TABLES
-from attnstore.store.verify import verify
 from attnstore.store.writer import EpisodeWriter
 
 NAMES = ("success/2025-01-01/2025-01-01_10-00-00", "failure/2025-01-02/2025-01-02_11-00-00")
@@ -453,7 +453,7 @@ def test_a_real_policy_on_the_sample(checkpoint: Path, tmp_path: Path) -> None:
     assert _uniform_lift(episode) == pytest.approx(1.0)
     assert not list(verify(StorePaths(tmp_path / "toy.attn")))
     part = ObjectOptions("gripper").part
-    assert len(revision_files(store.paths, episode.run, episode.id, part)) == 1
+    assert list(log_of(store.paths).update().revisions(episode.run, episode.id, part)) == [1]
     assert latest_commit(store.paths, episode.run, episode.id, part) is not None
 
 

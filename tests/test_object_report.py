@@ -23,7 +23,7 @@ from attnstore.render.object_charts import Curve, heat_table, layer_chart, outco
 from attnstore.render.object_pictures import PALETTE, object_scenes
 from attnstore.render.object_report import write_report
 from attnstore.store.errors import NotFoundError
-from attnstore.store.paths import create_store
+from attnstore.store.opening import create_store
 
 NAMES = ("success/2025-01-01/a", "success/2025-01-01/b", "failure/2025-01-01/c")
 DETECTOR = ObjectOptions("detector")

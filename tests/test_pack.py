@@ -22,7 +22,7 @@ from attnstore.render.pack.page import OWN_API
 from attnstore.render.pack.questions import AVERAGED, PAGE, ROWS, TOGETHER, Question
 from attnstore.render.serving import PAGE as VIEWER
 from attnstore.store.errors import AttnstoreError, NotFoundError, UsageError
-from attnstore.store.paths import create_store
+from attnstore.store.opening import create_store
 
 __all__ = ["browser"]  # a fixture
 expect.set_options(timeout=20_000)

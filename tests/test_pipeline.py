@@ -52,10 +52,9 @@ from attnstore.ingest.policies.pi0 import Pi0Policy
 from attnstore.ingest.policies.registry import load_policy
 from attnstore.sample import checkpoint_path, episodes_path
 from attnstore.store.base_tables import METRICS
-from attnstore.store.commit import ATTEMPT_FILE, Attempt, latest_commit
+from attnstore.store.commits import ATTEMPT_FILE, Attempt, latest_commit, now
 from attnstore.store.errors import EpisodeError, IntegrityError, NotFoundError
 from attnstore.store.part import Part
-from attnstore.store.paths import now
 from attnstore.store.precision import encode
 from attnstore.store.run import load_run
 

@@ -14,11 +14,10 @@ from store_fixtures import CAMERAS, GROUPS, RandomEpisode, maps_of, random_episo
 
 from attnstore.store.arrays import MAP_BITS
 from attnstore.store.catalog import refresh
-from attnstore.store.commit import Commit
-from attnstore.store.paths import create_store
+from attnstore.store.commits import ARRAYS, Commit
+from attnstore.store.opening import create_store
 from attnstore.store.precision import decode, encode, round_significant
 from attnstore.store.tables import TABLES
-from attnstore.store.writer import ARRAYS
 
 READER = """
 import json, sys, warnings

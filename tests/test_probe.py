@@ -42,12 +42,11 @@ from attnstore.query.fidelity import clustered_interval, layer_fidelity
 from attnstore.query.named import named_query
 from attnstore.render.video import encode
 from attnstore.store.action_metrics import curve_area
-from attnstore.store.commit import Attempt, latest_commit
+from attnstore.store.commits import Attempt, StorePaths, latest_commit
+from attnstore.store.commits.quarantine import quarantined
 from attnstore.store.errors import NotFoundError, SelectionError, UsageError
 from attnstore.store.geometry import Geometry
 from attnstore.store.parquet import write_table
-from attnstore.store.paths import StorePaths
-from attnstore.store.quarantine import quarantined
 from attnstore.store.rle import decode_rle, encode_rle
 from attnstore.store.run import RunConfig
 from attnstore.store.tables import PART_TABLES

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import json
 import os
 import pickle
@@ -22,20 +24,19 @@ from store_fixtures import flip_byte, write_episode
 
 import attnstore
 from attnstore.cli import cli
-from attnstore.store import catalog_stamp, remote_http
 from attnstore.store.catalog import generations, refresh
-from attnstore.store.commit import StoredFile, all_commits
+from attnstore.store.commits import StoredFile, StorePaths, all_commits, read_json, remove_part
 from attnstore.store.errors import (
     AttnstoreError,
     IntegrityError,
     MissingExtraError,
     NotFoundError,
+    PartialError,
     UsageError,
 )
-from attnstore.store.fetching import fetch_all
-from attnstore.store.mirror import MirrorPaths, _transport
-from attnstore.store.paths import StorePaths, create_store, read_json
-from attnstore.store.remote import Index
+from attnstore.store.opening import create_store
+from attnstore.store.remote.fetching import fetch_all
+from attnstore.store.remote.mirror import MirrorPaths, _transport
 from attnstore.store.shards import touched
 
 SMALL: dict[str, Any] = {"keyframes": 2, "grid": (2, 2)}
@@ -49,16 +50,12 @@ QUERIES = (
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of three episodes, with a catalog that its stamp calls complete."""
+    """A store of three episodes, with a catalog."""
     root = tmp_path_factory.mktemp("remote") / "toy.attn"
     paths = create_store(root)
     for i in range(3):
         write_episode(paths, f"success/d/e{i}", ("success", "failure")[i % 2], i, **SMALL)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(catalog_stamp, "RACY", 0)
-        refresh(paths)
-        refresh(paths)
-    assert list(paths.catalog.glob("*.stamp"))
+    refresh(paths)
     return root
 
 
@@ -86,6 +83,11 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
         for name, value in {**S3_CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}.items():
             patch.setenv(name, value)
         yield endpoint, log
+
+
+def entry_of(paths: StorePaths, name: str) -> Path:
+    (file,) = (f for f in paths.log.iterdir() if f'"episode": "{name}-' in f.read_text())
+    return file
 
 
 def upload(root: Path, url: str) -> None:
@@ -151,58 +153,99 @@ def test_file_urls_are_paths(paths: StorePaths, cache: Path) -> None:
     assert not cache.exists(), "no copy is made"
 
 
-def test_opening_again_lists_no_folder_of_an_episode(paths: StorePaths, server: FileServer) -> None:
+def test_opening_again_asks_for_the_next_entries_only(
+    paths: StorePaths, server: FileServer
+) -> None:
     attnstore.open(server.url)
     first = server.take()
-    assert not [r for r in first if r.startswith("/commits/p")], "the catalog's stamp spares them"
+    head = len(list(paths.log.iterdir()))
+    asked = {int(r[-15:-5]) for r in first if r.startswith("/commits/log/")}
+    assert asked == {head, head + 1, head + 2}, "the catalog has the others"
     attnstore.open(server.url)
     assert sorted(server.take()) == [
         "/attnstore.json",
-        "/catalog/",
-        "/changed",
-        "/commits/",
-        "/runs/",
+        *(f"/commits/log/{head + i:010d}.json" for i in range(3)),
     ]
-    # Without a stamp every folder is listed, but only until the listing has settled.
-    for stamp in paths.catalog.glob("*.stamp"):
-        stamp.unlink()
-    write_episode(paths, "new", **SMALL)
-    attnstore.open(server.url)
-    assert len([r for r in server.take() if r.startswith("/commits/p")]) == 1 + 2 * 4
-    attnstore.open(server.url)
-    assert len([r for r in server.take() if r.startswith("/commits/p")]) == 1 + 2 * 4
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(remote_http, "SETTLED", 0.0)
-        attnstore.open(server.url)
-    assert [r for r in server.take() if r.startswith("/commits/p")] == []
 
 
-@pytest.mark.parametrize("stamped", [True, False])
-def test_every_commit_is_noticed(paths: StorePaths, server: FileServer, stamped: bool) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(remote_http, "SETTLED", 0.0)
-        attnstore.open(server.url)
-        write_episode(paths, "success/d/e0", seed=5, replace=True, **SMALL)
-        write_episode(paths, "new", seed=6, **SMALL)
-        if stamped:
-            patch.setattr(catalog_stamp, "RACY", 0)
-            refresh(paths)
-            refresh(paths)
-        there = attnstore.open(server.url)
-        assert_same_answers(attnstore.open(paths.root), there)
-        assert [c.revision for c in there.episodes()] == [1, 2, 1, 1]
-    shutil.rmtree(next(paths.commits.glob("*/new-*")))
-    refresh(paths)
-    (paths.root / "changed").unlink()  # removed by hand: nothing but a listing tells
+@pytest.mark.parametrize("fresh", [True, False])
+def test_every_commit_is_noticed(paths: StorePaths, server: FileServer, fresh: bool) -> None:
+    attnstore.open(server.url)
+    write_episode(paths, "success/d/e0", seed=5, replace=True, **SMALL)
+    write_episode(paths, "new", seed=6, **SMALL)
+    if fresh:
+        refresh(paths)
+    there = attnstore.open(server.url)
+    assert_same_answers(attnstore.open(paths.root), there)
+    assert [c.revision for c in there.episodes()] == [1, 2, 1, 1]
+    remove_part(paths, next(c.key for c in all_commits(paths) if c.summary["name"] == "new"))
     assert len(attnstore.open(server.url).episodes()) == 3
+    assert len(there.episodes()) == 4, "what is open stays as it was"
 
 
-def test_a_pending_commit_is_looked_for(paths: StorePaths, server: FileServer) -> None:
-    attnstore.open(server.url)
-    (paths.commits / ".pending-0123456789ab").touch()
-    server.take()
-    attnstore.open(server.url)
-    assert [r for r in server.take() if r.startswith("/commits/p")]
+def test_a_hole_in_the_log_is_named(paths: StorePaths, server: FileServer) -> None:
+    entry_of(paths, "e1").unlink()
+    shutil.rmtree(paths.catalog)
+    store = attnstore.open(server.url)
+    assert len(store.episodes()) == 2
+    result = CliRunner().invoke(cli, ["ls", "--store", server.url])
+    assert isinstance(result.exception, PartialError)
+    assert "missing" in result.stderr
+
+
+def test_a_log_that_shrank_is_read_anew(paths: StorePaths, server: FileServer) -> None:
+    assert len(attnstore.open(server.url).episodes()) == 3
+    max(paths.log.iterdir()).unlink()
+    shutil.rmtree(paths.catalog)
+    assert len(attnstore.open(server.url).episodes()) == 2
+
+
+class Answering(http.server.SimpleHTTPRequestHandler):
+    """Serves files, and what is missing as `missing` says."""
+
+    missing = 200
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        body = b"<!doctype html><title>lab</title>"
+        self.send_response(self.missing if code == 404 else code)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("missing", [200, 403])
+@pytest.mark.parametrize("what", ["store", "no commits", "no store"])
+def test_servers_that_do_not_say_404(
+    paths: StorePaths, missing: int, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if what != "store":
+        shutil.rmtree(paths.log)
+        shutil.rmtree(paths.catalog)
+    if what == "no store":
+        (paths.root / "attnstore.json").unlink()
+    monkeypatch.setattr(Answering, "missing", missing)
+    handler = functools.partial(Answering, directory=str(paths.root))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{httpd.server_port}"
+        try:
+            if (missing, what) == (403, "store"):
+                assert len(attnstore.open(url).episodes()) == 3
+                return
+            with pytest.raises(AttnstoreError) as raised:
+                attnstore.open(url)
+        finally:
+            httpd.shutdown()
+    said = str(raised.value)
+    assert url in said
+    assert "token" not in said
+    if what == "no store" and missing == 200:
+        assert "a web page instead of attnstore.json" in said
+    elif missing == 200:
+        assert "nobody knows what is committed" in said
 
 
 def test_only_files_of_the_episodes_asked_for(paths: StorePaths, server: FileServer) -> None:
@@ -314,7 +357,7 @@ def test_a_file_that_is_gone(paths: StorePaths, server: FileServer) -> None:
 def test_commits_cannot_name_files_outside(
     paths: StorePaths, server: FileServer, path: str, tmp_path: Path
 ) -> None:
-    (file,) = paths.commits.glob("*/e1-*/base/000001.json")
+    file = entry_of(paths, "e1")
     commit = read_json(file)
     commit["files"][0][0] = path
     file.write_text(json.dumps(commit))
@@ -324,25 +367,10 @@ def test_commits_cannot_name_files_outside(
 
 
 def test_commits_cannot_take_others_places(paths: StorePaths, server: FileServer) -> None:
-    (file,) = paths.commits.glob("*/e1-*/base/000001.json")
+    file = entry_of(paths, "e1")
     file.write_text(file.read_text().replace("e1-", "e2-"))
     with pytest.raises(IntegrityError, match="names"):
         attnstore.open(server.url).episode("e1")
-
-
-def test_listings_cannot_name_paths_outside(paths: StorePaths) -> None:
-    index = Index.from_json(
-        {
-            "runs": {"../x": "", "good": ""},
-            "commits": {
-                "..": {"e": {"base": {"000001": ""}}},
-                "good": {"a/b": {}, "e": {"base": {"../1": "", "000001": ""}, "..": {}}},
-            },
-            "catalog": None,
-        }
-    )
-    assert index.runs == {"good": ""}
-    assert index.commits == {"good": {"e": {"base": {"000001": ""}}}}
 
 
 @pytest.mark.parametrize("name", ["attnstore.json", "runs"])
@@ -366,7 +394,7 @@ def test_a_catalog_is_copied_and_not_trusted(
         connection.execute(f"CREATE VIEW sinks AS SELECT * FROM hidden, read_csv('{secret}')")
     store = attnstore.open(server.url)
     assert store.sql("SELECT count(*) FROM sinks").fetchall() == [(3,)], "made from the commits"
-    assert "it has no table sinks" in caplog.text
+    assert "is not attnstore's" in caplog.text
 
 
 def test_a_catalog_cannot_name_files_outside(
@@ -400,8 +428,8 @@ def test_another_store_at_the_same_url_is_another_cache(
 def test_nothing_is_written_to_a_url(server: FileServer) -> None:
     store = attnstore.open(server.url)
     commit = next(iter(store.commits()))
-    from attnstore.store.commit import Attempt
-    from attnstore.store.garbage import collect
+    from attnstore.store.commits import Attempt
+    from attnstore.store.commits.garbage import collect
 
     for write in (lambda: Attempt(store.paths, *commit.key), lambda: collect(store.paths),
                   lambda: refresh(store.paths)):  # fmt: skip
@@ -421,7 +449,9 @@ def test_commands_that_read(paths: StorePaths, server: FileServer, tmp_path: Pat
 
     here, there = ["--store", str(paths.root)], ["--store", server.url]
     assert run("ls", "--json", *there) == run("ls", "--json", *here)
-    assert not [r for r in server.take() if r.startswith("/commits/p")], "ls asks the catalog"
+    assert len([r for r in server.take() if r.startswith("/commits/log/")]) == 3, (
+        "the catalog knows"
+    )
     assert run("ls", "--runs", "--json", *there) == run("ls", "--runs", "--json", *here)
     compare = ["compare", "--metric", "entropy", "--by", "outcome", "--phase", "suffix", "--csv"]
     assert run(*compare, *there) == run(*compare, *here)
@@ -451,7 +481,7 @@ def test_commands_that_read(paths: StorePaths, server: FileServer, tmp_path: Pat
 def test_urls_that_cannot_be_opened(
     url: str, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("attnstore.store.remote_files.PAUSES", ())
+    monkeypatch.setattr("attnstore.store.remote.downloads.PAUSES", ())
     with pytest.raises(error, match=message) as raised:
         attnstore.open(url)
     assert "secret" not in str(raised.value)

@@ -14,8 +14,8 @@ from store_fixtures import write_episode
 
 import attnstore
 from attnstore.store.errors import AttnstoreError, UsageError
-from attnstore.store.paths import create_store
-from attnstore.store.remote_token import token_for
+from attnstore.store.opening import create_store
+from attnstore.store.remote.token import token_for
 
 SECRET = "secret-of-the-environment"
 

@@ -56,7 +56,7 @@ from attnstore.render.report.write import report_page, write_report
 from attnstore.render.svg import Chart
 from attnstore.store.errors import NotFoundError, UsageError
 from attnstore.store.geometry import Geometry
-from attnstore.store.paths import create_store
+from attnstore.store.opening import create_store
 
 GEOMETRY = Geometry.letterbox((36, 64), (56, 56), (14, 14))
 PATCH, ELSEWHERE = 6, 9

@@ -21,7 +21,7 @@ from attnstore.render.rerun_export import Recorded, heat_png, write_recording
 from attnstore.render.scale import ColorScale, Limits
 from attnstore.store.errors import MissingExtraError, SelectionError
 from attnstore.store.geometry import Geometry
-from attnstore.store.paths import create_store
+from attnstore.store.opening import create_store
 
 CAMERA = "hand_camera"
 Rows = list[dict[str, Any]]

@@ -24,7 +24,7 @@ import attnstore
 from attnstore.query import Episode
 from attnstore.query.rollout import layer_matrix, rollout, rollout_map
 from attnstore.store.errors import SelectionError, UsageError
-from attnstore.store.paths import create_store
+from attnstore.store.opening import create_store
 
 Float = NDArray[np.float64]
 

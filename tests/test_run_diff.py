@@ -26,9 +26,9 @@ import attnstore
 from attnstore.commands.compare import compare as command
 from attnstore.query import Store
 from attnstore.query.run_diff import diff_runs, diff_table, rank_heads
-from attnstore.store.commit import Attempt
+from attnstore.store.commits import Attempt, StorePaths, slug
 from attnstore.store.errors import AttnstoreError, NotFoundError, SelectionError, UsageError
-from attnstore.store.paths import StorePaths, create_store, slug
+from attnstore.store.opening import create_store
 from attnstore.store.run import save_run
 from attnstore.store.statistics import image_distribution, jensen_shannon
 from attnstore.store.writer import EpisodeWriter

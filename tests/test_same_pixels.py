@@ -36,8 +36,8 @@ from attnstore.ingest.probing.keyframe import stored_keyframes
 from attnstore.query import Episode
 from attnstore.render.rerun_export import write_recording
 from attnstore.render.scene import decode_frame
+from attnstore.store.commits import StorePaths
 from attnstore.store.errors import EpisodeError
-from attnstore.store.paths import StorePaths
 
 __all__ = ["browser", "checkpoint", "loaded", "policy"]  # fixtures
 Pixels = NDArray[np.uint8]

@@ -27,7 +27,7 @@ from attnstore.query.service import answers
 from attnstore.render import draw
 from attnstore.render.overlay import blend
 from attnstore.render.scale import data_limits
-from attnstore.store.commit import hash_file
+from attnstore.store.commits import hash_file
 from attnstore.store.errors import AttnstoreError
 
 NAME = "2025-01-01_11-00-00"
@@ -452,20 +452,6 @@ class TestFiles:
                 f"/v1/stores/lab/files/{directory}/{file.path}", {"Range": "bytes=1-3"}
             )
             assert (part.status, part.body) == (206, answer.body[1:4])
-
-    def test_index(self, server: Server, store: Store) -> None:
-        index = server.get("/v1/stores/lab/index")
-        known = server.get("/v1/stores/lab/index", {"If-None-Match": index.headers["etag"]})
-        assert known.status == 304
-        found = index.json()
-        assert list(found["runs"]) == store.runs
-        for commit in store.commits():
-            (revision,) = found["commits"][commit.run][commit.episode][commit.part]
-            path = f"commits/{commit.run}/{commit.episode}/{commit.part}/{revision}.json"
-            answer = server.get(f"/v1/stores/lab/files/{path}")
-            assert answer.json()["attempt"] == commit.attempt
-        catalog = server.get(f"/v1/stores/lab/files/{found['catalog']['path']}")
-        assert len(catalog.body) == found["catalog"]["size"]
 
     def test_a_zarr_reader_needs_nothing_else(
         self, server: Server, episode: Episode, store: Store, tmp_path: Path

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from service_fixtures import TOKEN, Server
 
-from attnstore.store.commit import all_commits
-from attnstore.store.paths import StorePaths
+from attnstore.store.commits import StorePaths, all_commits
 
 CASES = 12  # of each endpoint
 

@@ -38,10 +38,10 @@ from attnstore.query.service.guard import Guard
 from attnstore.query.service.refusal import Refusal, without_paths
 from attnstore.render.serving import Painter
 from attnstore.store.catalog import refresh
-from attnstore.store.commit import all_commits
+from attnstore.store.commits import StorePaths, all_commits
 from attnstore.store.errors import IntegrityError, NotFoundError, UsageError
+from attnstore.store.opening import create_store
 from attnstore.store.part import Part
-from attnstore.store.paths import StorePaths, create_store
 
 JSON = {"Content-Type": "application/json"}
 LEVENSHTEIN = "select levenshtein(repeat('ab', 300000), repeat('ba', 300000))"
@@ -597,12 +597,13 @@ UNPRIVILEGED = """
 import os, sys
 from pathlib import Path
 from attnstore.query.service.sandbox import answer, open_catalog
-from attnstore.store.paths import open_store
+from attnstore.store.opening import open_store
 if os.getuid() == 0:
     os.setgid(65534)
     os.setuid(65534)
-connection, generation = open_catalog(open_store(Path(sys.argv[1])), 64 << 20, 5.0)
-assert generation is None
+connection, version = open_catalog(open_store(Path(sys.argv[1])), 64 << 20, 5.0)
+assert version
+assert not list((Path(sys.argv[1]) / "catalog").glob("*.duckdb"))
 print(answer(connection, "select count(*) as n from head_stats", "ndjson", 1 << 20).decode())
 """
 
@@ -656,7 +657,7 @@ import os, signal, sys, threading
 from pathlib import Path
 from attnstore.query.service.children import Children
 from attnstore.query.service.config import Limits
-from attnstore.store.paths import open_store
+from attnstore.store.opening import open_store
 
 if __name__ == "__main__":
     def began(child):

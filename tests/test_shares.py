@@ -14,7 +14,7 @@ import attnstore
 from attnstore.query import Episode
 from attnstore.query.shares import shares
 from attnstore.store.errors import SelectionError
-from attnstore.store.paths import create_store
+from attnstore.store.opening import create_store
 
 
 @pytest.fixture(scope="module")

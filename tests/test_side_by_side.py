@@ -32,9 +32,9 @@ from attnstore.render import Look, colormap
 from attnstore.render.labtree import Drawing
 from attnstore.render.layout import Box, arrange_pair
 from attnstore.render.side_by_side import Pair, PairScene, render_side_by_side
-from attnstore.store.commit import Attempt
+from attnstore.store.commits import Attempt, StorePaths, slug
 from attnstore.store.errors import AttnstoreError, SelectionError, UsageError
-from attnstore.store.paths import StorePaths, create_store, slug
+from attnstore.store.opening import create_store
 from attnstore.store.run import save_run
 from attnstore.store.writer import EpisodeWriter
 

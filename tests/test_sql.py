@@ -17,7 +17,7 @@ from store_fixtures import write_episode
 from attnstore.query.sql import FORMATS, TABLE_ROWS, Format, run_query, write_result
 from attnstore.store.catalog import connect
 from attnstore.store.errors import AttnstoreError, UsageError
-from attnstore.store.paths import create_store
+from attnstore.store.opening import create_store
 
 EVERYTHING = """
 SELECT 1 AS int, 12345678901234567890::UBIGINT AS big, 1::HUGEINT AS huge, 0.1::FLOAT AS float,

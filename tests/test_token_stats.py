@@ -44,11 +44,11 @@ from attnstore.query import Episode
 from attnstore.query.named import named_query
 from attnstore.render.token_chart import token_chart
 from attnstore.store.base_tables import TOKEN_METRICS
-from attnstore.store.commit import Attempt
+from attnstore.store.commits import Attempt, StorePaths
 from attnstore.store.errors import HealthError, NotFoundError, UsageError
+from attnstore.store.opening import create_store
 from attnstore.store.parquet import ROW_GROUP
 from attnstore.store.part import Part
-from attnstore.store.paths import StorePaths, create_store
 from attnstore.store.writer import EpisodeWriter
 
 States = NDArray[np.float64]

@@ -10,10 +10,18 @@ from typing import Any
 import pytest
 from store_fixtures import flip_byte, write_episode
 
-from attnstore.store.commit import all_commits, latest_commit
+from attnstore.store.commits import (
+    MARKER,
+    Commit,
+    StorePaths,
+    all_commits,
+    committed_names,
+    latest_commit,
+    register_run,
+)
+from attnstore.store.commits.verify import verify
 from attnstore.store.errors import NotFoundError
-from attnstore.store.paths import MARKER, StorePaths, create_store
-from attnstore.store.verify import verify
+from attnstore.store.opening import create_store
 
 SMALL: dict[str, Any] = {"keyframes": 1, "layers": 1, "heads": 1, "steps": 1, "grid": (2, 2)}
 
@@ -30,6 +38,11 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def paths(template: Path, tmp_path: Path) -> StorePaths:
     return StorePaths(shutil.copytree(template, tmp_path / "toy.attn"))
+
+
+def entry_of(paths: StorePaths, commit: Commit) -> Path:
+    (file,) = (f for f in paths.log.iterdir() if f'"attempt": "{commit.attempt}"' in f.read_text())
+    return file
 
 
 def flip(file: Path) -> None:
@@ -89,7 +102,7 @@ def test_any_flipped_byte_of_any_file_is_found(paths: StorePaths) -> None:
 
 def test_an_unreadable_commit_is_a_problem_and_the_others_are_checked(paths: StorePaths) -> None:
     first, second = list(all_commits(paths))[:2]
-    file = paths.part_commits(*first.key) / "000001.json"
+    file = entry_of(paths, first)
     file.write_text(file.read_text()[:200])
     (second.directory(paths) / "tokens.parquet").unlink()
     one, other = verify(paths)
@@ -99,13 +112,9 @@ def test_an_unreadable_commit_is_a_problem_and_the_others_are_checked(paths: Sto
 
 
 def test_an_only_commit_that_is_torn(paths: StorePaths) -> None:
-    torn = paths.part_commits("some-run", "some-episode", "base") / "000001.json"
-    torn.parent.mkdir(parents=True)
-    torn.touch()
-    problems = list(verify(paths))
-    assert [p.reason for p in problems if p.episode] == [
-        "empty: a crash tore it before it was a commit"
-    ]
+    paths.entry(max(int(f.stem) for f in paths.log.iterdir()) + 1).touch()
+    (problem,) = verify(paths)
+    assert problem.reason.startswith("empty: a writer claimed the number and died")
 
 
 def test_runs_that_are_missing_or_changed(paths: StorePaths) -> None:
@@ -118,6 +127,7 @@ def test_runs_that_are_missing_or_changed(paths: StorePaths) -> None:
     assert (one.file, one.reason) == (f"runs/{first.name}", "missing")
     assert other.reason.startswith("its configuration is that of run pi0-")
     (paths.runs / "third.json").write_text("[]")
+    register_run(paths, "third")
     assert "JSON object" in list(verify(paths))[2].reason
 
 
@@ -153,7 +163,7 @@ def test_a_selection_checks_only_that(paths: StorePaths) -> None:
     runs = sorted({c.run for c in all_commits(paths)})
     assert len(list(verify(paths))) == 3
     assert [p.run for p in verify(paths, run=runs[0])] == [runs[0]] * len(
-        list((paths.commits / runs[0]).iterdir())
+        committed_names(paths, runs[0])
     )
     assert [p.episode for p in verify(paths, episode="success/a")] == ["success/a"] * 2
     commit = next(c for c in all_commits(paths) if c.summary["name"] == "success/b")

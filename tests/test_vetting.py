@@ -18,11 +18,12 @@ from store_fixtures import flip_byte, sealed, write_episode
 
 from attnstore.query.sql import run_query, write_result
 from attnstore.store.catalog import connect
-from attnstore.store.commit import all_commits
+from attnstore.store.commits import StorePaths, all_commits
+from attnstore.store.commits.files import parse_json
+from attnstore.store.commits.verify import verify
 from attnstore.store.errors import AttnstoreError, IntegrityError, NotFoundError
+from attnstore.store.opening import create_store
 from attnstore.store.part import Part
-from attnstore.store.paths import StorePaths, create_store, parse_json
-from attnstore.store.verify import verify
 from attnstore.store.vetting import description
 
 COUNT = "select count(*), avg(entropy) from head_stats"

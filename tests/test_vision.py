@@ -43,7 +43,7 @@ from attnstore.query.structure import token_matrices
 from attnstore.render.images import render_images
 from attnstore.store.errors import HealthError, SelectionError, UsageError
 from attnstore.store.geometry import Geometry
-from attnstore.store.paths import create_store
+from attnstore.store.opening import create_store
 from attnstore.store.statistics import image_mass
 from attnstore.store.tokens import Axis, Span, TokenLayout
 

@@ -23,9 +23,9 @@ from attnstore.ingest.policies.base import Generated
 from attnstore.ingest.policies.registry import load_policy
 from attnstore.ingest.policies.vlm import CAUSAL, VlmPolicy
 from attnstore.query import open as open_for_reading
+from attnstore.store.commits import StorePaths
 from attnstore.store.errors import HealthError
 from attnstore.store.part import Part
-from attnstore.store.paths import StorePaths
 from attnstore.store.tokens import Token
 
 STEPS = 4

@@ -35,7 +35,7 @@ from attnstore.ingest.workers import (
     _Worker,
     ingest_with_workers,
 )
-from attnstore.store.commit import ATTEMPT_FILE
+from attnstore.store.commits import ATTEMPT_FILE
 from attnstore.store.errors import AttnstoreError
 
 LENGTHS = (17, 9, 20, 9, 12)

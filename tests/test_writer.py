@@ -25,15 +25,15 @@ from store_fixtures import (
 )
 
 from attnstore.store.arrays import MAP_BITS
-from attnstore.store.commit import Attempt, Commit, latest_commit
+from attnstore.store.commits import ARRAYS, Attempt, Commit, StorePaths, latest_commit, slug
 from attnstore.store.engine import open_block
 from attnstore.store.errors import ConflictError, IntegrityError, NotFoundError
+from attnstore.store.opening import create_store
 from attnstore.store.part import Part
-from attnstore.store.paths import StorePaths, create_store, slug
 from attnstore.store.precision import decode, encode
 from attnstore.store.run import save_run
 from attnstore.store.tables import TABLES
-from attnstore.store.writer import ARRAYS, EpisodeWriter, shard_path
+from attnstore.store.writer import EpisodeWriter, shard_path
 
 ENGINES = ("tensorstore", "zarr")
 

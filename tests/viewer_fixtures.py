@@ -23,9 +23,9 @@ from store_fixtures import (
     write_rows,
 )
 
-from attnstore.store.commit import Attempt
+from attnstore.store.commits import Attempt, StorePaths, slug
 from attnstore.store.geometry import Geometry
-from attnstore.store.paths import StorePaths, create_store, slug
+from attnstore.store.opening import create_store
 from attnstore.store.run import save_run
 from attnstore.store.writer import EpisodeWriter
 

@@ -92,7 +92,7 @@ def filters(
     """Make the image that each filter answers most to: activation maximisation."""
     from attnstore.ingest.cnn.maximisation import Maximisation
     from attnstore.ingest.cnn.results import add_filters
-    from attnstore.store.paths import create_store
+    from attnstore.store.opening import create_store
 
     root = need_store(store)
     settings = Maximisation(**{f.name: given[f.name] for f in fields(Maximisation)})
@@ -146,7 +146,7 @@ def _look(
     root: Path, as_json: bool, names: Sequence[str], filters: tuple[int, ...] | None,
     given: dict[str, Any], add: Callable[..., Added], options: dict[str, Any],
 ) -> None:  # fmt: skip
-    from attnstore.store.paths import create_store
+    from attnstore.store.opening import create_store
 
     every = list(pictures_given(root, given))
     if not every:

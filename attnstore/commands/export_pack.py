@@ -47,9 +47,9 @@ def pack(
     """
     from attnstore.query import open as open_for_reading
     from attnstore.store.catalog import refresh
-    from attnstore.store.mirror import transport_for
-    from attnstore.store.paths import open_store
-    from attnstore.store.pull import plan_pull, pull
+    from attnstore.store.opening import open_store
+    from attnstore.store.remote.mirror import transport_for
+    from attnstore.store.remote.pull import plan_pull, pull
 
     try:
         from attnstore.render.pack.questions import Chosen

@@ -85,7 +85,8 @@ def run_ingest(
     from attnstore.ingest.plan import describe_run, make_plan
     from attnstore.ingest.policies.base import Watch
     from attnstore.ingest.workers import ingest_with_workers
-    from attnstore.store.paths import MARKER, StorePaths, create_store
+    from attnstore.store.commits import MARKER, StorePaths
+    from attnstore.store.opening import create_store
     from attnstore.store.run import save_run
 
     watch = Watch(vision, token_stats)

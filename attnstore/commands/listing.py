@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from attnstore.store.commit import latest_commit
-from attnstore.store.paths import StorePaths, read_json, slug
+from attnstore.store.commits import (
+    Commit,
+    StorePaths,
+    latest_commit,
+    read_commits,
+    read_json,
+    slug,
+    unreadable_entries,
+)
+from attnstore.store.errors import PartialError
 
 from .options import StoreName, json_option, print_json, size_text, store_option, store_to_read
 
@@ -51,16 +59,52 @@ def ls(
             "no episodes",
         )
     else:
-        rows = _of_catalog(opened, run) if opened.paths.remote else [
+        rows, bad = _committed(opened, run)
+        _show(rows, as_json, "no committed episodes")
+        name_unreadable([*bad, *(f"{f}: {r}" for f, r in unreadable_entries(opened.paths))])
+
+
+def name_unreadable(reasons: list[str]) -> None:
+    """Name on stderr what of a store could not be read and was left out.
+
+    Raises
+    ------
+    PartialError
+        If there is anything.
+    """
+    named = list(dict.fromkeys(reasons))
+    for reason in named:
+        click.echo(f"left out: {reason}", err=True)
+    if named:
+        raise PartialError(f"{len(named)} left out, see above; `attnstore verify` says more")
+
+
+def _committed(store: Store, run: str | None) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of parts, and why others cannot be read."""
+    if store.paths.remote:
+        rows = _of_catalog(store, run)
+        return rows, unreadable_parts(store)
+    rows, bad = [], []
+    for key, c in read_commits(store.paths):
+        if run not in (None, key[0]):
+            continue
+        if not isinstance(c, Commit):
+            bad.append(str(c).replace(f"{store.paths.root}/", ""))
+            continue
+        rows.append(
             {
                 "run": c.run, "episode": c.summary.get("name"), "outcome": c.summary.get("outcome"),
                 "keyframes": c.summary.get("keyframes"), "part": c.part, "revision": c.revision,
-                "size": sum(f.size for f in c.files), "instruction": c.summary.get("instruction"),
+                "size": c.size, "instruction": c.summary.get("instruction"),
             }
-            for c in opened.commits()
-            if run in (None, c.run)
-        ]  # fmt: skip
-        _show(rows, as_json, "no committed episodes")
+        )  # fmt: skip
+    return rows, bad
+
+
+def unreadable_parts(store: Store) -> list[str]:
+    """What the catalog had to leave out, a line each."""
+    found = store.sql("SELECT DISTINCT reason FROM unreadable ORDER BY reason").fetchall()
+    return [str(reason).replace(f"{store.paths.root}/", "") for (reason,) in found]
 
 
 def _of_catalog(store: Store, run: str | None) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ def run_probe(
         probe_all,
         real_dof,
     )
-    from attnstore.store.paths import open_store
+    from attnstore.store.opening import open_store
 
     target = need_store(store)
     paths = open_store(target)

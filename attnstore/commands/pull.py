@@ -21,8 +21,8 @@ from .options import console, json_option, print_json, size_text
 
 if TYPE_CHECKING:
     from attnstore.query import Store
-    from attnstore.store.commit import Commit
-    from attnstore.store.pull import Pulled, PullPlan
+    from attnstore.store.commits import Commit
+    from attnstore.store.remote.pull import Pulled, PullPlan
 
 TIERS = ("catalog", "maps", "full")  # as store.tiers, which would import pyarrow for --help
 
@@ -59,10 +59,11 @@ def pull(
     """
     from attnstore.query import open as open_for_reading
     from attnstore.store.catalog import refresh
-    from attnstore.store.mirror import transport_for
-    from attnstore.store.paths import open_store
-    from attnstore.store.pull import plan_pull
-    from attnstore.store.pull import pull as carry_out
+    from attnstore.store.commits import unreadable_entries
+    from attnstore.store.opening import open_store
+    from attnstore.store.remote.mirror import transport_for
+    from attnstore.store.remote.pull import plan_pull
+    from attnstore.store.remote.pull import pull as carry_out
 
     opened = open_for_reading(source)
     chosen = None if where is None and run is None else chosen_episodes(opened, where, run)
@@ -89,11 +90,18 @@ def pull(
         print_json([_json(plan, done)])
     else:
         click.echo(f"{dest}: {done.parts} new parts, {size_text(done.bytes)} copied")
-    if done.failed:
-        for line in done.failed:
+    entries = [
+        f"{file}: {reason}"
+        for file, reason in unreadable_entries(opened.paths)
+        if not any(file in line for line in plan.unreadable)
+    ]
+    failed = [*done.failed, *plan.unreadable, *entries]
+    if failed:
+        for line in failed:
             click.echo(f"not pulled: {line}", err=True)
+        count = len(plan.parts) + len(plan.unreadable) + len(entries)
         raise PartialError(
-            f"{len(done.failed)} of {len(plan.parts)} parts were not pulled; the others are in {dest}, "
+            f"{len(failed)} of {count} parts were not pulled; the others are in {dest}, "
             "and the same command tries these again"
         )
 

@@ -9,6 +9,7 @@ import click
 
 from attnstore.store.errors import UsageError
 
+from .listing import name_unreadable, unreadable_parts
 from .options import StoreName, store_option, store_to_read
 
 
@@ -63,9 +64,12 @@ def sql(
     form = form or "table"
     if form in ("arrow", "parquet") and output is None and sys.stdout.isatty():
         raise UsageError(f"--{form} is binary: name a file with --output, or pipe it")
-    relation = open_for_reading(store_to_read(store)).sql(text)
+    opened = open_for_reading(store_to_read(store))
+    relation = opened.sql(text)
     if output is None:
         write_result(relation, form, sys.stdout.buffer)  # type: ignore[arg-type]  # one of FORMATS
-        return
-    with output.open("wb") as stream:
-        write_result(relation, form, stream)  # type: ignore[arg-type]  # one of FORMATS
+        sys.stdout.flush()
+    else:
+        with output.open("wb") as stream:
+            write_result(relation, form, stream)  # type: ignore[arg-type]  # one of FORMATS
+    name_unreadable(unreadable_parts(opened))

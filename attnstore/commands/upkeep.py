@@ -7,8 +7,7 @@ from datetime import timedelta
 
 import click
 
-from attnstore.store.errors import IntegrityError
-from attnstore.store.paths import open_store
+from attnstore.store.errors import IntegrityError, NotFoundError, UsageError
 
 from .options import (
     StoreName,
@@ -33,9 +32,9 @@ def verify(store: StoreName | None, run: str | None, episode: str | None, as_jso
     anything is not as committed.
     """
     from attnstore.query import open as open_for_reading
-    from attnstore.store.commit import all_commits
-    from attnstore.store.pull import absent
-    from attnstore.store.verify import verify as check
+    from attnstore.store.commits import all_commits
+    from attnstore.store.commits.verify import verify as check
+    from attnstore.store.remote.pull import absent
 
     opened = open_for_reading(store_to_read(store))
     if episode is not None:
@@ -56,7 +55,7 @@ def verify(store: StoreName | None, run: str | None, episode: str | None, as_jso
         )
     if found:
         raise IntegrityError(
-            f"{found} problems; an episode is repaired by deleting its folder under commits/ and "
+            f"{found} problems; an episode is repaired by `attnstore remove --episode NAME` and "
             "ingesting it again"
         )
     if as_json:
@@ -88,7 +87,8 @@ def verify(store: StoreName | None, run: str | None, episode: str | None, as_jso
 @json_option
 def gc(store: StoreName | None, lease: float, dry_run: bool, as_json: bool) -> None:
     """Remove what no commit refers to: broken-off attempts, replaced revisions, old catalogs."""
-    from attnstore.store.garbage import collect
+    from attnstore.store.commits.garbage import collect
+    from attnstore.store.opening import open_store
 
     collected = collect(open_store(need_store(store)), timedelta(hours=lease), dry_run=dry_run)
     if as_json:
@@ -103,6 +103,51 @@ def gc(store: StoreName | None, lease: float, dry_run: bool, as_json: bool) -> N
     )
 
 
+@click.command()
+@store_option
+@click.option("--run", help="The run, if several have the episode.")
+@click.option("--episode", help="Remove this episode: its name, or its id.")
+@click.option("--part", help="Only this part of the episode; all by default.")
+@click.option("--entry", type=click.IntRange(min=1), metavar="NUMBER",
+              help="Give up an entry of the commit log that cannot be read: what it said is lost.")  # fmt: skip
+def remove(
+    store: StoreName | None, run: str | None, episode: str | None, part: str | None,
+    entry: int | None,
+) -> None:  # fmt: skip
+    """Take an episode, or a part of it, out of the store.
+
+    It may be ingested again. Its files stay until `attnstore gc` finds them older than its lease.
+    """
+    from attnstore.store.commits import committed_names, give_up_entry, remove_part, slug
+    from attnstore.store.opening import open_store
+
+    if (episode is None) == (entry is None):
+        raise UsageError("name what to remove: --episode NAME, or --entry NUMBER")
+    paths = open_store(need_store(store))
+    if entry is not None:
+        give_up_entry(paths, entry)
+        click.echo(f"entry {entry} is given up")
+        return
+    assert episode is not None
+    found = []
+    for each in committed_names(paths) if run is None else [run]:
+        known = committed_names(paths, each)
+        exact = [e for e in known if e in (episode, slug(episode))]
+        stem = slug(episode).rsplit("-", 1)[0]
+        found += [(each, e) for e in exact or known if e in exact or e.rsplit("-", 1)[0] == stem]
+    if not found:
+        raise NotFoundError(
+            f"{paths.name}: no episode {episode!r}" + (f" in run {run}" if run else "")
+        )
+    if len(found) > 1:
+        choices = ", ".join(f"{e} in run {r}" for r, e in found)
+        raise UsageError(f"{episode!r} is not one episode: {choices}; name the id, or --run")
+    ((of, id),) = found
+    for name in [part] if part is not None else committed_names(paths, of, id):
+        remove_part(paths, (of, id, name))
+        click.echo(f"removed {name} of {id} (run {of})")
+
+
 @click.group()
 def catalog() -> None:
     """Look after the DuckDB catalog, a cache that the commits can rebuild."""
@@ -113,6 +158,7 @@ def catalog() -> None:
 def rebuild(store: StoreName | None) -> None:
     """Build a new generation of the catalog from the commits alone."""
     from attnstore.store.catalog import rebuild as build
+    from attnstore.store.opening import open_store
 
     generation = build(open_store(need_store(store)))
     click.echo(f"catalog generation {generation.number}")
@@ -123,6 +169,7 @@ def rebuild(store: StoreName | None) -> None:
 def refresh(store: StoreName | None) -> None:
     """Bring the catalog up to date; SQL does it by itself."""
     from attnstore.store.catalog import refresh as update
+    from attnstore.store.opening import open_store
 
     generation = update(open_store(need_store(store)))
     click.echo(f"catalog generation {generation.number}")

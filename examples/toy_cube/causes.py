@@ -33,7 +33,7 @@ from attnstore.ingest.probing.regions import Regions
 from attnstore.ingest.probing.variant import Variant
 from attnstore.query.fidelity import clustered_interval, layer_fidelity, mean_of_episodes
 from attnstore.store.errors import NotFoundError
-from attnstore.store.paths import open_store
+from attnstore.store.opening import open_store
 from attnstore.store.reader import Episode
 
 from .architecture import ACTION_MEAN, ACTION_STD, BOWL_WORD, CUBE_WORD

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from attnstore.store.commits import slug
 from attnstore.store.errors import EpisodeError, NotFoundError, UsageError
 from attnstore.store.image import ImageError, decode
-from attnstore.store.paths import slug
 
 from .base import ConvNetwork, Images
 

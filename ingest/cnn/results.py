@@ -25,10 +25,9 @@ from attnstore.store.cnn import (
     network_run,
 )
 from attnstore.store.cnn_tables import CNN_TABLES
-from attnstore.store.commit import Attempt, Commit, latest_commit
+from attnstore.store.commits import Attempt, Commit, StorePaths, latest_commit
 from attnstore.store.errors import ConflictError
 from attnstore.store.parquet import write_table
-from attnstore.store.paths import StorePaths
 from attnstore.store.run import save_run
 
 from .base import ConvNetwork, Layer, Target

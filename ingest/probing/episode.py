@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from attnstore.store.action_metrics import action_metrics
-from attnstore.store.commit import Attempt, Commit, latest_commit
+from attnstore.store.commits import Attempt, Commit, StorePaths, latest_commit
 from attnstore.store.errors import EpisodeError, HealthError
-from attnstore.store.paths import StorePaths
 from attnstore.store.reader import Episode
 from attnstore.store.run import RunConfig
 

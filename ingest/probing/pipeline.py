@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from attnstore.store.commit import Commit, latest_commit
+from attnstore.store.commits import Commit, StorePaths, committed_names, latest_commit
 from attnstore.store.errors import EpisodeError, NotFoundError, SelectionError, UsageError
 from attnstore.store.part import Part
-from attnstore.store.paths import StorePaths
 from attnstore.store.reader import Episode
 from attnstore.store.run import RunConfig, load_run, run_ids
 
@@ -71,7 +70,7 @@ def choose_episodes(
     NotFoundError
         If there is none, or one of the names is not there.
     """
-    commits = [latest_commit(paths, run.id, episode) for episode in paths.entries(run.id)]
+    commits = [latest_commit(paths, run.id, episode) for episode in committed_names(paths, run.id)]
     found = sorted((c for c in commits if c is not None), key=_name)
     if not found:
         raise NotFoundError(f"run {run.id} has no episodes")

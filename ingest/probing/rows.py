@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from attnstore.store.commit import Attempt
+from attnstore.store.commits import Attempt
 from attnstore.store.parquet import write_table
 from attnstore.store.pixels import attention_on, seen_pixels
 from attnstore.store.probe_tables import PROBE_TABLES

@@ -296,33 +296,6 @@ class CompareAnswer(BaseModel):
     table: list[dict[str, Any]]
 
 
-class CatalogAnswer(BaseModel):
-    """The newest generation of a store's catalog."""
-
-    model_config = _example(path="catalog/catalog-000001.duckdb", size=2895872, tag="18a2f-2c3000")
-
-    path: str
-    size: int
-    tag: str
-
-
-class IndexAnswer(BaseModel):
-    """What is committed; a tag is another one when its file is."""
-
-    model_config = _example(
-        runs={"pi0-ed4655632f": "18a2f-4d2"},
-        commits={
-            "pi0-ed4655632f": {"2025-12-10_09-00-39-e63dbc45": {"base": {"000001": "18a2f-13d5f"}}}
-        },
-        catalog=_shown(CatalogAnswer),
-    )
-
-    runs: dict[str, str]
-    commits: dict[str, dict[str, dict[str, dict[str, str]]]]
-    """Run, episode, part, revision to tag."""
-    catalog: CatalogAnswer | None
-
-
 class Failure(BaseModel):
     """Why a request is not answered."""
 

@@ -13,11 +13,9 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from attnstore.store.catalog_stamp import is_current
-from attnstore.store.paths import StorePaths
+from attnstore.store.commits import StorePaths, log_of
 
 from . import sandbox
 from .config import Limits
@@ -26,8 +24,6 @@ from .sandbox import Form
 
 START_SECONDS = 300.0
 """Time to open a catalog, or to make it from the commits of 10,000 episodes."""
-TRUSTED_SECONDS = 2.0
-"""A catalog whose stamp is no evidence yet is shown for as long before it is looked at again."""
 _OVERHEAD = 1 << 20
 
 
@@ -52,16 +48,13 @@ class Child:
         if not ready["ok"]:
             self.kill()
             raise Refusal(500, f"the catalog cannot be opened: {ready['message']}")
-        self._generation = None if ready["generation"] is None else Path(ready["generation"])
-        self._opened = time.monotonic()
+        self._version = ready["version"]
 
     def shows_everything(self) -> bool:
-        """Whether its catalog has all commits, as far as can be told without reading them."""
+        """Whether its catalog has everything that the log says now."""
         if not self._process.is_alive():
             return False
-        if self._generation is not None and is_current(self._paths, self._generation):
-            return True
-        return time.monotonic() - self._opened < TRUSTED_SECONDS
+        return bool(log_of(self._paths).update().version == self._version)
 
     def ask(self, sql: str, form: Form, seconds: float) -> bytes:
         """Run one query.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from starlette.responses import Response
 
-from attnstore.store.catalog_rows import quoted
+from attnstore.store.catalog.rows import quoted
 
 from ..compare import Comparison, compare
 from ..store import Store

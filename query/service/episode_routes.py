@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 
 from attnstore.store.base_tables import METRICS
-from attnstore.store.catalog_rows import quoted
+from attnstore.store.catalog.rows import quoted
 from attnstore.store.errors import SelectionError
 from attnstore.store.reader.episode import Episode
 from attnstore.store.reader.selection import check_index

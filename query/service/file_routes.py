@@ -4,8 +4,8 @@ A path is one of the store's own shapes made of ids, and below an attempt one th
 lists; nothing else is looked up, so that no path leads anywhere. Files below ``data/`` never
 change: their addresses may be kept for ever.
 
-What a copy needs (the contract is in `attnstore.store.remote`): ``index``, what is committed, and
-``files/PATH``, with ``Range`` to resume. A commit lists its own files with size and SHA-256.
+That is what a copy needs (the contract is in `attnstore.store.remote.transport`): the log's entries
+have numbers, the one after the last is a 404, and a commit lists its files with size and SHA-256.
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import FileResponse, Response
 
 from attnstore.store.catalog import NAME as GENERATION
-from attnstore.store.catalog import generations
-from attnstore.store.commit import commit_keys, revision_files
+from attnstore.store.catalog import NEWEST
+from attnstore.store.commits import MARKER, SAFE
+from attnstore.store.commits.layout import ENTRY
 from attnstore.store.part import resolve
-from attnstore.store.paths import MARKER, SAFE
-from attnstore.store.run import run_ids
 
-from .answers import IndexAnswer
 from .parameters import Parameters
-from .payload import IMMUTABLE, REVALIDATE, respond_json, unchanged
+from .payload import IMMUTABLE, REVALIDATE, unchanged
 from .refusal import Refusal
 from .served import ServedStore
 from .service import service_of
@@ -33,16 +31,6 @@ from .service import service_of
 router = APIRouter(prefix="/v1/stores/{store}")
 _BINARY: Any = {"schema": {"type": "string", "format": "binary"}}
 _TYPES = {".json": "application/json"}
-
-
-@router.get("/index", response_model=IndexAnswer)
-async def index(
-    request: Request, store: str, parameters: Annotated[Parameters, Query()]
-) -> Response:
-    """List what is committed: what a copy of the store compares itself with."""
-    service = service_of(request)
-    served = service.store(store)
-    return respond_json(request, await service.read(lambda: _index(served)))
 
 
 @router.api_route(
@@ -68,22 +56,6 @@ async def file(
     return FileResponse(found, media_type=kind, headers=headers)
 
 
-def _index(store: ServedStore) -> dict[str, Any]:
-    paths = store.paths
-    commits: dict[str, dict[str, dict[str, dict[str, str]]]] = {}
-    for run, episode, part, _ in commit_keys(paths):
-        revisions = {f.stem: _tag(f) for f in revision_files(paths, run, episode, part)}
-        commits.setdefault(run, {}).setdefault(episode, {})[part] = revisions
-    found = generations(paths)
-    catalog = None
-    if found:
-        file = found[-1].path
-        path = file.relative_to(paths.root).as_posix()
-        catalog = {"path": path, "size": file.stat().st_size, "tag": _tag(file)}
-    runs = {run: _tag(paths.runs / f"{run}.json") for run in run_ids(paths)}
-    return {"runs": runs, "commits": commits, "catalog": catalog}
-
-
 def _tag(file: Path) -> str:
     status = file.stat()
     return f"{status.st_mtime_ns:x}-{status.st_size:x}"
@@ -103,20 +75,17 @@ def _find(store: ServedStore, path: str) -> tuple[Path, str, bool]:
             found = paths.root / MARKER
         case ["runs", name] if name.endswith(".json") and _is_id(name.removesuffix(".json")):
             found = paths.runs / name
-        case ["catalog", name] if GENERATION.fullmatch(name):
+        case ["catalog", name] if GENERATION.fullmatch(name) or name == NEWEST:
             found = paths.catalog / name
-        case ["commits", run, episode, part, name] if all(map(_is_id, (run, episode, part))):
-            files = {f.name: f for f in revision_files(paths, run, episode, part)}
-            if name not in files:
-                raise Refusal(404, "no such commit")
-            found = files[name]
+        case ["commits", "log", name] if ENTRY.fullmatch(name):
+            found = paths.log / name
         case ["data", run, episode, attempt, *inner] if all(map(_is_id, (run, episode, attempt))):
             return _committed(store, run, episode, attempt, "/".join(inner))
         case _:
             raise Refusal(404, "no such file")
     if not found.is_file():
         raise Refusal(404, "no such file")
-    return resolve(found, paths.root), _tag(found), names[0] != "attnstore.json"
+    return resolve(found, paths.root), _tag(found), names[-1] not in (MARKER, NEWEST)
 
 
 def _committed(

@@ -34,17 +34,16 @@ from typing import Any, Literal, get_args
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as ds
-from pyarrow import fs
 
-from attnstore.store.catalog import Generation, attach_current
-from attnstore.store.catalog_tables import CATALOG, COPIED, DATABASE, VIEWED, sql_type
-from attnstore.store.committed_files import CommittedTables, committed_tables
+from attnstore.store.catalog import refresh
+from attnstore.store.catalog.changes import read_known
+from attnstore.store.catalog.committed_files import DAMAGED
+from attnstore.store.catalog.foreign import attach_vetted
+from attnstore.store.catalog.generations import attach_current
+from attnstore.store.catalog.views import create_views
+from attnstore.store.commits import StorePaths
 from attnstore.store.errors import AttnstoreError, IntegrityError, UsageError
-from attnstore.store.ledger import LEDGER, ledger_query
-from attnstore.store.paths import StorePaths, open_store
-from attnstore.store.rules import create_macros
-from attnstore.store.tables import ALL_TABLES
+from attnstore.store.opening import open_store
 
 from ..sql import json_rows, run_query, sql_errors, unique_names, write_result
 
@@ -64,7 +63,6 @@ LOCKS = (
     "SET home_directory = ''",
     "SET enable_external_access = false",
     "SET disabled_filesystems = 'LocalFileSystem'",
-    "SET lock_configuration = true",
 )
 
 
@@ -82,7 +80,7 @@ def open_catalog(
     memory: int,
     seconds: float,
     damaged: Callable[[AttnstoreError], None] = lambda error: None,
-) -> tuple[duckdb.DuckDBPyConnection, Generation | None]:
+) -> tuple[duckdb.DuckDBPyConnection, str]:
     """Connect to a store's catalog so that a statement can do nothing but ask it.
 
     Parameters
@@ -92,99 +90,25 @@ def open_catalog(
 
     Returns
     -------
-    The connection, and the generation that it is of; None if it is in memory, because the store
-    cannot be written.
+    The connection, and the version of the log's history that it shows (`History.version`).
     """
-    paths.prepare_catalog()
     connection = duckdb.connect(config={**SETTINGS, "memory_limit": f"{memory}B"})
-    found = attach_current(connection, paths)
-    for name in CATALOG:
-        connection.execute(f"CREATE VIEW {name} AS FROM {DATABASE}.main.{name}")
-    for name in COPIED:
-        connection.execute(
-            f"CREATE VIEW {name} AS SELECT * EXCLUDE (part) FROM {DATABASE}.main.{name}"
-        )
-    filesystem = fs.PyFileSystem(_Committed(committed_tables(connection, paths), damaged))
-    for name in VIEWED:
-        _view(connection, paths, name, filesystem)
-    connection.execute(f"CREATE VIEW {LEDGER.name} AS {ledger_query()}")
-    create_macros(connection)
     try:
         connection.execute(f"SET max_execution_time = {int(1e3 * seconds)}")
     except duckdb.CatalogException:
         pass  # DuckDB 1 has no such setting; the parent's deadline is what holds
-    for statement in LOCKS:
-        connection.execute(statement)
-    return connection, found if isinstance(found, Generation) else None
-
-
-class _Committed(fs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no types
-    """Committed Parquet files for Arrow: each compared with its commit before it is read first."""
-
-    def __init__(self, tables: CommittedTables, damaged: Callable[[AttnstoreError], None]) -> None:
-        self._tables, self._damaged = tables, damaged
-
-    def open_input_file(self, path: str) -> pa.NativeFile:
-        """Open one; a link or other bytes end the statement with an error."""
-        try:
-            return pa.OSFile(str(self._tables.check(path)))
-        except AttnstoreError as error:
-            self._damaged(error)
-            raise OSError(f"{_DAMAGED}{error}") from None
-
-    open_input_stream = open_input_file
-
-    def get_type_name(self) -> str:
-        """Name of this kind of file system."""
-        return "attnstore"
-
-    def normalize_path(self, path: str) -> str:
-        """Return the path."""
-        return path
-
-    def get_file_info(self, paths: list[str]) -> list[fs.FileInfo]:
-        """Say that a file is one; opening it shows whether that is true."""
-        return [fs.FileInfo(path, fs.FileType.File) for path in paths]
-
-    def _refuse(self, *arguments: Any, **options: Any) -> Any:
-        raise OSError("committed files are opened and nothing else")
-
-    get_file_info_selector = create_dir = delete_dir = delete_dir_contents = _refuse
-    delete_root_dir_contents = delete_file = move = copy_file = _refuse
-    open_output_stream = open_append_stream = _refuse
-
-
-_DAMAGED = "the store is damaged: "
-
-
-def _view(
-    connection: duckdb.DuckDBPyConnection,
-    paths: StorePaths,
-    name: str,
-    filesystem: fs.FileSystem,
-) -> None:
-    """Show the committed Parquet files of a table, read by Arrow."""
-    rows = connection.execute(
-        f"SELECT run, episode, path FROM {DATABASE}.main.files WHERE table_name = '{name}' "
-        "ORDER BY run, episode, part"
-    ).fetchall()
-    columns = ALL_TABLES[name].columns
-    if paths.partial:
-        rows = [row for row in rows if (paths.root / row[2]).is_file()]
-    if not rows:
-        empty = ", ".join(f'NULL::{sql_type(c.type)} AS "{c.name}"' for c in columns)
-        connection.execute(f"CREATE VIEW {name} AS SELECT {empty} FROM range(0)")
-        return
-    dataset = ds.FileSystemDataset.from_paths(
-        [f"{paths.root.resolve()}/{path}" for _, _, path in rows],
-        schema=ALL_TABLES[name].schema,
-        format=ds.ParquetFileFormat(),
-        filesystem=filesystem,
-        # The ids are the commit's and not the file's, and a filter on them skips files unopened.
-        partitions=[(ds.field("run") == r) & (ds.field("episode") == e) for r, e, _ in rows],
-    )
-    connection.register(f"{name}_files", dataset)
-    connection.execute(f"CREATE VIEW {name} AS FROM {name}_files")
+    try:
+        # Brought up to date by a connection of its own, so that this one is locked before it looks
+        # at anything of the file.
+        attach_vetted(connection, refresh(paths).path, lock="; ".join(LOCKS))
+    except UsageError:
+        # A store that cannot be written: the catalog is in memory, made here from vetted rows.
+        attach_current(connection, paths)
+        connection.execute("; ".join(LOCKS))
+    version = read_known(connection).version
+    create_views(connection, paths, sandboxed=True, damaged=damaged)
+    connection.execute("SET lock_configuration = true")
+    return connection, version
 
 
 def answer(connection: duckdb.DuckDBPyConnection, sql: str, form: Form, most: int) -> bytes:
@@ -223,7 +147,7 @@ def answer(connection: duckdb.DuckDBPyConnection, sql: str, form: Form, most: in
         else:
             write_result(relation, form, stream)
     except (AttnstoreError, OSError) as error:
-        _, damaged, reason = str(error).partition(_DAMAGED)
+        _, damaged, reason = str(error).partition(DAMAGED)
         if damaged:
             # Arrow repeats the traceback.
             raise IntegrityError(reason.partition(". Detail: ")[0]) from None
@@ -345,18 +269,18 @@ def main(pipe: Connection, root: str, memory: int, seconds: float) -> None:
     def damaged(error: AttnstoreError) -> None:
         # Said from here, and the process ended: DuckDB and Arrow may wait for each other for ever
         # when a file fails in the middle of their stream.
-        _send(pipe, ok=False, kind="damaged", message=f"{_DAMAGED}{error}", spent=True)
+        _send(pipe, ok=False, kind="damaged", message=f"{DAMAGED}{error}", spent=True)
         os._exit(1)
 
     try:
-        connection, generation = open_catalog(open_store(Path(root)), memory, seconds, damaged)
+        connection, version = open_catalog(open_store(Path(root)), memory, seconds, damaged)
     except (AttnstoreError, duckdb.Error, OSError) as error:
         _send(pipe, ok=False, message=str(error))
         return
     limit = confine(2 * memory)
     # Freed memory may stay with the allocator, where the next statement finds it only in pieces.
     enough = limit - memory - STACKS // 2
-    _send(pipe, ok=True, generation=None if generation is None else str(generation.path))
+    _send(pipe, ok=True, version=version)
     while True:
         try:
             request = json.loads(pipe.recv_bytes())
@@ -369,7 +293,7 @@ def main(pipe: Connection, root: str, memory: int, seconds: float) -> None:
         except UsageError as error:
             kind, message = "usage", str(error)
         except IntegrityError as error:
-            kind, message = "damaged", f"{_DAMAGED}{error}"
+            kind, message = "damaged", f"{DAMAGED}{error}"
         except Exception as error:  # the process is asked no more, and the client told why
             message = str(error) or type(error).__name__
             if isinstance(error, MemoryError) or "Out of Memory" in message:

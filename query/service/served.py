@@ -9,10 +9,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnstore.store.commit import Commit, latest_commit, read_commit, revision_files
+from attnstore.store.catalog import seed_log
+from attnstore.store.commits import (
+    MARKER,
+    SAFE,
+    Commit,
+    Revision,
+    StorePaths,
+    latest_commit,
+    log_of,
+    read_json,
+)
 from attnstore.store.errors import IntegrityError, UsageError
+from attnstore.store.opening import open_store
 from attnstore.store.part import Part
-from attnstore.store.paths import MARKER, SAFE, StorePaths, open_store, read_json
 from attnstore.store.reader.episode import Episode
 
 from .children import Children
@@ -47,12 +57,13 @@ class ServedStore:
     def __init__(self, id: str, root: Path, limits: Limits) -> None:
         self.id = id
         self.paths: StorePaths = open_store(root.resolve())
+        seed_log(self.paths)
         self.own = Children(self.paths, limits)
         """Processes for the service's own questions: a user's slow one is not in their way."""
         self.users = Children(self.paths, limits)
         """Processes for the user's SQL."""
         self._limits = limits
-        self._open: OrderedDict[tuple[str, str, str], OpenEpisode] = OrderedDict()
+        self._open: OrderedDict[tuple[str, str, int], OpenEpisode] = OrderedDict()
         self._listings: OrderedDict[tuple[str, str, str, str], Listing] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -73,10 +84,10 @@ class ServedStore:
             If it may not be opened; see `Part.check`.
         """
         _check_ids(run, episode)
-        revisions = revision_files(self.paths, run, episode, "base")
-        if not revisions:
+        latest = log_of(self.paths).update().latest(run, episode, "base")
+        if latest is None:
             raise Refusal(404, f"store {self.id} has no episode {episode} in run {run}")
-        key = (run, episode, revisions[-1].name)
+        key = (run, episode, latest.number)
         with self._lock:
             if key in self._open:
                 self._open.move_to_end(key)
@@ -100,19 +111,21 @@ class ServedStore:
             if key in self._listings:
                 self._listings.move_to_end(key)
                 return self._listings[key]
-        for file in reversed(revision_files(self.paths, run, episode, part)):
+        log = log_of(self.paths)
+        fact = log.update().attempts.get(attempt)
+        if fact is not None and fact.key == (run, episode, part):
+            assert fact.revision is not None
             try:
-                commit = read_commit(file)
+                commit = log.commit(Revision(fact.number, fact.revision, attempt))
             except IntegrityError:
-                continue  # torn by a crash, it never was a commit
-            if commit.attempt == attempt:
-                digests = {f.path: f.sha256 for f in commit.files}
-                found = Listing(commit.directory(self.paths), digests)
-                with self._lock:
-                    self._listings[key] = found
-                    while len(self._listings) > LISTINGS:
-                        self._listings.popitem(last=False)
-                return found
+                return None
+            digests = {f.path: f.sha256 for f in commit.files}
+            found = Listing(commit.directory(self.paths), digests)
+            with self._lock:
+                self._listings[key] = found
+                while len(self._listings) > LISTINGS:
+                    self._listings.popitem(last=False)
+            return found
         return None
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from attnstore.store.base_tables import METRICS
-from attnstore.store.catalog_rows import quoted
+from attnstore.store.catalog.rows import quoted
 from attnstore.store.run import load_run
 
 from .answers import Health, MetricAnswer, Page, RunAnswer, StoreAnswer

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from attnstore.query.chosen import Chosen
 from attnstore.query.fidelity import FidelityPairs
 from attnstore.query.store import Store
-from attnstore.store.catalog_rows import quoted
+from attnstore.store.catalog.rows import quoted
 from attnstore.store.pixels import seen_pixels
 from attnstore.store.rle import decode_rle
 

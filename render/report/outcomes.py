@@ -10,7 +10,7 @@ from attnstore.query.chosen import Chosen
 from attnstore.query.compare import Comparison, compare
 from attnstore.query.store import Store
 from attnstore.store.axes import VISION
-from attnstore.store.catalog_rows import quoted
+from attnstore.store.catalog.rows import quoted
 from attnstore.store.errors import SelectionError, UsageError
 
 from ..matrix_plot import matrix_chart

@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ..axes import STEPPED_PHASES
-from ..commit import Commit, latest_commit
+from ..commits import Commit, committed_names, latest_commit
 from ..errors import EpisodeError, NotFoundError, SelectionError
 from ..image import DamagedImageError, ImageError, plain, read_header
 from ..part import Part
@@ -436,7 +436,8 @@ class Episode(AttentionSlices):
         As they are now; a detector's before the gripper's.
         """
         paths, commit = self.part.paths, self.part.commit
-        names = [p for p in paths.entries(commit.run, commit.episode) if p.startswith("objects-")]
+        parts = committed_names(paths, commit.run, commit.episode)
+        names = [part for part in parts if part.startswith("objects-")]
         latest = (latest_commit(paths, commit.run, commit.episode, name) for name in names)
         counting = counting_object_parts(c for c in latest if c is not None)
         return tuple(counting[place] for place in sorted(counting, key=lambda p: (p[2], p[1])))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .commit import latest_commit
-from .paths import StorePaths, read_json
+from .files import read_json
+from .holding import StorePaths
+from .log import log_of
 
 
 def quarantined(paths: StorePaths) -> list[dict[str, Any]]:
@@ -16,9 +17,10 @@ def quarantined(paths: StorePaths) -> list[dict[str, Any]]:
     Entries with ``run``, ``part``, ``name``, ``reason`` and ``created``, oldest first of each
     episode.
     """
-    found = []
+    history = log_of(paths).update()
+    kept = []
     for file in sorted(paths.quarantine.glob("*/*/*.json")):
         run, episode, entry = file.parts[-3], file.parts[-2], read_json(file)
-        if latest_commit(paths, run, episode, entry.get("part", "base")) is None:
-            found.append(entry)
-    return found
+        if history.latest(run, episode, str(entry.get("part", "base"))) is None:
+            kept.append(entry)
+    return kept

@@ -6,21 +6,33 @@ visible. A pull that is killed leaves whole files, which the next one finds.
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from .commit import Commit, latest_commit
-from .errors import AttnstoreError, NotFoundError, UsageError
+from ..commits import (
+    MARKER,
+    PULLED,
+    Commit,
+    History,
+    StorePaths,
+    check_marker,
+    commit_draft,
+    create_exclusive,
+    log_of,
+    now,
+    read_commits,
+    read_json,
+    register_run,
+    replace_file,
+)
+from ..errors import AttnstoreError, NotFoundError, UsageError
 from .fetching import Wanted, fetch_all, remove_abandoned
-from .paths import MARKER, PULLED, StorePaths, create_exclusive, now, open_store, read_json
-from .pending import pending
 from .pulled import SOURCE, PulledPaths
-from .remote import Transport
 from .tiers import TIERS, Tier, includes
+from .transport import Transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +60,8 @@ class PullPlan:
     parts: tuple[PulledPart, ...]
     conflicts: tuple[str, ...]
     """Parts that were committed in the copy itself, and differ from the source's."""
+    unreadable: tuple[str, ...] = ()
+    """Parts whose commit cannot be read at the source."""
 
     @property
     def bytes(self) -> int:
@@ -105,31 +119,27 @@ def plan_pull(
     if tier not in TIERS:
         raise UsageError(f"a tier is {', '.join(TIERS)}; got {tier!r}")
     copy = _copy_at(target, source)
-    chosen = [(r, e) for r in source.entries() for e in source.entries(r)]
-    if episodes is not None:
-        wanted = set(episodes)
-        chosen = [each for each in chosen if each in wanted]
-    else:
-        source.need_commits()  # all at once, and not one after the other
-    parts, conflicts = [], []
-    for run, episode in chosen:
-        for name in source.entries(run, episode):
-            commit = latest_commit(source, run, episode, name)
-            if commit is None:
-                continue
-            if _differs(copy, commit):
-                conflicts.append(f"{commit.summary.get('name', episode)} ({run}, {name})")
-                continue
+    wanted = None if episodes is None else set(episodes)
+    parts, conflicts, unreadable = [], [], []
+    for key, commit in read_commits(source):
+        if wanted is not None and key[:2] not in wanted:
+            continue
+        if not isinstance(commit, Commit):
+            unreadable.append(f"{key[1]} ({key[0]}, {key[2]}): {commit}")
+        elif _differs(copy, commit):
+            conflicts.append(f"{commit.summary.get('name', key[1])} ({key[0]}, {key[2]})")
+        else:
             parts.append(_part(source, copy, commit, tier))
-    return PullPlan(source, target, tier, tuple(parts), tuple(conflicts))
+    return PullPlan(source, target, tier, tuple(parts), tuple(conflicts), tuple(unreadable))
 
 
 def _copy_at(target: Path, source: StorePaths) -> PulledPaths:
     if target.exists() and target.resolve() == source.root.resolve():
         raise UsageError(f"{target} is the source itself")
     if (target / MARKER).exists():
-        found = open_store(target)
-        if not isinstance(found, PulledPaths):
+        found = PulledPaths(target)
+        check_marker(target)
+        if not found.pulled.is_dir():
             raise UsageError(
                 f"{target} is a store of its own and no pulled copy; name a new or empty directory"
             )
@@ -150,8 +160,12 @@ def _is_ours(target: Path) -> bool:
 
 
 def _differs(copy: PulledPaths, commit: Commit) -> bool:
-    here = copy.part_commits(*commit.key) / f"{commit.revision:06d}.json"
-    return here.is_file() and read_json(here).get("attempt") != commit.attempt
+    here = _history(copy).revisions(*commit.key).get(commit.revision)
+    return here is not None and here.attempt != commit.attempt
+
+
+def _history(copy: PulledPaths) -> History:
+    return log_of(copy).update()
 
 
 def _part(source: StorePaths, copy: PulledPaths, commit: Commit, tier: Tier) -> PulledPart:
@@ -162,13 +176,12 @@ def _part(source: StorePaths, copy: PulledPaths, commit: Commit, tier: Tier) -> 
     # Of a higher tier that is here, too: what was lost since comes back.
     files = [f for f in commit.files if includes(reached, f.path)]
     wanted = [Wanted(f"{below}/{f.path}", directory / f.path, f) for f in files]
-    here = copy.part_commits(*commit.key) / f"{commit.revision:06d}.json"
     return PulledPart(
         commit,
         reached,
         tuple(w for w in wanted if not w.is_here()),
         sum(f.size for f in files),
-        reached != before or not here.is_file(),
+        reached != before or commit.attempt not in _history(copy).attempts,
     )
 
 
@@ -234,12 +247,10 @@ def _begin(plan: PullPlan, name: str) -> PulledPaths:
     """Make the copy a store that opens: before its first file, so that a kill leaves one."""
     try:
         copy = PulledPaths(plan.target)
-        for folder in (copy.pulled, copy.runs, copy.commits, copy.data, copy.catalog):
+        for folder in (copy.pulled, copy.runs, copy.log, copy.data, copy.catalog):
             folder.mkdir(parents=True, exist_ok=True)
-        temporary = copy.pulled / f".tmp-{uuid.uuid4().hex}"
-        temporary.write_text(json.dumps({"source": name, "pulled": now()}))
-        temporary.replace(copy.pulled / SOURCE)
-        create_exclusive(plan.target / MARKER, read_json(plan.source.root / MARKER))
+        replace_file(copy.pulled / SOURCE, {"source": name, "pulled": now()})
+        create_exclusive(copy.marker, read_json(plan.source.marker))
     except OSError as error:
         raise AttnstoreError(
             f"{plan.target} cannot be written: {error.strerror or error}"
@@ -249,18 +260,20 @@ def _begin(plan: PullPlan, name: str) -> PulledPaths:
 
 def _commit(plan: PullPlan, copy: PulledPaths, part: PulledPart) -> None:
     commit = part.commit
-    run = f"{commit.run}.json"
-    if not (copy.runs / run).is_file():
+    run = copy.run_file(commit.run)
+    if not run.is_file():
         try:
-            create_exclusive(copy.runs / run, read_json(plan.source.runs / run))
+            create_exclusive(run, read_json(plan.source.run_file(commit.run)))
         except FileNotFoundError:
-            raise NotFoundError(f"the source has no runs/{run}") from None
+            raise NotFoundError(f"the source has no runs/{run.name}") from None
+    register_run(copy, commit.run)
     # Before the commit: without it, a part is taken for one that was committed here, whole.
     copy.set_tier(commit, part.tier)
-    place = f"{commit.revision:06d}.json"
-    source = plan.source.part_commits(*commit.key) / place
-    with pending(copy.commits, commit.attempt):
-        create_exclusive(copy.part_commits(*commit.key) / place, read_json(source))
+
+    def entry(history: History) -> dict[str, Any] | None:
+        return None if commit.attempt in history.attempts else commit_draft(commit)
+
+    log_of(copy).append(entry)
 
 
 def absent(paths: StorePaths, commits: Iterable[Commit]) -> tuple[int, int]:

@@ -12,13 +12,15 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from .commit import StoredFile
-from .errors import AttnstoreError, IntegrityError, NotFoundError
-from .paths import sync_directory
-from .remote import Transport
+from ..commits import StoredFile, sync_directory
+from ..errors import AttnstoreError, IntegrityError, NotFoundError
+from .transport import Transport
 
+T = TypeVar("T")
+R = TypeVar("R")
 CONNECTIONS = 16
 """Files that are fetched at a time."""
 ABANDONED = 3600.0
@@ -72,6 +74,16 @@ def fetch_all(
                 yield Fetched(futures[future], future.result())
         finally:
             threads.shutdown(cancel_futures=True)
+
+
+def at_once(function: Callable[[T], R], arguments: Sequence[T]) -> list[R]:
+    """Call a function with each argument, several at a time; results in their order."""
+    with ThreadPoolExecutor(CONNECTIONS) as threads:
+        try:
+            return list(threads.map(function, arguments))
+        except BaseException:
+            threads.shutdown(cancel_futures=True)
+            raise
 
 
 def _fetch(

@@ -8,7 +8,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import AttnstoreError, IntegrityError, MissingExtraError, NotFoundError
+from ..errors import (
+    AttnstoreError,
+    DeniedError,
+    IntegrityError,
+    MissingExtraError,
+    NotFoundError,
+)
 
 T = TypeVar("T")
 PAUSES = (0.2, 1.0)
@@ -66,10 +72,13 @@ def tried(request: Callable[[], T], said: str) -> T:
         except FileNotFoundError:
             raise NotFoundError(f"{said}: not found") from None
         except PermissionError as error:
-            raise AttnstoreError(f"{said}: access denied ({first_line(error)})") from None
+            raise DeniedError(f"{said}: access denied ({first_line(error)})") from None
         # Each file system has errors of its own (aiohttp's, botocore's, Google's), with no common root.
         except Exception as error:
-            if getattr(error, "status", None) in (401, 403):
+            status = getattr(error, "status", None)
+            if status == 403:
+                raise DeniedError(f"{said}: the server does not give this file (403)") from None
+            if status == 401:
                 raise AttnstoreError(
                     f"{said}: access denied; a service needs its token: open the address that it "
                     "prints, or set ATTNSTORE_TOKEN, which another machine gets only if "

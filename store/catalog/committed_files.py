@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import io
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,13 +20,13 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
+from pyarrow import fs
 
-from .catalog_tables import DATABASE
-from .commit import StoredFile, latest_commit
-from .errors import IntegrityError, NotFoundError
-from .paths import SAFE, StorePaths
-from .tables import ALL_TABLES
-from .vetting import Places
+from ..commits import SAFE, StoredFile, StorePaths, latest_commit
+from ..errors import AttnstoreError, IntegrityError, NotFoundError
+from ..tables import ALL_TABLES
+from ..vetting import Places
+from .tables import DATABASE
 
 _EMPTY = "empty"
 SCHEME = "attnstore"
@@ -191,3 +192,56 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no ty
 
     def _here(self, path: str) -> Path:
         return self._tables.check(path.removeprefix(f"{SCHEME}://"))
+
+
+DAMAGED = "the store is damaged: "
+"""Before the message of an error that comes through Arrow."""
+
+
+def arrow_files(
+    tables: CommittedTables, damaged: Callable[[AttnstoreError], None]
+) -> fs.FileSystem:
+    """Let Arrow open committed files by their absolute paths.
+
+    Parameters
+    ----------
+    damaged
+        Is told of a file that is not what was committed, in the thread that would have read it.
+    """
+    return fs.PyFileSystem(_ArrowFiles(tables, damaged))
+
+
+class _ArrowFiles(fs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no types
+    """Committed Parquet files for Arrow: each compared with its commit before it is read first."""
+
+    def __init__(self, tables: CommittedTables, damaged: Callable[[AttnstoreError], None]) -> None:
+        self._tables, self._damaged = tables, damaged
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        """Open one; a link or other bytes end the statement with an error."""
+        try:
+            return pa.OSFile(str(self._tables.check(path)))
+        except AttnstoreError as error:
+            self._damaged(error)
+            raise OSError(f"{DAMAGED}{error}") from None
+
+    open_input_stream = open_input_file
+
+    def get_type_name(self) -> str:
+        """Name of this kind of file system."""
+        return "attnstore"
+
+    def normalize_path(self, path: str) -> str:
+        """Return the path."""
+        return path
+
+    def get_file_info(self, paths: list[str]) -> list[fs.FileInfo]:
+        """Say that a file is one; opening it shows whether that is true."""
+        return [fs.FileInfo(path, fs.FileType.File) for path in paths]
+
+    def _refuse(self, *arguments: Any, **options: Any) -> Any:
+        raise OSError("committed files are opened and nothing else")
+
+    get_file_info_selector = create_dir = delete_dir = delete_dir_contents = _refuse
+    delete_root_dir_contents = delete_file = move = copy_file = _refuse
+    open_output_stream = open_append_stream = _refuse

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from typing import Literal, get_args
 
-from .catalog_tables import COPIED
-from .writer import ARRAYS
+from ..catalog.tables import COPIED
+from ..commits import ARRAYS
 
 Tier = Literal["catalog", "maps", "full"]
 TIERS: tuple[Tier, ...] = get_args(Tier)

@@ -12,8 +12,8 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
-from .columns import Column, Table
-from .tables import OPTIONAL_TABLES, PART_TABLES, TABLES
+from ..columns import Column, Table
+from ..tables import OPTIONAL_TABLES, PART_TABLES, TABLES
 
 DATABASE = "catalog"
 """Name under which a connection attaches a generation."""
@@ -81,9 +81,9 @@ _TABLES = (
             Column("attempt", _S, "id of the attempt that holds the files"),
             Column("committed", _TIME, "when it was committed", "UTC"),
             Column("bytes", _I64, "size of the part's files", "bytes"),
+            Column("number", _I64, "of its entry in the commit log"),
             Column("camera", _S, "camera of an objects part; NULL for other parts"),
             Column("source", _S, "masks of an objects part: detector or gripper; NULL for others"),
-            Column("listing", _S, "highest revision's file and its time, to notice a change"),
         ),
     ),
     Table(
@@ -100,13 +100,29 @@ _TABLES = (
         ),
     ),
     Table(
-        "unreadable",
-        "one committed part, or a run's file, that this generation had to leave out",
+        "log",
+        "one thing that the commit log says, up to the entry that this generation was made from",
         (
-            _RUN,
+            Column("number", _I64, "of the entry"),
+            Column("kind", _S, "commit, removal (of a part), run (recorded) or discard (given up)"),
+            Column("run", _S, "id of the run; NULL for a discard"),
+            Column("episode", _S, "id of the episode; NULL for a run or a discard"),
+            Column("part", _S, "part; NULL for a run or a discard"),
+            Column("revision", _I64, "of the part; a removal is one as well"),
+            Column("attempt", _S, "that was committed, or is given up"),
+            Column("target", _I64, "entry of the log that could not be read and is given up"),
+        ),
+    ),
+    Table(
+        "unreadable",
+        "one committed part, entry of the log, or run's file that this generation had to leave out",
+        (
+            Column("run", _S, "id of the run; NULL for an entry that does not even say that"),
             Column("episode", _S, "id of the episode; NULL for a run's file"),
             Column("part", _S, "part; NULL for a run's file"),
-            Column("listing", _S, "as in commits; it is read again when this changes"),
+            Column("number", _I64, "of the entry in the commit log; NULL for a run's file"),
+            Column("last", _I64, "of several entries that are missing, the last"),
+            Column("digest", _S, "SHA-256 of the entry if it is what cannot be read"),
             Column("reason", _S, "what is wrong with it; `attnstore verify` says more"),
         ),
     ),
@@ -154,6 +170,7 @@ def version() -> str:
         for table in (*CATALOG.values(), *COPIES.values())
         for column in table.columns
     ]
+    text.append("generation head tip")
     # Of these a generation keeps the files' names.
     text += VIEWED
     return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]

@@ -11,7 +11,7 @@ import ipaddress
 import os
 from urllib.parse import urlsplit
 
-from .errors import UsageError
+from ..errors import UsageError
 
 TOKEN, HOSTS = "ATTNSTORE_TOKEN", "ATTNSTORE_TOKEN_HOSTS"
 _PORTS = {"http": 80, "https": 443}

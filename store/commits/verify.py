@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .commit import Commit, commit_keys, latest_commit
-from .errors import AttnstoreError, IntegrityError, NotFoundError
-from .part import Part
-from .paths import MARKER, StorePaths, open_store
-from .run import load_run, run_ids
+from ..errors import AttnstoreError, IntegrityError, NotFoundError
+from ..part import Part
+from ..run import load_run
+from .entry import Commit
+from .files import check_marker
+from .holding import StorePaths
+from .layout import MARKER, Key
+from .log import Log, Revision, check_known
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class Problem:
 def verify(
     paths: StorePaths, run: str | None = None, episode: str | None = None
 ) -> Iterator[Problem]:
-    """Check the latest commit of every part, file by file, and the runs that they belong to.
+    """Check the log, the latest commit of every part, file by file, and the runs.
 
     Parameters
     ----------
@@ -50,42 +53,49 @@ def verify(
         If `run` or `episode` is given and nothing is committed for it.
     """
     try:
-        open_store(paths.root)
+        check_marker(paths.root)
     except (IntegrityError, NotFoundError) as error:
         yield Problem(None, None, None, MARKER, str(error))
-    runs: set[str] = set() if run is not None or episode is not None else set(run_ids(paths))
+    log = Log(paths)  # its own, so that every entry is read anew
+    history = log.update(thorough=True)
+    every = run is None and episode is None
+    if every:
+        for number, bad in sorted(history.unreadable.items()):
+            if bad.key is None:
+                yield Problem(None, None, None, _file(paths, number), bad.reason)
+    runs: set[str] = set(history.runs) if every else set()
     found = False
-    for key in commit_keys(paths):
+    for key, revision in history.parts():
         if run not in (None, key[0]):
             continue
         try:
-            commit = latest_commit(paths, *key[:3])
+            commit = log.commit(revision)
+            check_known(paths, history, key)
         except AttnstoreError as error:
             if episode in (None, key[1]):
                 found = True
                 runs.add(key[0])
-                yield _unreadable(key, str(error))
+                yield _unreadable(paths, key, revision, str(error))
             continue
-        name = None if commit is None else commit.summary.get("name")
-        if episode not in (None, key[1], name):
+        if episode not in (None, key[1], commit.summary.get("name")):
             continue
         found = True
         runs.add(key[0])
-        if commit is None:
-            yield _unreadable(key, "empty: a crash tore it before it was a commit")
-        else:
-            yield from _part(paths, commit)
-    if not found and (run is not None or episode is not None):
+        yield from _part(paths, commit)
+    if not found and not every:
         wanted = " ".join(f"{k} {v!r}" for k, v in (("run", run), ("episode", episode)) if v)
         raise NotFoundError(f"{paths.root}: nothing is committed for {wanted}")
     for each in sorted(runs):
         yield from _run(paths, each)
 
 
-def _unreadable(key: tuple[str, str, str, int], reason: str) -> Problem:
-    run, episode, part, revision = key
-    file = f"commits/{run}/{episode}/{part}/{revision:06d}.json"
-    return Problem(run, episode, part, file, reason)
+def _file(paths: StorePaths, number: int) -> str:
+    return paths.entry(number).relative_to(paths.root).as_posix()
+
+
+def _unreadable(paths: StorePaths, key: Key, revision: Revision, reason: str) -> Problem:
+    reason = reason.removeprefix(f"{paths.entry(revision.number)}: ")
+    return Problem(*key, _file(paths, revision.number), reason)
 
 
 def _part(paths: StorePaths, commit: Commit) -> Iterator[Problem]:

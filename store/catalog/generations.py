@@ -2,7 +2,8 @@
 
 A generation ``catalog/catalog-000123.duckdb`` is made from the one before: copied under a
 temporary name, brought up to date, then hard-linked to the next number if that is free. So a
-reader never waits for a writer, and whoever loses the race takes the winner's.
+reader never waits for a writer, and whoever loses the race takes the winner's. It says up to which
+entry of the commit log it was made; what is above that, and nothing else, makes it out of date.
 """
 
 from __future__ import annotations
@@ -18,21 +19,24 @@ from pathlib import Path
 
 import duckdb
 
-from .catalog_changes import Changes, Known, apply, changes_since, read_known
-from .catalog_rows import create_tables, quoted
-from .catalog_stamp import is_current, record, take
-from .catalog_tables import CATALOG, COPIED, DATABASE, VIEWED, version
-from .committed_files import committed_tables, register
-from .errors import UsageError
-from .file_views import create_file_view
-from .ledger import LEDGER, ledger_query
-from .paths import StorePaths, sync_directory
-from .rules import create_macros
+from ..commits import StorePaths, log_of, replace_file, sync_directory
+from ..errors import IntegrityError, UsageError
+from .changes import Changes, Known, apply, changes_since, is_current, read_facts, read_known
+from .foreign import attach_vetted, copy_rows
+from .rows import create_tables, quoted
+from .tables import DATABASE
+from .views import create_views
 
 STORAGE = "v1.3.0"
 """Oldest DuckDB that opens a generation: the floor of attnstore's own dependency."""
-NAME = re.compile(r"catalog-(\d{6,})\.duckdb")
+NAME = re.compile(r"catalog-(\d{6,18})\.duckdb")
+NEWEST = "newest.json"
+"""Beside the generations: which one a reader who cannot list should try, made up to which entry."""
 _CANNOT_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+KEPT = 2
+"""Generations that a mirror keeps: an older one may be in use."""
+LONG = 1000
+"""Entries of a log that is worth a catalog to read."""
 _log = logging.getLogger(__name__)
 
 
@@ -78,13 +82,11 @@ def rebuild(paths: StorePaths) -> Generation:
     """
     paths.check_writable()
     while True:
-        stamp = take(paths)
         try:
-            made = _publish(paths, None, changes_since(paths, Known()))
+            made = _publish(paths, None, changes_since(paths, None))
         except (OSError, duckdb.IOException) as error:
             raise UsageError(f"{paths.catalog} cannot be written: {error}") from None
         if made is not None:
-            record(stamp, made.path)
             return made
 
 
@@ -95,12 +97,11 @@ def connect(paths: StorePaths) -> duckdb.DuckDBPyConnection:
     A store that cannot be written gets its catalog in memory. The connection keeps showing the
     commits of this moment, whatever is committed later. Its cursors do not have those views.
     """
-    paths.prepare_catalog()
     # Without replacements a misspelt table is not looked for among Python's variables.
     connection = duckdb.connect(config={"python_enable_replacements": False})
     try:
         attach_current(connection, paths)
-        _create_views(connection, paths)
+        create_views(connection, paths)
     except BaseException:
         connection.close()
         raise
@@ -116,28 +117,96 @@ def attach_current(
     -------
     The generation; or, if the store cannot be written, the reason: the catalog is then in memory.
     """
+    made = None
     while True:
         newest, known = _attach_newest(connection, paths)
-        if newest is not None and known is None:
+        # What was made here a moment ago shows what was committed when it was asked for.
+        if (
+            newest is not None
+            and known is not None
+            and ((made is not None and newest.number >= made.number) or is_current(paths, known))
+        ):
             return newest
-        stamp = take(paths)
-        changes = changes_since(paths, known or Known())
-        if newest is not None and not changes:
-            record(stamp, newest.path)
-            return newest
+        changes = changes_since(paths, known, lambda: read_facts(connection))
         if newest is not None:
             connection.execute(f"DETACH {DATABASE}")
+        base = newest if changes.since else None
+        if newest is not None and base is None:
+            _log.warning("%s is made anew: the log is not as it was then", newest.path)
         try:
-            made = _publish(paths, newest, changes)
+            made = _publish(paths, base, changes)
         except (OSError, duckdb.Error) as error:
-            if newest is not None and not newest.path.exists():
+            if base is not None and not base.path.exists():
                 continue  # gc took the generation while it was copied
             if isinstance(error, OSError) and error.errno not in _CANNOT_WRITE:
                 raise
-            _attach_in_memory(connection, paths, newest, changes)
+            _attach_in_memory(connection, paths, base, changes)
             return error
-        if made is not None:
-            record(stamp, made.path)
+
+
+def seed_log(paths: StorePaths) -> None:
+    """Have this process take over what the newest generation knows of the log, if it is long.
+
+    Reading 30,000 entries takes seconds, reading their rows a tenth of one. A mirror has not all
+    entries, but a catalog that knows what they say.
+    """
+    log = log_of(paths)
+    if log.head or not (paths.remote or paths.entry(LONG).is_file()):
+        return
+    with duckdb.connect() as connection:
+        newest, known = _attach_newest(connection, paths)
+        if newest is not None and known is not None and log.holds(known.head, known.tip):
+            log.seed(known.head, known.tip, read_facts(connection), known.unreadable)
+
+
+@dataclass(frozen=True, slots=True)
+class MadeFrom:
+    """What a generation was made from."""
+
+    path: Path
+    """The generation."""
+    head: int
+    """Last entry of the log that it was made from."""
+    tip: str
+    """SHA-256 of that entry."""
+
+
+def made_from(paths: StorePaths) -> MadeFrom | None:
+    """What the newest generation was made from; None if there is none, or it cannot be used."""
+    with duckdb.connect() as connection:
+        newest, known = _attach_newest(connection, paths)
+    if newest is None or known is None:
+        return None
+    return MadeFrom(newest.path, known.head, known.tip)
+
+
+def take_over(paths: StorePaths, source: Path) -> MadeFrom:
+    """Make the next generation with the rows of one from elsewhere.
+
+    Raises
+    ------
+    IntegrityError
+        If `source` is not a generation.
+    """
+    paths.catalog.mkdir(parents=True, exist_ok=True)
+    made = paths.catalog / f".tmp-{uuid.uuid4().hex}.duckdb"
+    try:
+        copy_rows(source, made, STORAGE)
+        with duckdb.connect() as connection:
+            attach_vetted(connection, made)
+            known = read_known(connection)
+        while True:
+            number = max((g.number for g in generations(paths)), default=0) + 1
+            target = paths.catalog / f"catalog-{number:06d}.duckdb"
+            if _claim(made, target):
+                break
+    except duckdb.Error as error:
+        raise IntegrityError(str(error).splitlines()[0]) from None
+    finally:
+        _remove(made)
+    for old in generations(paths)[:-KEPT]:
+        old.path.unlink(missing_ok=True)
+    return MadeFrom(target, known.head, known.tip)
 
 
 def _attach_in_memory(
@@ -150,7 +219,7 @@ def _attach_in_memory(
     if base is None:
         create_tables(connection)
     else:
-        connection.execute(f"ATTACH {quoted(str(base.path))} AS base (READ_ONLY)")
+        attach_vetted(connection, base.path, "base")
         connection.execute(f"COPY FROM DATABASE base TO {DATABASE}")
         connection.execute("DETACH base")
     apply(connection, paths.root, changes)
@@ -159,29 +228,19 @@ def _attach_in_memory(
 def _attach_newest(
     connection: duckdb.DuckDBPyConnection, paths: StorePaths
 ) -> tuple[Generation | None, Known | None]:
-    """Attach the newest generation, unless it is unreadable or has other tables.
-
-    What it includes is None if that is known to be everything.
-    """
+    """Attach the newest generation and say what it was made from, unless it cannot be used."""
     for generation in generations(paths)[-1:]:
         try:
-            connection.execute(f"ATTACH {quoted(str(generation.path))} AS {DATABASE} (READ_ONLY)")
-        except duckdb.Error as error:
-            _log.warning("%s cannot be read and is made anew: %s", generation.path, error)
+            attach_vetted(connection, generation.path)
+            try:
+                return generation, read_known(connection)
+            except BaseException:
+                connection.execute(f"DETACH {DATABASE}")
+                raise
+        except FileNotFoundError:
             break
-        try:
-            # Whoever made the file: a view in it would run when it is asked, before any sandbox.
-            views = connection.execute(
-                f"FROM duckdb_views() WHERE database_name = '{DATABASE}' AND NOT internal"
-            ).fetchall()
-            if not views and connection.execute(f"FROM {DATABASE}.main.generation").fetchall() == [
-                (version(),)
-            ]:
-                current = is_current(paths, generation.path)
-                return generation, None if current else read_known(connection)
-        except duckdb.Error as error:
-            _log.warning("%s cannot be read and is made anew: %s", generation.path, error)
-        connection.execute(f"DETACH {DATABASE}")
+        except (duckdb.Error, IntegrityError, OSError) as error:
+            _log.warning("%s cannot be used and is made anew: %s", generation.path, error)
     return None, None
 
 
@@ -200,12 +259,16 @@ def _publish(paths: StorePaths, base: Generation | None, changes: Changes) -> Ge
             # One of its blocks may be damaged, which only using it shows.
             _log.warning("%s cannot be brought up to date: %s", base.path, error)
             _remove(temporary)
-            _build(paths, temporary, None, changes_since(paths, Known()))
+            _build(paths, temporary, None, changes_since(paths, None))
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         if not _claim(temporary, target.path):
             return None
         sync_directory(paths.catalog)
+        replace_file(
+            paths.catalog / NEWEST,
+            {"path": f"catalog/{target.path.name}", "head": changes.head, "tip": changes.tip},
+        )
         return target
     finally:
         _remove(temporary)
@@ -245,17 +308,3 @@ def _claim(temporary: Path, target: Path) -> bool:
             return False
         temporary.replace(target)
     return True
-
-
-def _create_views(connection: duckdb.DuckDBPyConnection, paths: StorePaths) -> None:
-    for name in CATALOG:
-        connection.execute(f"CREATE VIEW {name} AS FROM {DATABASE}.main.{name}")
-    for name in COPIED:
-        connection.execute(
-            f"CREATE VIEW {name} AS SELECT * EXCLUDE (part) FROM {DATABASE}.main.{name}"
-        )
-    register(connection, committed_tables(connection, paths))
-    for name in VIEWED:
-        create_file_view(connection, paths, name)
-    connection.execute(f"CREATE VIEW {LEDGER.name} AS {ledger_query()}")
-    create_macros(connection)

@@ -6,15 +6,13 @@ holds the tier that is here. A part that was committed in the copy itself has no
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
-from .commit import Commit, StoredFile
-from .errors import IntegrityError, NotPulledError
-from .paths import PULLED, StorePaths, read_json
+from ..commits import PULLED, Commit, StoredFile, StorePaths, read_bounded, read_json, replace_file
+from ..errors import IntegrityError, NotPulledError
 from .tiers import TIERS, Tier, includes, tier_of
 
 SOURCE = "source.json"
@@ -44,7 +42,7 @@ class PulledPaths(StorePaths):
     def tier(self, commit: Commit) -> Tier | None:
         """Return the tier of a part that is here whole; None if it was committed in this copy."""
         try:
-            text = self._record(commit).read_text().strip()
+            text = read_bounded(self._record(commit), 64).decode("ascii", "replace").strip()
         except FileNotFoundError:
             return None
         for tier in TIERS:
@@ -54,11 +52,7 @@ class PulledPaths(StorePaths):
 
     def set_tier(self, commit: Commit, tier: Tier) -> None:
         """Record that every file of a tier of a part is here."""
-        record = self._record(commit)
-        record.parent.mkdir(parents=True, exist_ok=True)
-        temporary = record.parent / f".tmp-{uuid.uuid4().hex}"
-        temporary.write_text(tier)
-        temporary.replace(record)
+        replace_file(self._record(commit), tier.encode())
 
     def _record(self, commit: Commit) -> Path:
         return self.pulled / self.data_of(commit).relative_to(self.data)

@@ -13,13 +13,12 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from .catalog_tables import CATALOG, COPIED, COPIES, DATABASE, sql_type, version
-from .commit import Commit, Key, StoredFile
-from .errors import IntegrityError
-from .paths import StorePaths
-from .run import load_run
-from .tables import ALL_TABLES, TABLES
-from .vetting import Places
+from ..commits import Commit, Key, StoredFile, StorePaths
+from ..errors import IntegrityError
+from ..run import load_run
+from ..tables import ALL_TABLES, TABLES
+from ..vetting import Places
+from .tables import CATALOG, COPIED, COPIES, DATABASE, sql_type, version
 
 
 def quoted(text: str) -> str:
@@ -44,15 +43,14 @@ class CatalogPart:
         return row["run"], row["episode"], row["part"]
 
 
-def catalog_part(paths: StorePaths, commit: Commit, listing: str) -> CatalogPart:
-    """Take from a commit what a catalog keeps.
+def catalog_part(paths: StorePaths, commit: Commit, number: int) -> CatalogPart:
+    """Take from a commit what a catalog keeps; `number` is that of its entry.
 
     Raises
     ------
     IntegrityError
         If a table's file is not what was committed, or the summary has values of wrong types.
     """
-    size = sum(f.size for f in commit.files)
     directory = commit.directory(paths)
     below = directory.relative_to(paths.root).as_posix()
     places = Places(paths.root, directory, below)
@@ -75,7 +73,7 @@ def catalog_part(paths: StorePaths, commit: Commit, listing: str) -> CatalogPart
             "revision": commit.revision,
             "attempt": commit.attempt,
             "committed": _time(commit.created),
-            "bytes": size,
+            "bytes": commit.size,
         }
         episode = None
         if commit.part == "base":
@@ -83,7 +81,7 @@ def catalog_part(paths: StorePaths, commit: Commit, listing: str) -> CatalogPart
             _check("episodes", episode)
     except (TypeError, ValueError, OverflowError) as error:
         raise IntegrityError(f"{commit.key} revision {commit.revision}: {error}") from None
-    row = {**common, "part": commit.part, "listing": listing, **_object_place(commit)}
+    row = {**common, "part": commit.part, "number": number, **_object_place(commit)}
     return CatalogPart(episode, row, files)
 
 
@@ -120,8 +118,12 @@ def create_tables(connection: duckdb.DuckDBPyConnection) -> None:
     for table in (*CATALOG.values(), *COPIES.values()):
         columns = ", ".join(f'"{c.name}" {sql_type(c.type)}' for c in table.columns)
         connection.execute(f"CREATE TABLE {DATABASE}.main.{table.name} ({columns})")
-    connection.execute(f"CREATE TABLE {DATABASE}.main.generation (version VARCHAR)")
-    connection.execute(f"INSERT INTO {DATABASE}.main.generation VALUES ({quoted(version())})")
+    connection.execute(
+        f"CREATE TABLE {DATABASE}.main.generation (version VARCHAR, head BIGINT, tip VARCHAR)"
+    )
+    connection.execute(
+        f"INSERT INTO {DATABASE}.main.generation VALUES ({quoted(version())}, 0, '')"
+    )
 
 
 def delete_parts(connection: duckdb.DuckDBPyConnection, keys: Iterable[Key]) -> None:
@@ -178,21 +180,11 @@ def insert_parts(
         connection,
         "unreadable",
         [
-            {**_ids(p.key), "listing": p.commit_row["listing"], "reason": reasons[p.key]}
+            {**_ids(p.key), "number": p.commit_row["number"], "reason": reasons[p.key]}
             for p in parts
             if p.key in reasons
         ],
     )
-
-
-def delete_runs(connection: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> None:
-    """Remove these runs' rows of `runs`; their episodes are other parts' business."""
-    if runs:
-        for table, rows in (("runs", "TRUE"), ("unreadable", "part IS NULL")):
-            connection.execute(
-                f"DELETE FROM {DATABASE}.main.{table} WHERE {rows} AND run IN (SELECT unnest(?))",
-                [list(runs)],
-            )
 
 
 def _ids(key: Key) -> dict[str, str]:

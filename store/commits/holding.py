@@ -1,0 +1,71 @@
+"""An open store: where it is, and what a copy that does not hold everything does about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .entry import Commit, StoredFile
+from .layout import Layout
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class StorePaths(Layout):
+    """A store on a file system, whole: every committed file is there.
+
+    The mirror of a store elsewhere and a pulled copy are the two other kinds; what differs between
+    the three is below, and only that.
+    """
+
+    @property
+    def name(self) -> str:
+        """The store for messages: its path, or its URL."""
+        return str(self.root)
+
+    @property
+    def partial(self) -> bool:
+        """Whether committed files may be missing here without being lost."""
+        return False
+
+    @property
+    def remote(self) -> bool:
+        """Whether this is a cache of a store elsewhere."""
+        return False
+
+    @property
+    def head(self) -> int | None:
+        """Number of the last entry of the log that counts; None: as the directory says."""
+        return None
+
+    @property
+    def sparse(self) -> bool:
+        """Whether entries of the log may be missing here without being lost."""
+        return False
+
+    def check_writable(self) -> None:
+        """Raise `UsageError` if nothing may be committed here."""
+
+    def cached(self) -> StorePaths:
+        """Return what is on this machine."""
+        return self
+
+    def need(self, commit: Commit, files: Iterable[StoredFile]) -> None:
+        """Have these files of a commit here, whole, before they are read.
+
+        A whole store does nothing: its readers check what they open.
+        """
+
+    def need_entry(self, number: int) -> None:
+        """Have an entry of the log here before it is read."""
+
+    def expects(self, commit: Commit, file: StoredFile) -> bool:
+        """Whether a file that is not here is lost."""
+        return True
+
+    def how_to_get(self) -> str:
+        """Say how files that are not here, and that `need` does not get, can be had."""
+        return "its file is missing"

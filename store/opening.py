@@ -1,0 +1,86 @@
+"""Making a store, and opening one: a whole one, a pulled copy, or one at a URL."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+from .commits import (
+    FORMAT_MAJOR,
+    FORMAT_MINOR,
+    MARKER,
+    PULLED,
+    StorePaths,
+    check_marker,
+    create_exclusive,
+    now,
+    sync_directory,
+)
+from .errors import UsageError
+from .remote.mirror import open_mirror
+from .remote.pulled import PulledPaths
+from .remote.transport import is_url, local_path
+
+_STORE_ENTRIES = {MARKER, "runs", "commits", "data", "catalog", "quarantine"}
+
+
+def create_store(root: Path) -> StorePaths:
+    """Make an empty store, or open the one that is there.
+
+    Raises
+    ------
+    UsageError
+        If the directory has other content, which is never overwritten.
+    """
+    if (root / MARKER).exists():
+        return open_store(root)
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"{root} is a file; a store is a directory")
+    # A kill while the marker was made leaves its temporary name behind; that is no foreign content.
+    if root.exists() and any(
+        p.name not in _STORE_ENTRIES and not p.name.startswith(".tmp-") for p in root.iterdir()
+    ):
+        raise UsageError(
+            f"{root} exists, is not empty and has no {MARKER}; name a new or empty directory"
+        )
+    paths = StorePaths(root)
+    for directory in (paths.runs, paths.log, paths.data, paths.catalog):
+        directory.mkdir(parents=True, exist_ok=True)
+    sync_directory(paths.log.parent)
+    marker = {
+        "format": {"major": FORMAT_MAJOR, "minor": FORMAT_MINOR},
+        "store_id": uuid.uuid4().hex,
+        "created": now(),
+    }
+    create_exclusive(paths.marker, marker)
+    return open_store(root)
+
+
+def open_store(root: Path) -> StorePaths:
+    """Open a store and check its format version.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no store at `root`.
+    UnsupportedFormatError
+        If a newer major format version wrote it.
+    IntegrityError
+        If the marker file cannot be read.
+    """
+    check_marker(root)
+    return PulledPaths(root) if (root / PULLED).is_dir() else StorePaths(root)
+
+
+def open_paths(name: str | os.PathLike[str]) -> StorePaths:
+    """Open a store for reading by a path or a URL; a ``file://`` URL is a path.
+
+    Raises
+    ------
+    AttnstoreError
+        As `open_store`; and if a URL is of no known kind, or cannot be reached.
+    """
+    text = os.fspath(name)
+    path = local_path(text) if is_url(text) else Path(text)
+    return open_mirror(text) if path is None else open_store(path)

@@ -1,0 +1,1 @@
+"""Stores elsewhere: transports, the mirror that reads through them, pulled copies."""

@@ -1,0 +1,31 @@
+"""Stores in an object store: S3 and what speaks it, Google Cloud Storage.
+
+Credentials, endpoints and anonymous access are those of s3fs and gcsfs: the usual environment
+variables and files, or ``FSSPEC_S3_ANON=true``, ``FSSPEC_S3_ENDPOINT_URL=...``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from .downloads import fetch_from, file_system
+from .transport import shown
+
+
+class ObjectStore:
+    """A bucket's prefix; a `Transport`."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.url = shown(url).rstrip("/")
+        self._prefix = (parts.netloc + parts.path).rstrip("/")
+        if parts.scheme == "s3":
+            self._files: Any = file_system("s3fs", "s3", "s3", self.url)
+        else:
+            self._files = file_system("gcsfs", "gcs", "gs", self.url)
+
+    def fetch(self, path: str, target: Path, limit: int) -> None:
+        """Write a whole file to `target`."""
+        fetch_from(self._files, f"{self._prefix}/{path}", target, limit, f"{self.url}/{path}")
