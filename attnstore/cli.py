@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -19,6 +19,7 @@ from .commands.export import export
 from .commands.ingest import ingest, policies
 from .commands.listing import ls
 from .commands.objects import objects
+from .commands.options import StoreGroup
 from .commands.probe import probe
 from .commands.pull import pull
 from .commands.render import render
@@ -31,7 +32,35 @@ from .commands.tokens import tokens
 from .commands.upkeep import catalog, gc, remove, verify
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _OperatingSystem(Exception):
+    """Carries an OSError past click, which would end the process at a closed pipe by itself."""
+
+    def __init__(self, error: OSError) -> None:
+        self.error = error
+
+
+class _Root(StoreGroup):
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse, which prints what --help and --version ask for."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except OSError as error:
+            raise _OperatingSystem(error) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command and everything that it still has to print."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except OSError as error:
+            raise _OperatingSystem(error) from error
+        return result
+
+
+@click.group(
+    cls=_Root,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="attnstore")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is done, with tracebacks, on stderr.")
 def cli(verbose: bool) -> None:
@@ -40,10 +69,16 @@ def cli(verbose: bool) -> None:
     `ingest` runs a policy once per keyframe and stores its attention; everything else reads the
     store and needs neither the policy nor torch.
 
-    The store is named by --store, by the variable ATTNSTORE, or by `store = "PATH"` in
-    attnstore.toml of the working directory or one above it.
+    STORE is a directory, or a URL for commands that only read. It may be left out where the variable
+    ATTNSTORE names it, or `store = "PATH"` in attnstore.toml of the working directory or one above.
 
     Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 integrity, 5 partial, 130 interrupted.
+
+    Examples
+    --------
+    attnstore ls lab.attn
+    attnstore sql lab.attn "from episodes"
+    attnstore serve lab.attn --open
     """
     if verbose:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr)
@@ -61,23 +96,50 @@ objects.add_command(timeline)
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; errors become one line on stderr and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal or a file cannot spell is escaped; it ends nothing.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         code = cli.main(args=arguments, prog_name="attnstore", standalone_mode=False)
     except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        _end(stop.exit_code)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        _end(error.exit_code)
     except click.exceptions.Abort:
         click.echo("attnstore: interrupted", err=True)
-        sys.exit(130)
+        _end(130)
     except AttnstoreError as error:
-        if logging.getLogger("attnstore").isEnabledFor(logging.DEBUG):
-            logging.getLogger("attnstore").debug("traceback", exc_info=True)
-        click.echo(f"attnstore: {error}", err=True)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader of our output went away (`attnstore ls | head`).
+        _say(str(error))
+        _end(error.exit_code)
+    except _OperatingSystem as caught:
+        if isinstance(caught.error, BrokenPipeError):
+            _end(0)
+        _say(_spell(caught.error))
+        _end(1)
+    _end(code if isinstance(code, int) else 0)
+
+
+def _say(message: str) -> None:
+    if logging.getLogger("attnstore").isEnabledFor(logging.DEBUG):
+        logging.getLogger("attnstore").debug("traceback", exc_info=True)
+    click.echo(f"attnstore: {message}", err=True)
+
+
+def _spell(error: OSError) -> str:
+    """Return the operating system's reason with the file that it is about."""
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    names = [
+        os.fsdecode(n) for n in (error.filename, error.filename2) if isinstance(n, str | bytes)
+    ]
+    return f"{' -> '.join(names)}: {reason}" if names else reason
+
+
+def _end(code: int) -> NoReturn:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # The reader of our output went away (`attnstore ls | head`), or the disk is full: nothing
+        # more can be said there, and Python must not try again when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(code)

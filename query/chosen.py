@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attnstore.store.catalog.rows import quoted
+from attnstore.store.episode_names import names_episode
 from attnstore.store.errors import NotFoundError, UsageError
 
 from .sql import sql_errors
@@ -34,7 +36,13 @@ class Chosen:
         return f"{prefix}run = {quoted(self.run)} AND {prefix}episode IN ({listed})"
 
 
-def choose(store: Store, run: str | None = None, where: str | None = None) -> list[Chosen]:
+def choose(
+    store: Store,
+    run: str | None = None,
+    where: str | None = None,
+    names: Sequence[str] = (),
+    limit: int | None = None,
+) -> list[Chosen]:
     """Choose committed episodes, run by run.
 
     Parameters
@@ -43,16 +51,22 @@ def choose(store: Store, run: str | None = None, where: str | None = None) -> li
         Only this run.
     where
         SQL condition on ``episodes``.
+    names
+        Names or globs, as `attnstore.store.episode_names` matches them; all if there are none.
+    limit
+        At most so many, of all runs together.
 
     Raises
     ------
     NotFoundError
-        If there is no such run, or no episode is left.
+        If there is no such run, a name names nothing, or no episode is left.
     UsageError
         If the condition is wrong.
     """
-    if run is not None:
-        store.run(run)
+    if run is not None and run not in store.runs:
+        raise NotFoundError(
+            f"{store.paths.name} has no run {run!r}; it has: {', '.join(store.runs)}"
+        )
     clauses = ["true"] if run is None else [f"run = {quoted(run)}"]
     if where is not None:
         if not where.strip():
@@ -65,12 +79,16 @@ def choose(store: Store, run: str | None = None, where: str | None = None) -> li
         "SELECT run, episode, name, outcome, instruction FROM episodes "
         f"WHERE {' AND '.join(clauses)} ORDER BY run, name, episode"
     ).fetchall()
+    of = (f" of run {run}" if run else "") + (f" where {where}" if where else "")
+    for name in names:
+        if not any(names_episode(name, row[2], row[1]) for row in rows):
+            known = [row[2] for row in rows]
+            shown = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
+            raise NotFoundError(f"no episode {name!r}{of}; there are {len(known)}: {shown}")
+    rows = [r for r in rows if not names or any(names_episode(n, r[2], r[1]) for n in names)]
+    rows = rows[:limit]
     if not rows:
-        raise NotFoundError(
-            f"{store.paths.name} has no episodes"
-            + (f" of run {run}" if run else "")
-            + (f" where {where}" if where else "")
-        )
+        raise NotFoundError(f"{store.paths.name} has no episodes{of}")
     found = []
     for each in dict.fromkeys(row[0] for row in rows):
         mine = [row[1:] for row in rows if row[0] == each]

@@ -19,6 +19,7 @@ from .scene import Scene
 from .source import (
     EpisodeMaps,
     check_cameras,
+    check_heads,
     check_layers,
     check_query,
     check_step,
@@ -38,7 +39,7 @@ def render_images(
     layers: Sequence[int] | None = None,
     phases: Sequence[str] | None = None,
     summary: bool = True,
-    heads: bool = True,
+    heads: bool | Sequence[int] = True,
     cameras: Sequence[str] | None = None,
     step: int | None = None,
     reduce: Reduction = "max",
@@ -126,7 +127,8 @@ def render_images(
     # the marker says that the pictures are complete: until they are, there is none
     end.unlink(missing_ok=True)
 
-    per_keyframe = {phase: summary + heads * episode.heads(phase) for phase in chosen}
+    drawn = {phase: check_heads(episode, phase, heads) for phase in chosen}
+    per_keyframe = {phase: summary + len(drawn[phase]) for phase in chosen}
     total = 1 + len(episode.frames) * sum(
         len(phase_layers) * per_keyframe[phase] for phase, phase_layers in chosen.items()
     )
@@ -141,7 +143,7 @@ def render_images(
                     step=steps[phase], reduce=reduce, sink_corrected=sink_corrected,
                     query=groups[phase], active=active,
                 )  # fmt: skip
-                tracks = [maps.track(head) for head in range(heads * episode.heads(phase))]
+                tracks = [maps.track(head) for head in drawn[phase]]
                 if summary:
                     tracks.insert(0, maps.most_active(at_each=True))
                 limits = [track.limits(scale, scene.geometries) for track in tracks]

@@ -228,6 +228,25 @@ def describe_query(episode: EpisodeMaps, phase: str, query: str | None = None) -
     return f"{group} tokens"
 
 
+def check_heads(episode: EpisodeMaps, phase: str, heads: bool | Sequence[int]) -> tuple[int, ...]:
+    """Heads to draw one by one: all, none, or those asked for.
+
+    Raises
+    ------
+    SelectionError
+        If the phase has no such head.
+    """
+    last = episode.heads(phase) - 1
+    if isinstance(heads, bool):
+        return tuple(range(last + 1)) if heads else ()
+    for head in heads:
+        if not 0 <= head <= last:
+            raise SelectionError(
+                f"{episode.name}: {phase} has heads 0 to {last}; there is no {head}"
+            )
+    return tuple(dict.fromkeys(heads))
+
+
 def default_step(episode: EpisodeMaps, phase: str, step: int | None) -> int:
     """Step to draw: the one asked for, else the one that stands for the phase.
 

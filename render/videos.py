@@ -19,6 +19,7 @@ from .scene import Scene
 from .source import (
     EpisodeMaps,
     check_cameras,
+    check_heads,
     check_layers,
     check_query,
     check_step,
@@ -36,7 +37,7 @@ def render_videos(
     layers: Sequence[int] | None = None,
     phases: Sequence[str] | None = None,
     summary: bool = True,
-    heads: bool = True,
+    heads: bool | Sequence[int] = True,
     cameras: Sequence[str] | None = None,
     step: int | None = None,
     reduce: Reduction = "max",
@@ -119,9 +120,9 @@ def render_videos(
         for phase in chosen
     }
     folder = folder_type(layout).of(out, episode.name, episode.outcome, episode.date)
+    drawn = {phase: check_heads(episode, phase, heads) for phase in chosen}
     clips = sum(
-        len(phase_layers) * (summary + heads * episode.heads(phase))
-        for phase, phase_layers in chosen.items()
+        len(phase_layers) * (summary + len(drawn[phase])) for phase, phase_layers in chosen.items()
     )
     workers = workers or pool.default_workers()
     threads = max(1, workers // clips)
@@ -141,7 +142,7 @@ def render_videos(
                     last = layer == phase_layers[-1]
                     path = folder.summary_video(drawing, layer, ending, last=last)
                     yield partial(_film, scene, track, scale, path, codec, fps, threads)
-                for head in range(heads * episode.heads(phase)):
+                for head in drawn[phase]:
                     path = folder.head_video(drawing, layer, head, ending)
                     yield partial(_film, scene, maps.track(head), scale, path, codec, fps, threads)
 

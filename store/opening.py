@@ -70,6 +70,8 @@ def open_store(root: Path) -> StorePaths:
         If the marker file cannot be read.
     """
     check_marker(root)
+    if os.fspath(root).startswith("~"):
+        root = root.absolute()  # DuckDB takes a leading ~ for the home directory
     return PulledPaths(root) if (root / PULLED).is_dir() else StorePaths(root)
 
 

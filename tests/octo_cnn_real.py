@@ -177,7 +177,7 @@ def test_guided_backpropagation_is_the_rule_stage_by_stage(
 def test_into_the_store_and_onto_pictures(octo_small: Path, tmp_path: Path) -> None:
     root, view = tmp_path / "store", tmp_path / "view.png"
     cv2.imwrite(str(view), np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8))
-    network = ("--network", f"octo:{octo_small}#wrist", "--store", root, "--json")
+    network = ("--network", f"octo:{octo_small}#wrist", root, "--json")
     some = ("--layer", "StdConv_1", "--filters", "0,7")
     run("cnn", "filters", *network, *some, "--size", "32", "--iterations", "4", "--shots", "2")
     for kind in ("activations", "guided"):
@@ -186,7 +186,7 @@ def test_into_the_store_and_onto_pictures(octo_small: Path, tmp_path: Path) -> N
     assert results["filters"].shape("image") == (2, 6, 32, 32)
     assert results["activations"].shape("activation") == (1, 2, 16, 24)
     assert results["guided"].shape("gradient") == (1, 2, 6, 64, 96)
-    written = run("render", "cnn", "--store", root, "--out", tmp_path / "out", "--json")
+    written = run("render", "cnn", root, "--out", tmp_path / "out", "--json")
     names = {Path(row["path"]).name for row in written}
     assert {"filters.png", "StdConv_1.png", "StdConv_1.webm", "00000.png"} <= names
 

@@ -104,11 +104,11 @@ def test_its_commands(site: Path, checkpoint: Path, tmp_path: Path) -> None:
     assert "mine" in attnstore("policies")
     store = tmp_path / "lab.attn"
     attnstore(
-        "ingest", "droid", sample_path(), "--policy", "mine", "--checkpoint", checkpoint,
-        "--store", store, "--limit", 1, "--stride", 16,
+        "ingest", "droid", store, sample_path(), "--policy", "mine", "--checkpoint", checkpoint,
+        "--limit", 1, "--stride", 16,
     )  # fmt: skip
     pictures = tmp_path / "pictures"
-    attnstore("render", "images", "--phase", "joint", "--store", store, "--out", pictures)
+    attnstore("render", "images", store, "--phase", "joint", "--out", pictures)
     assert len(list(pictures.rglob("joint_L0_attn_vis_max.jpg"))) == 2
 
 

@@ -265,7 +265,7 @@ def test_sql(store: Store, run: str, oracles: list[Oracle]) -> None:
     # the run with more steps is there beside it
     assert {r["run"] for r in rows} == set(store.runs)
     result = CliRunner().invoke(
-        cli, ["sql", "--named", "most-active-heads", "--store", str(store.paths.root), "--json"]
+        cli, ["sql", str(store.paths.root), "--named", "most-active-heads", "--json"]
     )
     assert result.exit_code == 0, result.output
     check_most_active([json.loads(line) for line in result.stdout.splitlines()], run, oracles)

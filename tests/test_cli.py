@@ -52,8 +52,8 @@ def test_render_takes_any_group_and_names_the_episodes_without_the_word(
     root: Path, tmp_path: Path
 ) -> None:
     def draw(*arguments: str) -> subprocess.CompletedProcess[str]:
-        fixed = ("--out", tmp_path, "--layers", "0", "--no-heads", "--format", "png")
-        return run("render", "images", "--store", root, *fixed, *arguments)
+        fixed = ("--out", tmp_path, "--layers", "0", "--heads", "active", "--format", "png")
+        return run("render", "images", root, *fixed, *arguments)
 
     episode = attnstore.open(root).episode("2025-01-01_10-00-00")
     word = episode.phase("prefix").query["task"].tokens[0].text.strip()
@@ -114,7 +114,7 @@ def assert_one_line(process: subprocess.CompletedProcess[str], code: int, *says:
 
 class TestFindingTheStore:
     def test_no_store_named(self, tmp_path: Path) -> None:
-        assert_one_line(run("ls", cwd=tmp_path), 2, "--store PATH", "ATTNSTORE", "attnstore.toml")
+        assert_one_line(run("ls", cwd=tmp_path), 2, "no store", "ATTNSTORE", "attnstore.toml")
 
     def test_by_variable(self, root: Path, tmp_path: Path) -> None:
         assert NAME in run("ls", cwd=tmp_path, ATTNSTORE=str(root)).stdout
@@ -131,25 +131,21 @@ class TestFindingTheStore:
         assert_one_line(run("ls", cwd=tmp_path), 2, "attnstore.toml")
 
     def test_not_a_store(self, tmp_path: Path) -> None:
-        assert_one_line(
-            run("ls", "--store", tmp_path), 3, "is not an attnstore store", "attnstore.json"
-        )
-        assert_one_line(run("ls", "--store", tmp_path / "x"), 3, "no such directory")
+        assert_one_line(run("ls", tmp_path), 3, "is not an attnstore store", "attnstore.json")
+        assert_one_line(run("ls", tmp_path / "x"), 3, "no such directory")
 
     def test_a_newer_format_is_refused(self, tmp_path: Path) -> None:
         paths = create_store(tmp_path / "store")
         marker = json.loads((paths.root / "attnstore.json").read_text())
         marker["format"]["major"] = 2
         (paths.root / "attnstore.json").write_text(json.dumps(marker))
-        process = run("sql", "from episodes", "--store", paths.root)
+        process = run("sql", paths.root, "from episodes")
         assert_one_line(process, 4, "format version 2", "reads up to 1", "pip install --upgrade")
 
 
 class TestListing:
     def test_episodes(self, root: Path) -> None:
-        rows = [
-            json.loads(line) for line in run("ls", "--store", root, "--json").stdout.splitlines()
-        ]
+        rows = [json.loads(line) for line in run("ls", root, "--json").stdout.splitlines()]
         assert sorted(r["episode"] for r in rows) == [
             "failure/2025-01-01/2025-01-01_11-00-00",
             NAME,
@@ -157,13 +153,13 @@ class TestListing:
         assert {r["keyframes"] for r in rows} == {3}
 
     def test_runs(self, root: Path) -> None:
-        (row,) = map(json.loads, run("ls", "--store", root, "--runs", "--json").stdout.splitlines())
+        (row,) = map(json.loads, run("ls", root, "--runs", "--json").stdout.splitlines())
         assert (row["policy"], row["precision"], row["stride"]) == ("pi0", "float16", 8)
 
     def test_coverage_of_a_dataset(self, tmp_path: Path) -> None:
         paths = create_store(tmp_path / "store")
         write_episode(paths, "success/2025-12-10/2025-12-10_09-00-39")
-        process = run("ls", "--store", paths.root, "--coverage", sample_path(), "--json")
+        process = run("ls", paths.root, "--coverage", sample_path(), "--json")
         found = {r["episode"]: r["status"] for r in map(json.loads, process.stdout.splitlines())}
         assert len(found) == 4
         assert found.pop("success/2025-12-10/2025-12-10_09-00-39") == "committed"
@@ -173,39 +169,35 @@ class TestListing:
 class TestSql:
     def test_forms(self, root: Path, tmp_path: Path) -> None:
         query = "select outcome, count(*) as n from episodes group by all order by 1"
-        table = run("sql", query, "--store", root)
+        table = run("sql", root, query)
         assert "failure" in table.stdout
         assert "(2 rows)" in table.stdout
-        rows = [
-            json.loads(x) for x in run("sql", query, "--store", root, "--json").stdout.splitlines()
-        ]
+        rows = [json.loads(x) for x in run("sql", root, query, "--json").stdout.splitlines()]
         assert rows == [{"outcome": "failure", "n": 1}, {"outcome": "success", "n": 1}]
-        assert run("sql", query, "--store", root, "--csv").stdout.split() == [
+        assert run("sql", root, query, "--csv").stdout.split() == [
             "outcome,n",
             "failure,1",
             "success,1",
         ]
         file = tmp_path / "out.parquet"
-        assert run("sql", query, "--store", root, "--parquet", "--output", file).returncode == 0
+        assert run("sql", root, query, "--parquet", "--out", file).returncode == 0
         assert pq.read_table(file)["n"].to_pylist() == [1, 1]
 
     def test_from_a_file_and_by_name(self, root: Path, tmp_path: Path) -> None:
         file = tmp_path / "q.sql"
         file.write_text("select 41 + 1 as answer")
-        assert "42" in run("sql", "--file", file, "--store", root).stdout
-        assert "on_padding" in run("sql", "--named", "camera-by-layer", "--store", root).stdout
+        assert "42" in run("sql", root, "--file", file).stdout
+        assert "on_padding" in run("sql", root, "--named", "camera-by-layer").stdout
         assert "camera-by-layer" in run("sql", "--list").stdout
 
     def test_mistakes_are_one_line(self, root: Path) -> None:
-        process = run("sql", "select outcom from episodes", "--store", root)
+        process = run("sql", root, "select outcom from episodes")
         assert_one_line(process, 2, "outcom", "outcome")
-        assert_one_line(run("sql", "--store", root), 2, "give one query")
-        assert_one_line(run("sql", "--named", "x", "--store", root), 3, "camera-by-layer")
+        assert_one_line(run("sql", root), 2, "give one query")
+        assert_one_line(run("sql", root, "--named", "x"), 3, "camera-by-layer")
 
     def test_a_closed_pipe_is_no_error(self, root: Path) -> None:
-        command = (
-            f"{sys.executable} -m attnstore sql 'from range(200000)' --csv --store {root} | head -1"
-        )
+        command = f"{sys.executable} -m attnstore sql {root} 'from range(200000)' --csv | head -1"
         process = subprocess.run(
             ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False
         )
@@ -216,12 +208,12 @@ class TestUpkeep:
     def test_verify_names_a_flipped_byte_and_a_missing_table(self, tmp_path: Path) -> None:
         paths = create_store(tmp_path / "store")
         commit = write_episode(paths, NAME)
-        assert run("verify", "--store", paths.root).returncode == 0
+        assert run("verify", paths.root).returncode == 0
         folder = commit.directory(paths)
         shard = next(folder.glob("attention.zarr/prefix/attention/c/*/*/*/*/*"))
         flip_byte(shard, shard.stat().st_size // 2)
         (folder / "tokens.parquet").unlink()
-        process = run("verify", "--store", paths.root)
+        process = run("verify", paths.root)
         assert process.returncode == 4
         assert "prefix/attention/c/" in process.stdout
         assert "tokens.parquet: missing" in process.stdout
@@ -233,20 +225,20 @@ class TestUpkeep:
         abandoned = commit.directory(paths).parent / "base.0123456789ab"
         abandoned.mkdir()
         (abandoned / "attempt.json").write_text('{"host": "elsewhere", "pid": 1, "created": "x"}')
-        kept = run("gc", "--store", paths.root)
+        kept = run("gc", paths.root)
         assert kept.returncode == 0
         assert abandoned.exists(), "younger than the lease"
-        process = run("gc", "--store", paths.root, "--lease", "0")
+        process = run("gc", paths.root, "--lease", "0")
         assert process.returncode == 0, process.stderr
         assert not abandoned.exists()
-        assert run("verify", "--store", paths.root).returncode == 0
+        assert run("verify", paths.root).returncode == 0
 
     def test_catalog_is_rebuilt(self, tmp_path: Path) -> None:
         paths = create_store(tmp_path / "store")
         write_episode(paths, NAME)
         for file in paths.catalog.iterdir():
             file.unlink()
-        assert run("catalog", "rebuild", "--store", paths.root).returncode == 0
+        assert run("catalog", "rebuild", paths.root).returncode == 0
         assert list(paths.catalog.glob("catalog-*.duckdb"))
 
 
@@ -261,8 +253,8 @@ class TestRender:
         )
         path = os.pathsep.join([str(blocker), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
         out = tmp_path / "pictures"
-        common = ("--store", root, "--out", out, "--where", "outcome = 'success'", "--layers", "1")
-        for command in ("images", "video"):
+        common = (root, "--out", out, "--where", "outcome = 'success'", "--layers", "1")
+        for command in ("images", "videos"):
             process = run("render", command, *common, PYTHONPATH=path)
             assert process.returncode == 0, process.stderr
         folder = out / NAME
@@ -295,7 +287,7 @@ class TestRender:
             (("--camera", "top"), 2, "hand_camera"),
             (("--cmap", "rainbow"), 2, "viridis"),
             (("--scale", "big"), 2, "VMIN:VMAX"),
-            (("--where", "outcome = 'unknown'"), 3, "no episode to draw"),
+            (("--where", "outcome = 'unknown'"), 3, "no episodes where outcome"),
             (("--where", "nonsense = 1"), 2, "nonsense"),
             (("--episode", "nope"), 3, "no episode 'nope'"),
         ],
@@ -303,7 +295,7 @@ class TestRender:
     def test_mistakes_are_one_line(
         self, root: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, says: str
     ) -> None:
-        process = run("render", "images", "--store", root, "--out", tmp_path, *arguments)
+        process = run("render", "images", root, "--out", tmp_path, *arguments)
         assert_one_line(process, code, says)
 
 

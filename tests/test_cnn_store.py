@@ -56,12 +56,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
     cv2.imwrite(str(image), pixels)
     layers = ("--layer", "2", "--layer", "@3")
-    run("cnn", "filters", "--store", root, *NETWORK, *layers, "--filters", "1,4", *SMALL)
-    some = ("--layer", "5", "--filters", "0,2", "--size", "24", "--store", root)
-    run("cnn", "activations", *NETWORK, *some, "--image", image)
+    run("cnn", "filters", root, *NETWORK, *layers, "--filters", "1,4", *SMALL)
+    some = ("--layer", "5", "--filters", "0,2", "--size", "24")
+    run("cnn", "activations", root, *NETWORK, *some, "--image", image)
     keyframes = ("--episode", attnstore.open(root).episodes()[0].episode, "--camera", "hand_camera")
     for kind in ("activations", "guided"):
-        run("cnn", kind, *NETWORK, *some, *keyframes)
+        run("cnn", kind, root, *NETWORK, *some, *keyframes)
     return root
 
 
@@ -117,7 +117,7 @@ def test_keyframes_are_stored_beside_their_episode(root: Path) -> None:
 
 
 def test_the_same_settings_are_not_computed_again(root: Path) -> None:
-    again = ("cnn", "filters", "--store", root, *NETWORK, "--layer", "2", "--json", *SMALL)
+    again = ("cnn", "filters", root, *NETWORK, "--layer", "2", "--json", *SMALL)
     (same,) = lines(run(*again, "--filters", "4,1", "--batch", "1"))
     assert (same["status"], same["revision"]) == ("present", 1)
     before = len(list(cnn_results(attnstore.open(root))))
@@ -144,8 +144,8 @@ def test_the_store_copes(root: Path) -> None:
     collect(paths, timedelta(0))
     assert list(verify(paths)) == []
     assert len(attnstore.open(root).episodes()) == 1  # no episode was made up
-    run("catalog", "rebuild", "--store", root)
-    listed = lines(run("ls", "--store", root, "--json"))
+    run("catalog", "rebuild", root)
+    listed = lines(run("ls", root, "--json"))
     assert {"make", "view.png"} <= {row["episode"] for row in listed}
     counts = attnstore.open(root).sql(
         "SELECT count(DISTINCT part), count(*) FROM cnn_objective WHERE module = 'features.7'"
@@ -160,7 +160,7 @@ def test_pictures_are_drawn_without_torch(root: Path, tmp_path: Path) -> None:
         "import sys\n"
         "for name in ('torch', 'torchvision', 'jax', 'transformers'): sys.modules[name] = None\n"
         "from attnstore.cli import main\n"
-        f"main(['render', 'cnn', '--store', {str(root)!r}, '--out', {str(tmp_path)!r}])\n"
+        f"main(['render', 'cnn', {str(root)!r}, '--out', {str(tmp_path)!r}])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=tmp_path
@@ -215,7 +215,7 @@ def test_what_is_not_there(root: Path) -> None:
 )  # fmt: skip
 def test_bad_input_is_one_clear_line(root: Path, arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(AttnstoreError, match=message) as caught:
-        run("cnn", *arguments, "--store", root)
+        run("cnn", arguments[0], root, *arguments[1:])
     assert "\n" not in str(caught.value)
 
 

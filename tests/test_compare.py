@@ -352,7 +352,7 @@ def test_a_group_does_not_mix_configurations(tmp_path: Path) -> None:
 
 def run(store: Store, *arguments: str) -> Result:
     done = CliRunner().invoke(
-        command, [*arguments, "--store", str(store.paths.root)], catch_exceptions=True
+        command, ["groups", str(store.paths.root), *arguments], catch_exceptions=True
     )
     if done.exception is not None and not isinstance(done.exception, (AttnstoreError, SystemExit)):
         raise done.exception
@@ -360,7 +360,7 @@ def run(store: Store, *arguments: str) -> Result:
 
 
 def test_command_prints_a_table(store: Store) -> None:
-    done = run(store, "--metric", "entropy", "--strata", "date", "--limit", "2")
+    done = run(store, "--metric", "entropy", "--strata", "date", "--rows", "2")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert lines[0] == "6 success - 5 failure episodes"
@@ -391,7 +391,7 @@ def test_command_prints_ndjson_and_csv(store: Store) -> None:
 def test_command_takes_sql_groups_and_conditions(store: Store) -> None:
     done = run(
         store, "--metric", "max", "--a", "outcome='success'", "--b", "outcome='failure'",
-        "--where", "date = '2025-01-01' or date = '2025-01-02'", "--reduce", "max", "--window", "2",
+        "--where", "date = '2025-01-01' or date = '2025-01-02'", "--episode-value", "max", "--window", "2",
         "--phase", "suffix", "--step", "all", "--family", "layers", "--permutations", "9",
         "--bootstraps", "0", "--run", store.runs[0], "--alpha", "0.1",
     )  # fmt: skip
@@ -403,9 +403,8 @@ def test_command_takes_sql_groups_and_conditions(store: Store) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "name what to compare"),
-        (("--metric", "entropy", "--step", "first"), "a step is last, all or a number"),
-        (("--metric", "entropy", "--episode", "x"), "--episode goes with --runs"),
+        (("--metric", "entropy", "--step", "x"), "--step takes first, last, all or a number"),
+        (("--metric", "entropy", "--episode", "x"), "no episode 'x'"),
         (("--metric", "entropy", "--run", "no-such"), "has no run 'no-such'"),
     ],
 )
@@ -419,7 +418,7 @@ def test_command_refuses(store: Store, arguments: tuple[str, ...], message: str)
 def test_command_draws(store: Store, tmp_path: Path, step: str) -> None:
     file = tmp_path / "new" / "heads.png"
     done = run(
-        store, "--metric", "entropy", "--phase", "suffix", "--step", step, "--plot", str(file)
+        store, "--metric", "entropy", "--phase", "suffix", "--step", step, "--out", str(file)
     )
     assert done.exit_code == 0, done.exception
     picture = cv2.imread(str(file))

@@ -176,9 +176,11 @@ def test_the_active_head_has_the_largest_variance(stored: Stored) -> None:
     variance = episode.stats("variance", "prefix", "hand_camera")[:, 0]
     for layer in range(LAYERS):
         once = variance.mean(axis=0)[layer].argmax()
-        assert episode.active_head("prefix", "hand_camera", layer=layer) == once
+        assert episode.active_head("prefix", "hand_camera", layer=layer, reduce="mean") == once
         for keyframe in range(KEYFRAMES):
-            head = episode.active_head("prefix", "hand_camera", layer=layer, keyframe=keyframe)
+            head = episode.active_head(
+                "prefix", "hand_camera", layer=layer, keyframe=keyframe, reduce="mean"
+            )
             assert head == variance[keyframe, layer].argmax()
 
 

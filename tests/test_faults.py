@@ -36,8 +36,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ingest_arguments(dataset: Path, checkpoint: Path, store: Path, *more: str) -> list[str]:
-    return ["ingest", "droid", str(dataset), "--policy", "pi0", "--checkpoint", str(checkpoint),
-            "--store", str(store), *more]  # fmt: skip
+    return ["ingest", "droid", str(store), str(dataset), "--policy", "pi0", "--checkpoint", str(checkpoint),
+            *more]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_kill_9_at_random_moments(
             assert zygote.run(*arguments, output=log) == 0, log.read_text()
             check(store, done)
             attempts = len(list(store.glob("data/*/*/*")))
-            assert zygote.run("gc", "--lease", 0, "--store", store, output=log) == 0
+            assert zygote.run("gc", store, "--lease", 0, output=log) == 0
             assert len(list(store.glob("data/*/*/*"))) == len(LENGTHS) <= attempts
             assert_same_store(store, reference)
             assert "Traceback" not in log.read_text()

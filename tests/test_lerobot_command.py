@@ -66,9 +66,9 @@ def digests(root: Path) -> dict[str, str]:
 def ingest(run: Run, dataset: Path, checkpoint: Path, store: Path, *more: object) -> Any:
     # The checkpoint's state has 8 components, the dataset's 7: the frame's number is the eighth.
     return run(
-        "ingest", "lerobot", dataset, "--policy", "pi0", "--checkpoint", checkpoint, "--store",
-        store, "--stride", 12, "--state-column", "observation.state", "--state-column",
-        "frame_index", *more,
+        "ingest", "lerobot", store, dataset, "--policy", "pi0", "--checkpoint", checkpoint,
+        "--stride", 12, "--state-column", "observation.state", "--state-column", "frame_index",
+        *more,
     )  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def test_ingest_then_ask_then_export(
     )  # fmt: skip
     assert code == 0, err
     query = "select name, outcome, dataset, cameras[1] as first from episodes join runs using (run)"
-    code, out, err = run("sql", "--store", store, "--json", f"{query} order by name")
+    code, out, err = run("sql", store, "--json", f"{query} order by name")
     assert code == 0, err
     rows = [json.loads(line) for line in out.splitlines()]
     assert [(r["name"], r["outcome"]) for r in rows] == [
@@ -92,10 +92,10 @@ def test_ingest_then_ask_then_export(
 
     target = tmp_path / "out" / "toy-attention"
     target.parent.mkdir()
-    code, _, err = run("export", "lerobot", dataset, target, "--store", store, "--sql", QUERY)
+    code, _, err = run("export", "lerobot", store, dataset, target, "--sql", QUERY)
     assert code == 0, err
     assert "attention.entropy, attention.keyframe" in err
-    code, out, _ = run("sql", "--store", store, "--json", QUERY)
+    code, out, _ = run("sql", store, "--json", QUERY)
     wanted = {(r["episode"], r["frame"]): r for r in map(json.loads, out.splitlines())}
     copy = pq.read_table(target / DATA).to_pylist()
     found = 0
@@ -116,11 +116,11 @@ def test_a_broken_episode_does_not_stop_the_others(
 ) -> None:
     root = write_v30(tmp_path / "broken")
     edit_rows(root, lambda t: replaced(t, "task_index", 5, 1))
-    code, _, err = ingest(run, root, checkpoint, ram_path / "s", "--episodes", "[01]", "--dry-run")
+    code, _, err = ingest(run, root, checkpoint, ram_path / "s", "--episode", "[01]", "--dry-run")
     assert code == 5
     assert "1 of 2 episodes to do are broken" in err
     assert "1 episodes to do" in err
-    assert "broken: episode_000000: an episode has one task" in err
+    assert "episode_000000: broken: an episode has one task" in err
 
 
 @pytest.mark.parametrize("write", [write_v21, write_v30])

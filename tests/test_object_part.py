@@ -21,7 +21,7 @@ from store_fixtures import (
     write_rows,
 )
 
-from attnstore.commands.ingest_run import run_ingest
+from attnstore.commands.ingest import RunChoice, run_ingest
 from attnstore.commands.objects import objects
 from attnstore.ingest.datasets.droid import DroidDataset
 from attnstore.ingest.policies.registry import load_policy
@@ -355,7 +355,6 @@ def test_episodes_are_found_from_every_level(tmp_path: Path) -> None:
 def run(store: Store, dataset: Path, *arguments: str) -> tuple[Result, list[dict[str, Any]]]:
     command = [
         "add",
-        "--store",
         str(store.paths.root),
         "--masks",
         str(dataset),
@@ -427,8 +426,8 @@ def test_a_real_policy_on_the_sample(checkpoint: Path, tmp_path: Path) -> None:
     spec = PolicySpec("pi0", str(checkpoint), None, None, {})
     sample = DroidDataset(sample_path(), episodes=name, name="sample")
     run_ingest(
-        tmp_path / "toy.attn", policy, spec, sample, stride=8, precision="log8", seed=0,
-        batch_size=4, workers=1, device="cpu", as_json=True,
+        tmp_path / "toy.attn", sample, policy, spec, RunChoice(precision="log8", batch_size=4),
+        as_json=True,
     )  # fmt: skip
     store = open_store_for_reading(tmp_path / "toy.attn")
     result, events = run(store, sample_path())

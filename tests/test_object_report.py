@@ -186,12 +186,12 @@ def test_command_writes_the_report(store: Store, tmp_path: Path) -> None:
     dataset = store.paths.root.parent / "data"
     result = CliRunner().invoke(
         objects,
-        ["add", "--store", str(store.paths.root), "--masks", str(dataset), "--source", "detector",
+        ["add", str(store.paths.root), "--masks", str(dataset), "--source", "detector",
          "--out", str(tmp_path), "--no-pictures", "--json"],
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     events = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [e["event"] for e in events] == ["episode"] * 3 + ["report"]
+    assert [e["event"] for e in events] == ["episode"] * 3 + ["written"]
     assert {Path(f).name for f in events[-1]["files"]} == {
         "results.json", "summary.svg", "outcomes.svg", "heat.svg", "report.md", "report.html",
     }  # fmt: skip

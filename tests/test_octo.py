@@ -470,8 +470,8 @@ class TestCommand:
         checkpoint = write_checkpoint(tmp_path / "octo-tiny")
         recordings = write_droid(tmp_path / "recordings", lengths=(9,))
         store = tmp_path / "octo.attn"
-        common = ["ingest", "droid", recordings, "--policy", "octo", "--checkpoint", checkpoint,
-                  "--store", store, "--policy-option", "wrist=none", "--json"]  # fmt: skip
+        common = ["ingest", "droid", store, recordings, "--policy", "octo", "--checkpoint", checkpoint,
+                  "--policy-option", "wrist=none", "--json"]  # fmt: skip
         assert run(*common, "--dry-run") == 0
         forecast = json.loads(capsys.readouterr().out.splitlines()[0])
         # the forecast is of a full window, which the first frame has not
@@ -491,8 +491,8 @@ class TestCommand:
     def test_vision(self, installed: None, tmp_path: Path, capsys: Any) -> None:
         checkpoint = write_checkpoint(tmp_path / "octo-tiny")
         recordings = write_droid(tmp_path / "recordings", lengths=(9,))
-        code = run("ingest", "droid", recordings, "--policy", "octo", "--checkpoint", checkpoint,
-                   "--store", tmp_path / "octo.attn", "--vision")  # fmt: skip
+        code = run("ingest", "droid", tmp_path / "octo.attn", recordings, "--policy", "octo",
+                   "--checkpoint", checkpoint, "--vision")  # fmt: skip
         assert code == 2
         assert "octo's image encoder is convolutional" in capsys.readouterr().err
 

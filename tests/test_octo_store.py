@@ -174,8 +174,8 @@ class TestPictures:
     def test_the_command(
         self, octo_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        common = ["--store", str(octo_store.paths.root), "--out", str(tmp_path), "--no-heads"]
-        for kind in ("images", "video"):
+        common = [str(octo_store.paths.root), "--out", str(tmp_path), "--heads", "active"]
+        for kind in ("images", "videos"):
             with pytest.raises(SystemExit) as stop:
                 main(["render", kind, *common, "--layout", "octo", "--layers", "1"])
             assert stop.value.code == 0

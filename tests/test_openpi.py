@@ -437,8 +437,8 @@ class TestLoading:
         store = ram_path / "store"
         with pytest.raises(SystemExit) as done:
             main([
-                "ingest", "droid", str(sample_path()), "--policy", "openpi:pi05_droid",
-                "--checkpoint", str(checkpoint), "--store", str(store), "--limit", "1",
+                "ingest", "droid", str(store), str(sample_path()), "--policy", "openpi:pi05_droid",
+                "--checkpoint", str(checkpoint), "--limit", "1",
                 "--stride", "16", "--policy-option", "steps=2",
             ])  # fmt: skip
         assert not done.value.code

@@ -262,5 +262,5 @@ def test_too_large(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UsageError, match=r"the page would be larger than .*raise --max-size"):
         write_pack(tmp_path / "small", tmp_path, Chosen(), 300_000, lambda asked: None)
     assert not list(tmp_path.glob("*.html*"))
-    with pytest.raises(NotFoundError, match="no episode in"):
+    with pytest.raises(NotFoundError, match="no episodes where"):
         run("export", "pack", source, "--out", tmp_path / "none", "--where", "keyframes > 99")

@@ -225,7 +225,7 @@ def test_sql_never_answers_without_what_is_missing(
 ) -> None:
     run("pull", paths.root, copy, "--tier", "maps", "--where", "name LIKE '%e1'")
     run("pull", paths.root, copy, "--tier", "catalog")
-    said = run("sql", "--store", copy, query, fails=AttnstoreError)
+    said = run("sql", copy, query, fails=AttnstoreError)
     assert "is not here; get it with: attnstore pull" in said
     ids = "SELECT episode FROM episodes WHERE name LIKE '%e1'"
     ((wanted,),) = attnstore.open(copy).sql(ids).fetchall()
@@ -236,7 +236,7 @@ def test_sql_never_answers_without_what_is_missing(
 
 def test_verify_tells_not_pulled_from_damaged(paths: StorePaths, copy: Path) -> None:
     run("pull", paths.root, copy, "--tier", "maps")
-    said = run("verify", "--store", copy)
+    said = run("verify", copy)
     count = sum(not includes("maps", f.path) for c in all_commits(paths) for f in c.files)
     assert f"{count} files, " in said
     assert "were not pulled" in said
@@ -247,7 +247,7 @@ def test_verify_tells_not_pulled_from_damaged(paths: StorePaths, copy: Path) -> 
     problems = {p.file.rpartition("/")[2]: p.reason for p in verify(open_store(copy))}
     assert problems.keys() == {"head_stats.parquet", "frames.parquet"}
     assert problems["frames.parquet"] == "missing"
-    assert "pulling again" in run("verify", "--store", copy, fails=IntegrityError)
+    assert "pulling again" in run("verify", copy, fails=IntegrityError)
     with pytest.raises(IntegrityError, match="it was pulled: .* again repairs it"):
         attnstore.open(copy).episode("e2").image_bytes(0, "hand_camera")
     table.unlink()

@@ -188,7 +188,7 @@ def test_a_hole_in_the_log_is_named(paths: StorePaths, server: FileServer) -> No
     shutil.rmtree(paths.catalog)
     store = attnstore.open(server.url)
     assert len(store.episodes()) == 2
-    result = CliRunner().invoke(cli, ["ls", "--store", server.url])
+    result = CliRunner().invoke(cli, ["ls", server.url])
     assert isinstance(result.exception, PartialError)
     assert "missing" in result.stderr
 
@@ -321,9 +321,7 @@ def test_damaged_bytes_are_never_used(paths: StorePaths, server: FileServer, tab
 def test_sql_over_damaged_bytes_fails(paths: StorePaths, server: FileServer) -> None:
     (file,) = paths.data.glob("*/e1-*/base.*/head_stats.parquet")
     flip_byte(file, file.stat().st_size // 2)
-    result = CliRunner().invoke(
-        cli, ["sql", "--store", server.url, "SELECT avg(entropy) FROM head_stats"]
-    )
+    result = CliRunner().invoke(cli, ["sql", server.url, "SELECT avg(entropy) FROM head_stats"])
     assert isinstance(result.exception, AttnstoreError)
     text = str(result.exception)
     assert text.startswith(server.url)
@@ -436,7 +434,7 @@ def test_nothing_is_written_to_a_url(server: FileServer) -> None:
         with pytest.raises(UsageError, match="read-only"):
             write()
     for command in (["gc"], ["catalog", "refresh"], ["catalog", "rebuild"]):
-        result = CliRunner().invoke(cli, [*command, "--store", server.url])
+        result = CliRunner().invoke(cli, [*command, server.url])
         assert isinstance(result.exception, UsageError)
         assert "is a URL, which is read-only" in str(result.exception)
 
@@ -447,13 +445,23 @@ def test_commands_that_read(paths: StorePaths, server: FileServer, tmp_path: Pat
         assert result.exit_code == 0
         return result.stdout
 
-    here, there = ["--store", str(paths.root)], ["--store", server.url]
+    here, there = [str(paths.root)], [server.url]
     assert run("ls", "--json", *there) == run("ls", "--json", *here)
     assert len([r for r in server.take() if r.startswith("/commits/log/")]) == 3, (
         "the catalog knows"
     )
     assert run("ls", "--runs", "--json", *there) == run("ls", "--runs", "--json", *here)
-    compare = ["compare", "--metric", "entropy", "--by", "outcome", "--phase", "suffix", "--csv"]
+    compare = [
+        "compare",
+        "groups",
+        "--metric",
+        "entropy",
+        "--by",
+        "outcome",
+        "--phase",
+        "suffix",
+        "--csv",
+    ]
     assert run(*compare, *there) == run(*compare, *here)
     assert "every file that is here is as it was committed" in run("verify", *there)
     attnstore.open(server.url).episode("e1").image_bytes(0, "hand_camera")

@@ -553,7 +553,7 @@ class TestCommand:
         assert {Path(f).name for f in event["files"]} == {"report.html", "fidelity.html"}
         assert not (tmp_path / "report.md").exists()
         where = "name like '%" + planted.episodes()[0].summary["name"][-5:] + "'"
-        code = self.run("report", "--store", store, "--out", tmp_path / "o", "--where", where)
+        code = self.run("report", store, "--out", tmp_path / "o", "--where", where)
         assert code == 0
         assert "1: " in page(tmp_path / "o" / "report.html").said
 
@@ -574,7 +574,7 @@ class TestCommand:
             (("--where", "outcome = 'x'"), 3, "no episodes where outcome = 'x'"),
             (("--where", "true) or (true"), 2, "Parser Error"),
             (("--run", "x"), 3, "has no run 'x'"),
-            (("--store", "y"), 2, "the store is named twice"),
+            (("--episode", "y"), 3, "no episode 'y'; there are"),
         ],
     )
     def test_mistakes_are_one_line(

@@ -218,7 +218,7 @@ def test_without_the_extra(episode: Episode, tmp_path: Path) -> None:
 
 def test_the_command(root: Path, episode: Episode, tmp_path: Path) -> None:
     out = tmp_path / "one.rrd"
-    arguments = ["export", "rerun", episode.id, "--store", str(root), "--out", str(out)]
+    arguments = ["export", "rerun", str(root), "--episode", episode.id, "--out", str(out)]
     result = CliRunner().invoke(cli, [*arguments, "--layers", "0", "--camera", CAMERA])
     assert result.exit_code == 0, result.output
     found = read(out)

@@ -324,31 +324,29 @@ def test_it_takes_two_runs_of_one_episode(a: Episode, tmp_path: Path) -> None:
 
 
 def run(store: Store, *arguments: str) -> Result:
-    return CliRunner().invoke(command, [*arguments, "--store", str(store.paths.root)])
+    return CliRunner().invoke(command, ["runs", str(store.paths.root), *arguments])
 
 
 def test_command_draws(store: Store, a: Episode, b: Episode, tmp_path: Path) -> None:
     done = run(
-        store, "--runs", a.run, b.run, "--episode", NAME, "--video", str(tmp_path / "out"),
+        store, a.run, b.run, "--episode", NAME, "--videos", str(tmp_path / "out"),
         "--layers", "1", "--camera", CAMERA,
     )  # fmt: skip
     assert done.exit_code == 0, done.exception
     files = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
     assert [p.name for p in files] == [f"L01_prefix_mean_{a.run}_vs_{b.run}.webm"]
     assert len(frames_of(files[0])) == 3
-    assert f"{NAME}: 1 videos below" in done.stderr
+    assert f"{NAME}: 1 files below" in done.stderr
     assert "L01" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--metric", "entropy", "--video", "x"), "--video and --layers go with --runs"),
-        (("--metric", "entropy", "--layers", "1"), "--video and --layers go with --runs"),
-        (("--runs", "A", "B", "--layers", "1"), "--layers goes with --video"),
-        (("--runs", "A", "B", "--video", "x", "--layers", "one"), "--layers takes numbers"),
-        (("--runs", "A", "B", "--video", "x", "--step", "all"), "--video draws one step"),
-        (("--runs", "A", "B", "--video", "x", "--query-group", "text"), "no --query-group"),
+        (("A", "B", "--layers", "1"), "--layers goes with --videos"),
+        (("A", "B", "--videos", "x", "--layers", "one"), "--layers takes numbers"),
+        (("A", "B", "--videos", "x", "--step", "all"), "--videos draws one step"),
+        (("A", "B", "--videos", "x", "--query", "text"), "it takes no --query"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

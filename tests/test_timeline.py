@@ -250,7 +250,7 @@ def test_pictures(store: Store) -> None:
 
 def test_command(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def run(*more: object) -> tuple[int, str, str]:
-        arguments = ["objects", "timeline", "--store", store.paths.root, *more]
+        arguments = ["objects", "timeline", store.paths.root, *more]
         with pytest.raises(SystemExit) as stop:
             main([str(a) for a in arguments])
         said = capsys.readouterr()

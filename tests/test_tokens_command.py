@@ -139,7 +139,7 @@ def run(*arguments: object) -> int:
 
 
 def test_the_command_prints(octo_store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("tokens", NAME, "--store", octo_store.paths.root, "--keyframe", -1) == 0
+    assert run("tokens", octo_store.paths.root, "--episode", NAME, "--keyframe", -1) == 0
     said = capsys.readouterr().out
     assert "joint: 90 query x 90 key tokens, 2 layers x 2 heads, keyframe 2" in said
     assert "'place' ' the' ' green' ' cube'" in said
@@ -151,7 +151,7 @@ def test_the_command_prints(octo_store: Store, capsys: pytest.CaptureFixture[str
 
 
 def test_the_command_as_json(pi0_store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("tokens", NAME, "--store", pi0_store.paths.root, "--json") == 0
+    assert run("tokens", pi0_store.paths.root, "--episode", NAME, "--json") == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [r["phase"] for r in rows] == ["prefix", "suffix"]
     (block,) = [b for b in rows[1]["attends"] if (b["query"], b["key"]) == ("state", "action")]
@@ -166,13 +166,14 @@ def test_the_command_as_json(pi0_store: Store, capsys: pytest.CaptureFixture[str
 def test_the_picture(pi0_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "tokens.png"
     assert (
-        run("tokens", NAME, "--store", pi0_store.paths.root, "--phase", "suffix", "-o", file) == 0
+        run("tokens", pi0_store.paths.root, "--episode", NAME, "--phase", "suffix", "--out", file)
+        == 0
     )
     image = cv2.imread(str(file))
     assert image is not None
     assert image.shape[0] > 150
-    assert run("tokens", NAME, "--store", pi0_store.paths.root, "-o", tmp_path / "a.gif") == 2
-    assert "a picture is .png, .jpg or .webp; got" in capsys.readouterr().err
+    assert run("tokens", pi0_store.paths.root, "--episode", NAME, "--out", tmp_path / "a.gif") == 2
+    assert "--out takes a file named *.png, *.jpg, *.webp; got" in capsys.readouterr().err
 
 
 def test_blocks_of_the_picture_tell_the_patterns_apart() -> None:
@@ -206,7 +207,7 @@ def test_it_needs_no_torch(pi0_store: Store) -> None:
         "from attnstore.cli import main; main(sys.argv[1:])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "tokens", NAME, "--store", str(pi0_store.paths.root)],
+        [sys.executable, "-c", code, "tokens", str(pi0_store.paths.root), "--episode", NAME],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

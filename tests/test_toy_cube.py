@@ -462,9 +462,9 @@ def passed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[looking.S
     found = {}
     for side, cameras in (("left", scene.CAMERAS[:2]), ("right", scene.CAMERAS[2:])):
         store = tmp_path_factory.mktemp(side) / "toy.attn"
-        command = [sys.executable, "-m", "attnstore", "ingest", "droid", str(EPISODES)]
+        command = [sys.executable, "-m", "attnstore", "ingest", "droid", str(store), str(EPISODES)]
         command += ["--policy", "pi0", "--checkpoint", str(CHECKPOINT), "--dtype", "float32"]
-        command += ["--store", str(store), "--side", side, "--outcome", "success", "--limit", "3"]
+        command += ["--side", side, "--outcome", "success", "--limit", "3"]
         alone = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, check=True, capture_output=True, env=alone)
         opened = attnstore.open(store)

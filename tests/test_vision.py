@@ -213,7 +213,7 @@ class TestStored:
         assert problems(ingested) == []
         before = sorted(p for p in ingested.rglob("*") if p.is_file() and "catalog" not in str(p))
         for command in (["ls"], ["ls", "--runs"], ["verify"], ["gc"]):
-            done = CliRunner().invoke(cli, [*command, "--store", str(ingested)])
+            done = CliRunner().invoke(cli, [*command, str(ingested)])
             assert done.exit_code == 0, done.output
         after = sorted(p for p in ingested.rglob("*") if p.is_file() and "catalog" not in str(p))
         assert after == before
@@ -245,8 +245,8 @@ class TestRun:
 
     def test_the_command_line_asks_for_it(self, checkpoint: Path, episodes: Path) -> None:
         command = [
-            "ingest", "droid", str(episodes), "--policy", "pi0", "--checkpoint",
-            str(checkpoint), "--store", str(checkpoint.parent / "none.attn"), "--dry-run",
+            "ingest", "droid", str(checkpoint.parent / "none.attn"), str(episodes), "--policy", "pi0", "--checkpoint",
+            str(checkpoint), "--dry-run",
         ]  # fmt: skip
         for options, said in (([], False), (["--vision", "--token-stats"], True)):
             done = CliRunner().invoke(cli, [*command, *options])

@@ -299,17 +299,17 @@ def test_the_command_line_from_end_to_end(
 
     store = ram_path / "store"
     run(
-        "ingest", "droid", sample_path(), "--policy", "vlm", "--checkpoint", checkpoint,
-        "--store", store, "--limit", 1, "--stride", 13, "--policy-option", "max_new_tokens=2",
+        "ingest", "droid", store, sample_path(), "--policy", "vlm", "--checkpoint", checkpoint,
+        "--limit", 1, "--stride", 13, "--policy-option", "max_new_tokens=2",
         "--policy-option", "prompt=Where is the robot to {instruction}?",
     )  # fmt: skip
-    assert "every committed file" in run("verify", "--store", store)
-    task = run("sql", "--store", store, "--json",
+    assert "every committed file" in run("verify", store)
+    task = run("sql", store, "--json",
                "select string_agg(text, '' order by index) t from tokens "
                "where keyframe = 0 and phase = 'prefix' and axis = 'query' and role = 'task'")  # fmt: skip
     assert "place the green cube into the pink bowl" in task
     out = tmp_path / "out"
-    run("render", "images", "--store", store, "--out", out, "--layers", "1", "--width", 160)
+    run("render", "images", store, "--out", out, "--layers", "1", "--width", 160)
     found = sorted(p.relative_to(out).as_posix() for p in out.rglob("00013/*.jpg"))
     assert [f.rpartition("/")[2] for f in found] == [
         "decode_L1_step00_attn_vis_max.jpg", "prefix_L1_attn_vis_max.jpg",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,28 @@ import click
 
 from attnstore.store.errors import UsageError
 
-from .cnn_inputs import layers_given, load_given, pictures_given
-from .cnn_options import LAYERS, NETWORK, PICTURES, with_options
-from .options import StoreName, console, need_store, print_json
+from .options import (
+    EpisodeChoice,
+    NumberList,
+    StoreGroup,
+    add_options,
+    episode_options,
+    grouped,
+    json_option,
+    store_to_write,
+)
+from .output import console, print_json, say
 
 if TYPE_CHECKING:
+    from attnstore.ingest.cnn.base import ConvNetwork, Layer
+    from attnstore.ingest.cnn.pictures import Pictures
     from attnstore.ingest.cnn.results import Added
 
+FILTERS = 16
+"""Filters of a layer that are taken unless some are named."""
 
-@click.group()
+
+@click.group(cls=StoreGroup)
 def cnn() -> None:
     """See what a convolutional network has learned: filters, feature maps, guided backpropagation.
 
@@ -29,16 +42,161 @@ def cnn() -> None:
     """
 
 
+def _values(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
+    try:
+        return None if value is None else tuple(float(v) for v in value.split(","))
+    except ValueError:
+        raise click.BadParameter(
+            f"numbers such as 0.485,0.456,0.406 are expected; got {value!r}"
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkChoice:
+    """Which network, with which weights."""
+
+    name: str
+    weights: str | None
+    init_seed: int
+    trust_pickle: bool
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    instruction: str | None
+    device: str
+
+    def load(self, weights: str | None = None) -> ConvNetwork:
+        """Load it; `weights` stand for those that are not named."""
+        if self.name.startswith("octo:"):
+            from attnstore.ingest.cnn.octo_network import load_stem
+
+            if self.weights is not None or self.mean or self.std:
+                raise UsageError(
+                    f"{self.name}: an Octo checkpoint brings its weights and its scale; drop "
+                    "--weights, --mean and --std"
+                )
+            return load_stem(self.name.removeprefix("octo:"), self.instruction)
+        if self.instruction is not None:
+            raise UsageError(f"{self.name}: --instruction is of Octo's encoders; leave it out")
+        from attnstore.ingest.cnn.loading import load_network
+
+        return load_network(
+            self.name, self.weights or weights, seed=self.init_seed, mean=self.mean, std=self.std,
+            trust=self.trust_pickle, device=self.device,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class LayerChoice:
+    """Which of its layers and filters."""
+
+    layer_names: tuple[str, ...]
+    filters: tuple[int, ...] | None
+    redo: bool
+
+    def of(self, network: ConvNetwork) -> list[tuple[Layer, tuple[int, ...]]]:
+        """Every layer and its filters, checked before anything is computed."""
+        from attnstore.ingest.cnn.base import check_filters, find_layer
+
+        layers = dict.fromkeys(find_layer(network, name) for name in self.layer_names)
+        return [(layer, check_filters(layer, self.filters or (), FILTERS)) for layer in layers]
+
+
+@dataclass(frozen=True, slots=True)
+class PictureChoice:
+    """Picture files, and keyframes of the store's episodes."""
+
+    files: tuple[Path, ...]
+    camera: str | None
+    keyframes: tuple[int, ...] | None
+    size: int
+
+    def of(self, root: Path, episodes: EpisodeChoice) -> Iterator[Pictures]:
+        """Yield the pictures file by file and episode by episode."""
+        from attnstore.ingest.cnn.pictures import Pictures, picture_file
+
+        yield from map(picture_file, self.files)
+        if not episodes.names and episodes.where is None:
+            given = {"camera": self.camera, "keyframes": self.keyframes, "run": episodes.run}
+            for name, value in given.items():
+                if value is not None:
+                    raise UsageError(f"--{name} is of episodes; pass --episode or --where")
+            return
+        from attnstore.query import open as open_for_reading
+        from attnstore.store.reader.selection import check_index
+
+        for episode in episodes.open(open_for_reading(root)):
+            camera = self.camera or (episode.cameras[0] if len(episode.cameras) == 1 else None)
+            if camera not in episode.cameras:
+                told = (
+                    f"no camera {camera}" if camera else "several cameras, name one with --camera"
+                )
+                raise UsageError(f"{episode.name}: {told}; it has {', '.join(episode.cameras)}")
+            keyframes = tuple(
+                check_index(k, len(episode.frames), "keyframe")
+                for k in self.keyframes or range(len(episode.frames))
+            )
+            yield Pictures(
+                episode.run, episode.id, episode.name,
+                tuple(episode.image_bytes(k, camera) for k in keyframes),
+                # The attempt, and not the revision: an episode may be ingested again.
+                episode.part.commit.attempt, keyframes,
+                tuple(int(episode.frames[k]) for k in keyframes), camera,
+            )  # fmt: skip
+
+
+_NETWORK = grouped(
+    "network",
+    NetworkChoice,
+    click.option("--network", "name", required=True, metavar="NAME|MODULE:CALLABLE|FILE",
+                 help="torchvision's name (vgg16), a function that makes the network, a pickled "
+                      "module, or octo:CHECKPOINT (octo:CHECKPOINT#wrist: that camera's encoder)."),
+    click.option("--weights", metavar="cache|random|own|FILE",
+                 help="torchvision's cache, none, what MODULE:CALLABLE loads itself, or a file (state "
+                      "dict, safetensors, TorchScript).  [default: cache, random for a callable]"),
+    click.option("--init-seed", type=click.IntRange(min=0), default=0, show_default=True,
+                 help="Of random weights."),
+    click.option("--trust-pickle", is_flag=True,
+                 help="Load a pickled module, which can run any code."),
+    click.option("--mean", callback=_values, metavar="LIST",
+                 help="Of pixels 0..1 per channel.  [default: torchvision's, else 0.5]"),
+    click.option("--std", callback=_values, metavar="LIST", help="As --mean."),
+    click.option("--instruction", metavar="TEXT",
+                 help="Of an Octo whose encoder has FiLM.  [default: empty]"),
+    click.option("--device", default="cpu", show_default=True, help="cpu, cuda, mps."),
+)  # fmt: skip
+_LAYERS = grouped(
+    "layers",
+    LayerChoice,
+    click.option("--layer", "layer_names", multiple=True, required=True, metavar="NAME|@NUMBER",
+                 help="Convolution: features.10, 10, or @4 for the fifth; repeatable."),
+    click.option("--filters", "filters", type=NumberList(), metavar="LIST",
+                 help=f"0,3,8-11.  [default: the first {FILTERS}]"),
+    click.option("--redo", is_flag=True, help="Compute what is there with the same settings, too."),
+)  # fmt: skip
+_PICTURES = grouped(
+    "pictures",
+    PictureChoice,
+    click.option("--image", "files", metavar="FILE", multiple=True, type=click.Path(path_type=Path),
+                 help="Picture file; repeatable."),
+    click.option("--camera", metavar="NAME", help="Of the episodes.  [default: the only one]"),
+    click.option("--keyframes", type=NumberList(), metavar="LIST", help="0,2,5-7.  [default: all]"),
+    click.option("--size", type=click.IntRange(min=1), default=224, show_default=True,
+                 metavar="PIXELS", help="Shorter side of the network's input; the aspect stays."),
+)  # fmt: skip
+
+
 @cnn.command()
-@with_options(NETWORK)
-def layers(store: StoreName | None, as_json: bool, **given: Any) -> None:
+@add_options(_NETWORK, json_option)
+def layers(network: NetworkChoice, as_json: bool) -> None:
     """List a network's convolutions, and an Octo's FiLM blocks with their γ and β.
 
     torchvision's networks need no weights for that.
+
+    Examples
+    --------
+    attnstore cnn layers --network vgg16
     """
-    if given["weights"] is None and given["network"].isidentifier():
-        given["weights"] = "random"
-    loaded = load_given(given)
+    loaded = network.load("random" if network.name.isidentifier() else None)
     films = getattr(loaded, "film", ())
     if as_json:
         print_json(
@@ -60,7 +218,7 @@ def layers(store: StoreName | None, as_json: bool, **given: Any) -> None:
 
 
 @cnn.command()
-@with_options(NETWORK, LAYERS)
+@add_options(store_to_write, _NETWORK, _LAYERS)
 @click.option("--size", type=click.IntRange(min=1), default=128, show_default=True,
               metavar="PIXELS", help="Of the image that is made.")  # fmt: skip
 @click.option("--iterations", type=click.IntRange(min=1), default=100, show_default=True,
@@ -85,79 +243,93 @@ def layers(store: StoreName | None, as_json: bool, **given: Any) -> None:
               help="Images on the way that are kept for the video; 0: none.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True,
               help="Filters that climb at once; does not change the results.")  # fmt: skip
+@add_options(json_option)
 def filters(
-    store: StoreName | None, as_json: bool, layers: tuple[str, ...], filters: tuple[int, ...] | None,
-    redo: bool, batch: int, **given: Any,
+    store: Path, network: NetworkChoice, layers: LayerChoice, batch: int, as_json: bool,
+    **settings: float,
 ) -> None:  # fmt: skip
-    """Make the image that each filter answers most to: activation maximisation."""
+    """Make the image that each filter answers most to: activation maximisation.
+
+    Examples
+    --------
+    attnstore cnn filters lab.attn --network vgg16 --layer features.10 --filters 0-15
+    """
     from attnstore.ingest.cnn.maximisation import Maximisation
     from attnstore.ingest.cnn.results import add_filters
     from attnstore.store.opening import create_store
 
-    root = need_store(store)
-    settings = Maximisation(**{f.name: given[f.name] for f in fields(Maximisation)})
-    network = load_given(given)
-    chosen = layers_given(network, layers, filters)
-    paths = create_store(root)
+    ascent: dict[str, Any] = {f.name: settings[f.name] for f in fields(Maximisation)}
+    loaded = network.load()
+    chosen = layers.of(loaded)
+    paths = create_store(store)
     for layer, numbers in chosen:
-        with _progress(f"{network.name} {layer.name}", "filters") as progress:
+        with _progress(f"{loaded.name} {layer.name}", "filters") as progress:
             added = add_filters(
-                paths, network, layer, numbers, settings, batch=batch, redo=redo, progress=progress
-            )
+                paths, loaded, layer, numbers, Maximisation(**ascent), batch=batch,
+                redo=layers.redo, progress=progress,
+            )  # fmt: skip
         _say(added, as_json)
 
 
+_LOOK = (store_to_write, _NETWORK, _LAYERS, episode_options, _PICTURES)
+
+
 @cnn.command()
-@with_options(NETWORK, LAYERS, PICTURES)
+@add_options(_LOOK, json_option)
 def activations(
-    store: StoreName | None, as_json: bool, layers: tuple[str, ...], filters: tuple[int, ...] | None,
-    redo: bool, size: int, **given: Any,
+    store: Path, network: NetworkChoice, layers: LayerChoice, episodes: EpisodeChoice,
+    pictures: PictureChoice, as_json: bool,
 ) -> None:  # fmt: skip
-    """Store the feature maps of chosen filters for pictures or stored keyframes."""
+    """Store the feature maps of chosen filters for pictures or stored keyframes.
+
+    Examples
+    --------
+    attnstore cnn activations lab.attn --network vgg16 --layer @4 --episode 2025-12-11_10-04-31
+    """
     from attnstore.ingest.cnn.results import add_activations
 
-    _look(
-        need_store(store),
-        as_json,
-        layers,
-        filters,
-        given,
-        add_activations,
-        {"size": size, "redo": redo},
-    )
+    _look(store, network, layers, episodes, pictures, add_activations, as_json)
 
 
 @cnn.command()
-@with_options(NETWORK, LAYERS, PICTURES)
+@add_options(_LOOK)
 @click.option("--target", type=click.Choice(["max", "mean"]), default="max", show_default=True,
               help="The filter's strongest position, or the mean over positions.")  # fmt: skip
+@add_options(json_option)
 def guided(
-    store: StoreName | None, as_json: bool, layers: tuple[str, ...], filters: tuple[int, ...] | None,
-    redo: bool, size: int, target: str, **given: Any,
+    store: Path, network: NetworkChoice, layers: LayerChoice, episodes: EpisodeChoice,
+    pictures: PictureChoice, target: str, as_json: bool,
 ) -> None:  # fmt: skip
-    """Take filters' activations back to pictures: guided backpropagation."""
+    """Take filters' activations back to pictures: guided backpropagation.
+
+    Examples
+    --------
+    attnstore cnn guided lab.attn --network vgg16 --layer features.28 --image table.jpg
+    """
     from attnstore.ingest.cnn.results import add_guided
 
-    options = {"size": size, "redo": redo, "target": target}
-    _look(need_store(store), as_json, layers, filters, given, add_guided, options)
+    _look(store, network, layers, episodes, pictures, add_guided, as_json, target=target)
 
 
 def _look(
-    root: Path, as_json: bool, names: Sequence[str], filters: tuple[int, ...] | None,
-    given: dict[str, Any], add: Callable[..., Added], options: dict[str, Any],
+    root: Path, network: NetworkChoice, layers: LayerChoice, episodes: EpisodeChoice,
+    choice: PictureChoice, add: Callable[..., Added], as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     from attnstore.store.opening import create_store
 
-    every = list(pictures_given(root, given))
+    every: Sequence[Pictures] = list(choice.of(root, episodes))
     if not every:
         raise UsageError("no picture: pass --image FILE, or --episode NAME of the store")
-    network = load_given(given)
-    chosen = layers_given(network, names, filters)
+    loaded = network.load()
+    chosen = layers.of(loaded)
     paths = create_store(root)
     for pictures in every:
         for layer, numbers in chosen:
             with _progress(f"{pictures.name} {layer.name}", "pictures") as progress:
-                added = add(paths, network, layer, numbers, pictures, progress=progress, **options)
+                added = add(
+                    paths, loaded, layer, numbers, pictures, progress=progress, size=choice.size,
+                    redo=layers.redo, **options,
+                )  # fmt: skip
             _say(added, as_json)
 
 
@@ -177,9 +349,7 @@ def _say(added: Added, as_json: bool) -> None:
             "part": commit.part, "revision": commit.revision, **told,
         }])  # fmt: skip
         return
-    console().print(
+    say(
         f"{told['name']}: {told['kind']} of {told['network']} {told['layer']}, "
-        f"{told['filters']} filters: {status} as {commit.part}",
-        markup=False,
-        soft_wrap=True,
+        f"{told['filters']} filters: {status} as {commit.part}"
     )

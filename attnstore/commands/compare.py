@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from attnstore.store.errors import NotFoundError, UsageError
 
 from .compare_text import Form, print_comparison, print_divergence, write_rows
-from .options import StoreName, console, json_option, store_option, store_to_read
-from .render import parse_layers
+from .options import (
+    EpisodeChoice,
+    OutputPath,
+    StepNumber,
+    StoreGroup,
+    StoreName,
+    add_options,
+    episode_options,
+    json_option,
+    layers_option,
+    out_file,
+    store_to_read,
+)
+from .output import console, say, say_written
 
 if TYPE_CHECKING:
     from attnstore.query import Store
 
-
-def _step(
-    context: click.Context, parameter: click.Parameter, value: str
-) -> int | Literal["last", "all"]:
-    if value == "last":
-        return "last"
-    if value == "all":
-        return "all"
-    try:
-        return int(value)
-    except ValueError:
-        raise UsageError(f"a step is last, all or a number; got {value!r}") from None
+PICTURES = (".png", ".jpg", ".webp")
+Step = int | Literal["last", "all"]
 
 
 def _strata(
@@ -39,9 +41,46 @@ def _strata(
     return () if names == ("none",) else names
 
 
-@click.command()
-@store_option
-@click.option("--metric", help="Metric of head_stats: entropy, variance, camera_mass, drift, ...")
+@click.group(cls=StoreGroup)
+def compare() -> None:
+    """Compare head by head: success against failure, any two groups of episodes, or two runs."""
+
+
+_QUERY = click.option(
+    "--query",
+    metavar="GROUP",
+    help="Query tokens: task, action, ...  [default: the phase's: task, action]",
+)
+_STEP = click.option(
+    "--step",
+    type=StepNumber(every=True),
+    metavar="first|last|all|N",
+    help="Step of a stepped phase.  [default: last; of decode first, which all keyframes have]",
+)
+_ROWS = click.option(
+    "--rows",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Rows of the table; --json and --csv have all.",
+)
+_PRINTED = (
+    _ROWS,
+    json_option,
+    click.option("--csv", "as_csv", is_flag=True, help="Print CSV on stdout."),
+    out_file("Draw the heads: .png, .jpg or .webp.", *PICTURES),
+)
+
+
+@compare.command()
+@store_to_read
+@click.option(
+    "--metric",
+    metavar="COLUMN",
+    required=True,
+    help="Metric of head_stats: entropy, variance, camera_mass, drift, ...",
+)
 @click.option(
     "--by",
     metavar="COLUMN",
@@ -49,23 +88,12 @@ def _strata(
 )
 @click.option("--a", metavar="SQL", help="Group a: a condition on the table episodes; with --b.")
 @click.option("--b", metavar="SQL", help="Group b.")
-@click.option("--where", metavar="SQL", help="Condition on episodes for both groups.")
-@click.option("--run", help="Only episodes of this run.")
-@click.option("--phase", help="Phase.  [default: prefix]")
-@click.option("--camera", help="Camera.  [default: hand_camera; with --runs: all]")
+@episode_options
+@click.option("--phase", metavar="NAME", help="Phase.  [default: prefix]")
+@click.option("--camera", metavar="NAME", help="Camera.  [default: hand_camera]")
+@add_options(_QUERY, _STEP)
 @click.option(
-    "--query-group", help="Query tokens: task, action, ...  [default: the phase's: task, action]"
-)
-@click.option(
-    "--step",
-    callback=_step,
-    default="last",
-    show_default=True,
-    metavar="last|all|N",
-    help="Denoising step of a stepped phase; of decode, last is the first, which all keyframes have.",
-)
-@click.option(
-    "--reduce",
+    "--episode-value",
     type=click.Choice(["mean", "max"]),
     default="mean",
     show_default=True,
@@ -115,188 +143,184 @@ def _strata(
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Of permutations and bootstraps."
 )
-@click.option(
-    "--runs",
-    nargs=2,
-    metavar="A B",
-    help="Instead: how far apart two runs' maps of the same frames are.",
-)
-@click.option(
-    "--episode",
-    "episodes",
-    multiple=True,
-    help="With --runs: this episode; repeatable.  [default: all]",
-)
-@click.option(
-    "--video",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="DIR",
-    help="With --runs: draw both runs' overlays side by side, a video for every layer.",
-)
-@click.option("--layers", metavar="LIST", help="With --video: 1,4,5,7,10 or 0-17.  [default: all]")
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    default=20,
-    show_default=True,
-    help="Rows of the table; --json and --csv have all.",
-)
-@json_option
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV on stdout.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Draw the heads: .png, .jpg or .webp.")  # fmt: skip
-def compare(
-    store: StoreName | None,
-    runs: tuple[str, str] | None,
-    episodes: tuple[str, ...],
-    metric: str | None,
-    limit: int,
+@add_options(_PRINTED)
+def groups(
+    store: StoreName,
+    metric: str,
+    by: str | None,
+    a: str | None,
+    b: str | None,
+    episodes: EpisodeChoice,
+    phase: str | None,
+    camera: str | None,
+    query: str | None,
+    step: int | Literal["all"] | None,
+    episode_value: Literal["mean", "max"],
+    window: int | None,
+    family: Literal["heads", "layers"],
+    strata: tuple[str, ...] | None,
+    permutations: int,
+    bootstraps: int,
+    alpha: float,
+    seed: int,
+    rows: int,
     as_json: bool,
     as_csv: bool,
-    plot: Path | None,
-    video: Path | None,
-    layers: str | None,
-    **options: Any,
+    out: Path | None,
 ) -> None:
-    """Compare groups of episodes head by head: success against failure, or any two.
+    """Compare groups of episodes: success against failure, or any two.
 
     One number per episode and head; difference of means with a bootstrap interval, Cliff's delta,
     a permutation test within task and date, and Benjamini-Hochberg over all heads.
 
-    \b
-    attnstore compare --metric entropy --by outcome --phase suffix
-    attnstore compare --metric max --reduce max --window 8 --where "task = 'cube'"
-    attnstore compare --metric entropy --a "date < '2026-01-01'" --b "date >= '2026-01-01'"
-    attnstore compare --runs pi0-1111111111 pi0-2222222222 --plot diff.png
-    attnstore compare --runs pi0-1111111111 pi0-2222222222 --video diff --layers 5,7
-    """  # noqa: D301  click's mark for lines that stay as they are
+    Examples
+    --------
+    attnstore compare groups lab.attn --metric entropy --by outcome --phase suffix
+    attnstore compare groups lab.attn --metric max --episode-value max --window 8
+    attnstore compare groups lab.attn --metric entropy --a "task = 'cube'" --b "task = 'bowl'"
+    """
     from attnstore.query import open as open_for_reading
-
-    if as_json and as_csv:
-        raise UsageError("--json or --csv, not both")
-    form: Form = "ndjson" if as_json else "csv" if as_csv else "table"
-    opened = open_for_reading(store_to_read(store))
-    if runs is not None:
-        chosen = _only_for_diff(options, metric)
-        shown = parse_layers(layers)
-        if video is not None:
-            _refuse_for_video(chosen)
-        elif layers is not None:
-            raise UsageError("--layers goes with --video; the table has every layer")
-        names = _diff(opened, runs, episodes, form, limit, plot, dict(chosen))
-        if video is not None:
-            _film(opened, runs, names, video, shown, chosen)
-        return
-    if video is not None or layers is not None:
-        raise UsageError("--video and --layers go with --runs A B")
-    if metric is None:
-        raise UsageError("name what to compare: --metric entropy, or two runs with --runs A B")
-    if episodes:
-        raise UsageError("--episode goes with --runs; choose episodes of groups with --where")
-    _groups(opened, metric, form, limit, plot, options)
-
-
-def _groups(
-    store: Store, metric: str, form: Form, limit: int, plot: Path | None, options: dict[str, Any]
-) -> None:
     from attnstore.query.compare import compare as compare_groups
 
-    run = options.pop("run")
-    if run is not None:
-        store.run(run)
-        mine = "run = '" + run.replace("'", "''") + "'"
-        where = options["where"]
-        options["where"] = mine if where is None else f"{mine} AND (\n{where}\n)"
-    if options["by"] is None and options["a"] is None and options["b"] is None:
-        options["by"] = "outcome"
-    found = compare_groups(store, metric, **options)
-    if plot is not None:
+    form = _form(as_json, as_csv)
+    opened = open_for_reading(store)
+    compared = compare_groups(
+        opened, metric, by="outcome" if by is None and a is None and b is None else by, a=a, b=b,
+        where=_condition(opened, episodes), phase=phase, camera=camera, query_group=query,
+        step=_step(step), reduce=episode_value, window=window, family=family, strata=strata,
+        permutations=permutations, bootstraps=bootstraps, alpha=alpha, seed=seed,
+    )  # fmt: skip
+    if out is not None:
         from attnstore.render.compare_plot import draw_comparison
         from attnstore.render.image_file import write
 
-        write(plot, draw_comparison(found))
+        write(out, draw_comparison(compared))
     if form != "table":
-        write_rows(found.table(), form)
-        for note in found.notes:
-            console().print(note, markup=False)
+        write_rows(compared.table(), form)
+        for note in compared.notes:
+            say(note)
         return
-    print_comparison(found, limit)
+    print_comparison(compared, rows)
 
 
-def _only_for_diff(options: dict[str, Any], metric: str | None) -> dict[str, Any]:
-    """Return the options that two runs take; refuse those that would be ignored."""
-    given = click.get_current_context().get_parameter_source
-    taken = ("phase", "camera", "query_group", "step")
-    ignored = [
-        name
-        for name in ("metric", *options)
-        if name not in taken and given(name) is click.core.ParameterSource.COMMANDLINE
-    ]
-    if ignored:
-        raise UsageError(f"--runs compares maps, not metrics: it takes no --{', --'.join(ignored)}")
-    return {name: options[name] for name in taken}
+def _condition(store: Store, episodes: EpisodeChoice) -> str | None:
+    if episodes == EpisodeChoice():
+        return None
+    chosen = episodes.by_run(store)  # says what names nothing, and what is no condition
+    if not episodes.names and episodes.run is None:
+        return episodes.where
+    return " OR ".join(f"({each.condition})" for each in chosen)
 
 
-def _diff(
-    store: Store,
-    runs: tuple[str, str],
-    names: tuple[str, ...],
-    form: Form,
-    limit: int,
-    plot: Path | None,
-    options: dict[str, Any],
-) -> tuple[str, ...]:
-    from attnstore.query.run_diff import diff_runs, diff_table
+def _step(step: int | str | None) -> Step:
+    return "last" if step in (None, -1) else "all" if step == "all" else int(step)
 
-    for run in runs:
-        store.run(run)
-    both = {c.episode: str(c.summary.get("name")) for c in store.episodes(runs[0])}
-    here = {c.episode for c in store.episodes(runs[1])}
-    chosen = names or tuple(name for episode, name in both.items() if episode in here)
-    if not chosen:
-        raise NotFoundError(f"runs {runs[0]} and {runs[1]} have no episode in common")
-    camera = options.pop("camera")
-    options["cameras"] = None if camera is None else [camera]
-    found = [diff_runs(store, *runs, name, **options) for name in chosen]
-    if plot is not None:
+
+def _form(as_json: bool, as_csv: bool) -> Form:
+    if as_json and as_csv:
+        raise UsageError("--json or --csv, not both")
+    return "ndjson" if as_json else "csv" if as_csv else "table"
+
+
+@compare.command()
+@store_to_read
+@click.argument("run_a")
+@click.argument("run_b")
+@episode_options
+@click.option(
+    "--phase", metavar="NAME", help="Phase.  [default: prefix, or the first that both have]"
+)
+@click.option("--camera", metavar="NAME", help="Only this camera.")
+@add_options(_QUERY, _STEP, layers_option)
+@add_options(_PRINTED)
+@click.option(
+    "--videos",
+    metavar="DIRECTORY",
+    type=OutputPath(directory=True),
+    help="Draw both runs' overlays side by side, a video for every layer.",
+)
+def runs(
+    store: StoreName,
+    run_a: str,
+    run_b: str,
+    episodes: EpisodeChoice,
+    phase: str | None,
+    camera: str | None,
+    query: str | None,
+    step: int | Literal["all"] | None,
+    layers: tuple[int, ...] | None,
+    rows: int,
+    as_json: bool,
+    as_csv: bool,
+    out: Path | None,
+    videos: Path | None,
+) -> None:
+    """Say how far apart two runs' maps of the same frames are.
+
+    Jensen-Shannon divergence of the maps, head by head, keyframe by keyframe.
+
+    Examples
+    --------
+    attnstore compare runs lab.attn pi0-1111111111 pi0-2222222222 --out diff.png
+    attnstore compare runs lab.attn pi0-1111111111 pi0-2222222222 --videos diff --layers 5,7
+    """
+    from attnstore.query import open as open_for_reading
+    from attnstore.query.run_diff import default_phase, diff_runs, diff_table
+
+    form = _form(as_json, as_csv)
+    if episodes.run is not None:
+        raise UsageError("compare runs names both runs as arguments: it takes no --run")
+    if layers is not None and videos is None:
+        raise UsageError("--layers goes with --videos; the table has every layer")
+    if videos is not None and step == "all":
+        raise UsageError("--videos draws one step: give --step last or a number")
+    if videos is not None and query is not None:
+        raise UsageError("--videos draws the phase's first query group: it takes no --query")
+    opened = open_for_reading(store)
+    for run in (run_a, run_b):
+        opened.run(run)
+    names = _shared(opened, run_a, run_b, episodes)
+    cameras = None if camera is None else [camera]
+    divergences = [
+        diff_runs(
+            opened, run_a, run_b, name, phase=phase, cameras=cameras, query_group=query,
+            step=_step(step),
+        )
+        for name in names
+    ]  # fmt: skip
+    if out is not None:
         from attnstore.render.compare_plot import draw_divergence
         from attnstore.render.image_file import write
 
-        write(plot, draw_divergence(found))
+        write(out, draw_divergence(divergences))
     if form != "table":
-        for number, divergence in enumerate(found):
+        for number, divergence in enumerate(divergences):
             write_rows(diff_table(divergence), form, header=number == 0)
     else:
-        print_divergence(found, limit)
-    return chosen
-
-
-def _refuse_for_video(options: dict[str, Any]) -> None:
-    if options["step"] == "all":
-        raise UsageError("--video draws one step: give --step last or a number")
-    if options["query_group"] is not None:
-        raise UsageError("--video draws the phase's first query group: it takes no --query-group")
-
-
-def _film(
-    store: Store,
-    runs: tuple[str, str],
-    names: tuple[str, ...],
-    out: Path,
-    layers: list[int] | None,
-    options: dict[str, Any],
-) -> None:
-    from attnstore.query.run_diff import default_phase
+        print_divergence(divergences, rows)
+    if videos is None:
+        return
     from attnstore.render.side_by_side import render_side_by_side
 
-    camera, step = options["camera"], options["step"]
     for name in names:
-        a, b = (store.episode(name, run=run) for run in runs)
-        # of the mean, as the table is
-        written = render_side_by_side(
-            a, b, out, layers=layers, phase=options["phase"] or default_phase(a, b), reduce="mean",
-            cameras=None if camera is None else [camera], step=None if step == "last" else step,
-        )  # fmt: skip
-        console().print(
-            f"{a.name}: {len(written)} videos below {out}", markup=False, soft_wrap=True
-        )
+        a, b = (opened.episode(name, run=run) for run in (run_a, run_b))
+        with console().status(f"drawing {a.name}"):
+            # of the mean, as the table is
+            written = render_side_by_side(
+                a, b, videos, layers=None if layers is None else list(layers),
+                phase=phase or default_phase(a, b), reduce="mean", cameras=cameras,
+                step=None if step is None else int(step),
+            )  # fmt: skip
+        say_written(written, videos, a.name, False)
+
+
+def _shared(store: Store, run_a: str, run_b: str, episodes: EpisodeChoice) -> tuple[str, ...]:
+    """Ids of the chosen episodes that both runs have; the error names them."""
+    in_a, in_b = (
+        EpisodeChoice(episodes.names, episodes.where, run).of_one_run(store).episodes
+        for run in (run_a, run_b)
+    )
+    shared = tuple(episode for episode in in_a if episode in set(in_b))
+    if not shared:
+        raise NotFoundError(f"runs {run_a} and {run_b} have no episode in common")
+    return shared

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from .options import print_json
+from .output import print_json
 
 if TYPE_CHECKING:
     import pyarrow as pa

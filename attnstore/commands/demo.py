@@ -13,8 +13,9 @@ import click
 
 from attnstore.store.errors import UsageError
 
-from .ingest_run import run_ingest
-from .options import console
+from .ingest import RunChoice, run_ingest
+from .options import StoreCommand, out_directory
+from .output import console
 from .progress import quiet_libraries
 
 if TYPE_CHECKING:
@@ -43,19 +44,17 @@ FAILURE = "failure/2027-01-04/2027-01-04_09-12-00"
 CAMERAS = {"hand_camera": "wrist", "varied_camera_1": "side"}
 
 
-@click.command()
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("demo-output"),
-    show_default=True,
-    help="Directory for the store, the report and the pictures.",
-)
+@click.command(cls=StoreCommand)
+@out_directory("Directory for the store, the report and the pictures.", default=Path("demo-output"))
 def demo(out: Path) -> None:
     """Ingest rollouts of a small trained Pi0, ask where it looks, draw images and a video.
 
     Robot and table are simulated, and the policy, of the real architecture and 1.8 million
     parameters, was trained with auxiliary losses that shape its maps: docs/findings.md.
+
+    Examples
+    --------
+    attnstore demo --out demo-output
     """
     from attnstore.query import open as open_for_reading
     from attnstore.sample import episodes_path
@@ -68,30 +67,28 @@ def demo(out: Path) -> None:
 
     say.print("\n[bold]3. Objects[/bold]: how much of the attention lies on what the masks show")
     _attnstore(
-        "objects", "add", "--store", store, "--masks", episodes_path(), "--source", "detector",
+        "objects", "add", store, "--masks", episodes_path(), "--source", "detector",
         "--out", out / "objects", "--no-pictures", quiet=True,
     )  # fmt: skip
 
     say.print("\n[bold]4. Ask[/bold]")
     for question, query in QUESTIONS:
         click.echo(f"\n-- {question}")
-        _attnstore("sql", query, "--store", store)
+        _attnstore("sql", store, query)
     _say_strength(measure(open_for_reading(store), open_for_reading(untrained), episodes_path()))
 
     say.print("\n[bold]5. Success against failure[/bold]: first two keyframes, within one light")
     _attnstore(
-        "compare", "--store", store, "--metric", "entropy", "--by", "outcome", "--window", "2",
-        "--strata", "date", "--limit", "3",
+        "compare", "groups", store, "--metric", "entropy", "--by", "outcome", "--window", "2",
+        "--strata", "date", "--rows", "3",
     )  # fmt: skip
     click.echo(OUTCOMES)
 
     say.print("\n[bold]6. Draw[/bold], in processes without torch")
     pictures = out / "pictures"
-    to = (
-        "--store", store, "--out", pictures, "--episode", SUCCESS, "--episode", FAILURE,
-    )  # fmt: skip
+    to = (store, "--out", pictures, "--episode", SUCCESS, "--episode", FAILURE)
     _attnstore("render", "images", *to, "--layers", "0", "--phase", "prefix", quiet=True)
-    _attnstore("render", "video", *to, "--layers", "0,1", "--no-heads", quiet=True)
+    _attnstore("render", "videos", *to, "--layers", "0,1", "--heads", "active", quiet=True)
     _attnstore("report", store, "--out", out / "report", quiet=True)
     _say_files(out, store, pictures)
 
@@ -126,15 +123,10 @@ def _ingest(out: Path, store: Path, untrained_store: Path) -> None:
         say.print(f"\n[bold]2. Ingest[/bold] its rollouts{step}")
         run_ingest(
             target,
+            DroidDataset(episodes_path(), name="toy_cube"),
             load_policy("pi0", str(checkpoint), dtype="float32"),
             PolicySpec("pi0", str(checkpoint), None, "float32", {}),
-            DroidDataset(episodes_path(), name="toy_cube"),
-            stride=8,
-            precision="log8",
-            seed=0,
-            batch_size=4,
-            workers=1,
-            device="cpu",
+            RunChoice(precision="log8", batch_size=4),
         )
 
 
@@ -190,10 +182,10 @@ def _say_files(out: Path, store: Path, pictures: Path) -> None:
         say.print(f"  {path}  ({what})", soft_wrap=True, markup=False)
     say.print("\nNext:", highlight=False)
     for command in (
-        f'attnstore sql "from episodes" --store {store}',
-        f"attnstore compare --metric camera_mass --by outcome --phase suffix --store {store}",
+        f'attnstore sql {store} "from episodes"',
+        f"attnstore compare groups {store} --metric camera_mass --by outcome --phase suffix",
         f"attnstore serve {store} --open",
-        f"attnstore probe fidelity --store {store} --checkpoint {checkpoint_path()} --every 4",
+        f"attnstore probe fidelity {store} --checkpoint {checkpoint_path()} --every 4",
     ):
         say.print(f"  {command}", soft_wrap=True, markup=False)
     say.print(f"  {FINDINGS}: what holds over more episodes, and what does not", markup=False)

@@ -10,19 +10,22 @@ from attnstore.store.errors import UsageError
 
 from .export_pack import pack
 from .options import (
+    EpisodeChoice,
+    OutputPath,
+    StoreGroup,
     StoreName,
-    console,
+    cameras_option,
+    episode_options,
     json_option,
-    need_store,
-    print_json,
-    size_text,
-    store_option,
+    layers_option,
+    out_file,
+    phases_option,
     store_to_read,
 )
-from .render import parse_layers
+from .output import print_json, say, size_text
 
 
-@click.group()
+@click.group(cls=StoreGroup)
 def export() -> None:
     """Write what the store knows in the formats of others."""
 
@@ -31,10 +34,10 @@ export.add_command(pack)
 
 
 @export.command()
+@store_to_read
 @click.argument("dataset")
-@click.argument("target", type=click.Path(path_type=Path))
-@store_option
-@click.option("--sql", "query", help="Query that gives episode, frame and numbers.")
+@click.argument("target", type=OutputPath(directory=True))
+@click.option("--sql", "query", metavar="SQL", help="Query that gives episode, frame and numbers.")
 @click.option(
     "--file",
     "file",
@@ -53,22 +56,23 @@ export.add_command(pack)
 )
 @click.option("--link-videos", is_flag=True, help="Link to the original's videos, not copy them.")
 def lerobot(
+    store: StoreName,
     dataset: str,
     target: Path,
-    store: Path | None,
     query: str | None,
     file: Path | None,
     prefix: str,
     fill: str,
     link_videos: bool,
 ) -> None:
-    r"""Copy the LeRobotDataset DATASET to TARGET, with numbers per frame as further columns.
+    """Copy the LeRobotDataset DATASET to TARGET, with numbers per frame as further columns.
 
     The original is only read. The query gives one row a frame: `episode` (episodes.name), `frame`
     (keyframes.frame) and the numbers, which become float32 features named PREFIX + column.
 
-    \b
-    attnstore export lerobot my-dataset my-dataset-attention --sql "
+    Examples
+    --------
+    attnstore export lerobot lab.attn my-dataset my-dataset-attention --sql "
       select e.name as episode, k.frame, avg(s.entropy) as entropy
       from head_stats s join keyframes k using (run, episode, variant, keyframe)
       join episodes e using (run, episode)
@@ -80,23 +84,21 @@ def lerobot(
     if (query is None) == (file is None):
         raise UsageError("give one query: with --sql or with --file")
     text = query if file is None else file.read_text()
-    relation = open_for_reading(need_store(store)).sql(text or "")
+    relation = open_for_reading(store).sql(text or "")
     added = export_copy(
         dataset, target, relation.columns, relation.fetchall(),
         prefix=prefix, fill=fill, link_videos=link_videos,
     )  # fmt: skip
-    console().print(f"{target}: {', '.join(added)}", markup=False, soft_wrap=True)
+    say(f"{target}: {', '.join(added)}")
 
 
 @export.command()
-@click.argument("episode")
-@store_option
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True,
-              help="File to write, *.rrd.")  # fmt: skip
-@click.option("--run", help="Run of the episode.")
-@click.option("--layers", metavar="LIST", help="1,4,5,7,10 or 0-17.  [default: all]")
-@click.option("--phase", "phases", multiple=True, help="Only this phase; repeatable.")
-@click.option("--camera", "cameras", multiple=True, help="Only this camera; repeatable.")
+@store_to_read
+@out_file("File to write, *.rrd.", ".rrd", required=True)
+@episode_options
+@layers_option
+@phases_option
+@cameras_option
 @click.option("--metric", "metrics", multiple=True, default=("entropy", "camera_mass"),
               show_default=True, help="Column of head_stats to plot; repeatable.")  # fmt: skip
 @click.option("--reduce", type=click.Choice(["max", "mean"]), default="max", show_default=True,
@@ -108,16 +110,18 @@ def lerobot(
               help="Ends of the colours: per keyframe, one for all, or fixed.")  # fmt: skip
 @json_option
 def rerun(
-    episode: str, store: StoreName | None, out: Path, run: str | None, layers: str | None,
+    store: StoreName, out: Path, episodes: EpisodeChoice, layers: tuple[int, ...] | None,
     phases: tuple[str, ...], cameras: tuple[str, ...], metrics: tuple[str, ...], reduce: str,
     all_steps: bool, cmap: str, scale: str, as_json: bool,
 ) -> None:  # fmt: skip
-    r"""Write an episode as a recording for Rerun: images, heat, maps, metrics and actions.
+    """Write an episode as a recording for Rerun: images, heat, maps, metrics and actions.
 
-    Timelines are keyframe, frame, time, and one for the steps of each phase that has any.
+    Of one episode, the first of those chosen. Timelines are keyframe, frame, time, and one for the
+    steps of each phase that has any.
 
-    \b
-    attnstore export rerun 2025-12-11_10-04-31 --out one.rrd --layers 5,10
+    Examples
+    --------
+    attnstore export rerun lab.attn --episode 2025-12-11_10-04-31 --out one.rrd --layers 5,10
     rerun one.rrd
     """
     from attnstore.query import open as open_for_reading
@@ -125,13 +129,13 @@ def rerun(
     from attnstore.render.scale import ColorScale
 
     what = Recorded(
-        phases or None, cameras or None, parse_layers(layers), metrics, reduce,  # type: ignore[arg-type]  # click checked it
+        phases or None, cameras or None, None if layers is None else list(layers), metrics,
+        reduce,  # type: ignore[arg-type]  # click checked it
         all_steps, cmap, ColorScale.parse(scale),
     )  # fmt: skip
-    opened = open_for_reading(store_to_read(store)).episode(episode, run=run)
-    write_recording(opened, out, what)
+    write_recording(episodes.open_one(open_for_reading(store)), out, what)
     size = out.stat().st_size
     if as_json:
         print_json([{"event": "written", "path": str(out), "bytes": size}])
         return
-    console().print(f"{out}: {size_text(size)}", markup=False, soft_wrap=True)
+    say(f"{out}: {size_text(size)}")

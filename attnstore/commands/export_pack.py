@@ -11,38 +11,46 @@ import click
 
 from attnstore.store.errors import MissingExtraError, PartialError, UsageError
 
-from .options import console, json_option, print_json, size_text
-from .pull import chosen_episodes, forecast
-from .render import parse_layers
+from .options import (
+    EpisodeChoice,
+    StoreCommand,
+    StoreName,
+    episode_options,
+    json_option,
+    layers_option,
+    out_directory,
+    store_to_read,
+)
+from .output import console, print_json, say, size_text
+from .pull import chosen_ids, forecast
 
 MEGABYTES = 150
 """Largest page: browsers open it in seconds."""
 
 
-@click.command()
-@click.argument("source", metavar="URL_OR_PATH")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True,
-              help="Directory to write: index.html and the store.")  # fmt: skip
-@click.option("--where", metavar="SQL", help="Only episodes for which this holds, in columns of "
-              "table episodes: \"outcome = 'failure'\".")  # fmt: skip
-@click.option("--run", help="Only this run.")
-@click.option("--layers", metavar="LIST", help="Of the page: 1,4,5,7,10 or 0-17.  [default: all]")
-@click.option("--phase", "phases", multiple=True, help="Of the page: only this phase; repeatable.")
+@click.command(cls=StoreCommand)
+@store_to_read
+@out_directory("Directory to write: index.html and the store.")
+@episode_options
+@layers_option
+@click.option("--phase", "phases", metavar="NAME", multiple=True,
+              help="Of the page: only this phase; repeatable.")  # fmt: skip
 @click.option("--all-steps", is_flag=True, help="In the page every step, and not only the last.")
 @click.option("--max-size", type=click.IntRange(min=1), default=MEGABYTES, show_default=True,
               metavar="MB", help="Largest page.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Only say how large it would be.")
 @json_option
 def pack(
-    source: str, out: Path, where: str | None, run: str | None, layers: str | None,
+    store: StoreName, out: Path, episodes: EpisodeChoice, layers: tuple[int, ...] | None,
     phases: tuple[str, ...], all_steps: bool, max_size: int, dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    r"""Write some episodes as a directory to hand on: a small store and index.html.
+    """Write some episodes as a directory to hand on: a small store and index.html.
 
     The page is the viewer with its answers in it. It opens in a browser from the disk, needs no
     server and asks none. The store beside it is the tier `maps`, as `attnstore pull` copies it.
 
-    \b
+    Examples
+    --------
     attnstore export pack lab.attn --out failures --where "outcome = 'failure'" --layers 5,10 --dry-run
     """
     from attnstore.query import open as open_for_reading
@@ -60,20 +68,20 @@ def pack(
         raise MissingExtraError(
             f"export pack needs {error.name}: pip install 'attnstore[serve]'"
         ) from None
-    opened = open_for_reading(source)
-    rows = chosen_episodes(opened, where, run)
-    target = out / Path(source.rstrip("/")).name
+    opened = open_for_reading(store)
+    rows = chosen_ids(opened, episodes)
+    target = out / Path(str(store).rstrip("/")).name
     plan = plan_pull(opened.paths, target, "maps", rows)
     if plan.conflicts:
         raise UsageError(
             f"{target} has commits of its own ({plan.conflicts[0]}); choose another --out"
         )
-    chosen = Chosen(phases or None, parse_layers(layers), all_steps)
-    episodes = [opened.episode(name, run=own) for own, name in rows]
-    for episode in episodes:
+    chosen = Chosen(phases or None, None if layers is None else list(layers), all_steps)
+    packed_episodes = [opened.episode(name, run=own) for own, name in rows]
+    for episode in packed_episodes:
         for phase in phases:
             episode.layers(phase)
-    about = estimate(episodes, chosen)
+    about = estimate(packed_episodes, chosen)
     if as_json:
         print_json([{"event": "forecast", "episodes": len(rows), "store_bytes": plan.total,
                      "page_bytes_about": about}])  # fmt: skip
@@ -85,7 +93,7 @@ def pack(
         from attnstore.render.pack.answers import too_large
 
         raise UsageError(too_large(about, max_size << 20))
-    name = source if "://" in source else str(Path(source).resolve())
+    name = store if isinstance(store, str) else str(store.resolve())
     done = pull(plan, transport_for(opened.paths), name, lambda size, commit: None)
     if done.failed:
         raise PartialError(f"{done.failed[0]}; no page was written, the same command tries again")
@@ -96,11 +104,10 @@ def pack(
         print_json([{"event": "written", "path": str(packed.page), "bytes": packed.size,
                      "store": str(target)}])  # fmt: skip
         return
-    console().print(
+    say(
         f"{packed.page}: {size_text(packed.size)}; the store beside it opens with "
-        f"attnstore.open({str(target)!r})",
-        markup=False, soft_wrap=True,
-    )  # fmt: skip
+        f"attnstore.open({str(target)!r})"
+    )
 
 
 @contextmanager

@@ -2,32 +2,214 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from attnstore.store.errors import UsageError
+from attnstore.store.errors import AttnstoreError, UsageError
 
-from .ingest_options import episode_options, policy_options, run_options
-from .ingest_run import load_and_ingest
-from .options import json_option, print_json
+from .options import (
+    StoreCommand,
+    StoreGroup,
+    add_options,
+    grouped,
+    json_option,
+    limit_option,
+    store_to_write,
+)
+from .output import console, print_json, size_text
+from .progress import (
+    check_plan,
+    conclude,
+    interrupts,
+    progress_bar,
+    quiet_libraries,
+    said_once,
+)
 
 if TYPE_CHECKING:
-    from attnstore.ingest.datasets.base import VideoFrames
+    from attnstore.ingest.datasets.base import Dataset, VideoFrames
+    from attnstore.ingest.plan import Plan
+    from attnstore.ingest.policies.base import Policy
+    from attnstore.ingest.workers import PolicySpec
 
 
-@click.group()
+@click.group(cls=StoreGroup)
 def ingest() -> None:
     """Run a policy on a dataset's keyframes and store its attention."""
 
 
+@dataclass(frozen=True, slots=True)
+class PolicyChoice:
+    """Which policy, from which checkpoint, on which device."""
+
+    policy: str
+    checkpoint: str
+    revision: str | None
+    dtype: str | None
+    device: str
+    pairs: tuple[str, ...]
+
+    def load(self) -> tuple[Policy, PolicySpec]:
+        """Load it, and say how a worker loads it again."""
+        from attnstore.ingest.policies.registry import load_policy, parse_options
+        from attnstore.ingest.workers import PolicySpec
+
+        options = parse_options(self.pairs)
+        quiet_libraries()
+        loaded = load_policy(
+            self.policy, self.checkpoint, dtype=self.dtype,
+            device="cuda:0" if self.device == "cuda" else self.device,
+            revision=self.revision, options=options,
+        )  # fmt: skip
+        # An adapter of several families says in its name which one the checkpoint is.
+        name = self.policy if ":" in self.policy else loaded.name
+        return loaded, PolicySpec(name, self.checkpoint, self.dtype, self.revision, options)
+
+
+@dataclass(frozen=True, slots=True)
+class RunChoice:
+    """What a run is made with, and how the work is done."""
+
+    stride: int = 8
+    precision: str = "float16"
+    seed: int = 0
+    batch_size: int = 1
+    workers: int = 1
+    vision: bool = False
+    token_stats: bool = False
+    dry_run: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingChoice:
+    """Which of a dataset's recordings, and what is kept of their videos."""
+
+    outcome: str | None
+    episodes: tuple[str, ...]
+    limit: int | None
+    video_frames: VideoFrames
+    dataset_name: str | None
+
+
+_POLICY = grouped(
+    "policy",
+    PolicyChoice,
+    click.option(
+        "--policy",
+        metavar="NAME",
+        required=True,
+        help="Adapter, or adapter:variant; see `attnstore policies`.",
+    ),
+    click.option(
+        "--checkpoint",
+        metavar="PATH|HUB_ID",
+        required=True,
+        help="Local checkpoint directory, or hub id.",
+    ),
+    click.option("--revision", help="Hub revision of the checkpoint."),
+    click.option("--dtype", help="Data type of the weights.  [default: the checkpoint's]"),
+    click.option(
+        "--device", default="cpu", show_default=True, help="Torch device; cuda: one per worker."
+    ),
+    click.option(
+        "--policy-option", "pairs", multiple=True, metavar="KEY=VALUE", help="Adapter option."
+    ),
+)
+_RECORDINGS = grouped(
+    "recordings",
+    RecordingChoice,
+    click.option(
+        "--episode",
+        "episodes",
+        metavar="NAME|GLOB",
+        multiple=True,
+        help="Only this episode: its name, the name's last part, or a pattern of one; repeatable.",
+    ),
+    click.option(
+        "--outcome",
+        type=click.Choice(["success", "failure", "unknown"]),
+        help="Only episodes of this outcome.",
+    ),
+    limit_option,
+    click.option(
+        "--video-frames",
+        type=click.Choice(["jpeg", "png"]),
+        default="jpeg",
+        show_default=True,
+        help="What is kept of the frames of videos; png is larger, and exactly what the policy saw: "
+        "`attnstore probe` does the same again.",
+    ),
+    click.option(
+        "--dataset-name", help="Name of the dataset in the run.  [default: the directory's]"
+    ),
+)
+_RUN = grouped(
+    "run",
+    RunChoice,
+    click.option(
+        "--stride",
+        type=click.IntRange(min=1),
+        default=8,
+        show_default=True,
+        help="Frames between keyframes.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["float16", "log8"]),
+        default="float16",
+        show_default=True,
+        help="log8: one byte a weight, within 2.3 % down to 2^-16, below 2^-17 zero.",
+    ),
+    click.option(
+        "--seed",
+        type=int,
+        default=0,
+        show_default=True,
+        help="Base of the keyframes' noise seeds.",
+    ),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Keyframes a forward; does not change the results.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Processes, each with its own copy of the policy.",
+    ),
+    click.option(
+        "--vision",
+        is_flag=True,
+        help="Also store the attention inside each camera's image encoder.",
+    ),
+    click.option(
+        "--token-stats",
+        is_flag=True,
+        help="Also keep every token's norm and cosines, layer by layer.",
+    ),
+    click.option("--dry-run", is_flag=True, help="Print the forecast and stop."),
+    click.option(
+        "--force", is_flag=True, help="Go on although the forecast exceeds the free disk."
+    ),
+)
+
+
 @ingest.command()
-@click.argument("path", type=click.Path(path_type=Path))
-@policy_options
+@store_to_write
+@click.argument("dataset", type=click.Path(path_type=Path))
+@add_options(_POLICY)
 @click.option("--side", type=click.Choice(["left", "right"]), default="left", show_default=True,
               help="Side camera: left is varied_camera_1, right is varied_camera_2.")  # fmt: skip
-@episode_options
 @click.option(
     "--frames",
     "frames_rule",
@@ -36,45 +218,51 @@ def ingest() -> None:
     show_default=True,
     help="When cameras and trajectory differ in length.",
 )
-@run_options
+@add_options(_RECORDINGS, _RUN, json_option)
 def droid(
-    path: Path,
+    store: Path,
+    dataset: Path,
+    policy: PolicyChoice,
     side: str,
-    outcome: str | None,
-    episodes: str | None,
-    limit: int | None,
-    video_frames: VideoFrames,
     frames_rule: str,
-    dataset_name: str | None,
-    **run: Any,
+    recordings: RecordingChoice,
+    run: RunChoice,
+    as_json: bool,
 ) -> None:
-    """Ingest episodes in the DROID layout: outcome/date/episode below PATH.
+    """Ingest episodes in the DROID layout: outcome/date/episode below DATASET.
 
     Episodes that the run has already are skipped, so the same command resumes after a crash.
     Broken episodes are named and the others go on; the exit code is then 5.
+
+    Examples
+    --------
+    attnstore ingest droid lab.attn EPISODES --policy pi0 --checkpoint CHECKPOINT --dry-run
+    attnstore ingest droid lab.attn EPISODES --policy pi0 --checkpoint CHECKPOINT --device cuda
     """
     from attnstore.ingest.datasets.droid import DroidDataset
 
-    dataset = DroidDataset(
-        path,
+    source = DroidDataset(
+        dataset,
         side=side,
-        outcome=outcome,
-        episodes=episodes,
-        limit=limit,
+        outcome=recordings.outcome,
+        episodes=recordings.episodes,
+        limit=recordings.limit,
         frames=frames_rule,
-        video_frames=video_frames,
-        name=dataset_name,
+        video_frames=recordings.video_frames,
+        name=recordings.dataset_name,
     )
-    load_and_ingest(dataset, **run)
+    _load_and_ingest(store, source, policy, run, as_json)
 
 
 @ingest.command()
-@click.argument("source", metavar="PATH|HUB_ID")
-@policy_options
+@store_to_write
+@click.argument("dataset", metavar="PATH|HUB_ID")
+@add_options(_POLICY)
 @click.option("--dataset-revision", help="Hub revision of the dataset.")
 @click.option(
     "--camera",
     "cameras",
+    metavar="NAME",
     multiple=True,
     help="Camera, in the order in which the policy gets them; repeatable.  [default: all]",
 )
@@ -100,7 +288,6 @@ def droid(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="CSV or JSON with the outcome by episode_index.",
 )
-@episode_options
 @click.option(
     "--tolerance",
     type=float,
@@ -108,52 +295,183 @@ def droid(
     show_default=True,
     help="Seconds that a video frame may be off its row's time.",
 )
-@run_options
+@add_options(_RECORDINGS, _RUN, json_option)
 def lerobot(
-    source: str,
+    store: Path,
+    dataset: str,
+    policy: PolicyChoice,
     dataset_revision: str | None,
     cameras: tuple[str, ...],
     state: tuple[str, ...],
     action: tuple[str, ...],
     outcome_column: str | None,
     outcome_file: Path | None,
-    outcome: str | None,
-    episodes: str | None,
-    limit: int | None,
-    video_frames: VideoFrames,
     tolerance: float,
-    dataset_name: str | None,
-    **run: Any,
+    recordings: RecordingChoice,
+    run: RunChoice,
+    as_json: bool,
 ) -> None:
     """Ingest a LeRobotDataset, v2.0 to v3.0: a folder with meta/info.json, or a hub id.
 
-    Episodes are called episode_000000; --episodes also takes numbers: '1?'. Of a hub dataset only
+    Episodes are called episode_000000; --episode also takes numbers: '1?'. Of a hub dataset only
     the files of the asked episodes are fetched. Otherwise as `attnstore ingest droid`.
+
+    Examples
+    --------
+    attnstore ingest lerobot lab.attn my-dataset --policy lerobot --checkpoint CHECKPOINT --dry-run
+    attnstore ingest lerobot lab.attn user/dataset --policy lerobot --checkpoint user/policy
     """
     from attnstore.ingest.datasets.lerobot import LeRobotDataset
 
-    dataset = LeRobotDataset(
-        source,
+    source = LeRobotDataset(
+        dataset,
         revision=dataset_revision,
         cameras=cameras,
         state=state,
         action=action or None,
         outcome_column=outcome_column,
         outcome_file=outcome_file,
-        outcome=outcome,
-        episodes=episodes,
-        limit=limit,
+        outcome=recordings.outcome,
+        episodes=recordings.episodes,
+        limit=recordings.limit,
         tolerance=tolerance,
-        video_frames=video_frames,
-        name=dataset_name,
+        video_frames=recordings.video_frames,
+        name=recordings.dataset_name,
     )
-    load_and_ingest(dataset, **run)
+    _load_and_ingest(store, source, policy, run, as_json)
 
 
-@click.command()
+def _load_and_ingest(
+    store: Path, dataset: Dataset, policy: PolicyChoice, run: RunChoice, as_json: bool
+) -> None:
+    dataset.episode_names()
+    loaded, spec = policy.load()
+    run_ingest(store, dataset, loaded, spec, run, device=policy.device, as_json=as_json)
+
+
+def run_ingest(
+    target: Path,
+    dataset: Dataset,
+    policy: Policy,
+    spec: PolicySpec,
+    choice: RunChoice,
+    *,
+    device: str = "cpu",
+    as_json: bool = False,
+) -> None:
+    """Forecast, ingest, and say what became of every episode.
+
+    Parameters
+    ----------
+    target
+        The store; made if there is none.
+    policy, spec
+        The loaded policy, and how a worker loads it.
+
+    Raises
+    ------
+    PartialError
+        If an episode was not committed, or, in a dry run, is broken.
+    AttnstoreError
+        If the store cannot be written, or the forecast exceeds the free disk.
+    """
+    from attnstore.ingest.episode import EpisodeJob
+    from attnstore.ingest.pipeline import ingest_all, provenance
+    from attnstore.ingest.plan import describe_run, make_plan
+    from attnstore.ingest.policies.base import Watch
+    from attnstore.ingest.workers import ingest_with_workers
+    from attnstore.store.commits import MARKER, StorePaths
+    from attnstore.store.opening import create_store
+    from attnstore.store.run import save_run
+
+    watch = Watch(choice.vision, choice.token_stats)
+    run = describe_run(
+        policy, spec.name, dataset, stride=choice.stride, precision=choice.precision,
+        seed=choice.seed, watch=watch,
+    )  # fmt: skip
+    if choice.dry_run and not (target / MARKER).exists():
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UsageError(f"{target} exists, is not empty and is no store; name a new directory")
+        paths = StorePaths(target)
+    else:
+        with _writable(target):
+            paths = create_store(target)
+    job = EpisodeJob(paths, run, choice.batch_size, watch=watch)
+    plan = make_plan(job, policy, dataset)
+    _show_plan(plan, run.id, target, as_json)
+    if not plan.fits and not choice.dry_run and not choice.force:
+        raise AttnstoreError(
+            f"the forecast needs {size_text(plan.stored_bytes)}, {target} has "
+            f"{size_text(plan.free_bytes)} free: use --precision log8, a larger --stride, "
+            "another STORE, or --force"
+        )
+    if choice.dry_run:
+        check_plan(plan)
+        return
+    with _writable(target):
+        save_run(paths, run, provenance(policy))
+    with interrupts() as stopped, progress_bar(plan) as observer:
+        if choice.workers == 1:
+            report = ingest_all(job, policy, dataset, plan.pending, observer, stopped=stopped)
+        else:
+            report = ingest_with_workers(
+                job, spec, dataset, plan.pending, observer,
+                device=device, workers=choice.workers, stopped=stopped,
+            )  # fmt: skip
+    conclude(plan, report, target, as_json)
+
+
+def _show_plan(plan: Plan, run: str, target: Path, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            [
+                {
+                    "event": "forecast", "run": run, "episodes": len(plan.pending),
+                    "keyframes": plan.total_keyframes, "bytes": plan.stored_bytes,
+                    "keyframe_bytes": plan.keyframe_bytes, "free_bytes": plan.free_bytes,
+                    "committed": len(plan.committed), "broken": dict(plan.broken),
+                }
+            ]
+        )  # fmt: skip
+        return
+    out = console()
+    out.print(f"run {run} into {target}", markup=False, soft_wrap=True)
+    tokens = ", ".join(f"{p} {q} x {k} tokens" for p, (q, k) in plan.tokens.items())
+    out.print(
+        f"{len(plan.pending)} episodes to do, {plan.total_keyframes} keyframes; "
+        f"{len(plan.committed)} committed already, {len(plan.broken)} broken",
+        markup=False,
+    )
+    if plan.pending:
+        out.print(
+            f"about {size_text(plan.stored_bytes)} to write "
+            f"({size_text(plan.keyframe_bytes)} a keyframe before compression; {tokens}); "
+            f"{size_text(plan.free_bytes)} free; "
+            "the time is known after the first keyframes",
+            markup=False,
+            soft_wrap=True,
+        )
+    for line in said_once([(name, "broken", reason) for name, reason in plan.broken.items()]):
+        out.print(line, markup=False, style="yellow", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _writable(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise AttnstoreError(f"{target} cannot be written: {error.strerror or error}") from error
+
+
+@click.command(cls=StoreCommand)
 @json_option
 def policies(as_json: bool) -> None:
-    """List the policy adapters that are installed."""
+    """List the policy adapters that are installed.
+
+    Examples
+    --------
+    attnstore policies
+    """
     from importlib.metadata import entry_points
 
     from attnstore.ingest.policies.registry import ENTRY_POINTS

@@ -19,26 +19,43 @@ from attnstore.store.commits import (
 )
 from attnstore.store.errors import PartialError
 
-from .options import StoreName, json_option, print_json, size_text, store_option, store_to_read
+from .options import (
+    EpisodeChoice,
+    StoreCommand,
+    StoreName,
+    episode_options,
+    json_option,
+    store_to_read,
+)
+from .output import print_json, size_text
 
 if TYPE_CHECKING:
     from attnstore.query import Store
 
 
-@click.command()
-@store_option
-@click.option("--run", help="Only this run.")
+@click.command(cls=StoreCommand)
+@store_to_read
+@episode_options
 @click.option("--runs", "list_runs", is_flag=True, help="List the runs instead of the episodes.")
 @click.option("--coverage", type=click.Path(path_type=Path), metavar="DATASET",
               help="Say for every episode of a DROID dataset whether it is ingested.")  # fmt: skip
 @json_option
 def ls(
-    store: StoreName | None, run: str | None, list_runs: bool, coverage: Path | None, as_json: bool
+    store: StoreName, episodes: EpisodeChoice, list_runs: bool, coverage: Path | None, as_json: bool
 ) -> None:
-    """List what is in the store."""
+    """List what is in the store: the parts of its episodes.
+
+    Examples
+    --------
+    attnstore ls lab.attn
+    attnstore ls lab.attn --runs --json
+    attnstore ls lab.attn --where "outcome = 'failure'"
+    attnstore ls lab.attn --coverage EPISODES
+    """
     from attnstore.query import open as open_for_reading
 
-    opened = open_for_reading(store_to_read(store))
+    run = episodes.run
+    opened = open_for_reading(store)
     if list_runs:
         rows = []
         for name in opened.runs:
@@ -60,6 +77,9 @@ def ls(
         )
     else:
         rows, bad = _committed(opened, run)
+        if episodes.names or episodes.where is not None:
+            names = {(each.run, name) for each in episodes.by_run(opened) for name in each.names}
+            rows = [row for row in rows if (row["run"], row["episode"]) in names]
         _show(rows, as_json, "no committed episodes")
         name_unreadable([*bad, *(f"{f}: {r}" for f, r in unreadable_entries(opened.paths))])
 

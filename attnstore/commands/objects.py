@@ -9,41 +9,42 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attnstore.store.errors import (
-    ConflictError,
-    EpisodeError,
-    NotFoundError,
-    PartialError,
-    SelectionError,
-)
+from attnstore.store.errors import ConflictError, EpisodeError, PartialError, SelectionError
 
-from .options import console, json_option, need_store, print_json, store_option
+from .options import (
+    EpisodeChoice,
+    StoreGroup,
+    episode_options,
+    json_option,
+    out_directory,
+    phases_option,
+    store_to_write,
+)
+from .output import console, print_json, say, say_written
 
 if TYPE_CHECKING:
     from attnstore.query import Episode, Store
     from attnstore.query.object_options import ObjectOptions
 
-CAMERAS = ("hand_camera", "varied_camera_1", "varied_camera_2")
 SOURCES = ("detector", "gripper")
 
 
-@click.group()
+@click.group(cls=StoreGroup)
 def objects() -> None:
     """Measure how much of the attention lies on objects, without the policy."""
 
 
 @objects.command()
-@store_option
+@store_to_write
 @click.option("--masks", "dataset", required=True, type=click.Path(path_type=Path),
               help="Dataset whose episodes have dinox_info.json, coco_masks.json, calibration.json.")  # fmt: skip
-@click.option("--camera", type=click.Choice(CAMERAS), default=CAMERAS[0], show_default=True,
-              help="Camera; the default is the wrist's.")  # fmt: skip
+@click.option("--camera", metavar="NAME",
+              help="Camera whose masks they are.  [default: hand_camera, or the only one]")  # fmt: skip
 @click.option("--source", "sources", type=click.Choice(SOURCES), multiple=True,
               help="Masks of a detector, or the gripper projected from the recorded pose.  "
                    "[default: both]")  # fmt: skip
-@click.option("--episode", "episodes", multiple=True, help="Only this episode; repeatable.")
-@click.option("--run", help="Only this run.")
-@click.option("--phase", "phases", multiple=True, help="Only this phase; repeatable.")
+@episode_options
+@phases_option
 @click.option("--threshold", type=click.FloatRange(0, 1, min_open=True), default=0.3,
               show_default=True, help="Share of a map's maximum that counts as bright, for iou.")  # fmt: skip
 @click.option("--within", type=click.IntRange(min=0), default=0, show_default=True, metavar="FRAMES",
@@ -54,15 +55,14 @@ def objects() -> None:
               help="From the recorded pose to the fingertips along its z; about 0.15 if the wrist "
                    "was recorded, as DROID's robots do.")  # fmt: skip
 @click.option("--redo", is_flag=True, help="Compute what is there with the same inputs, too.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False),
-              help="Write results, pictures, videos and a report below this directory.")  # fmt: skip
+@out_directory("Write results, pictures, videos and a report below this directory.", required=False)
 @click.option("--pictures/--no-pictures", default=True, show_default=True,
               help="With --out: draw every keyframe and a video of every layer.")  # fmt: skip
 @json_option
 def add(
-    store: Path | None, dataset: Path, camera: str, sources: tuple[str, ...],
-    episodes: tuple[str, ...], run: str | None, phases: tuple[str, ...], threshold: float,
-    within: int, tier: str, tool_offset: float, redo: bool, out: Path | None, pictures: bool,
+    store: Path, dataset: Path, camera: str | None, sources: tuple[str, ...],
+    episodes: EpisodeChoice, phases: tuple[str, ...], threshold: float, within: int,
+    tier: str, tool_offset: float, redo: bool, out: Path | None, pictures: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Compare maps of attention with masks of objects, and commit the numbers.
@@ -72,14 +72,20 @@ def add(
     without masks are named, the others go on, and the exit code is then 5.
 
     The gripper is a proxy of three boxes: look at the pictures of --out before you trust it.
+
+    Examples
+    --------
+    attnstore objects add lab.attn --masks EPISODES --out objects
+    attnstore objects add lab.attn --masks EPISODES --source detector --camera varied_camera_1
     """
     from attnstore.query import open as open_for_reading
     from attnstore.query.object_options import ObjectOptions
     from attnstore.query.object_part import find_dataset
 
-    opened = open_for_reading(need_store(store))
+    opened = open_for_reading(store)
     root = find_dataset(dataset)
-    chosen = _with_camera(_episodes(opened, episodes, run), camera)
+    chosen = episodes.open(opened)
+    camera = _camera(chosen, camera)
     options = [
         ObjectOptions(
             source, camera, threshold, within, tier,  # type: ignore[arg-type]  # click's choices
@@ -104,7 +110,7 @@ def add(
             written = write_report(
                 opened, parts, out, pictures=pictures, missing={o.name: o.reason for o in failed}
             )
-        _say_written(written, out, as_json)
+        say_written(written, out, "objects; open report.html", as_json)
     if failed:
         lines = "".join(f"\n  {o.name}: {o.source}: {o.reason}" for o in failed)
         raise PartialError(f"no numbers for {len(failed)} of {len(done)}:{lines}")
@@ -128,23 +134,18 @@ class _Outcome:
         return self.episode.name
 
 
-def _episodes(store: Store, names: Sequence[str], run: str | None) -> list[Episode]:
-    if names:
-        return [store.episode(name, run=run) for name in names]
-    found = [store.from_commit(commit) for commit in store.episodes(run)]
-    if not found:
-        raise NotFoundError(
-            f"{store.paths.root} has no episodes" + (f" of run {run}" if run else "")
+def _camera(episodes: list[Episode], asked: str | None) -> str:
+    """Return the camera that any of the episodes has; those without are reported one by one."""
+    known = sorted({c for episode in episodes for c in episode.cameras})
+    camera = asked or (known[0] if len(known) == 1 else "hand_camera")
+    if camera not in known:
+        what = (
+            f"no episode has attention to {asked}"
+            if asked
+            else "several cameras, name one with --camera"
         )
-    return found
-
-
-def _with_camera(episodes: list[Episode], camera: str) -> list[Episode]:
-    """Return the episodes if any has the camera; those that have not are reported one by one."""
-    if not any(camera in episode.cameras for episode in episodes):
-        known = sorted({c for episode in episodes for c in episode.cameras})
-        raise SelectionError(f"no episode has attention to {camera}; there are: {', '.join(known)}")
-    return episodes
+        raise SelectionError(f"{what}; there are: {', '.join(known)}")
+    return camera
 
 
 def _add_one(
@@ -185,11 +186,9 @@ def _say(outcome: _Outcome, as_json: bool) -> None:
     if outcome.status == "failed":
         return  # named at the end, with the exit code
     seen = ", ".join(outcome.objects) or "nothing in view"
-    console().print(
+    say(
         f"{outcome.name}: {outcome.source}: {outcome.status}, revision {outcome.revision}, "
-        f"{outcome.rows} rows: {seen}",
-        markup=False,
-        soft_wrap=True,
+        f"{outcome.rows} rows: {seen}"
     )
 
 
@@ -199,12 +198,3 @@ def _fields(outcome: _Outcome) -> Iterator[tuple[str, Any]]:
     for name in ("name", "source", "status", "reason", "part", "revision", "rows"):
         yield name, getattr(outcome, name)
     yield "objects", list(outcome.objects)
-
-
-def _say_written(written: Sequence[Path], out: Path, as_json: bool) -> None:
-    if as_json:
-        print_json([{"event": "report", "out": str(out), "files": [str(p) for p in written]}])
-    else:
-        console().print(
-            f"{len(written)} files below {out}; open report.html", markup=False, soft_wrap=True
-        )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +12,30 @@ import click
 
 from attnstore.store.errors import UsageError
 
-from .probe_options import COMMON, FILL, MAP, add_options, parse_layers
-from .probe_run import run_probe, shown_map
+from .options import (
+    EpisodeChoice,
+    StepNumber,
+    StoreGroup,
+    active_option,
+    add_options,
+    episode_options_with_limit,
+    grouped,
+    json_option,
+    layers_option,
+    store_to_write,
+)
+from .output import print_json, say
+from .progress import check_plan, conclude, interrupts, progress_bar, quiet_libraries
 
 if TYPE_CHECKING:
+    from attnstore.ingest.probing.pipeline import ProbePlan
     from attnstore.ingest.probing.variant import Probe
+    from attnstore.store.rules import Active
+
+FILLS = ("black", "mean", "blur", "noise")
 
 
-@click.group()
+@click.group(cls=StoreGroup)
 def probe() -> None:
     """Run the policy again on stored keyframes, with something taken away.
 
@@ -26,10 +44,125 @@ def probe() -> None:
     """
 
 
+@dataclass(frozen=True, slots=True)
+class PassChoice:
+    """How the policy goes over the stored keyframes again."""
+
+    checkpoint: str
+    policy: str | None
+    revision: str | None
+    device: str
+    pairs: tuple[str, ...]
+    every: int
+    dof: int | None
+    batch_size: int
+    tolerance: float | None
+    dry_run: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MapAsked:
+    """Whose maps a probe follows."""
+
+    phase: str | None
+    query: str | None
+    layers: tuple[int, ...] | None
+    heads: str
+    step: int | None
+    active: Active
+
+    def shown(self, spec: Any) -> tuple[str, str]:
+        """Phase and query group; by default the last phase's: that of the actions."""
+        with_maps = [p for p, s in spec.phases.items() if s.camera is None and s.cameras]
+        phase = self.phase or with_maps[-1]
+        groups = spec.phases[phase].query_groups if phase in spec.phases else ("",)
+        return phase, self.query or groups[0]
+
+
+_PASS = grouped(
+    "again",
+    PassChoice,
+    click.option(
+        "--checkpoint",
+        metavar="PATH|HUB_ID",
+        required=True,
+        help="The run's checkpoint: directory or hub id.",
+    ),
+    click.option(
+        "--policy", metavar="NAME", help="Adapter, or adapter:variant.  [default: the run's]"
+    ),
+    click.option("--revision", help="Hub revision of the checkpoint."),
+    click.option("--device", default="cpu", show_default=True, help="Torch device."),
+    click.option(
+        "--policy-option", "pairs", multiple=True, metavar="KEY=VALUE", help="Adapter option."
+    ),
+    click.option(
+        "--every",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Probe every so many-th keyframe.",
+    ),
+    click.option(
+        "--dof",
+        type=click.IntRange(min=1),
+        help="Real degrees of freedom: the first components of an action that are compared.  "
+        "[default: the policy's, else the recording's]",
+    ),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Variants a forward.",
+    ),
+    click.option(
+        "--tolerance",
+        type=click.FloatRange(min=0),
+        help="How far the base may be from the stored actions, relative to their length.  "
+        "[default: by data type]",
+    ),
+    click.option("--dry-run", is_flag=True, help="Print the forecast and stop."),
+)
+_COMMON = (store_to_write, episode_options_with_limit, _PASS)
+_FILL = click.option(
+    "--fill",
+    type=click.Choice(FILLS),
+    default="mean",
+    show_default=True,
+    help="What pixels are replaced by.",
+)
+_MAP = grouped(
+    "maps",
+    MapAsked,
+    click.option(
+        "--phase", metavar="NAME", help="Phase of the maps.  [default: the last one: suffix]"
+    ),
+    click.option(
+        "--query", metavar="GROUP", help="Query tokens of the maps.  [default: the phase's]"
+    ),
+    layers_option,
+    click.option(
+        "--heads",
+        metavar="mean|max|active|N",
+        default="mean",
+        show_default=True,
+        help="Heads of the maps: their mean or maximum, the most active one, or one.",
+    ),
+    click.option(
+        "--step",
+        metavar="first|last|N",
+        type=StepNumber(),
+        help="Denoising step of the maps.  [default: last; of decode first]",
+    ),
+    active_option,
+)
+
+
 @probe.command()
 @add_options(
-    COMMON,
-    MAP,
+    _COMMON,
+    _MAP,
     click.option(
         "--share",
         type=click.FloatRange(0, 0.5, min_open=True),
@@ -44,13 +177,15 @@ def probe() -> None:
         show_default=True,
         help="Over the query tokens.",
     ),
-    FILL,
+    _FILL,
     click.option(
-        "--cameras",
+        "--camera",
+        "cameras",
+        metavar="all|each|NAMES",
         multiple=True,
         default=("all",),
         show_default=True,
-        help="Changed at once: all, each (alone), or names joined by +; repeatable.",
+        help="Cameras changed at once: all, each (alone), or names joined by +; repeatable.",
     ),
     click.option(
         "--control",
@@ -71,33 +206,44 @@ def probe() -> None:
         type=click.IntRange(min=2),
         help="Also deletion and insertion curves, of so many points.",
     ),
+    json_option,
 )
 def fidelity(
-    phase: str | None,
-    group: str | None,
-    layer_text: str | None,
-    curves: int | None,
+    store: Path,
+    episodes: EpisodeChoice,
+    again: PassChoice,
+    maps: MapAsked,
+    share: float,
+    reduce: str,
+    fill: str,
     cameras: tuple[str, ...],
-    **rest: Any,
+    control: str,
+    repeats: int,
+    curves: int | None,
+    as_json: bool,
 ) -> None:
-    """Replace the pixels that each layer's map points at, and as many elsewhere."""
+    """Replace the pixels that each layer's map points at, and as many elsewhere.
+
+    Examples
+    --------
+    attnstore probe fidelity lab.attn --checkpoint CHECKPOINT --every 4
+    attnstore probe fidelity lab.attn --checkpoint CHECKPOINT --layers 5,10 --camera each --curves 10
+    """
     from attnstore.ingest.probing.fidelity import Fidelity
 
-    def make(spec: Any, every: int, **options: Any) -> Probe:
-        shown = shown_map(spec, phase, group)
-        layers = parse_layers(layer_text)
+    def make(spec: Any, every: int) -> Probe:
         return Fidelity(
-            *shown, layers, cameras=cameras, curve_points=curves or 0, every=every, **options
-        )
+            *maps.shown(spec), maps.layers, heads=maps.heads, step=maps.step, share=share,
+            reduce=reduce, fill=fill, control=control, repeats=repeats,  # type: ignore[arg-type]  # click's choices
+            cameras=cameras, curve_points=curves or 0, every=every, active=maps.active,
+        )  # fmt: skip
 
-    run_probe(
-        make, ("heads", "step", "share", "reduce", "fill", "control", "repeats", "active"), **rest
-    )
+    _run_probe(make, store, episodes, again, as_json)
 
 
 @probe.command()
 @add_options(
-    COMMON,
+    _COMMON,
     click.option(
         "--by",
         type=click.Choice(["cell", "object", "camera", "rank"]),
@@ -111,53 +257,64 @@ def fidelity(
         "--cells", metavar="RxC", default="4x4", show_default=True, help="Grid over each image."
     ),
     click.option(
-        "--cameras",
+        "--camera",
+        "cameras",
+        metavar="all|each|NAMES",
         multiple=True,
         default=("each", "all"),
         show_default=True,
-        help="all, each, or names joined by + (whole cameras at once); repeatable.",
+        help="Whole cameras at once: all, each, or names joined by +; repeatable.",
     ),
-    FILL,
-    MAP,
+    _FILL,
+    _MAP,
     click.option(
         "--bands", type=click.IntRange(min=2), default=10, show_default=True, help="Bands by rank."
     ),
+    json_option,
 )
 def regions(
+    store: Path,
+    episodes: EpisodeChoice,
+    again: PassChoice,
     by: tuple[str, ...],
     cells: str,
     cameras: tuple[str, ...],
-    phase: str | None,
-    group: str | None,
-    layer_text: str | None,
-    **rest: Any,
+    fill: str,
+    maps: MapAsked,
+    bands: int,
+    as_json: bool,
 ) -> None:
-    """Replace one region at a time, and keep how much attention each layer gave it."""
+    """Replace one region at a time, and keep how much attention each layer gave it.
+
+    Examples
+    --------
+    attnstore probe regions lab.attn --checkpoint CHECKPOINT --cells 6x8 --every 4
+    attnstore probe regions lab.attn --checkpoint CHECKPOINT --by object
+    """
     from attnstore.ingest.probing.regions import Regions
 
     size = re.fullmatch(r"(\d+)x(\d+)", cells)
     if size is None:
         raise UsageError(f"--cells is ROWSxCOLUMNS, as 4x4; got {cells!r}")
+    ranked = "rank" in by
+    if ranked and maps.layers is None:
+        raise UsageError("--by rank needs --layers: every band of every layer is a forward")
 
-    def make(spec: Any, every: int, **options: Any) -> Probe:
-        ranked = "rank" in by
-        shown = shown_map(spec, phase, group) if ranked else ("", "")
-        layers = parse_layers(layer_text) if ranked else ()
-        if ranked and layers is None:
-            raise UsageError("--by rank needs --layers: every band of every layer is a forward")
+    def make(spec: Any, every: int) -> Probe:
+        phase, query = maps.shown(spec) if ranked else ("", "")
         return Regions(
             by=by,  # type: ignore[arg-type]  # click's choices
             cells=(int(size[1]), int(size[2])),
-            cameras=cameras, phase=shown[0], group=shown[1], layers=layers or (), every=every,
-            **options,
+            cameras=cameras, phase=phase, group=query, layers=(maps.layers or ()) if ranked else (),
+            heads=maps.heads, step=maps.step, fill=fill, bands=bands, every=every, active=maps.active,  # type: ignore[arg-type]
         )  # fmt: skip
 
-    run_probe(make, ("heads", "step", "fill", "bands", "active"), **rest)
+    _run_probe(make, store, episodes, again, as_json)
 
 
 @probe.command()
 @add_options(
-    COMMON,
+    _COMMON,
     click.option(
         "--prompts",
         "file",
@@ -166,7 +323,7 @@ def regions(
     ),
     click.option(
         "--replace",
-        "pairs_of_words",
+        "words",
         multiple=True,
         metavar="OLD=NEW",
         help="Words of the instruction and what stands for them: 'red cube=green cube'; repeatable.",
@@ -180,25 +337,41 @@ def regions(
         show_default=True,
         help="Also the words in so many random orders.",
     ),
+    json_option,
 )
-def prompts(file: Path | None, pairs_of_words: tuple[str, ...], **rest: Any) -> None:
-    """Tell the policy something else, and compare action and maps."""
+def prompts(
+    store: Path,
+    episodes: EpisodeChoice,
+    again: PassChoice,
+    file: Path | None,
+    words: tuple[str, ...],
+    empty: bool,
+    shuffles: int,
+    as_json: bool,
+) -> None:
+    """Tell the policy something else, and compare action and maps.
+
+    Examples
+    --------
+    attnstore probe prompts lab.attn --checkpoint CHECKPOINT --replace 'red cube=green cube' --empty
+    """
     from attnstore.ingest.probing.prompts import Prompts, parse_replaced, read_prompts
 
     given = read_prompts(file) if file is not None else ()
 
-    def make(spec: Any, every: int, **options: Any) -> Probe:
-        return Prompts(given, parse_replaced(pairs_of_words), every=every, **options)
+    def make(spec: Any, every: int) -> Probe:
+        return Prompts(given, parse_replaced(words), empty=empty, shuffles=shuffles, every=every)
 
-    run_probe(make, ("empty", "shuffles"), **rest)
+    _run_probe(make, store, episodes, again, as_json)
 
 
 @probe.command()
 @add_options(
-    COMMON,
+    _COMMON,
     click.option(
         "--key",
         "keys",
+        metavar="GROUP",
         multiple=True,
         required=True,
         help="Tokens that are not to be seen, a variant each: image, image:CAMERA, text, task, state, "
@@ -206,14 +379,19 @@ def prompts(file: Path | None, pairs_of_words: tuple[str, ...], **rest: Any) -> 
     ),
     click.option(
         "--query",
+        metavar="GROUP",
         default="all",
         show_default=True,
-        help="Tokens that must not attend to them: action, task, word:WORD, ...",
+        help="Query tokens that must not attend to them: action, task, word:WORD, ...",
     ),
     click.option(
-        "--phase", "phases", multiple=True, help="Only in this phase; repeatable.  [default: all]"
+        "--phase",
+        "phases",
+        metavar="NAME",
+        multiple=True,
+        help="Only in this phase; repeatable.  [default: all]",
     ),
-    click.option("--layers", "layer_text", help="Layers: 5, 0-3, 2,5,7.  [default: all]"),
+    layers_option,
     click.option(
         "--at",
         type=click.Choice(["together", "each"]),
@@ -221,12 +399,101 @@ def prompts(file: Path | None, pairs_of_words: tuple[str, ...], **rest: Any) -> 
         show_default=True,
         help="All these layers at once, or one at a time.",
     ),
+    json_option,
 )
-def knockout(layer_text: str | None, **rest: Any) -> None:
-    """Block attention between tokens before the softmax."""
+def knockout(
+    store: Path,
+    episodes: EpisodeChoice,
+    again: PassChoice,
+    keys: tuple[str, ...],
+    query: str,
+    phases: tuple[str, ...],
+    layers: tuple[int, ...] | None,
+    at: str,
+    as_json: bool,
+) -> None:
+    """Block attention between tokens before the softmax.
+
+    Examples
+    --------
+    attnstore probe knockout lab.attn --checkpoint CHECKPOINT --query action --key task
+    attnstore probe knockout lab.attn --checkpoint CHECKPOINT --key object:cube --layers 5-9 --at each
+    """
     from attnstore.ingest.probing.knockout import Knockout
 
-    def make(spec: Any, every: int, **options: Any) -> Probe:
-        return Knockout(layers=parse_layers(layer_text), every=every, **options)
+    def make(spec: Any, every: int) -> Probe:
+        return Knockout(
+            keys=keys, query=query, phases=phases, layers=layers,
+            at=at,  # type: ignore[arg-type]  # click's choice
+            every=every,
+        )  # fmt: skip
 
-    run_probe(make, ("keys", "query", "phases", "at"), **rest)
+    _run_probe(make, store, episodes, again, as_json)
+
+
+def _run_probe(
+    make: Callable[[Any, int], Probe],
+    store: Path,
+    choice: EpisodeChoice,
+    again: PassChoice,
+    as_json: bool,
+) -> None:
+    """Forecast, probe, and say what became of every episode."""
+    from attnstore.ingest.policies.registry import load_policy, parse_options
+    from attnstore.ingest.probing.episode import ProbeJob
+    from attnstore.ingest.probing.pipeline import (
+        check_policy,
+        choose_episodes,
+        choose_run,
+        make_plan,
+        probe_all,
+        real_dof,
+    )
+    from attnstore.query import open as open_for_reading
+    from attnstore.store.opening import open_store
+
+    paths = open_store(store)
+    paths.check_writable()
+    chosen = choice.of_one_run(open_for_reading(store))
+    run = choose_run(paths, chosen.run)
+    episodes = choose_episodes(paths, run, chosen.episodes)
+    asked = make(episodes[0].spec, again.every)
+    quiet_libraries()
+    loaded = load_policy(
+        again.policy or run.policy, again.checkpoint, dtype=run.dtype, device=again.device,
+        revision=again.revision, options=parse_options(again.pairs),
+    )  # fmt: skip
+    check_policy(loaded, run)
+    dof = real_dof(loaded, episodes[0], again.dof)
+    job = ProbeJob(paths, run, asked, dof, again.batch_size, again.tolerance)
+    plan = make_plan(job, episodes)
+    _show_plan(plan, job, store, as_json)
+    if again.dry_run:
+        check_plan(plan)
+        return
+    with interrupts() as stopped, progress_bar(plan, "probe") as observer:
+        report = probe_all(job, loaded, plan.pending, observer, stopped=stopped)
+    conclude(plan, report, store, as_json)
+
+
+def _show_plan(plan: ProbePlan, job: Any, target: Path, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            [
+                {
+                    "event": "forecast", "run": job.run.id, "part": job.probe.part,
+                    "episodes": len(plan.pending), "keyframes": plan.total_keyframes,
+                    "forwards": plan.forwards, "dof": job.dof, "committed": len(plan.present),
+                    "broken": dict(plan.broken),
+                }
+            ]
+        )  # fmt: skip
+        return
+    broken = f", {len(plan.broken)} broken" if plan.broken else ""
+    say(
+        f"{job.probe.kind} of run {job.run.id} in {target}, part {job.probe.part}\n"
+        f"{len(plan.pending)} episodes to do, {plan.total_keyframes} keyframes, "
+        f"{plan.forwards} action chunks of {job.dof} degrees of freedom; "
+        f"{len(plan.present)} committed already{broken}; the time is known after the first "
+        "keyframes"
+    )

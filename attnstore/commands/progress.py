@@ -13,7 +13,7 @@ import click
 
 from attnstore.store.errors import PartialError
 
-from .options import console, print_json, size_text, span_text
+from .output import console, print_json, say, size_text, span_text
 
 if TYPE_CHECKING:
     from attnstore.ingest.pipeline import Report
@@ -149,11 +149,9 @@ def conclude(plan: Plan | ProbePlan, report: Report, target: Path, as_json: bool
     else:
         total = sum(o.bytes for o in done)
         seconds = sum(o.seconds for o in done)
-        console().print(
+        say(
             f"committed {len(done)} episodes, {sum(o.keyframes for o in done)} keyframes, "
-            f"{size_text(total)} in {span_text(seconds)}",
-            markup=False,
-            soft_wrap=True,
+            f"{size_text(total)} in {span_text(seconds)}"
         )
     if report.interrupted:
         click.echo(

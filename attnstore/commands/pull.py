@@ -15,9 +15,18 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from attnstore.store.errors import NotFoundError, PartialError
+from attnstore.store.errors import PartialError
 
-from .options import console, json_option, print_json, size_text
+from .options import (
+    EpisodeChoice,
+    OutputPath,
+    StoreCommand,
+    StoreName,
+    episode_options,
+    json_option,
+    store_to_read,
+)
+from .output import console, print_json, size_text
 
 if TYPE_CHECKING:
     from attnstore.query import Store
@@ -27,33 +36,31 @@ if TYPE_CHECKING:
 TIERS = ("catalog", "maps", "full")  # as store.tiers, which would import pyarrow for --help
 
 
-@click.command()
-@click.argument("source", metavar="URL_OR_PATH")
-@click.argument("dest", type=click.Path(file_okay=False, path_type=Path))
+@click.command(cls=StoreCommand)
+@store_to_read
+@click.argument("dest", type=OutputPath(directory=True))
 @click.option("--tier", type=click.Choice(TIERS), default="maps", show_default=True,
               help="catalog: SQL over episodes; maps: also images, overview maps and statistics of "
                    "every keyframe; full: also all weights.")  # fmt: skip
-@click.option("--where", metavar="SQL", help="Only episodes for which this holds, in columns of "
-              "table episodes: \"outcome = 'failure'\".")  # fmt: skip
-@click.option("--run", help="Only this run.")
+@episode_options
 @click.option("--dry-run", is_flag=True, help="Only say how much would be copied.")
 @json_option
 def pull(
-    source: str,
+    store: StoreName,
     dest: Path,
     tier: str,
-    where: str | None,
-    run: str | None,
+    episodes: EpisodeChoice,
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    r"""Copy a store, or a tier of some of its episodes, to DEST, which opens without the source.
+    """Copy a store, or a tier of some of its episodes, to DEST, which opens without the source.
 
     Every file is compared with the SHA-256 of its commit. What is there already is not copied
     again: the same command resumes after an interruption, brings what is new, and with a higher
     tier adds to what is there. Exit code 5 if some episodes could not be had whole.
 
-    \b
+    Examples
+    --------
     attnstore pull https://host/pi05.attn pi05.attn --tier maps --dry-run
     attnstore pull s3://bucket/pi05.attn pi05.attn --tier full --where "outcome = 'failure'"
     """
@@ -65,8 +72,8 @@ def pull(
     from attnstore.store.remote.pull import plan_pull
     from attnstore.store.remote.pull import pull as carry_out
 
-    opened = open_for_reading(source)
-    chosen = None if where is None and run is None else chosen_episodes(opened, where, run)
+    opened = open_for_reading(store)
+    chosen = None if episodes == EpisodeChoice() else chosen_ids(opened, episodes)
     plan = plan_pull(opened.paths, dest, tier, chosen)  # type: ignore[arg-type]  # click's choices
     for conflict in plan.conflicts:
         click.echo(f"kept as it is in {dest}: {conflict} was committed there as well", err=True)
@@ -76,7 +83,7 @@ def pull(
         if as_json:
             print_json([_json(plan, None)])
         return
-    name = source if "://" in source else str(Path(source).resolve())
+    name = store if isinstance(store, str) else str(store.resolve())
     with _progress() as bar:
         task = bar.add_task("", total=plan.bytes)
 
@@ -106,20 +113,9 @@ def pull(
         )
 
 
-def chosen_episodes(store: Store, where: str | None, run: str | None) -> list[tuple[str, str]]:
-    """Episodes for which a condition holds, as (run, episode).
-
-    Raises
-    ------
-    NotFoundError
-        If there are none.
-    """
-    rows = store.sql(f"SELECT run, episode FROM episodes WHERE ({where or 'true'})").fetchall()
-    found = [(r, e) for r, e in rows if run in (None, r)]
-    if not found:
-        of = f" of run {run}" if run is not None else ""
-        raise NotFoundError(f"no episode{of} in {store.paths.name} where {where or 'true'}")
-    return found
+def chosen_ids(store: Store, episodes: EpisodeChoice) -> list[tuple[str, str]]:
+    """Return the chosen episodes as (run, episode)."""
+    return [(each.run, id) for each in episodes.by_run(store) for id in each.episodes]
 
 
 def forecast(plan: PullPlan) -> str:

@@ -4,56 +4,135 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from attnstore.store.errors import NotFoundError, PartialError, UsageError
+from attnstore.store.errors import PartialError
 from attnstore.store.tokens import WORD
 
 from .options import (
+    EpisodeChoice,
+    NumberList,
+    StoreGroup,
     StoreName,
     active_option,
-    console,
+    add_options,
+    cameras_option,
+    episode_options,
+    grouped,
     json_option,
-    print_json,
-    store_option,
+    layers_option,
+    out_directory,
+    phases_option,
+    step_option,
     store_to_read,
 )
+from .output import console, say_written
 
 if TYPE_CHECKING:
-    from attnstore.query import Episode, Store
+    from attnstore.query import Episode
+    from attnstore.render.heatmap import Interpolation
+    from attnstore.render.look import Look
+    from attnstore.render.overlay import Blend
+    from attnstore.render.scale import ColorScale
 
 
-@click.group()
+@click.group(cls=StoreGroup)
 def render() -> None:
     """Draw attention on the camera images, without the policy and without torch."""
 
 
-_OPTIONS = (
-    store_option,
-    click.option(
-        "--out",
-        type=click.Path(path_type=Path, file_okay=False),
-        required=True,
-        help="Directory to write below.",
-    ),
-    click.option("--episode", "episodes", multiple=True, help="Only this episode; repeatable."),
-    click.option("--run", help="Only this run."),
-    click.option(
-        "--where",
-        metavar="SQL",
-        help="Only episodes for which this holds, e.g. \"outcome = 'failure'\".",
-    ),
-    click.option("--layers", metavar="LIST", help="1,4,5,7,10 or 0-17.  [default: all]"),
-    click.option("--phase", "phases", multiple=True, help="Only this phase; repeatable."),
-    click.option("--camera", "cameras", multiple=True, help="Only this camera; repeatable."),
+class HeadsDrawn(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
+    """``active``, ``all``, numbers: a list of any of them."""
+
+    name = "heads"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[bool, tuple[int, ...] | bool]:
+        """Parse the text into (the most active head, the others)."""
+        words = [part.strip() for part in str(value).split(",")]
+        numbers = ",".join(word for word in words if word not in ("active", "all"))
+        drawn = NumberList().convert(numbers, param, ctx) if numbers else False
+        return "active" in words, True if "all" in words else drawn
+
+
+@dataclass(frozen=True, slots=True)
+class DrawingChoice:
+    """What is drawn of an episode, and how it looks."""
+
+    layers: tuple[int, ...] | None
+    phases: tuple[str, ...]
+    cameras: tuple[str, ...]
+    query: str | None
+    heads: tuple[bool, tuple[int, ...] | bool]
+    reduce: str
+    step: int | None
+    active: str
+    sink_corrected: bool
+    cmap: str | None
+    scale: str | None
+    interpolation: Interpolation
+    alpha: float | None
+    blend: Blend
+    width: int
+    layout: str
+
+    @property
+    def look(self) -> Look:
+        """How heat is laid over an image."""
+        from attnstore.render.look import Look
+
+        given = {"alpha": self.alpha, "cmap": self.cmap}
+        return Look(
+            blend=self.blend,
+            interpolation=self.interpolation,
+            pane_width=self.width,
+            **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+        )
+
+    def colors(self, default: str) -> ColorScale:
+        """Ends of the colours."""
+        from attnstore.render.scale import ColorScale
+
+        return ColorScale.parse(self.scale or default)
+
+    def arguments(self) -> dict[str, Any]:
+        """What `render_images` and `render_videos` share."""
+        active, heads = self.heads
+        return {
+            "layers": None if self.layers is None else list(self.layers),
+            "phases": list(self.phases) or None,
+            "cameras": list(self.cameras) or None,
+            "query": self.query,
+            "active": self.active,
+            "summary": active, "heads": heads, "step": self.step, "reduce": self.reduce,
+            "sink_corrected": self.sink_corrected, "layout": self.layout, "look": self.look,
+        }  # fmt: skip
+
+
+_DRAWING = grouped(
+    "drawing",
+    DrawingChoice,
+    layers_option,
+    phases_option,
+    cameras_option,
     click.option(
         "--query",
         metavar="GROUP",
         help="Whose attention: a group of tokens or a word, such as task, text, state, action:0:5 or "
         "word:cube, in the phases that have it.  [default: task, of a suffix action]",
+    ),
+    click.option(
+        "--heads",
+        metavar="active|all|LIST",
+        type=HeadsDrawn(),
+        default="active,all",
+        show_default=True,
+        help="Heads: each layer's most active one, all, or numbers; several joined by commas.",
     ),
     click.option(
         "--reduce",
@@ -62,21 +141,14 @@ _OPTIONS = (
         show_default=True,
         help="Over the query tokens.",
     ),
-    click.option(
-        "--step", type=int,
-        help="Step: of denoising, or the generated token.  [default: last of suffix, first of decode]",
-    ),
-    click.option(
-        "--heads/--no-heads", default=True, show_default=True, help="Draw every head too."
-    ),
-    click.option(
-        "--summary/--no-summary",
-        default=True,
-        show_default=True,
-        help="Draw the most active head of each layer.",
-    ),
+    step_option,
     active_option,
-    click.option("--cmap", help="Colour map: inferno, viridis, turbo, ..., or the lab's jet."),
+    click.option(
+        "--sink-corrected", is_flag=True, help="Take attention sinks out of the maps, and say so."
+    ),
+    click.option(
+        "--cmap", metavar="NAME", help="Colour map: inferno, viridis, turbo, ..., or the lab's jet."
+    ),
     click.option(
         "--scale",
         metavar="frame|video|LOW:HIGH",
@@ -99,9 +171,9 @@ _OPTIONS = (
         help="How opacity follows heat.",
     ),
     click.option(
-        "--width", type=click.IntRange(64, 4096), default=640, show_default=True,
-        help="Width of one image in the picture, in pixels, also of a portrait; one more than twice as "
-        "tall as wide is narrower.",
+        "--width", type=click.IntRange(64, 4096), default=640, show_default=True, metavar="PIXELS",
+        help="Width of one image in the picture, also of a portrait; one more than twice as tall as "
+        "wide is narrower.",
     ),
     click.option(
         "--layout",
@@ -110,104 +182,110 @@ _OPTIONS = (
         show_default=True,
         help="Names of files: octo gives step_{t}_layer_{l}.png and attention_video.mp4.",
     ),
-    click.option(
-        "--sink-corrected", is_flag=True, help="Take attention sinks out of the maps, and say so."
-    ),
-    json_option,
 )  # fmt: skip
-
-
-def _shared(function: Any) -> Any:
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
+_SHARED = (
+    store_to_read,
+    out_directory("Directory to write below."),
+    episode_options,
+    _DRAWING,
+    json_option,
+)
 
 
 @render.command()
-@_shared
+@add_options(_SHARED)
 @click.option(
     "--format",
+    "form",
     type=click.Choice(["jpg", "png", "webp"]),
     help="Of the pictures; the lab's scripts expect jpg.  [default: jpg; png in Octo's layout]",
 )
 @click.option("--quality", type=click.IntRange(1, 100), help="Of JPEG and WebP.")
-def images(format: str | None, quality: int | None, **options: Any) -> None:
-    """Draw every keyframe: the most active head of each layer, and every head."""
+def images(
+    store: StoreName,
+    out: Path,
+    episodes: EpisodeChoice,
+    drawing: DrawingChoice,
+    form: str | None,
+    quality: int | None,
+    as_json: bool,
+) -> None:
+    """Draw every keyframe: the most active head of each layer, and every head.
+
+    Examples
+    --------
+    attnstore render images lab.attn --out pictures --layers 1,4,5,7,10
+    attnstore render images lab.attn --out pictures --episode 'success/*' --heads active
+    """
     from attnstore.render.images import render_images
 
-    octo = options["layout"] == "octo"
-    extra: dict[str, Any] = {"format": format or ("png" if octo else "jpg")}
+    octo = drawing.layout == "octo"
+    extra: dict[str, Any] = {"format": form or ("png" if octo else "jpg")}
     if octo:
         extra["marker"] = "octo.md"
     if quality is not None:
         extra["quality"] = quality
-    _draw(render_images, "frame", extra, options)
+    extra["scale"] = drawing.colors("frame")
+    _draw(render_images, store, out, episodes, drawing, extra, as_json)
 
 
 @render.command()
-@_shared
+@add_options(_SHARED)
 @click.option(
     "--codec",
     type=click.Choice(["vp9", "av1", "h264", "mjpeg"]),
     help="vp9 and av1 in .webm, h264 in .mp4, mjpeg in .avi.  [default: vp9; h264 in Octo's layout]",
 )
 @click.option("--fps", type=click.FloatRange(min=0.1), help="Keyframes a second.")
-def video(codec: str | None, fps: float | None, **options: Any) -> None:
-    """Draw an episode's keyframes as videos: the active head of each layer, and every head."""
+def videos(
+    store: StoreName,
+    out: Path,
+    episodes: EpisodeChoice,
+    drawing: DrawingChoice,
+    codec: str | None,
+    fps: float | None,
+    as_json: bool,
+) -> None:
+    """Draw an episode's keyframes as videos: the active head of each layer, and every head.
+
+    Examples
+    --------
+    attnstore render videos lab.attn --out pictures --layers 5,10 --heads active
+    """
     from attnstore.render.videos import render_videos
 
-    usual = "h264" if options["layout"] == "octo" else "vp9"
-    extra: dict[str, Any] = {"codec": codec or usual}
+    extra: dict[str, Any] = {"codec": codec or ("h264" if drawing.layout == "octo" else "vp9")}
     if fps is not None:
         extra["fps"] = fps
-    _draw(render_videos, "video", extra, options)
+    extra["scale"] = drawing.colors("video")
+    _draw(render_videos, store, out, episodes, drawing, extra, as_json)
 
 
 def _draw(
     function: Callable[..., list[Path]],
-    scope: str,
+    store: StoreName,
+    out: Path,
+    episodes: EpisodeChoice,
+    drawing: DrawingChoice,
     extra: dict[str, Any],
-    options: dict[str, Any],
+    as_json: bool,
 ) -> None:
-    from attnstore.render.look import Look
-    from attnstore.render.scale import ColorScale
+    from attnstore.query import open as open_for_reading
 
-    changed = {"alpha": options["alpha"], "cmap": options["cmap"]}
-    look = Look(
-        blend=options["blend"],
-        interpolation=options["interpolation"],
-        pane_width=options["width"],
-        **{k: v for k, v in changed.items() if v is not None},
-    )
-    scale = ColorScale.parse(options["scale"] or scope)
-    root = store_to_read(options["store"])
-    layers = parse_layers(options["layers"])
-    chosen, lacking = _with_query(_episodes(root, options), options["query"], options["phases"])
+    arguments = drawing.arguments() | extra
+    chosen = episodes.open(open_for_reading(store))
+    for episode in chosen:
+        for phase in drawing.phases:
+            episode.layers(phase)
+    chosen, lacking = _with_query(chosen, drawing.query, drawing.phases)
     with _progress(chosen) as progress:
         for episode in chosen:
-            written = function(
-                episode,
-                options["out"],
-                layers=layers,
-                phases=list(options["phases"]) or None,
-                summary=options["summary"],
-                heads=options["heads"],
-                cameras=list(options["cameras"]) or None,
-                step=options["step"],
-                reduce=options["reduce"],
-                sink_corrected=options["sink_corrected"],
-                query=options["query"],
-                active=options["active"],
-                layout=options["layout"],
-                look=look,
-                scale=scale,
-                progress=progress(episode.name),
-                **extra,
-            )
-            _said(episode, written, options["out"], options["as_json"])
+            written = function(episode, out, progress=progress(episode.name), **arguments)
+            row = {"episode": episode.name, "run": episode.run}
+            say_written(written, out, episode.name, as_json, **row)
     if lacking:
         names = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if lacking[3:] else "")
-        raise PartialError(f"not drawn, for they have no {options['query']!r}: {names}")
+        raise PartialError(f"not drawn, for they have no {drawing.query!r}: {names}")
 
 
 def _with_query(
@@ -220,17 +298,6 @@ def _with_query(
     if not having:
         return episodes[:1], []  # which says what words there are
     return having, [e.name for e in episodes if e not in having]
-
-
-def _episodes(root: StoreName, options: dict[str, Any]) -> list[Episode]:
-    from attnstore.query import open as open_for_reading
-
-    opened = open_for_reading(root)
-    chosen = select_episodes(opened, options["episodes"], options["run"], options["where"])
-    for episode in chosen:
-        for phase in options["phases"]:
-            episode.layers(phase)
-    return chosen
 
 
 @contextlib.contextmanager
@@ -250,60 +317,3 @@ def _progress(
             return advance
 
         yield begin
-
-
-def select_episodes(
-    store: Store, names: tuple[str, ...], run: str | None, where: str | None
-) -> list[Episode]:
-    """Return the episodes named, or all of a run, that a SQL condition on ``episodes`` holds for.
-
-    Raises
-    ------
-    NotFoundError
-        If there is none.
-    """
-    if names:
-        chosen = [store.episode(name, run=run) for name in names]
-    else:
-        chosen = [store.from_commit(c) for c in store.episodes(run)]
-    if where is not None:
-        relation = store.sql(f"select run, episode from episodes where ({where})")
-        kept = set(relation.fetchall())
-        chosen = [e for e in chosen if (e.run, e.id) in kept]
-    if not chosen:
-        raise NotFoundError(
-            f"no episode to draw in {store.paths.name}" + (f" where {where}" if where else "")
-        )
-    return chosen
-
-
-def parse_layers(text: str | None) -> list[int] | None:
-    """Parse ``1,4,5`` and ``0-17``.
-
-    Examples
-    --------
-    >>> parse_layers("1,4-6"), parse_layers(None)
-    ([1, 4, 5, 6], None)
-    """
-    if text is None:
-        return None
-    layers: set[int] = set()
-    for piece in text.split(","):
-        low, dash, high = piece.strip().partition("-")
-        if not low.isdigit() or (dash and not high.isdigit()):
-            raise UsageError(
-                f"--layers takes numbers and ranges such as 1,4,5 or 0-17; got {text!r}"
-            )
-        layers |= set(range(int(low), int(high if dash else low) + 1))
-    return sorted(layers)
-
-
-def _said(episode: Episode, written: list[Path], out: Path, as_json: bool) -> None:
-    if as_json:
-        print_json(
-            [{"episode": episode.name, "run": episode.run, "files": [str(p) for p in written]}]
-        )
-    else:
-        console().print(
-            f"{episode.name}: {len(written)} files below {out}", markup=False, soft_wrap=True
-        )

@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from .options import StoreName, console, json_option, print_json, store_option, store_to_read
+from .options import StoreCommand, StoreName, json_option, out_directory, store_to_read
+from .output import console, print_json, say
 
 
-@click.command("cnn")
-@store_option
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True,
-              help="Directory to write below.")  # fmt: skip
+@click.command("cnn", cls=StoreCommand)
+@store_to_read
+@out_directory("Directory to write below.")
 @click.option("--kind", "kinds", type=click.Choice(["filters", "activations", "guided"]),
               multiple=True, help="Only these results; repeatable.")  # fmt: skip
 @click.option("--network", help="Only this network.")
@@ -33,15 +33,20 @@ from .options import StoreName, console, json_option, print_json, store_option, 
               show_default=True, help="Of the videos.")  # fmt: skip
 @json_option
 def render_cnn(
-    store: StoreName | None, out: Path, kinds: tuple[str, ...], network: str | None,
+    store: StoreName, out: Path, kinds: tuple[str, ...], network: str | None,
     layers: tuple[str, ...], run: str | None, episode: str | None, as_json: bool, **look: Any,
 ) -> None:  # fmt: skip
-    """Draw the results of `attnstore cnn`: grids, single filters, videos."""
+    """Draw the results of `attnstore cnn`: grids, single filters, videos.
+
+    Examples
+    --------
+    attnstore render cnn lab.attn --out filters --kind filters
+    """
     from attnstore.query import open as open_for_reading
     from attnstore.query.cnn import cnn_results
     from attnstore.render.cnn import write_results
 
-    opened = open_for_reading(store_to_read(store))
+    opened = open_for_reading(store)
     found = cnn_results(
         opened, run=run, episode=episode, kinds=kinds, network=network, layers=layers
     )
@@ -52,4 +57,4 @@ def render_cnn(
             if as_json:
                 print_json([{"event": "written", "path": str(path)}])
     if not as_json:
-        console().print(f"{count} files below {out}", markup=False, soft_wrap=True)
+        say(f"{count} files below {out}")

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from attnstore.store.errors import UsageError
-
 from .options import (
+    EpisodeChoice,
+    StoreCommand,
     StoreName,
     active_option,
-    console,
+    episode_options,
     json_option,
-    print_json,
-    store_option,
+    out_directory,
     store_to_read,
 )
+from .output import console, print_json, say
 
 if TYPE_CHECKING:
     from attnstore.render.report.write import Format
@@ -26,17 +26,10 @@ if TYPE_CHECKING:
 FORMATS = ("html", "md", "both")
 
 
-@click.command()
-@click.argument("positional", metavar="[STORE]", required=False)
-@store_option
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("report"),
-              show_default=True, help="Directory of the pages.")  # fmt: skip
-@click.option("--run", help="Only this run.  [default: each run in a directory of its own]")
-@click.option(
-    "--where",
-    metavar="SQL",
-    help="Only episodes for which this holds, e.g. \"date > '2025-12-10'\".",
-)
+@click.command(cls=StoreCommand)
+@store_to_read
+@out_directory("Directory of the pages.", default=Path("report"))
+@episode_options
 @click.option("--format", "form", type=click.Choice(FORMATS), default="both", show_default=True,
               help="One HTML file a page, or Markdown with its figures in a folder.")  # fmt: skip
 @click.option("--check/--no-check", default=None,
@@ -44,11 +37,9 @@ FORMATS = ("html", "md", "both")
 @active_option
 @json_option
 def report(
-    positional: str | None,
-    store: StoreName | None,
+    store: StoreName,
     out: Path,
-    run: str | None,
-    where: str | None,
+    episodes: EpisodeChoice,
     form: Format,
     check: bool | None,
     active: Active,
@@ -58,15 +49,21 @@ def report(
 
     report.html needs no other file and no network; report.md has its figures beside it. Where mask
     fidelity was probed, fidelity.html and fidelity.md have it layer by layer, with the masked
-    pictures. What the store does not have yet is named with the command that brings it.
+    pictures. What the store does not have yet is named with the command that brings it. Each run
+    of several gets a directory of its own.
+
+    Examples
+    --------
+    attnstore report lab.attn --out report
+    attnstore report lab.attn --where "date > '2025-12-10'" --format html
     """
     from attnstore.query import open as open_for_reading
-    from attnstore.query.chosen import choose
     from attnstore.render.labtree import component
     from attnstore.render.report.write import write_report
 
-    opened = open_for_reading(store_to_read(_named(positional, store)))
-    chosen = choose(opened, run, where)
+    opened = open_for_reading(store)
+    chosen = episodes.by_run(opened)
+    where = episodes.text
     for each in chosen:
         folder = out / component(each.run) if len(chosen) > 1 else out
         with console().status("reading") as status:
@@ -78,17 +75,4 @@ def report(
             print_json([{"run": each.run, "files": [str(path) for path in written]}])
         else:
             pages = [path for path in written if path.suffix in (".html", ".md")]
-            console().print(
-                f"{each.run}: " + ", ".join(map(str, pages)), markup=False, soft_wrap=True
-            )
-
-
-def _named(positional: str | None, store: StoreName | None) -> StoreName | None:
-    if positional is None:
-        return store
-    if (
-        click.get_current_context().get_parameter_source("store")
-        is click.core.ParameterSource.COMMANDLINE
-    ):
-        raise UsageError(f"the store is named twice: {positional} and --store {store}")
-    return positional if "://" in positional else Path(positional)
+            say(f"{each.run}: " + ", ".join(map(str, pages)))

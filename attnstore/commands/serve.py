@@ -15,7 +15,8 @@ import click
 
 from attnstore.store.errors import MissingExtraError, UsageError
 
-from .options import console
+from .options import StoreCommand, StoreName, stores_to_read
+from .output import console
 
 if TYPE_CHECKING:
     from attnstore.query.service import ServiceConfig
@@ -24,8 +25,8 @@ PORT = 8732
 TOKEN = "ATTNSTORE_TOKEN"  # the variable's name
 
 
-@click.command()
-@click.argument("stores", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.command(cls=StoreCommand)
+@stores_to_read
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
@@ -72,7 +73,7 @@ TOKEN = "ATTNSTORE_TOKEN"  # the variable's name
 @click.option("--open/--no-open", "open_page", default=False, help="Open the page in a browser.")
 @click.option("--json", "as_json", is_flag=True, help="Print the address as JSON on stdout.")
 def serve(
-    stores: tuple[Path, ...],
+    stores: tuple[StoreName, ...],
     host: str,
     port: int,
     allowed: tuple[str, ...],
@@ -83,15 +84,22 @@ def serve(
     open_page: bool,
     as_json: bool,
 ) -> None:
-    r"""Serve one or several stores, read-only, to whoever knows the token.
-
-    \b
-    attnstore serve toy.attn
-    curl -H "Authorization: Bearer $TOKEN" http://127.0.0.1:8732/v1/stores
-    python -c "import attnstore; attnstore.open('http://127.0.0.1:8732')"   with ATTNSTORE_TOKEN
+    """Serve one or several stores, read-only, to whoever knows the token.
 
     It listens on this machine alone. From another one: ssh -L 8732:127.0.0.1:8732 HOST
+
+    Examples
+    --------
+    attnstore serve lab.attn --open
+    curl -H "Authorization: Bearer $TOKEN" http://127.0.0.1:8732/v1/stores
+    ATTNSTORE_TOKEN=$TOKEN python -c "import attnstore; attnstore.open('http://127.0.0.1:8732')"
     """
+    if not stores:
+        raise UsageError("no store: name at least one, or set ATTNSTORE")
+    urls = [name for name in stores if isinstance(name, str)]
+    if urls:
+        raise UsageError(f"{urls[0]} is a URL; `attnstore pull` makes a copy that can be served")
+    local = tuple(name for name in stores if isinstance(name, Path))
     try:
         import uvicorn
 
@@ -111,7 +119,7 @@ def serve(
         Limits(), sql_seconds=sql_seconds, sql_memory=sql_memory << 20, slice_bytes=max_slice << 20
     )
     hosts = tuple(dict.fromkeys((*LOOPBACK, *named, *(name.lower() for name in allowed))))
-    config = ServiceConfig(stores, token, hosts, limits, PAGE)
+    config = ServiceConfig(local, token, hosts, limits, PAGE)
     app = create_app(config, Painter())
     listening = _listen(host, port)
     address = _address(host, listening.getsockname()[1])

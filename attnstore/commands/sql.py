@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from attnstore.store.errors import UsageError
 
 from .listing import name_unreadable, unreadable_parts
-from .options import StoreName, store_option, store_to_read
+from .options import StoreCommand, StoreName, out_file, store_to_read
 
 
-@click.command()
+class _Sql(StoreCommand):
+    def expected_arguments(self, options: dict[str, Any], given: Sequence[str]) -> int:
+        """QUERY is an argument only where it comes from nowhere else."""
+        if options.get("list_named"):
+            return 0
+        if options.get("file") or options.get("named"):
+            return 1
+        # The command itself says what is missing behind a store.
+        return 1 if len(given) == 1 and ("://" in given[0] or Path(given[0]).is_dir()) else 2
+
+
+@click.command(cls=_Sql)
+@store_to_read
 @click.argument("query", required=False)
-@store_option
 @click.option(
     "--file",
     "file",
@@ -28,21 +41,22 @@ from .options import StoreName, store_option, store_to_read
 @click.option("--csv", "form", flag_value="csv", help="Print CSV.")
 @click.option("--arrow", "form", flag_value="arrow", help="Write an Arrow IPC stream.")
 @click.option("--parquet", "form", flag_value="parquet", help="Write Parquet.")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to a file.")
+@out_file("Write to a file.")
 def sql(
+    store: StoreName,
     query: str | None,
-    store: StoreName | None,
     file: Path | None,
     named: str | None,
     list_named: bool,
     form: str | None,
-    output: Path | None,
+    out: Path | None,
 ) -> None:
-    r"""Ask the store's tables in SQL; docs/schema.md describes every column.
+    """Ask the store's tables in SQL; docs/schema.md describes every column.
 
-    \b
-    attnstore sql "select outcome, count(*) from episodes group by outcome"
-    attnstore sql --named camera-by-layer --csv
+    Examples
+    --------
+    attnstore sql lab.attn "select outcome, count(*) from episodes group by outcome"
+    attnstore sql lab.attn --named camera-by-layer --csv
     """
     from attnstore.query import open as open_for_reading
     from attnstore.query.named import NAMED, named_query
@@ -54,7 +68,7 @@ def sql(
         return
     if sum(given is not None for given in (query, file, named)) != 1:
         raise UsageError(
-            "give one query: as an argument, with --file, or with --named (see --list)"
+            "give one query: as the argument after STORE, with --file, or with --named (see --list)"
         )
     text = query or ""
     if file is not None:
@@ -62,14 +76,14 @@ def sql(
     elif named is not None:
         text = named_query(named).sql
     form = form or "table"
-    if form in ("arrow", "parquet") and output is None and sys.stdout.isatty():
-        raise UsageError(f"--{form} is binary: name a file with --output, or pipe it")
-    opened = open_for_reading(store_to_read(store))
+    if form in ("arrow", "parquet") and out is None and sys.stdout.isatty():
+        raise UsageError(f"--{form} is binary: name a file with --out, or pipe it")
+    opened = open_for_reading(store)
     relation = opened.sql(text)
-    if output is None:
+    if out is None:
         write_result(relation, form, sys.stdout.buffer)  # type: ignore[arg-type]  # one of FORMATS
         sys.stdout.flush()
     else:
-        with output.open("wb") as stream:
+        with out.open("wb") as stream:
             write_result(relation, form, stream)  # type: ignore[arg-type]  # one of FORMATS
     name_unreadable(unreadable_parts(opened))

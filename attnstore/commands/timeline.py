@@ -10,36 +10,48 @@ import click
 
 from attnstore.store.errors import PartialError, UsageError
 
-from .options import StoreName, console, json_option, print_json, store_option, store_to_read
+from .options import (
+    EpisodeChoice,
+    StoreCommand,
+    StoreName,
+    episode_options,
+    json_option,
+    layers_option,
+    out_directory,
+    phase_option,
+    query_option,
+    store_to_read,
+)
+from .output import console, print_json, say_written
 
 if TYPE_CHECKING:
     from attnstore.query.timelines import EpisodeTimeline, Timelines
 
 
-@click.command()
-@store_option
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False),
-              help="Write a picture of every episode, and of their mean, below this directory.")  # fmt: skip
-@click.option("--camera", default="hand_camera", show_default=True, help="Whose object masks.")
-@click.option("--phase", help="Phase.  [default: suffix, or what the policy has]")
-@click.option("--query", help="Query group.  [default: the phase's first]")
-@click.option("--layers", metavar="LIST", help="Averaged over: 1,4,5 or 0-17.  [default: all]")
+@click.command(cls=StoreCommand)
+@store_to_read
+@out_directory(
+    "Write a picture of every episode, and of their mean, below this directory.", required=False
+)
+@episode_options
+@click.option("--camera", metavar="NAME", default="hand_camera", show_default=True,
+              help="Camera whose object masks they are.")  # fmt: skip
+@phase_option
+@query_option
+@layers_option
 @click.option("--target", help="Object that is the target.  [default: the first that is named]")
 @click.option("--goal", help="Object that is the goal.  [default: the last other that is named]")
-@click.option("--run", help="Only this run.")
-@click.option("--where", metavar="SQL", help="Only episodes for which this holds.")
 @json_option
 def timeline(
-    store: StoreName | None,
+    store: StoreName,
     out: Path | None,
+    episodes: EpisodeChoice,
     camera: str,
     phase: str | None,
     query: str | None,
-    layers: str | None,
+    layers: tuple[int, ...] | None,
     target: str | None,
     goal: str | None,
-    run: str | None,
-    where: str | None,
     as_json: bool,
 ) -> None:
     """Follow the attention over keyframes: target, goal, gripper, background, and the rest.
@@ -47,34 +59,32 @@ def timeline(
     Needs the masks that `attnstore objects add` keeps. The shares of a keyframe sum to 1: five
     regions of the camera's image, its letterbox, other cameras, words, and the group's own tokens.
     --json prints them; --out draws every episode, and the mean over episodes at equal progress,
-    successes and failures apart.
+    successes and failures apart. Layers are averaged.
+
+    Examples
+    --------
+    attnstore objects timeline lab.attn --out timelines
+    attnstore objects timeline lab.attn --json --phase suffix --layers 5-9
     """
     from attnstore.query import open as open_for_reading
-    from attnstore.query.chosen import choose
     from attnstore.query.timelines import timelines
-
-    from .render import parse_layers
 
     if out is None and not as_json:
         raise UsageError("nothing to do: name a directory with --out, or print with --json")
-    opened = open_for_reading(store_to_read(store))
-    chosen = choose(opened, run, where)
-    if len(chosen) > 1:
-        listed = ", ".join(each.run for each in chosen)
-        raise UsageError(f"{len(chosen)} runs; choose one with --run: {listed}")
+    opened = open_for_reading(store)
+    chosen = episodes.of_one_run(opened)
     if phase is None:
-        first = opened.episode(chosen[0].episodes[0], run=chosen[0].run)
+        first = opened.episode(chosen.episodes[0], run=chosen.run)
         phase = "suffix" if "suffix" in first.phases else first.phases[0]
     with console().status("reading"):
         found = timelines(
-            opened, chosen[0], phase, camera,
-            query=query, layers=parse_layers(layers), target=target, goal=goal,
+            opened, chosen, phase, camera, query=query, layers=layers, target=target, goal=goal,
         )  # fmt: skip
     if as_json:
         print_json(row for each in found.episodes for row in _rows(each))
     if out is not None:
         written = _draw(found, out)
-        console().print(f"{len(written)} files below {out}", markup=False, soft_wrap=True)
+        say_written(written, out, "timelines", False)
     if found.without:
         lines = "".join(f"\n  {reason}" for reason in found.without.values())
         raise PartialError(f"no timeline of {len(found.without)} episodes:{lines}")

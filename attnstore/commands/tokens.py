@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from attnstore.store.errors import UsageError
-
-from .options import console, json_option, need_store, print_json, store_option
+from .options import (
+    EpisodeChoice,
+    StoreCommand,
+    StoreName,
+    episode_options,
+    json_option,
+    out_file,
+    phases_option,
+    store_to_read,
+)
+from .output import print_json, say
 
 if TYPE_CHECKING:
     from attnstore.query.structure import SpanTokens, TokenMatrix
@@ -18,31 +26,32 @@ if TYPE_CHECKING:
 SIGNS = {"all": "#", "causal": "\\", "part": "+", "none": "."}
 
 
-@click.command()
-@click.argument("episode")
-@store_option
-@click.option("--run", help="Of this run; needed when several have the episode.")
-@click.option("--phase", "phases", multiple=True, help="Only this phase; may be repeated.")
+@click.command(cls=StoreCommand)
+@store_to_read
+@episode_options
+@phases_option
 @click.option("--keyframe", type=int, default=0, show_default=True,
               help="Index of the keyframe; negative ones count from the end.")  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="Draw it too: .png, .jpg or .webp.")  # fmt: skip
+@out_file("Draw it too: .png, .jpg or .webp.", ".png", ".jpg", ".webp")
 @json_option
 def tokens(
-    episode: str, store: Path | None, run: str | None, phases: tuple[str, ...], keyframe: int,
-    output: Path | None, as_json: bool,
+    store: StoreName, episodes: EpisodeChoice, phases: tuple[str, ...], keyframe: int,
+    out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Show the spans of tokens in each phase, their text, and what attends to what.
 
-    What may attend to what is measured from the stored weights: a masked pair of tokens has a
-    weight of exactly 0 in every layer, head and step.
+    Of one episode, the first of those chosen. What may attend to what is measured from the stored
+    weights: a masked pair of tokens has a weight of exactly 0 in every layer, head and step.
+
+    Examples
+    --------
+    attnstore tokens lab.attn
+    attnstore tokens lab.attn --episode 2025-12-11_10-04-31 --phase suffix --out tokens.png
     """
     from attnstore.query import open as open_for_reading
     from attnstore.query.structure import token_matrices, token_matrix
 
-    if output is not None and output.suffix not in (".png", ".jpg", ".webp"):
-        raise UsageError(f"a picture is .png, .jpg or .webp; got {output}")
-    opened = open_for_reading(need_store(store)).episode(episode, run=run)
+    opened = episodes.open_one(open_for_reading(store))
     if phases:
         matrices = [token_matrix(opened, phase, keyframe=keyframe) for phase in phases]
     else:
@@ -53,13 +62,13 @@ def tokens(
         click.echo(f"{opened.name}  ({opened.run})\n{opened.instruction}")
         for matrix in matrices:
             click.echo("\n" + describe(matrix))
-    if output is not None:
+    if out is not None:
         from attnstore.render import image_file
         from attnstore.render.structure import draw_structure
 
         picture = draw_structure(matrices, f"{opened.name}  -  {opened.instruction}")
-        image_file.write(output, picture, image_file.DEFAULT_QUALITY)
-        console().print(f"drawn: {output}", markup=False, soft_wrap=True)
+        image_file.write(out, picture, image_file.DEFAULT_QUALITY)
+        say(f"drawn: {out}")
 
 
 def describe(matrix: TokenMatrix) -> str:

@@ -2,60 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from attnstore.store.errors import IntegrityError, NotFoundError, UsageError
+from attnstore.store.errors import IntegrityError, UsageError
 
 from .options import (
+    EpisodeChoice,
+    StoreCommand,
+    StoreGroup,
     StoreName,
+    episode_options,
     json_option,
-    need_store,
-    print_json,
-    size_text,
-    store_option,
     store_to_read,
+    store_to_write,
 )
+from .output import print_json, size_text
+
+if TYPE_CHECKING:
+    from attnstore.store.commits.verify import Problem
 
 
-@click.command()
-@store_option
-@click.option("--run", help="Only this run.")
-@click.option("--episode", help="Only this episode: its name, or its id.")
+@click.command(cls=StoreCommand)
+@store_to_read
+@episode_options
 @json_option
-def verify(store: StoreName | None, run: str | None, episode: str | None, as_json: bool) -> None:
+def verify(store: StoreName, episodes: EpisodeChoice, as_json: bool) -> None:
     """Compare every committed file with the size and SHA-256 of its commit.
 
     Of a pulled copy, what was pulled; of a store at a URL, what is in its cache. Exit code 4 if
     anything is not as committed.
+
+    Examples
+    --------
+    attnstore verify lab.attn
+    attnstore verify lab.attn --episode 2025-12-11_10-04-31 --json
     """
     from attnstore.query import open as open_for_reading
     from attnstore.store.commits import all_commits
     from attnstore.store.commits.verify import verify as check
     from attnstore.store.remote.pull import absent
 
-    opened = open_for_reading(store_to_read(store))
-    if episode is not None:
-        commit = opened.episode(episode, run=run).part.commit
-        run, episode = commit.run, commit.episode
+    opened = open_for_reading(store)
     paths = opened.paths.cached()
-    found = 0
-    for problem in check(paths, run, episode):
-        found += 1
+    chosen: list[tuple[str, str]] | None = None
+    if episodes != EpisodeChoice():
+        chosen = [(each.run, e) for each in episodes.by_run(opened) for e in each.episodes]
+
+    def problems() -> Iterator[Problem]:
+        if chosen is None:
+            yield from check(paths)
+        else:
+            for run, episode in chosen:
+                yield from check(paths, run, episode)
+
+    count = 0
+    for problem in problems():
+        count += 1
         if as_json:
             print_json([asdict(problem)])
         else:
             click.echo(str(problem))
-    if found and paths.partial:
+    if count and paths.partial:
         raise IntegrityError(
-            f"{found} problems in {paths.root}; a file is repaired by deleting it and "
+            f"{count} problems in {paths.root}; a file is repaired by deleting it and "
             + ("reading it again" if opened.paths.remote else "pulling again")
         )
-    if found:
+    if count:
         raise IntegrityError(
-            f"{found} problems; an episode is repaired by `attnstore remove --episode NAME` and "
+            f"{count} problems; an episode is repaired by `attnstore remove STORE --episode NAME` and "
             "ingesting it again"
         )
     if as_json:
@@ -63,18 +83,16 @@ def verify(store: StoreName | None, run: str | None, episode: str | None, as_jso
     if not paths.partial:
         click.echo("every committed file is as it was committed")
         return
-    chosen = (
-        c for c in all_commits(paths) if run in (None, c.run) and episode in (None, c.episode)
-    )
-    files, size = absent(paths, chosen)
+    commits = (c for c in all_commits(paths) if chosen is None or (c.run, c.episode) in chosen)
+    files, size = absent(paths, commits)
     click.echo(
         f"every file that is here is as it was committed; {files} files, {size_text(size)}, "
         + ("are not cached" if opened.paths.remote else "were not pulled")
     )
 
 
-@click.command()
-@store_option
+@click.command(cls=StoreCommand)
+@store_to_write
 @click.option(
     "--lease",
     type=click.FloatRange(min=0),
@@ -85,12 +103,17 @@ def verify(store: StoreName | None, run: str | None, episode: str | None, as_jso
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be removed.")
 @json_option
-def gc(store: StoreName | None, lease: float, dry_run: bool, as_json: bool) -> None:
-    """Remove what no commit refers to: broken-off attempts, replaced revisions, old catalogs."""
+def gc(store: Path, lease: float, dry_run: bool, as_json: bool) -> None:
+    """Remove what no commit refers to: broken-off attempts, replaced revisions, old catalogs.
+
+    Examples
+    --------
+    attnstore gc lab.attn --dry-run
+    """
     from attnstore.store.commits.garbage import collect
     from attnstore.store.opening import open_store
 
-    collected = collect(open_store(need_store(store)), timedelta(hours=lease), dry_run=dry_run)
+    collected = collect(open_store(store), timedelta(hours=lease), dry_run=dry_run)
     if as_json:
         print_json([asdict(collected)])
         return
@@ -103,73 +126,73 @@ def gc(store: StoreName | None, lease: float, dry_run: bool, as_json: bool) -> N
     )
 
 
-@click.command()
-@store_option
-@click.option("--run", help="The run, if several have the episode.")
-@click.option("--episode", help="Remove this episode: its name, or its id.")
-@click.option("--part", help="Only this part of the episode; all by default.")
+@click.command(cls=StoreCommand)
+@store_to_write
+@episode_options
+@click.option("--part", metavar="NAME", help="Only this part of the episodes; all by default.")
 @click.option("--entry", type=click.IntRange(min=1), metavar="NUMBER",
               help="Give up an entry of the commit log that cannot be read: what it said is lost.")  # fmt: skip
-def remove(
-    store: StoreName | None, run: str | None, episode: str | None, part: str | None,
-    entry: int | None,
-) -> None:  # fmt: skip
-    """Take an episode, or a part of it, out of the store.
+def remove(store: Path, episodes: EpisodeChoice, part: str | None, entry: int | None) -> None:
+    """Take episodes, or a part of them, out of the store.
 
-    It may be ingested again. Its files stay until `attnstore gc` finds them older than its lease.
+    They may be ingested again. Their files stay until `attnstore gc` finds them older than its lease.
+
+    Examples
+    --------
+    attnstore remove lab.attn --episode 2025-12-11_10-04-31
+    attnstore remove lab.attn --episode '*' --part probe-1a2b3c4d5e
     """
-    from attnstore.store.commits import committed_names, give_up_entry, remove_part, slug
+    from attnstore.query import open as open_for_reading
+    from attnstore.store.commits import committed_names, give_up_entry, remove_part
     from attnstore.store.opening import open_store
 
-    if (episode is None) == (entry is None):
-        raise UsageError("name what to remove: --episode NAME, or --entry NUMBER")
-    paths = open_store(need_store(store))
+    named = bool(episodes.names) or episodes.where is not None
+    if named == (entry is not None):
+        raise UsageError("name what to remove: --episode NAME, --where SQL, or --entry NUMBER")
+    paths = open_store(store)
     if entry is not None:
         give_up_entry(paths, entry)
         click.echo(f"entry {entry} is given up")
         return
-    assert episode is not None
-    found = []
-    for each in committed_names(paths) if run is None else [run]:
-        known = committed_names(paths, each)
-        exact = [e for e in known if e in (episode, slug(episode))]
-        stem = slug(episode).rsplit("-", 1)[0]
-        found += [(each, e) for e in exact or known if e in exact or e.rsplit("-", 1)[0] == stem]
-    if not found:
-        raise NotFoundError(
-            f"{paths.name}: no episode {episode!r}" + (f" in run {run}" if run else "")
-        )
-    if len(found) > 1:
-        choices = ", ".join(f"{e} in run {r}" for r, e in found)
-        raise UsageError(f"{episode!r} is not one episode: {choices}; name the id, or --run")
-    ((of, id),) = found
-    for name in [part] if part is not None else committed_names(paths, of, id):
-        remove_part(paths, (of, id, name))
-        click.echo(f"removed {name} of {id} (run {of})")
+    chosen = episodes.of_one_run(open_for_reading(store))
+    for episode in chosen.episodes:
+        for name in committed_names(paths, chosen.run, episode) if part is None else [part]:
+            remove_part(paths, (chosen.run, episode, name))
+            click.echo(f"removed {name} of {episode} (run {chosen.run})")
 
 
-@click.group()
+@click.group(cls=StoreGroup)
 def catalog() -> None:
     """Look after the DuckDB catalog, a cache that the commits can rebuild."""
 
 
 @catalog.command()
-@store_option
-def rebuild(store: StoreName | None) -> None:
-    """Build a new generation of the catalog from the commits alone."""
+@store_to_write
+def rebuild(store: Path) -> None:
+    """Build a new generation of the catalog from the commits alone.
+
+    Examples
+    --------
+    attnstore catalog rebuild lab.attn
+    """
     from attnstore.store.catalog import rebuild as build
     from attnstore.store.opening import open_store
 
-    generation = build(open_store(need_store(store)))
+    generation = build(open_store(store))
     click.echo(f"catalog generation {generation.number}")
 
 
 @catalog.command()
-@store_option
-def refresh(store: StoreName | None) -> None:
-    """Bring the catalog up to date; SQL does it by itself."""
+@store_to_write
+def refresh(store: Path) -> None:
+    """Bring the catalog up to date; SQL does it by itself.
+
+    Examples
+    --------
+    attnstore catalog refresh lab.attn
+    """
     from attnstore.store.catalog import refresh as update
     from attnstore.store.opening import open_store
 
-    generation = update(open_store(need_store(store)))
+    generation = update(open_store(store))
     click.echo(f"catalog generation {generation.number}")

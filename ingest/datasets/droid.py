@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path
 
+from attnstore.store.episode_names import names_episode
 from attnstore.store.errors import EpisodeError, NotFoundError, UsageError
 
 from . import droid_layout as layout
@@ -85,7 +85,7 @@ class DroidDataset:
         *,
         side: str = "left",
         outcome: str | None = None,
-        episodes: str | None = None,
+        episodes: str | Sequence[str] = (),
         limit: int | None = None,
         frames: str = "strict",
         video_frames: VideoFrames = "jpeg",
@@ -101,7 +101,7 @@ class DroidDataset:
         self._root = Path(root).expanduser().resolve()
         self._base = layout.base_of(self._root)
         self._outcome = outcome
-        self._episodes = episodes
+        self._episodes = (episodes,) if isinstance(episodes, str) else tuple(episodes)
         self._limit = limit
         self._frames = frames
         self._kept = video_frames
@@ -129,7 +129,7 @@ class DroidDataset:
             raise NotFoundError(f"{self._root}: no episode found; expected {layout.EXPECTED}")
         names = [name for name in found if self._selects(name)]
         if not names:
-            filters = {"outcome": self._outcome, "episodes": self._episodes}
+            filters = {"outcome": self._outcome, "episode": ", ".join(self._episodes)}
             asked = ", ".join(f"{key} {value!r}" for key, value in filters.items() if value)
             raise NotFoundError(
                 f"{self._root}: none of {len(found)} episodes matches {asked}; "
@@ -195,9 +195,9 @@ class DroidDataset:
     def _selects(self, name: str) -> bool:
         if self._outcome is not None and layout.outcome_of(name) != self._outcome:
             return False
-        if self._episodes is None:
+        if not self._episodes:
             return True
-        return any(fnmatchcase(text, self._episodes) for text in (name, name.rpartition("/")[2]))
+        return any(names_episode(pattern, name) for pattern in self._episodes)
 
     def _check(self, name: str) -> _Episode:
         directory = self._base / name

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
 
+from attnstore.store.episode_names import names_episode
 from attnstore.store.errors import EpisodeError, NotFoundError, UsageError
 
 from .base import OUTCOMES, CameraFrame, EpisodeInfo, Frame, VideoFrames, check_frames
@@ -82,7 +82,7 @@ class LeRobotDataset:
         outcome_column: str | None = None,
         outcome_file: str | PathLike[str] | None = None,
         outcome: str | None = None,
-        episodes: str | None = None,
+        episodes: str | Sequence[str] = (),
         limit: int | None = None,
         tolerance: float = TOLERANCE,
         video_frames: VideoFrames = "jpeg",
@@ -110,7 +110,8 @@ class LeRobotDataset:
         self._tolerance, self._kept = tolerance, video_frames
         self._outcome_column = outcome_column
         self._outcomes = None if outcome_file is None else read_outcomes(Path(outcome_file))
-        self._outcome, self._episodes, self._limit = outcome, episodes, limit
+        self._episodes = (episodes,) if isinstance(episodes, str) else tuple(episodes)
+        self._outcome, self._limit = outcome, limit
         self.name: str = name or (
             str(source) if self._files.commit is not None else self._files.root.name
         )
@@ -132,7 +133,7 @@ class LeRobotDataset:
         self._check_outcomes()
         names = [name for name, entry in self._recordings.items() if self._selects(entry)]
         if not names:
-            filters = {"outcome": self._outcome, "episodes": self._episodes}
+            filters = {"outcome": self._outcome, "episode": ", ".join(self._episodes)}
             asked = ", ".join(f"{key} {value!r}" for key, value in filters.items() if value)
             hint = ""
             if self._outcome and self._outcome_column is None and self._outcomes is None:
@@ -255,8 +256,9 @@ class LeRobotDataset:
         return tuple(columns)
 
     def _selects(self, recording: Recording | Lost) -> bool:
-        if self._episodes is not None and not any(
-            fnmatchcase(text, self._episodes) for text in (recording.name, str(recording.index))
+        if self._episodes and not any(
+            names_episode(pattern, recording.name, str(recording.index))
+            for pattern in self._episodes
         ):
             return False
         if self._outcome is None:

@@ -12,7 +12,7 @@ export const peek = kept.peek;
 
 /** @param {string} store @returns {Promise<never>} */
 export async function sql(store) {
-  throw new Unanswered(`SQL is not in this pack: attnstore sql --store ${store} "…" beside this page`, 404);
+  throw new Unanswered(`SQL is not in this pack: attnstore sql ${store} "…" beside this page`, 404);
 }
 
 const index = JSON.parse(textOf("pack-index"));

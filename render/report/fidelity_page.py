@@ -135,7 +135,7 @@ def _roles(store: Store, chosen: Chosen, found: Fidelity) -> list[Block]:
 def _views(found: Fidelity) -> list[Block]:
     single = [v for v in found.views if "+" not in v]
     if len(single) < 2:
-        said = "Only one view was masked alone. `attnstore probe fidelity --cameras each` masks each by itself."
+        said = "Only one view was masked alone. `attnstore probe fidelity --camera each` masks each by itself."
         return [note(said)]
     rows = []
     for d in view_differences(found.pairs, METRICS.index(METRIC)):

@@ -1,0 +1,187 @@
+"""Every command says the same thing in the same way, whatever its surroundings: help, paths, pipes, encodings."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from store_fixtures import write_episode
+from test_cli import assert_one_line, every_command, run
+
+from attnstore.cli import cli
+from attnstore.store.opening import create_store
+
+TOP = Path(__file__).parents[1]
+NAME = "success/2025-01-01/2025-01-01_10-00-00"
+COMMANDS = [(path, c) for path, c in every_command(cli) if not isinstance(c, click.Group)]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    paths = create_store(tmp_path_factory.mktemp("cli") / "lab.attn")
+    write_episode(paths, NAME, seed=1)
+    write_episode(paths, "failure/2025-01-01/2025-01-01_11-00-00", "failure", seed=2)
+    return paths.root
+
+
+@pytest.mark.parametrize(("path", "command"), COMMANDS)
+def test_help_has_examples_and_nothing_stray(path: str, command: click.Command) -> None:
+    words = path.split()
+    context = click.Context(command, info_name=f"attnstore {path}")
+    text = command.get_help(context)
+    assert not re.search(r"\\[a-z]|[\x00-\x08\x0b-\x1f]", text), path
+    body = text.partition("\nExamples:\n")[2].splitlines()
+    assert body, f"{path} has no examples"
+    assert any(line.strip().startswith(" ".join(["attnstore", *words])) for line in body), body
+    for line in body:
+        if line.strip().startswith("attnstore "):
+            assert "  " not in line.strip(), line  # each stands on a line of its own
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{path} {parameter.name}"
+            assert parameter.help.rstrip().endswith((".", "]", ")", '"')), parameter.help
+
+
+@pytest.mark.parametrize(("path", "command"), COMMANDS)
+def test_one_word_has_one_meaning(path: str, command: click.Command) -> None:
+    """STORE stands first, and the options that commands share are the same options."""
+    options = {o for p in command.params if isinstance(p, click.Option) for o in p.opts}
+    gone = {"--store", "--output", "-o", "--plot", "--query-group", "--cameras", "--episodes"}
+    assert not options & gone
+    arguments = [p.name for p in command.params if isinstance(p, click.Argument)]
+    if path not in ("policies", "demo", "cnn layers"):
+        assert arguments[0] in ("store", "stores")
+    if path.startswith(("ingest", "cnn", "export lerobot")) or "--episode" not in options:
+        return
+    assert "--where" in options or path == "render cnn"
+    assert "--run" in options
+
+
+def documented() -> Iterator[tuple[str, str]]:
+    """Every `attnstore` line of a page's code blocks, continuations joined."""
+    for page in [TOP / "README.md", *sorted((TOP / "docs").rglob("*.md"))]:
+        blocks = re.findall(r"^```(?:sh|console|bash)?\n(.*?)^```", page.read_text(), re.M | re.S)
+        for block in blocks if page.name != "cli.md" else []:
+            for line in block.replace("\\\n", " ").splitlines():
+                text = re.sub(r"^\$ ", "", line.strip()).partition("  #")[0]
+                if text.startswith("attnstore ") and text.count('"') % 2 == 0:
+                    yield page.relative_to(TOP).as_posix(), text
+
+
+def test_commands_in_the_pages_exist() -> None:
+    """They are parsed by the commands themselves; none is run."""
+    checked = 0
+    for page, line in documented():
+        words = shlex.split(line.replace("…", ""))[1:]
+        words = words[: next((i for i, w in enumerate(words) if w in "|>&;"), len(words))]
+        if not words or not words[0].isalpha():
+            continue
+        command: click.Command = cli
+        context = click.Context(cli, info_name="attnstore")
+        while isinstance(command, click.Group) and words and words[0] in command.commands:
+            command = command.commands[words.pop(0)]
+            context = click.Context(command, context, info_name=command.name)
+        if isinstance(command, click.Group):
+            assert not words or words[0].startswith("-"), f"{page}: {line}"
+            continue
+        if "$P" in words:  # stands for options
+            words = [word for word in words if word != "$P"]
+        click.Command.make_parser(command, context).parse_args(words)
+        checked += 1
+    assert checked > 60
+
+
+class TestOutputThatCannotBeWritten:
+    """A file stands where a directory is to be, and the other way round."""
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ("sql", "STORE", "from episodes", "--parquet"),
+            ("tokens", "STORE"),
+            ("compare", "groups", "STORE", "--metric", "entropy"),
+            ("render", "images", "STORE"),
+            ("render", "videos", "STORE"),
+            ("render", "cnn", "STORE"),
+            ("report", "STORE"),
+            ("objects", "add", "STORE", "--masks", "."),
+            ("objects", "timeline", "STORE"),
+            ("export", "rerun", "STORE"),
+            ("export", "pack", "STORE"),
+            ("demo",),
+        ],
+        ids=lambda words: " ".join(words[:2]),
+    )
+    def test_out(self, root: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+        blocker = tmp_path / "file"
+        blocker.touch()
+        suffix = {"tokens": ".png", "compare": ".png", "export": ".rrd"}.get(arguments[0], "")
+        words = [str(root) if word == "STORE" else word for word in arguments]
+        process = run(*words, "--out", blocker / f"below{suffix}")
+        assert_one_line(process, 2, "cannot be made", str(blocker), "is a file")
+
+    def test_a_copy(self, root: Path, tmp_path: Path) -> None:
+        blocker = tmp_path / "file"
+        blocker.touch()
+        assert_one_line(run("pull", root, blocker / "copy"), 2, "cannot be made")
+
+    def test_a_full_device(self, root: Path) -> None:
+        command = f"{sys.executable} -m attnstore sql {root} 'from range(100000)' --csv > /dev/full"
+        process = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+        assert_one_line(process, 1, "No space left on device")
+
+
+NAMES = [
+    "a?b.attn", "a#b.attn", "a b.attn", "a%20b.attn", "a:b.attn", "lab*.attn", "[x].attn",
+    "lába.attn", "a'b.attn", 'a"b.attn', "a;b.attn", "-.attn", "~.attn",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_store_is_found_whatever_it_is_called(root: Path, tmp_path: Path, name: str) -> None:
+    """Relative, since a colon after a relative name's first part looks like a URL's scheme."""
+    shutil.copytree(root, tmp_path / name)
+    shown = f"./{name}" if name.startswith("-") else name
+    rows = [json.loads(x) for x in run("ls", shown, "--json", cwd=tmp_path).stdout.splitlines()]
+    assert NAME in [row["episode"] for row in rows]
+    query = "select count(*) n from head_stats"
+    counted = run("sql", shown, query, "--csv", cwd=tmp_path)
+    assert counted.stdout == run("sql", root, query, "--csv").stdout, counted.stderr
+    drawn = run(
+        "render", "images", shown, "--out", "out", "--layers", "0", "--heads", "active",
+        "--episode", NAME, "--phase", "prefix", cwd=tmp_path,
+    )  # fmt: skip
+    assert drawn.returncode == 0, drawn.stderr
+    assert "every committed file" in run("verify", shown, cwd=tmp_path).stdout
+
+
+def test_a_terminal_that_cannot_spell(tmp_path: Path) -> None:
+    paths = create_store(tmp_path / "lab.attn")
+    write_episode(paths, "success/2025-01-01/größe-机器人")
+    plain: Any = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    listed = run("ls", paths.root, **plain)
+    assert listed.returncode == 0, listed.stderr
+    assert r"gr\xf6\xdfe" in listed.stdout
+    (row,) = map(json.loads, run("ls", paths.root, "--json", **plain).stdout.splitlines())
+    assert row["episode"] == "success/2025-01-01/größe-机器人"
+    assert_one_line(run("ls", tmp_path / "größe", **plain), 3, "is not an attnstore store")
+
+
+@pytest.mark.parametrize("command", ["ls {} --json", "sql {} 'from range(200000)' --csv", "--help"])
+def test_a_reader_that_goes_away_is_no_error(root: Path, command: str) -> None:
+    line = f"{sys.executable} -m attnstore {command.format(root)} | true"
+    done = subprocess.run(
+        ["bash", "-c", f"{line}; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True, text=True, check=False, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert (done.stdout.strip(), done.stderr) == ("0", "")
