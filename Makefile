@@ -30,6 +30,7 @@ lint: links $(VENV)/viewer/.installed  ## style, types, and the direction of imp
 	$(BIN)/mypy
 	@# from tests/, because the top folder's attnstore/ is the front door alone
 	cd tests && ../$(BIN)/lint-imports --config ../pyproject.toml --no-cache --no-logo
+	cd tests && ../$(BIN)/python ../scripts/import_circles.py
 	$(BIN)/node $(VENV)/viewer/node_modules/typescript/bin/tsc -p scripts/viewer/tsconfig.json
 	$(BIN)/node $(VENV)/viewer/node_modules/prettier/bin/prettier.cjs --log-level warn --check \
 	  --config scripts/viewer/package.json 'render/viewer/*.{js,ts,css}'

@@ -41,7 +41,7 @@ from ..errors import AttnstoreError, DeniedError, IntegrityError, NotFoundError,
 from .fetching import Wanted, at_once, fetch_all, place_file, remove_abandoned
 from .local import Directory
 from .token import token_for
-from .transport import Transport, open_transport, shown, split_token
+from .transport import Transport, shown, split_token
 
 if TYPE_CHECKING:
     pass
@@ -53,6 +53,33 @@ BEHIND = 64
 _FIRST, _MORE = 2, 64
 """Entries that are asked for at a time; two, so that one that was lost does not hide the others."""
 _log = logging.getLogger(__name__)
+
+
+def open_transport(url: str) -> Transport:
+    """Open a URL; nothing is requested before the first call, except to recognise a service.
+
+    Raises
+    ------
+    UsageError
+        If the URL is of no known kind.
+    MissingExtraError
+        If what reads it is not installed.
+    """
+    url, token = split_token(url)
+    parts = urlsplit(url)
+    if parts.query or parts.fragment:
+        raise UsageError(f"{shown(url)}: a store's URL has no ? and no #; files are named below it")
+    if parts.scheme in ("s3", "gs", "gcs"):
+        from .objects import ObjectStore
+
+        return ObjectStore(url)
+    if parts.scheme in ("http", "https"):
+        from .http import open_http
+
+        return open_http(url, token)
+    raise UsageError(
+        f"{shown(url)}: a store is a path, or a URL with s3://, gs://, http://, https:// or file://"
+    )
 
 
 def cache_root() -> Path:

@@ -78,33 +78,6 @@ def local_path(url: str) -> Path | None:
     return Path(unquote(parts.path))
 
 
-def open_transport(url: str) -> Transport:
-    """Open a URL; nothing is requested before the first call, except to recognise a service.
-
-    Raises
-    ------
-    UsageError
-        If the URL is of no known kind.
-    MissingExtraError
-        If what reads it is not installed.
-    """
-    url, token = split_token(url)
-    parts = urlsplit(url)
-    if parts.query or parts.fragment:
-        raise UsageError(f"{shown(url)}: a store's URL has no ? and no #; files are named below it")
-    if parts.scheme in ("s3", "gs", "gcs"):
-        from .objects import ObjectStore
-
-        return ObjectStore(url)
-    if parts.scheme in ("http", "https"):
-        from .http import open_http
-
-        return open_http(url, token)
-    raise UsageError(
-        f"{shown(url)}: a store is a path, or a URL with s3://, gs://, http://, https:// or file://"
-    )
-
-
 def split_token(url: str) -> tuple[str, str | None]:
     """Take the token out of a service's address, as it prints it.
 
