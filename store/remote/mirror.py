@@ -18,7 +18,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ..catalog import NAME, NEWEST, made_from, seed_log, take_over
@@ -42,9 +41,6 @@ from .fetching import Wanted, at_once, fetch_all, place_file, remove_abandoned
 from .local import Directory
 from .token import token_for
 from .transport import Transport, shown, split_token
-
-if TYPE_CHECKING:
-    pass
 
 SMALL = 1 << 20
 """Largest marker and run configuration, in bytes."""
