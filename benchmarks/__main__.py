@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 NAMES = (
     "writer", "size", "slices", "tables", "chunks", "rendering", "capture", "sql", "objects", "rollout",
-    "service", "viewer", "cnn", "probe",
+    "service", "viewer", "cnn", "probe", "compare",
 )  # fmt: skip
 
 

@@ -1,9 +1,10 @@
 """Success against failure, or any two groups of episodes: which heads differ, and how surely.
 
 One number per episode, metric and head: keyframes of an episode are alike, so that episodes and
-not keyframes are what is counted. It is the mean over keyframes, or the mean or maximum over the
-first keyframes that *all* episodes have: a maximum over all keyframes grows with their number, and
-failures are longer, so that heads would differ by it where nothing does.
+not keyframes are what is counted. It is the mean over keyframes (all, the first that *all* episodes
+have, or at equal progress), or the maximum over the first: a maximum over all keyframes grows with
+their number, and failures are longer, so that heads would differ by it where nothing does. A trend
+within episodes does the same to the mean, which is said.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from attnstore.store.catalog import connect
 from attnstore.store.errors import SelectionError, UsageError
 
 from .attainable import Attainable, fewest_together, smallest_p
-from .episode_values import EpisodeValues, Reduction, episode_values
+from .episode_values import Align, EpisodeValues, Reduction, episode_values
 from .groups import PAIRED, Groups, groups_by, groups_where
 from .resampling import (
     EXACT,
@@ -31,8 +32,9 @@ from .resampling import (
     bootstrap_interval,
     cliffs_delta,
     difference,
-    permutation_test,
+    group_test,
 )
+from .trends import Trends, episode_trends
 
 if TYPE_CHECKING:
     from .store import Store
@@ -92,7 +94,7 @@ class Comparison:
         ``episodes_a``, ``episodes_b`` with a value; ``mean_a``, ``mean_b`` over episodes;
         ``difference`` of these means with its bootstrap interval ``_low``, ``_high``;
         ``cliffs_delta`` over episodes; ``within``, the difference of means within strata, with
-        its interval; its ``statistic`` and permutation ``p``; ``q``; ``significant``.
+        its interval; its ``statistic`` and ``p`` (see `group_test`); ``q``; ``significant``.
         """
         order, keys = self.ranked, self.values
         columns: dict[str, Any] = {
@@ -129,6 +131,7 @@ def compare(
     step: int | Literal["last", "all"] = "last",
     reduce: Reduction = "mean",
     window: int | None = None,
+    align: Align = "none",
     family: Family = "heads",
     strata: tuple[str, ...] | None = None,
     permutations: int = 9999,
@@ -155,6 +158,11 @@ def compare(
     reduce, window
         One number an episode: the mean over all keyframes or over the first `window`, or the
         maximum over the first `window` (by default as many as the shortest episode has).
+    align
+        What the keyframes of episodes of different lengths have in common: ``time``, the first
+        ones, as many as the shortest episode has; ``progress``, equally many equally spaced points
+        from first to last keyframe; ``none``, the mean over all. Without alignment the result has
+        a note where the metric has a trend within episodes and the groups differ in length.
     family
         ``heads``: a test for every head; ``layers``: one for every layer, of the mean over heads.
     strata
@@ -188,8 +196,13 @@ def compare(
             raise UsageError("name two groups: by a column, or by two SQL conditions a and b")
         values = episode_values(
             connection, groups, metric, phase=phase, camera=camera, query_group=query_group,
-            step=step, reduce=reduce, window=window,
+            step=step, reduce=reduce, window=window, align=align,
         )  # fmt: skip
+        lengths = np.array([m.keyframes for m in groups.members])
+        means = lengths[groups.in_a].mean(), lengths[~groups.in_a].mean()
+        trends = None
+        if values.over_all and means[0] != means[1]:
+            trends = episode_trends(connection, groups.members, values, lengths)
     if family == "layers":
         values = values.over_heads()
     columns = groups.default_strata() if strata is None else tuple(strata)
@@ -201,6 +214,8 @@ def compare(
     if np.isnan(results["p"]).all():
         raise SelectionError(f"{values.selection}: no head has values in both groups")
     notes = _notes(groups, columns, stratum, attainable, results["p"])
+    if trends is not None:
+        notes = (*_trend_note(trends, groups, (float(means[0]), float(means[1]))), *notes)
     return Comparison(
         groups, values, f"{values.selection}: {values.count()}", columns, stratum, results,
         attainable, notes,
@@ -240,7 +255,7 @@ def _tested(
                 x, in_a, by, unit, bootstraps=bootstraps, level=INTERVAL, seed=seed
             )
             found[f"{name}_low"][chosen], found[f"{name}_high"][chosen] = low, high
-        tested = permutation_test(x, in_a, strata, permutations=permutations, seed=seed)
+        tested = group_test(x, in_a, strata, permutations=permutations, seed=seed)
         found["statistic"][chosen], found["p"][chosen] = tested
         smallest[chosen] = smallest_p(in_a, strata, permutations)
         ways = max(ways, assignments(in_a, strata))
@@ -253,6 +268,19 @@ def _tested(
         permutations=0 if ways <= max(EXACT, permutations) else permutations,
         together=fewest_together(within, alpha),
         paired=paired,
+    )
+
+
+def _trend_note(trends: Trends, groups: Groups, means: tuple[float, float]) -> tuple[str, ...]:
+    """Say that means of episodes of different lengths differ by a trend alone."""
+    found = int(trends.significant.sum())
+    if not found:
+        return ()
+    return (
+        f"{found} of {len(trends.significant)} heads have a trend within episodes, steadier by "
+        f"{trends.by}, and the groups differ in length ({groups.a} {means[0]:.1f} keyframes on "
+        f"average, {groups.b} {means[1]:.1f}): their means may differ by that alone; compare at equal "
+        f"{trends.by} with align {trends.by}",
     )
 
 

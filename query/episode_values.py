@@ -21,6 +21,7 @@ from .resampling import Float, Int
 from .sql import sql_errors
 
 Reduction = Literal["mean", "max"]
+Align = Literal["none", "time", "progress"]
 WRIST = "hand_camera"
 """Camera that is compared unless another one is asked for, as in object overlap."""
 
@@ -41,6 +42,10 @@ class EpisodeValues:
     metric: str
     phase: str
     camera: str
+    chosen: str
+    """The rows of ``head_stats`` behind them, as an SQL condition."""
+    over_all: bool
+    """Whether they are means over all keyframes, of which longer episodes have more."""
 
     def count(self) -> str:
         """Say how many tests there are.
@@ -72,6 +77,7 @@ class EpisodeValues:
         return EpisodeValues(
             np.stack(means, 1), layers[0], layers[1], np.full(layers.shape[1], -1, np.intp),
             f"{self.selection}, mean over heads", self.metric, self.phase, self.camera,
+            self.chosen, self.over_all,
         )  # fmt: skip
 
 
@@ -86,6 +92,7 @@ def episode_values(
     step: int | Literal["last", "all"] = "last",
     reduce: Reduction = "mean",
     window: int | None = None,
+    align: Align = "none",
 ) -> EpisodeValues:
     """Read the numbers: from ``episode_stats`` if over all keyframes, else from ``head_stats``.
 
@@ -100,6 +107,15 @@ def episode_values(
         raise SelectionError(f"a metric is one of {', '.join(METRICS)}; got {metric!r}")
     if reduce not in get_args(Reduction):
         raise UsageError(f"reduce is 'mean' or 'max'; got {reduce!r}")
+    if align not in get_args(Align):
+        raise UsageError(f"align is 'none', 'time' or 'progress'; got {align!r}")
+    if align == "progress" and (reduce == "max" or window is not None):
+        raise UsageError(
+            "progress aligns means over whole episodes: it takes no window and no maximum, which are "
+            "of the first keyframes; align by time instead"
+        )
+    if align == "time" and window is None:
+        window = min(m.keyframes for m in groups.members)
     window = _window(connection, groups, reduce, window)
     runs = sorted({m.run for m in groups.members})
     chosen = f"variant = 'base' AND run IN ({', '.join(map(quoted, runs))})"
@@ -116,7 +132,12 @@ def episode_values(
     if window is not None:
         kind = "maximum" if reduce == "max" else "mean"
         selection += f", {kind} over the first {window} keyframes"
-    rows = _rows(connection, groups.members, metric, chosen, reduce, window)
+    if align == "progress":
+        points = min(m.keyframes for m in groups.members)
+        selection += f", mean over {points} points of equal progress"
+        rows = _rows_at_progress(connection, groups.members, metric, chosen, points)
+    else:
+        rows = _rows(connection, groups.members, metric, chosen, reduce, window)
     keys = np.stack([rows[name].to_numpy().astype(np.intp) for name in ("step", "layer", "head")])
     tests, at = np.unique(keys, axis=1, return_inverse=True)
     number_of = {(m.run, m.episode): i for i, m in enumerate(groups.members)}
@@ -125,8 +146,9 @@ def episode_values(
     values = np.full((len(groups.members), tests.shape[1]), np.nan)
     values[episode, at.reshape(-1)] = rows["value"].to_numpy(zero_copy_only=False)
     return EpisodeValues(
-        values, tests[0], tests[1], tests[2], selection, metric, said["phase"], said["camera"]
-    )
+        values, tests[0], tests[1], tests[2], selection, metric, said["phase"], said["camera"],
+        chosen, window is None and align == "none",
+    )  # fmt: skip
 
 
 def _window(
@@ -233,3 +255,49 @@ def _rows(
     with sql_errors():
         found = connection.sql(f"FROM ({query}) WHERE (run, episode) IN ({pairs})")
         return found.to_arrow_table()
+
+
+def progress_weights(keyframes: int, points: int) -> Float:
+    """Weight of each keyframe in the mean over equally spaced points of progress, (keyframe,).
+
+    Values between two keyframes are interpolated linearly; a single point is the middle.
+
+    Examples
+    --------
+    >>> progress_weights(4, 2).tolist(), progress_weights(3, 3).round(2).tolist()
+    ([0.5, 0.0, 0.0, 0.5], [0.33, 0.33, 0.33])
+    """
+    at = np.linspace(0, keyframes - 1, points) if points > 1 else np.array([(keyframes - 1) / 2])
+    hat = np.maximum(1 - np.abs(at[:, None] - np.arange(keyframes)), 0.0)
+    weights: Float = hat.mean(0)
+    return weights
+
+
+def _rows_at_progress(
+    connection: duckdb.DuckDBPyConnection,
+    members: tuple[Member, ...],
+    metric: str,
+    chosen: str,
+    points: int,
+) -> pa.Table:
+    """Rows as of `_rows`, of means over points of progress; of the keyframes that have a value."""
+    lengths = sorted({m.keyframes for m in members})
+    weights = ", ".join(
+        f"({n}, {i}, {w!r}::DOUBLE)"
+        for n in lengths
+        for i, w in enumerate(progress_weights(n, points).tolist())
+        if w > 0
+    )
+    sizes = ", ".join(f"({quoted(m.run)}, {quoted(m.episode)}, {m.keyframes})" for m in members)
+    episodes = ", ".join(sorted({quoted(m.episode) for m in members}))
+    has = f'FILTER (NOT isnan(h."{metric}") AND h."{metric}" IS NOT NULL)'
+    query = (
+        "SELECT h.run, h.episode, coalesce(h.step, -1) AS step, h.layer, h.head, "
+        f'sum(h."{metric}" * w.weight) {has} / sum(w.weight) {has} AS value '
+        f"FROM (SELECT * FROM head_stats WHERE {chosen} AND episode IN ({episodes})) h "
+        f"JOIN (VALUES {sizes}) s(run, episode, keyframes) ON (h.run, h.episode) = (s.run, s.episode) "
+        f"JOIN (VALUES {weights}) w(keyframes, keyframe, weight) "
+        "ON (s.keyframes, h.keyframe) = (w.keyframes, w.keyframe) GROUP BY ALL"
+    )
+    with sql_errors():
+        return connection.sql(query).to_arrow_table()

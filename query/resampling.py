@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import combinations
-from math import comb, prod
+from math import comb, lgamma, prod
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,14 @@ FEWEST = 4
 """Episodes in a group below which there is no interval: it would be one in name only."""
 ROUNDING = 1e-9
 """Relative difference below which two statistics are equal: the same sum in another order."""
+
+CAUTION = 0.25
+"""Weight of the smaller group's degrees of freedom (Hsu's test) beside Satterthwaite's, harmonically.
+
+Satterthwaite's rule uses estimated variances, and is too bold far out in the tail: with it alone 5
+against 20 episodes give a false star in 6.5 % of families. Hsu's holds for every ratio of variances
+and gives 0.3 %, at a third of the power. A quarter was chosen by simulation.
+"""
 
 
 class Tested(NamedTuple):
@@ -167,6 +175,112 @@ def permutation_test(
     # the observed assignment is one of all assignments, and is added to a sample of them
     p = count / total if exact else (count + 1) / (total + 1)
     return Tested(observed, p)
+
+
+def student_p(t: Float, degrees: Float) -> Float:
+    """Two-sided p of Student's t, for degrees of freedom that need not be whole.
+
+    ``I_x(ν/2, 1/2)`` at ``x = ν / (ν + t²)``: the regularised incomplete beta function by its
+    continued fraction (NIST DLMF 8.17.22), without a dependency of 100 MB for one function.
+
+    Parameters
+    ----------
+    t, degrees
+        (test,) each; NaN gives NaN.
+
+    Examples
+    --------
+    >>> student_p(np.array([12.706]), np.array([1.0])).round(4).tolist()
+    [0.05]
+    """
+    a, b = np.asarray(degrees, np.float64) / 2, np.full(np.shape(degrees), 0.5)
+    x = a / (a + np.asarray(t, np.float64) ** 2 / 2)
+    turned = x > (a + 1) / (a + b + 2)
+    first, second = np.where(turned, b, a), np.where(turned, a, b)
+    at = np.where(turned, 1 - x, x)
+    log_gamma = np.vectorize(lambda v: lgamma(v) if v > 0 else np.nan, otypes=[float])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_beta = log_gamma(first) + log_gamma(second) - log_gamma(first + second)
+        front = np.exp(first * np.log(at) + second * np.log1p(-at) - log_beta) / first
+        tail = np.ones_like(at)
+        for m in range(60, 0, -1):
+            even = m * (second - m) * at / ((first + 2 * m - 1) * (first + 2 * m))
+            k = m - 1
+            odd = (first + k) * (first + second + k) * at
+            odd = -odd / ((first + 2 * k) * (first + 2 * k + 1))
+            tail = 1 + odd / (1 + even / tail)
+        found: Float = front / tail
+    return np.asarray(np.where(turned, 1 - found, found))
+
+
+def welch_test(values: Float, in_a: Bool, stratum: Int) -> Float:
+    """Two-sided p of the difference within strata by Welch's t, (test,).
+
+    The regression on group and stratum with variances of its own for every episode (HC2: MacKinnon
+    & White 1985, J. Econometrics 29(3)), its degrees of freedom by Satterthwaite's rule for the two
+    groups' variances (Bell & McCaffrey 2002, Survey Methodology 28(2)), a `CAUTION` of the way to the
+    degrees of the smaller group alone. With one stratum the statistic is Welch's t, with pairs the
+    test is the paired t-test.
+
+    Parameters
+    ----------
+    values
+        (episode, test), without NaN.
+    in_a, stratum
+        (episode,). Strata with one group only say nothing.
+
+    Returns
+    -------
+    (test,) p; NaN where a group's variance cannot be told (one episode in it), 1 where all values
+    are equal.
+    """
+    centred, share, used = _centred(values, in_a, stratum)
+    x, a, strata = centred[used], in_a[used], stratum[used]
+    nothing = np.full(values.shape[1], np.nan)
+    if not used.any():
+        return nothing
+    u = a - share[used]
+    square = float((u * u).sum())
+    same = strata[:, None] == strata[None]
+    residual = np.eye(len(u)) - same / same.sum(1) - np.outer(u, u) / square
+    free = np.diag(residual)  # 1 - leverage
+    if free.min() < 1e-9:
+        return nothing
+    slope = u @ x / square
+    left = x - u[:, None] * slope
+    weight = u * u / free
+    variance = weight @ left**2
+    spread = np.stack([(left[g] ** 2).sum(0) / free[g].sum() for g in (a, ~a)])  # (group, test)
+    form = residual @ (weight[:, None] * residual)
+    trace = np.array([np.diag(form)[g].sum() for g in (a, ~a)])
+    cross = np.array([[(form[np.ix_(g, h)] ** 2).sum() for h in (a, ~a)] for g in (a, ~a)])
+    bottom = np.einsum("gt,gh,ht->t", spread, cross, spread)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        fewest = (trace**2 / np.diag(cross)).min()
+        degrees = 1 / ((1 - CAUTION) * bottom / (trace @ spread) ** 2 + CAUTION / fewest)
+        t = slope * square / np.sqrt(variance)
+    p = student_p(np.minimum(np.abs(t), 1e150), degrees)
+    constant = (variance == 0) | (bottom == 0)
+    return np.asarray(np.where(constant, np.where(slope == 0, 1.0, 0.0), p))
+
+
+def group_test(
+    values: Float, in_a: Bool, stratum: Int, *, permutations: int = 9999, seed: int = 0
+) -> Tested:
+    """Test for a difference: the larger p of `permutation_test` and `welch_test`.
+
+    A permutation test is exact where episodes are exchangeable, whatever their distribution, but
+    few short episodes against many long ones are not, and its tail is then too light: of families
+    of 32 equal heads 7 to 11 % had a false star. Welch's t holds for unequal variances, but asks for
+    means that are nearly normal. Each guards the other; ``python -m benchmarks compare`` gives what
+    it costs.
+
+    Returns
+    -------
+    Tested, (test,) each; p of the permutation alone where a group has a single episode.
+    """
+    tested = permutation_test(values, in_a, stratum, permutations=permutations, seed=seed)
+    return Tested(tested.statistic, np.fmax(tested.p, welch_test(values, in_a, stratum)))
 
 
 def _centred(values: Float, in_a: Bool, stratum: Int) -> tuple[Float, Float, Bool]:

@@ -160,6 +160,40 @@ def test_a_window_longer_than_an_episode_is_refused(store: Store) -> None:
     assert "first 4 keyframes" in short.family
 
 
+def test_alignment_is_at_equal_times_or_equal_progress(store: Store) -> None:
+    """Episodes of 2 and 4 keyframes: the first two of each, or its first and last."""
+    for align, at in (("time", (0, 1)), ("progress", (0, -1))):
+        found = compare(store, "max", by="outcome", align=align, **FEW)  # type: ignore[arg-type]
+        keys = found.values
+        for row, numbers in zip(keys.values, by_hand(store, found, "max", "prefix"), strict=True):
+            expected = numbers[list(at), 0].astype(np.float64).mean(0)
+            assert_allclose(row, expected[keys.layer, keys.head], rtol=1e-6)
+    with pytest.raises(UsageError, match="progress aligns means over whole episodes"):
+        compare(store, "max", by="outcome", align="progress", window=2)
+
+
+def test_a_trend_within_episodes_is_said_unless_they_are_aligned(tmp_path: Path) -> None:
+    """The planted head sharpens from keyframe to keyframe in both groups alike."""
+    paths = create_store(tmp_path / "toy.attn")
+    for number in range(12):
+        outcome = "success" if number % 2 else "failure"
+        episode = episode_of(number // 2, outcome, keyframes=4 if number % 2 else 8)
+        for (phase, keyframe, layer, _), weights in episode.weights.items():
+            if phase == "prefix" and layer == PLANTED[0]:
+                logits = np.linspace(0, 1 + keyframe, weights.shape[-1], dtype=np.float32)
+                weights[PLANTED[1]] = np.exp(logits) / np.exp(logits).sum()
+        write(paths, episode, seed=number)
+    store = attnstore.open(tmp_path / "toy.attn")
+    trending = compare(store, "max", by="outcome", **FEW)
+    (note,) = [n for n in trending.notes if "trend within episodes" in n]
+    assert "success 4.0 keyframes on average, failure 8.0" in note
+    assert "align time" in note
+    assert abs(trending.results["cliffs_delta"][planted(trending)]) == 1.0
+    aligned = compare(store, "max", by="outcome", align="time", **FEW)
+    assert not [n for n in aligned.notes if "trend within episodes" in n]
+    assert aligned.results["difference"][planted(aligned)] == pytest.approx(0.0, abs=1e-5)
+
+
 @pytest.mark.parametrize(("step", "number"), [("last", 1), (0, 0), (-2, 0)])
 def test_a_step_is_last_or_a_number(store: Store, step: Any, number: int) -> None:
     found = compare(store, "entropy", by="outcome", phase="suffix", step=step, **FEW)

@@ -19,14 +19,19 @@ from attnstore.query.attainable import (
     pairs_needed,
     smallest_p,
 )
+from attnstore.query.episode_values import progress_weights
 from attnstore.query.resampling import (
     assignments,
     benjamini_hochberg,
     bootstrap_interval,
     cliffs_delta,
     difference,
+    group_test,
     permutation_test,
+    student_p,
+    welch_test,
 )
+from attnstore.query.trends import find_trends
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -300,6 +305,93 @@ def test_mean_of_longer_failures_keeps_the_level(sizes: tuple[int, int], level: 
     standard errors are 1 %.
     """
     assert 0.03 < false_positives("mean", *sizes, level) < 0.07
+
+
+def slow_student_p(t: float, degrees: float) -> float:
+    """Integrate the density over the angle whose tangent is t / sqrt(degrees)."""
+    angle = np.linspace(0, np.pi / 2, 400_001)
+    density = np.cos(angle) ** (degrees - 1)
+    sums = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    inside = np.interp(math.atan(abs(t) / math.sqrt(degrees)), angle, sums)
+    return float(1 - inside / sums[-1])
+
+
+@pytest.mark.parametrize("degrees", [1.0, 3.7, 23.0, 180.5])
+@pytest.mark.parametrize("t", [0.0, 0.4, -2.5, 5.0])
+def test_student_p_is_the_integral(t: float, degrees: float) -> None:
+    found = student_p(np.array([t]), np.array([degrees]))
+    assert found[0] == pytest.approx(slow_student_p(t, degrees), abs=1e-7)
+
+
+def test_welch_p_by_hand() -> None:
+    """Of pairs the paired t-test; of two groups Welch's t, with degrees below Satterthwaite's."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(24, 1))
+    pair = x[:12, 0] - x[12:, 0]
+    t = pair.mean() / (pair.std(ddof=1) / math.sqrt(12))
+    recording = np.arange(24, dtype=np.intp) % 12
+    paired = welch_test(x, np.arange(24) < 12, recording)
+    assert paired[0] == pytest.approx(slow_student_p(t, 11), abs=1e-7)
+
+    in_a, one = np.arange(24) < 6, np.zeros(24, np.intp)
+    x[in_a] = 3 * x[in_a] + 2
+    a, b = x[in_a, 0], x[~in_a, 0]
+    var_a, var_b = a.var(ddof=1) / 6, b.var(ddof=1) / 18
+    t = (a.mean() - b.mean()) / math.sqrt(var_a + var_b)
+    degrees = (var_a + var_b) ** 2 / (var_a**2 / 5 + var_b**2 / 17)
+    cautious = 1 / (0.75 / degrees + 0.25 / 5)
+    assert welch_test(x, in_a, one)[0] == pytest.approx(slow_student_p(t, cautious), abs=1e-7)
+    # one episode has no variance: the permutation is all there is
+    assert np.isnan(welch_test(x, np.arange(24) < 1, one)).all()
+    alone = group_test(x, np.arange(24) < 1, one).p
+    assert alone == permutation_test(x, np.arange(24) < 1, one).p
+    assert welch_test(np.ones((24, 1)), in_a, one)[0] == 1.0
+
+
+@pytest.mark.parametrize("level", [0.0, 0.5])
+@pytest.mark.parametrize("sizes", [(12, 12), (10, 30), (6, 18), (5, 20)])
+def test_families_of_equal_heads_have_no_star(sizes: tuple[int, int], level: float) -> None:
+    """Of 600 families of 32 heads at most 5 % have one, and two standard errors."""
+    in_a = np.arange(sum(sizes)) < sizes[0]
+    lengths = (SHORT,) * sizes[0] + (2 * SHORT,) * sizes[1]
+    values = simulated(lengths, "mean", level, tests=600 * 32)
+    one = np.zeros(len(in_a), np.intp)
+    p = group_test(values, in_a, one, permutations=4999, seed=1).p.reshape(600, 32)
+    starred = np.mean([(benjamini_hochberg(row) <= 0.05).any() for row in p])
+    assert starred <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 600)
+
+
+@pytest.mark.parametrize("by", ["time", "progress"])
+def test_a_trend_is_found_and_alignment_is_immune_to_it(by: str) -> None:
+    """Episodes of 8 and 16 keyframes with one trend, and no other difference."""
+    rng = np.random.default_rng(0)
+    lengths = np.array([8] * 12 + [16] * 12, np.intp)
+    in_a, one, heads = lengths == 8, np.zeros(24, np.intp), 1600
+    means = {name: np.empty((24, heads)) for name in ("none", "time", "progress")}
+    slopes, quiet = np.empty((24, heads)), np.empty((24, heads))
+    for i, n in enumerate(lengths):
+        noise = rng.normal(size=(n, heads)) + 0.5 * rng.normal(size=heads)
+        at = np.arange(n) if by == "time" else 15 * np.arange(n) / (n - 1)
+        x = noise + 0.4 * at[:, None]
+        means["none"][i], means["time"][i] = x.mean(0), x[:8].mean(0)
+        means["progress"][i] = progress_weights(int(n), 8) @ x
+        slopes[i], quiet[i] = (np.polyfit(np.arange(n), v, 1)[0] for v in (x, noise))
+    false = {
+        name: np.mean([
+            (benjamini_hochberg(row) <= 0.05).any()
+            for row in group_test(v, in_a, one, permutations=4999).p.reshape(50, 32)
+        ])
+        for name, v in means.items()
+    }  # fmt: skip
+    assert false[by] <= 0.12  # 50 families: 5 % and 2.3 standard errors
+    assert false["none" if by == "time" else "time"] > 0.9
+    found = find_trends(slopes[:, :32], lengths)
+    assert found.significant.mean() > 0.9
+    assert found.by == by
+    said = [
+        find_trends(quiet[:, i : i + 32], lengths).significant.any() for i in range(0, heads, 32)
+    ]
+    assert np.mean(said) <= 0.12
 
 
 def test_a_difference_that_is_not_studentised_would_be_biased() -> None:

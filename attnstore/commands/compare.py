@@ -106,6 +106,14 @@ _PRINTED = (
     help="Only the first N keyframes.  [default: all for mean; for max, as many as the shortest episode has]",
 )
 @click.option(
+    "--align",
+    type=click.Choice(["none", "time", "progress"]),
+    default="none",
+    show_default=True,
+    help="Compare episodes of different lengths at equal times (the first keyframes, as many as the "
+    "shortest has) or at equal progress.",
+)
+@click.option(
     "--family",
     type=click.Choice(["heads", "layers"]),
     default="heads",
@@ -157,6 +165,7 @@ def groups(
     step: int | Literal["all"] | None,
     episode_value: Literal["mean", "max"],
     window: int | None,
+    align: Literal["none", "time", "progress"],
     family: Literal["heads", "layers"],
     strata: tuple[str, ...] | None,
     permutations: int,
@@ -171,7 +180,7 @@ def groups(
     """Compare groups of episodes: success against failure, or any two.
 
     One number per episode and head; difference of means with a bootstrap interval, Cliff's delta,
-    a permutation test within task and date, and Benjamini-Hochberg over all heads.
+    a test within task and date (permutation and Welch), and Benjamini-Hochberg over all heads.
 
     Examples
     --------
@@ -187,8 +196,9 @@ def groups(
     compared = compare_groups(
         opened, metric, by="outcome" if by is None and a is None and b is None else by, a=a, b=b,
         where=_condition(opened, episodes), phase=phase, camera=camera, query_group=query,
-        step=_step(step), reduce=episode_value, window=window, family=family, strata=strata,
-        permutations=permutations, bootstraps=bootstraps, alpha=alpha, seed=seed,
+        step=_step(step), reduce=episode_value, window=window, align=align, family=family,
+        strata=strata, permutations=permutations, bootstraps=bootstraps, alpha=alpha,
+        seed=seed,
     )  # fmt: skip
     if out is not None:
         from attnstore.render.compare_plot import draw_comparison

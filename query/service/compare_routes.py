@@ -50,6 +50,9 @@ class CompareParameters(GroupParameters):
     step: Number | Literal["last"] = "last"
     reduce: Literal["mean", "max"] = "mean"
     window: int | None = Field(None, ge=1, lt=1 << 31)
+    align: Literal["none", "time", "progress"] = Field(
+        "none", description="What keyframes of episodes of different lengths have in common."
+    )
     permutations: int = Field(999, ge=99, le=9999)
     bootstraps: int = Field(0, ge=0, le=2000)
     alpha: float = Field(0.05, gt=0, lt=1)
@@ -98,7 +101,8 @@ async def compare_heads(
         found = compare(
             Store(served.paths), p.metric, **groups, strata=_strata(p), phase=p.phase,
             camera=p.camera, query_group=p.query, step=p.step, reduce=p.reduce, window=p.window,
-            permutations=p.permutations, bootstraps=p.bootstraps, alpha=p.alpha, seed=p.seed,
+            align=p.align, permutations=p.permutations, bootstraps=p.bootstraps, alpha=p.alpha,
+            seed=p.seed,
         )  # fmt: skip
         return _compared(found, chosen)
 
