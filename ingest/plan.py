@@ -13,7 +13,13 @@ from typing import Any
 
 from attnstore.store.base_tables import TOKEN_METRICS
 from attnstore.store.chunking import EXPECTED_RATIO, MAP_RATIO, attention_bytes
-from attnstore.store.commits import ATTEMPT_FILE, StorePaths, latest_commit, read_json
+from attnstore.store.commits import (
+    ATTEMPT_FILE,
+    StorePaths,
+    latest_commit,
+    read_json,
+    unreadable_entries,
+)
 from attnstore.store.errors import EpisodeError, IntegrityError
 from attnstore.store.run import RunConfig
 from attnstore.store.tokens import TokenLayout
@@ -90,10 +96,19 @@ def make_plan(job: EpisodeJob, policy: Policy, dataset: Dataset) -> Plan:
         If the policy takes none of the episodes tried, all for the same reason.
     UsageError
         If the policy cannot show what is to be watched.
+    IntegrityError
+        If an entry of the store's log cannot be read, and so what it committed is not known.
     """
     if job.watch.token_stats:
         policy.check_hidden()
     pending: list[EpisodeInfo] = []
+    for file, reason in unreadable_entries(job.paths) if job.paths.marker.exists() else ():
+        # What it committed would be taken for absent, and done again.
+        number = int(Path(file).stem)
+        raise IntegrityError(
+            f"{file}: {reason}; restore it from a copy of the store, or give it up with "
+            f"`attnstore remove STORE --entry {number}`"
+        )
     committed: list[str] = []
     broken: dict[str, str] = {}
     for name in dataset.episode_names():

@@ -339,7 +339,7 @@ class TestFinding:
     def test_filters_that_leave_nothing(self, root: Path) -> None:
         dataset = DroidDataset(root, outcome="failure", episodes="2024*")
         with pytest.raises(
-            NotFoundError, match=r"none of 4 episodes matches outcome 'failure', episodes '2024\*'"
+            NotFoundError, match=r"none of 4 episodes matches outcome 'failure', episode '2024\*'"
         ):
             dataset.episode_names()
 

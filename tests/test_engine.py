@@ -16,7 +16,7 @@ from attnstore.store.errors import IntegrityError, UsageError
 from attnstore.store.opening import create_store
 
 ENGINES = ("tensorstore", "zarr")
-ARRAY_NAMES = ("prefix/attention", "suffix/attention", "maps/prefix/text/hand_camera/mean")
+ARRAY_NAMES = ("prefix/attention", "suffix/attention", "maps/prefix/task/hand_camera/mean")
 FLIPS = 12
 
 

@@ -20,6 +20,7 @@ from attnstore.ingest.pipeline import ingest_all
 from attnstore.ingest.policies.base import Batch, PhaseShape, Sample
 from attnstore.ingest.policies.pi0 import Pi0Policy
 from attnstore.ingest.policies.tiny import build_tiny_pi0
+from attnstore.store.commits import all_commits
 from attnstore.store.commits.quarantine import quarantined
 from attnstore.store.errors import HealthError
 from attnstore.store.tokens import Axis, Span, TokenLayout
@@ -55,7 +56,8 @@ def reason(policy: Pi0Policy, dataset: DroidDataset, store: Path) -> str:
         ingest_episode(job, policy, dataset, dataset.episode_names()[0])
     assert caught.value.exit_code == 5
     left = {p.relative_to(store).parts[0] for p in store.rglob("*") if p.is_file()}
-    assert left == {"attnstore.json", "runs"}
+    assert left == {"attnstore.json", "runs", "commits"}
+    assert not list(all_commits(job.paths))
     return str(caught.value)
 
 

@@ -209,8 +209,8 @@ HOSTILE = (
     "CREATE SEQUENCE s",
     "CREATE SCHEMA other",
     "DROP TABLE episodes; CREATE TABLE episodes (run VARCHAR, name VARCHAR GENERATED ALWAYS AS (run))",
-    "INSERT INTO files VALUES ('run', 'a', 'base', 'frames', 'data/run/a/../../../secret.parquet')",
-    "INSERT INTO files VALUES (NULL, NULL, 'base', 'frames', '/etc/frames.parquet')",
+    "INSERT INTO files VALUES ('run', 'a', 'base', 'frames', 'data/run/a/../../../secret.parquet', 1, 'x')",
+    "INSERT INTO files VALUES (NULL, NULL, 'base', 'frames', '/etc/frames.parquet', 1, 'x')",
 )
 
 

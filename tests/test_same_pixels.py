@@ -23,6 +23,7 @@ from ingest_fixtures import checkpoint, loaded, make_job, policy
 from numpy.typing import NDArray
 from playwright.sync_api import Browser, Page
 from service_fixtures import TOKEN, start, stop
+from store_fixtures import sealed
 from test_rerun_export import read as read_recording
 from viewer_fixtures import browser, decoded, settle
 from viewer_fixtures import pixels as drawn_pixels
@@ -36,8 +37,9 @@ from attnstore.ingest.probing.keyframe import stored_keyframes
 from attnstore.query import Episode
 from attnstore.render.rerun_export import write_recording
 from attnstore.render.scene import decode_frame
-from attnstore.store.commits import StorePaths
+from attnstore.store.commits import StorePaths, all_commits
 from attnstore.store.errors import EpisodeError
+from attnstore.store.opening import open_store
 
 __all__ = ["browser", "checkpoint", "loaded", "policy"]  # fixtures
 Pixels = NDArray[np.uint8]
@@ -230,6 +232,9 @@ def test_what_another_writer_stored_is_shown_alike_or_refused(
     images = [data, *rows["image"].to_pylist()[1:]]
     at = rows.schema.get_field_index("image")
     pq.write_table(rows.set_column(at, "image", pa.array(images, rows.schema[at].type)), table)
+    paths = open_store(tmp_path / "lab.attn")
+    (commit,) = all_commits(paths)
+    sealed(paths, commit)
     episode = Episode(attnstore.open(StorePaths(tmp_path / "lab.attn").root)
                       .episode("episode_000000").part)  # fmt: skip
     camera, keyframe = rows["camera"][0].as_py(), rows["keyframe"][0].as_py()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -117,7 +118,8 @@ def said_once(failed: Sequence[tuple[str, str, str]]) -> list[str]:
     """
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for name, status, reason in failed:
-        groups.setdefault((status, reason.replace(name, "\0")), []).append((name, reason))
+        alike = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "\0", reason)
+        groups.setdefault((status, alike), []).append((name, reason))
     lines = []
     for (status, _), members in groups.items():
         names, (first, reason) = [name for name, _ in members], members[0]
