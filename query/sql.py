@@ -20,11 +20,14 @@ from rich.cells import cell_len, set_cell_size
 
 from attnstore.store.commits.files import MAX_DEPTH
 from attnstore.store.errors import AttnstoreError, IntegrityError, UsageError
+from attnstore.store.parquet import ROW_GROUP
 
 Format = Literal["table", "ndjson", "csv", "arrow", "parquet"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-ROWS = 10_000
-"""Rows that are Python values at a time."""
+ROWS = 2048
+"""Rows of a result that are in memory at a time, beyond what DuckDB keeps: one of its vectors."""
+GROUP_BYTES = 16 << 20
+"""Rows that are a row group of Parquet; fewer, if they are `ROW_GROUP`."""
 TABLE_ROWS = 200
 """Rows that ``table`` shows; the other formats write all."""
 CELL = 60
@@ -128,18 +131,32 @@ def write_result(relation: duckdb.DuckDBPyRelation, format: Format, stream: IO[b
         writers[format](relation, stream)
 
 
+def _batches(relation: duckdb.DuckDBPyRelation) -> pa.RecordBatchReader:
+    """Compute a query's rows, `ROWS` at a time; a stream would hand out a million at once."""
+    # DuckDB before 1.5 has the older name alone, which later ones warn of.
+    named = getattr(relation, "to_arrow_reader", None) or relation.fetch_record_batch
+    return named(ROWS)
+
+
 def _write_arrow(relation: duckdb.DuckDBPyRelation, stream: IO[bytes]) -> None:
-    reader = pa.RecordBatchReader.from_stream(relation)
+    reader = _batches(relation)
     with pa.ipc.new_stream(stream, reader.schema) as writer:
         for batch in reader:
             writer.write_batch(batch)
 
 
 def _write_parquet(relation: duckdb.DuckDBPyRelation, stream: IO[bytes]) -> None:
-    reader = pa.RecordBatchReader.from_stream(relation)
+    reader = _batches(relation)
+    group: list[pa.RecordBatch] = []
     with pq.ParquetWriter(stream, reader.schema, compression="zstd") as writer:
         for batch in reader:
-            writer.write_batch(batch)
+            group.append(batch)
+            # Every write is a row group of its own.
+            if len(group) * ROWS >= ROW_GROUP or sum(b.nbytes for b in group) >= GROUP_BYTES:
+                writer.write_table(pa.Table.from_batches(group))
+                group = []
+        if group:
+            writer.write_table(pa.Table.from_batches(group))
 
 
 def _write_ndjson(relation: duckdb.DuckDBPyRelation, stream: IO[bytes]) -> None:
@@ -216,24 +233,22 @@ def unique_names(names: list[str]) -> list[str]:
 
 def json_rows(relation: duckdb.DuckDBPyRelation) -> Iterator[tuple[Any, ...]]:
     """Yield a query's rows as JSON's values; see `write_result` for what becomes what."""
-    reader = pa.RecordBatchReader.from_stream(relation)
+    reader = _batches(relation)
     # DuckDB's JSON is a string in Arrow.
     converters = [
         _json_value if str(kind) == "JSON" else _converter(field.type)
         for kind, field in zip(relation.types, reader.schema, strict=True)
     ]
     for batch in reader:
-        for start in range(0, len(batch), ROWS):
-            part = batch.slice(start, ROWS)
-            yield from zip(
-                *(
-                    _values(name, column, convert)
-                    for name, column, convert in zip(
-                        relation.columns, part.columns, converters, strict=True
-                    )
-                ),
-                strict=True,
-            )
+        yield from zip(
+            *(
+                _values(name, column, convert)
+                for name, column, convert in zip(
+                    relation.columns, batch.columns, converters, strict=True
+                )
+            ),
+            strict=True,
+        )
 
 
 Converter = Callable[[Any], Any]

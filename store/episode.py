@@ -127,14 +127,21 @@ def spec_from_json(raw: Mapping[str, Any]) -> EpisodeSpec:
             precision=str(raw["precision"]),
             geometry={c: Geometry.from_json(g) for c, g in raw["geometry"].items()},
             phases={n: _phase_from_json(n, p) for n, p in raw["phases"].items()},
-            task=raw.get("task"),
-            date=raw.get("date"),
-            rate=raw.get("rate"),
-            total_frames=raw.get("total_frames"),
-            attributes=raw.get("attributes", {}),
+            task=_optional(raw, "task", str),
+            date=_optional(raw, "date", str),
+            rate=_optional(raw, "rate", int | float),
+            total_frames=_optional(raw, "total_frames", int),
+            attributes=_optional(raw, "attributes", dict) or {},
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise IntegrityError(f"not an episode description: {error!r}") from None
+
+
+def _optional(raw: Mapping[str, Any], name: str, kind: Any) -> Any:
+    value = raw.get(name)
+    if value is None or (isinstance(value, kind) and not isinstance(value, bool)):
+        return value
+    raise TypeError(f"{name} is {str(value)[:80]!r}")
 
 
 def _phase_to_json(phase: PhaseSpec) -> dict[str, Any]:

@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 
 from .arrays import MAP_REDUCTIONS
 from .axes import STEPPED_PHASES
+from .claims import check_frames, has_frames
 from .commits import ARRAYS, Commit, StoredFile, StorePaths, hash_file
 from .engine import Block, Index, open_block
 from .episode import EpisodeSpec, spec_from_json
 from .errors import IntegrityError, NotFoundError
 from .image import MOST_PIXELS
 from .precision import decode
-from .shards import NeedingBlock, touched
+from .shards import CheckedBlock, NeedingBlock, touched
 from .vetting import (
+    ITEM_BYTES,
     REPAIR,
     TABLE_BYTES,
     Places,
@@ -126,8 +128,11 @@ class Part:
             if not self._paths.partial:
                 self._check_places(f"{path}/")
             block = open_block(directory, engine=self._engine, description=array)
+            shard = chunk_shape(array, self._name)
+            if has_frames(array["codecs"]):
+                checked = partial(self._check_frames, path, array)
+                block = CheckedBlock(block, self.commit.files, path, shard, checked)
             if self._paths.partial:
-                shard = chunk_shape(array, self._name)
                 block = NeedingBlock(block, shard, partial(self._need_block, path))
             self._blocks[path] = block
         return block
@@ -169,6 +174,15 @@ class Part:
         self._paths.need(self.commit, files)
         for file in files:
             self._places.status(file)
+
+    def _check_frames(self, path: str, array: Mapping[str, Any], file: StoredFile) -> None:
+        size = ITEM_BYTES[array["data_type"]]
+        try:
+            check_frames(self.path / file.path, array, size, f"{self._name}: {path}")
+        except OSError as error:
+            raise IntegrityError(
+                f"{self._name}: {file.path} cannot be read ({error.strerror})"
+            ) from None
 
     @cached_property
     def _files(self) -> Mapping[str, StoredFile]:
@@ -239,7 +253,6 @@ class Part:
             if f"{name}.parquet" in self._files:
                 raise
             raise IntegrityError(f"{self._name}: {name}.parquet is missing") from error
-        check_table(path)
         return path
 
     def check(self, table_bytes: int = TABLE_BYTES) -> None:

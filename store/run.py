@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .commits import SAFE, StorePaths, create_exclusive, log_of, now, read_json, register_run, slug
-from .errors import IntegrityError, NotFoundError
+from .errors import IntegrityError, NotFoundError, UsageError
 from .precision import PRECISIONS
 from .statistics import SEMANTICS
 from .views import check_cameras
@@ -99,7 +99,7 @@ def load_run(paths: StorePaths, run: str) -> tuple[RunConfig, dict[str, Any]]:
         raw = dict(value["config"])
         raw["cameras"] = tuple(raw["cameras"])
         return RunConfig(**raw), {**value.get("provenance", {}), "created": value.get("created")}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
         raise IntegrityError(f"{path}: not a run configuration ({error})") from None
 
 

@@ -1,4 +1,4 @@
-"""Which files of an array a read touches, and an array that gets them first."""
+"""Which files of an array a read touches, and an array that has them brought or checked first."""
 
 from __future__ import annotations
 
@@ -64,4 +64,44 @@ class NeedingBlock:
 
     def write(self, index: Index, data: Stored) -> None:
         """Store a block, as in a whole store."""
+        self._block.write(index, data)
+
+
+class CheckedBlock:
+    """An array of which a read has each file that it touches checked once before.
+
+    Parameters
+    ----------
+    files
+        Of the array, as `touched` finds them in its part.
+    array
+        Its directory in the part.
+    check
+        Raises `IntegrityError` if a file is not to be read.
+    """
+
+    def __init__(
+        self,
+        block: Block,
+        files: Iterable[StoredFile],
+        array: str,
+        shard: Sequence[int],
+        check: Callable[[StoredFile], None],
+    ) -> None:
+        below = f"{array}/c/"
+        self._left = {f.path: f for f in files if f.path.startswith(below)}
+        self._block, self._array, self._shard, self._check = block, array, shard, check
+        self.shape, self.dtype = block.shape, block.dtype
+
+    def read(self, index: Index) -> Stored:
+        """Load a block; raises `IntegrityError` if a file or its contents are not to be read."""
+        if self._left:
+            left = list(self._left.values())
+            for file in touched(left, self._array, self._shard, index):
+                self._check(file)
+                self._left.pop(file.path, None)
+        return self._block.read(index)
+
+    def write(self, index: Index, data: Stored) -> None:
+        """Store a block, unchecked: it is this process's own."""
         self._block.write(index, data)

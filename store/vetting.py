@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .claims import check_pages, has_frames
 from .commits import StoredFile, hash_file
 from .commits.files import parse_json
 from .errors import IntegrityError
@@ -34,6 +35,9 @@ ITEM_BYTES: Mapping[str, int] = {
 """Core data types of Zarr v3 and their size; others, objects above all, are not opened."""
 CODECS = ("bytes", "blosc", "crc32c", "sharding_indexed")
 """What the format writes. Of general compressors a chunk may ask for any amount of memory."""
+ORDERS = [
+    ["bytes", *blosc, *checksum] for blosc in ([], ["blosc"]) for checksum in ([], ["crc32c"])
+]
 CHUNK_BYTES = 1 << 30
 """Largest chunk or shard that a reader would allocate, decoded."""
 SHARD_CHUNKS = 1 << 20
@@ -44,6 +48,9 @@ DESCRIPTION_BYTES = 8 << 20
 """Largest ``zarr.json``."""
 TABLE_BYTES = 2 << 30
 """Largest table of an episode, uncompressed."""
+EXPANSION = 1024
+"""Most bytes of a table that a byte of its file may stand for, beyond `_SMALL_TABLE`."""
+_SMALL_TABLE = 16 << 20
 _DIMENSIONS = 16
 _KEYS = ("zarr_format", "node_type", "shape", "data_type", "chunk_grid", "chunk_key_encoding",
          "fill_value", "codecs", "dimension_names")  # fmt: skip
@@ -134,7 +141,7 @@ class Places:
         Raises
         ------
         IntegrityError
-            As `status`, or if its bytes are other ones.
+            As `status`, or if its bytes are other ones; of a table as `check_table`.
         """
         found = self.status(file)
         path = self._directory / file.path
@@ -148,6 +155,8 @@ class Places:
                 ) from None
             if digest != file.sha256:
                 raise IntegrityError(f"{self._name}: {file.path}: {_DIFFERS}")
+            if path.suffix == ".parquet":
+                check_table(path)
             _same[str(path)] = state
         return path
 
@@ -248,8 +257,8 @@ def _check_codecs(codecs: Any, name: str, shard: Sequence[int] | None) -> None:
             raise IntegrityError(
                 f"{name}: codec {_shown(called)} is not one of {', '.join(CODECS)}"
             )
-    if not 1 <= len(codecs) <= len(CODECS):
-        raise IntegrityError(f"{name}: there are {len(codecs)} codecs")
+    if names != ["sharding_indexed"] and names not in ORDERS:
+        raise IntegrityError(f"{name}: codecs stand in the order bytes, blosc, crc32c")
     for called, codec in zip(names, codecs, strict=True):
         if called != "sharding_indexed":
             continue
@@ -264,7 +273,13 @@ def _check_codecs(codecs: Any, name: str, shard: Sequence[int] | None) -> None:
         if math.prod(n // m for n, m in zip(shard, sizes, strict=True)) > SHARD_CHUNKS:
             raise IntegrityError(f"{name}: a shard has more than {SHARD_CHUNKS} chunks")
         _check_codecs(inner.get("codecs"), name, None)
-        _check_codecs(inner.get("index_codecs"), name, None)
+        index = inner.get("index_codecs")
+        _check_codecs(index, name, None)
+        if has_frames(index) or inner.get("index_location", "end") != "end":
+            raise IntegrityError(f"{name}: the index of a shard is at its end, uncompressed")
+        order = index[0].get("configuration") if isinstance(index[0], dict) else None
+        if _object(order, name).get("endian") != "little":
+            raise IntegrityError(f"{name}: the index of a shard is little-endian")
 
 
 def _sizes(value: Any, name: str, what: str, least: int = 1) -> list[int]:
@@ -304,15 +319,17 @@ def check_table(file: Path, most: int = TABLE_BYTES) -> None:
     Raises
     ------
     IntegrityError
-        If it is none, or holds more than `most` bytes.
+        If it is none, holds more than `most` bytes or `EXPANSION` times its own size, or if a page
+        claims what its footer does not.
     """
     try:
         footer = pq.read_metadata(file)
     except (pa.ArrowException, OSError) as error:
         raise IntegrityError(f"{file}: {str(error).splitlines()[0][:200]}") from None
-    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
-    size = sum(max(g.total_byte_size, 0) for g in groups)
+    size = check_pages(file, footer)
+    most = min(most, _SMALL_TABLE + EXPANSION * file.stat().st_size)
     if size > most or footer.num_rows > most // 8:
         raise IntegrityError(
-            f"{file}: {footer.num_rows} rows of {size} bytes; at most {most} bytes are read"
+            f"{file}: {footer.num_rows} rows of {size} bytes; of a file of this size at most {most} "
+            "bytes are read"
         )

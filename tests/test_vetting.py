@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,13 +21,17 @@ from store_fixtures import flip_byte, sealed, write_episode
 
 from attnstore.query.sql import run_query, write_result
 from attnstore.store.catalog import connect
+from attnstore.store.catalog.rows import run_row
 from attnstore.store.commits import StorePaths, all_commits
+from attnstore.store.commits.entry import commit_of, facts
 from attnstore.store.commits.files import parse_json
 from attnstore.store.commits.verify import verify
+from attnstore.store.episode import spec_from_json, spec_to_json
 from attnstore.store.errors import AttnstoreError, IntegrityError, NotFoundError
 from attnstore.store.opening import create_store
 from attnstore.store.part import Part
-from attnstore.store.vetting import description
+from attnstore.store.run import load_run, run_ids
+from attnstore.store.vetting import check_table, description
 
 COUNT = "select count(*), avg(entropy) from head_stats"
 
@@ -187,18 +194,23 @@ VALUES = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_descriptions_with_something_else_somewhere(data: st.DataObject) -> None:
-    """Whatever stands anywhere in it, an array is refused by a rule, or is bounded."""
-    node: Any = array()
+def exchange(node: Any, data: st.DataObject, values: st.SearchStrategy[Any]) -> None:
+    """Put something else somewhere into a JSON value."""
     place, parent = node, None
     while isinstance(place, dict | list) and place and (parent is None or data.draw(st.booleans())):
         keys = list(place) if isinstance(place, dict) else list(range(len(place)))
         key = data.draw(st.sampled_from(keys))
         parent, place = (place, key), place[key]
     assert parent is not None
-    parent[0][parent[1]] = data.draw(VALUES)
+    parent[0][parent[1]] = data.draw(values)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_descriptions_with_something_else_somewhere(data: st.DataObject) -> None:
+    """Whatever stands anywhere in it, an array is refused by a rule, or is bounded."""
+    node: Any = array()
+    exchange(node, data, VALUES)
     try:
         found = description(json.dumps(node).encode(), "x")
     except IntegrityError:
@@ -226,3 +238,197 @@ def test_json_has_a_depth() -> None:
         parse_json(nested(66), "x")
     with pytest.raises(IntegrityError, match="not JSON"):
         parse_json(b'{"a": "\\ud800"}', "x")
+
+
+CHUNK = "attention.zarr/prefix/attention"
+
+
+def shard_of(part: Part) -> Path:
+    return next(f for f in sorted((part.path / CHUNK / "c").rglob("*")) if f.is_file())
+
+
+def claim(shard: Path, claimed: int) -> None:
+    """Have the first chunk of a shard say that it decodes to so many bytes, with a right CRC."""
+    data = bytearray(shard.read_bytes())
+    chunks = json.loads((shard_root(shard) / "zarr.json").read_text())
+    outer = chunks["chunk_grid"]["configuration"]["chunk_shape"]
+    inner = chunks["codecs"][0]["configuration"]["chunk_shape"]
+    count = int(np.prod(np.array(outer) // inner))
+    start, length = np.frombuffer(data[len(data) - 4 - 16 * count :][:16], "<u8").tolist()
+    data[start + 4 : start + 8] = claimed.to_bytes(4, "little")
+    checked = bytes(data[start : start + length - 4])
+    data[start + length - 4 : start + length] = crc32c(checked).to_bytes(4, "little")
+    shard.write_bytes(data)
+
+
+def shard_root(shard: Path) -> Path:
+    return next(p.parent for p in shard.parents if p.name == "c")
+
+
+def crc32c(data: bytes) -> int:
+    """CRC-32C (Castagnoli), bit by bit."""
+    value = 0xFFFFFFFF
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+    return value ^ 0xFFFFFFFF
+
+
+@pytest.mark.parametrize("engine", ["tensorstore", "zarr"])
+def test_a_frame_that_claims_two_gigabytes_is_not_decoded(part: Part, engine: str) -> None:
+    shard = shard_of(part)
+    expected = Part(part._paths, part.commit, engine=engine).attention("prefix", (0,))
+    before = shard.read_bytes()
+    (size,) = struct.unpack_from("<I", before, 4)
+    claim(shard, size)
+    assert shard.read_bytes() == before
+    np.testing.assert_array_equal(again(part).attention("prefix", (0,)), expected)
+    for claimed in ((1 << 31) - 1, size + 1, 0):
+        claim(shard, claimed)
+        hostile = Part(part._paths, sealed(part._paths, part.commit), engine=engine)
+        with pytest.raises(IntegrityError, match=f"claims to be {claimed} bytes"):
+            hostile.attention("prefix", (0,))
+
+
+def test_an_index_that_leads_out_of_its_shard(part: Part) -> None:
+    shard = shard_of(part)
+    honest = shard.read_bytes()
+    for index in (struct.pack("<2Q", 1 << 63, 64), struct.pack("<2Q", len(honest), 1), b""):
+        body = index + bytes(4) if index else b""
+        shard.write_bytes(honest[: -len(body)] + body if body else b"x")
+        hostile = Part(part._paths, sealed(part._paths, part.commit))
+        with pytest.raises(IntegrityError, match="outside its shard|too short"):
+            hostile.attention("prefix", (0,))
+
+
+def bomb(file: Path, megabytes: int) -> None:
+    """Write a small Parquet file of many zeros."""
+    zeros = np.zeros(megabytes << 17, np.int64)
+    pq.write_table(pa.table({"run": zeros}), file, compression="zstd", use_dictionary=False)
+
+
+def test_a_small_table_does_not_become_a_large_one(part: Part, tmp_path: Path) -> None:
+    file = part.path / "head_stats.parquet"
+    bomb(file, 256)
+    assert file.stat().st_size < 250_000
+    commit = sealed(part._paths, part.commit)
+    with pytest.raises(IntegrityError, match="of a file of this size at most"):
+        Part(part._paths, commit).table("head_stats")
+    with pytest.raises(IntegrityError, match="of a file of this size at most"):
+        in_csv(part._paths, COUNT, tmp_path / "rows")
+
+
+def test_a_page_that_claims_more_than_its_footer(part: Part, tmp_path: Path) -> None:
+    """The footer is honest, and what a decoder allocates is what the page says."""
+    file = part.path / "head_stats.parquet"
+    schema = pa.schema([pa.field("run", pa.int64(), nullable=False)])
+    table = pa.table({"run": np.zeros(8000, np.int64)}, schema)
+    pq.write_table(table, file, compression="zstd", use_dictionary=False, write_statistics=False)
+    check_table(file)
+    data = bytearray(file.read_bytes())
+
+    def zigzag(number: int) -> bytes:
+        number, out = number << 1, b""
+        while number > 127:
+            out, number = out + bytes([number & 127 | 128]), number >> 7
+        return out + bytes([number])
+
+    at = pq.read_metadata(file).row_group(0).column(0).data_page_offset
+    honest, claimed = zigzag(64_000), 1_000_000
+    place = data.index(honest, at, at + 8)
+    data[place : place + len(honest)] = zigzag(claimed)
+    file.write_bytes(data)
+    commit = sealed(part._paths, part.commit)
+    with pytest.raises(IntegrityError, match=f"a page claims {claimed} bytes"):
+        Part(part._paths, commit).table("head_stats")
+    with pytest.raises(IntegrityError, match=f"a page claims {claimed} bytes"):
+        in_csv(part._paths, COUNT, tmp_path / "rows")
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_parquet_with_other_bytes_somewhere(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """A table is refused in one line, or bounded."""
+    file = tmp_path_factory.getbasetemp() / "fuzzed.parquet"
+    table = pa.table({"a": np.arange(300), "b": [f"word {i % 7}" for i in range(300)]})
+    pq.write_table(table, file, compression="zstd")
+    changed = bytearray(file.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    file.write_bytes(changed)
+    try:
+        check_table(file)
+    except IntegrityError:
+        pass
+
+
+ODD = VALUES | st.sampled_from(
+    [1e400, -1e400, float("nan"), 1 << 70, -(1 << 63), "\ud800", "../..", "/etc", "a\0b", "",
+     "image", "text", "{}", "[" * 500, True, [], {}, [[]], [None], {"": None}, [1, "2", 3.5]]
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_what_an_episode_says_with_something_else_somewhere(
+    made: Path, data: st.DataObject
+) -> None:
+    """Spans, geometry and all the rest: one error, or a description that is written again."""
+    commit = next(iter(all_commits(StorePaths(made))))
+    text = (commit.directory(StorePaths(made)) / "attention.zarr" / "zarr.json").read_text()
+    said = json.loads(text)["attributes"]["attnstore_episode"]
+    where = data.draw(st.sampled_from(["all", "phases", "geometry"]))
+    if where == "geometry":
+        camera = data.draw(st.sampled_from(sorted(said["geometry"])))
+        geometry = json.loads(said["geometry"][camera])
+        exchange(geometry, data, ODD)
+        said["geometry"][camera] = json.dumps(geometry)
+    else:
+        exchange(said if where == "all" else said["phases"], data, ODD)
+    try:
+        found = spec_from_json(said)
+    except IntegrityError:
+        return
+    written = json.dumps(spec_to_json(found))
+    assert json.dumps(spec_to_json(spec_from_json(json.loads(written)))) == written
+    for geometry_ in found.geometry.values():
+        geometry_.edges(0)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_log_entries_with_something_else_somewhere(made: Path, data: st.DataObject) -> None:
+    files = sorted((made / "commits" / "log").glob("*.json"))
+    file = data.draw(st.sampled_from(files))
+    raw = json.loads(file.read_text())
+    exchange(raw, data, ODD)
+    try:
+        for fact in facts(raw, int(file.stem)):
+            if fact.kind == "commit":
+                directory = commit_of(raw).directory(StorePaths(made))
+                assert directory.is_relative_to(made / "data")
+                assert ".." not in directory.parts
+    except IntegrityError:
+        pass
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_run_with_something_else_somewhere(made: Path, data: st.DataObject) -> None:
+    paths = StorePaths(made)
+    (run,) = run_ids(paths)
+    file = next(f for f in (made / "runs").rglob(f"{run}*"))
+    honest = file.read_text()
+    raw = json.loads(honest)
+    exchange(raw, data, ODD)
+    try:
+        file.write_text(json.dumps(raw))
+        load_run(paths, run)
+        run_row(paths, run)
+    except IntegrityError:
+        pass
+    finally:
+        file.write_text(honest)

@@ -66,6 +66,8 @@ LOCKS = (
 )
 
 
+ROOM = 256 << 20
+"""Memory beyond DuckDB's: a result's rows on their way out, and what functions of one value take."""
 STACKS = 256 << 20
 """Address space for the stacks of threads that a first query starts."""
 _M_ARENA_MAX = -8  # of malloc.h
@@ -277,7 +279,7 @@ def main(pipe: Connection, root: str, memory: int, seconds: float) -> None:
     except (AttnstoreError, duckdb.Error, OSError) as error:
         _send(pipe, ok=False, message=str(error))
         return
-    limit = confine(2 * memory)
+    limit = confine(memory + ROOM)
     # Freed memory may stay with the allocator, where the next statement finds it only in pieces.
     enough = limit - memory - STACKS // 2
     _send(pipe, ok=True, version=version)
@@ -291,18 +293,21 @@ def main(pipe: Connection, root: str, memory: int, seconds: float) -> None:
         except Overflow as error:
             kind, message = "overflow", str(error)
         except UsageError as error:
-            kind, message = "usage", str(error)
+            # Arrow's own want of memory comes as the statement's error.
+            spent = "Out of Memory" in str(error)
+            kind, message = "failed" if spent else "usage", str(error)
         except IntegrityError as error:
             kind, message = "damaged", f"{DAMAGED}{error}"
         except Exception as error:  # the process is asked no more, and the client told why
-            message = str(error) or type(error).__name__
-            if isinstance(error, MemoryError) or "Out of Memory" in message:
-                message = f"the statement needs more memory than the {memory >> 20} MB that it has"
-            kind = "failed"
+            kind, message = "failed", str(error) or type(error).__name__
+            if isinstance(error, MemoryError):
+                message = "Out of Memory"
         else:
             _send(pipe, ok=True, spent=limit > 0 and _space() > enough)
             pipe.send_bytes(result)
             continue
+        if "Out of Memory" in message:
+            message = f"the statement needs more memory than the {memory >> 20} MB that it has"
         spent = kind == "failed" or not _roll_back(connection)
         _send(pipe, ok=False, kind=kind, message=message, spent=spent)
 
