@@ -78,6 +78,24 @@ def _one_line(error: duckdb.Error) -> AttnstoreError:
     return AttnstoreError(text)
 
 
+def statements_of(connection: duckdb.DuckDBPyConnection, sql: str) -> list[duckdb.Statement]:
+    """Take SQL apart into its statements.
+
+    Raises
+    ------
+    UsageError
+        If it is none, or holds half a character.
+    """
+    try:
+        sql.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"SQL is text in UTF-8; {sql[error.start]!a} at character {error.start + 1} is none"
+        ) from None
+    with sql_errors():
+        return connection.extract_statements(sql)
+
+
 def run_query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:
     """Run SQL on a catalog connection.
 
@@ -91,9 +109,9 @@ def run_query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBP
     UsageError
         If the statement is wrong; the message has DuckDB's candidates for a misspelt name.
     """
+    if not statements_of(connection, sql):
+        raise UsageError("there is no SQL statement to run")
     with sql_errors():
-        if not connection.extract_statements(sql):
-            raise UsageError("there is no SQL statement to run")
         relation = connection.sql(sql)
         # DuckDB 1 returns nothing for statements that DuckDB 2 answers with an empty table.
         return connection.sql("SELECT 0 AS Count LIMIT 0") if relation is None else relation

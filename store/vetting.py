@@ -273,7 +273,7 @@ def _check_codecs(codecs: Any, name: str, shard: Sequence[int] | None) -> None:
         if math.prod(n // m for n, m in zip(shard, sizes, strict=True)) > SHARD_CHUNKS:
             raise IntegrityError(f"{name}: a shard has more than {SHARD_CHUNKS} chunks")
         _check_codecs(inner.get("codecs"), name, None)
-        index = inner.get("index_codecs")
+        index: Any = inner.get("index_codecs")
         _check_codecs(index, name, None)
         if has_frames(index) or inner.get("index_location", "end") != "end":
             raise IntegrityError(f"{name}: the index of a shard is at its end, uncompressed")

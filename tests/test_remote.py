@@ -19,6 +19,8 @@ import duckdb
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from remote_servers import S3_CREDENTIALS, FileServer, file_server, s3_server
 from store_fixtures import flip_byte, write_episode
 
@@ -573,3 +575,69 @@ def test_no_room_is_said_before_anything_is_fetched(
 
 def test_commits_lists_what_the_path_lists(paths: StorePaths, server: FileServer) -> None:
     assert list(attnstore.open(server.url).commits()) == list(all_commits(paths))
+
+
+class LyingServer(FileServer):
+    """A file server that says something else about one file."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.lies: dict[str, bytes] = {}
+        honest, lies = self._server.RequestHandlerClass, self.lies
+
+        class Handler(honest.func):  # type: ignore[name-defined,misc]  # a partial
+            def do_GET(self) -> None:
+                body = lies.get(self.path.lstrip("/"))
+                if body is None:
+                    super().do_GET()
+                    return
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        self._server.RequestHandlerClass = functools.partial(Handler, directory=str(directory))
+
+
+@pytest.fixture(scope="module")
+def liar(template: Path) -> Iterator[LyingServer]:
+    server = LyingServer(template)
+    yield server
+    server.close()
+
+
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_a_server_that_lies_about_a_file(
+    template: Path, liar: LyingServer, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Whatever it says: one of our errors, or the honest numbers, if a commit lists the file."""
+    files = sorted(str(f.relative_to(template)) for f in template.rglob("*") if f.is_file())
+    first = next(f for f in files if f.startswith("commits/log/"))
+    path = data.draw(st.sampled_from([f for f in files if "catalog" not in f] + 20 * [first]))
+    body = bytearray((template / path).read_bytes())
+    match data.draw(st.sampled_from(["cut", "change", "other", "insert"])):
+        case "cut":
+            del body[data.draw(st.integers(0, max(len(body) - 1, 0))) :]
+        case "change":
+            for _ in range(data.draw(st.integers(1, 4))):
+                body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+        case "insert":
+            at = data.draw(st.integers(0, len(body)))
+            body[at:at] = data.draw(
+                st.sampled_from([b"[" * 5000, b"\\ud800", b"1e999", b"-", b"0"])
+            )
+        case _:
+            body = bytearray(data.draw(st.binary(max_size=40)))
+    expected = attnstore.open(template).episode("e1").values("prefix", layer=0, keyframe=1)
+    liar.lies.clear()
+    liar.lies[path] = bytes(body)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ATTNSTORE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        try:
+            episode = attnstore.open(liar.url).episode("e1")
+            found = episode.values("prefix", layer=0, keyframe=1)
+        except AttnstoreError:
+            return
+    if path.startswith("data/"):
+        np.testing.assert_array_equal(found, expected)

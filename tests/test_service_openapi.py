@@ -14,6 +14,14 @@ from attnstore.store.commits import StorePaths, all_commits
 CASES = 12  # of each endpoint
 
 
+def test_every_operation_has_an_id_of_its_own(server: Server) -> None:
+    """Generators of clients name functions after them."""
+    paths = server.get("/v1/openapi.json").json()["paths"]
+    ids = [operation["operationId"] for item in paths.values() for operation in item.values()]
+    assert len(ids) == len(set(ids)) > 20
+    assert {"get", "head"} <= set(paths["/v1/stores/{store}/files/{path}"])
+
+
 def test_no_request_of_the_document_is_an_internal_error(
     server: Server, served_stores: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:

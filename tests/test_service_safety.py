@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import shutil
@@ -9,8 +10,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -384,6 +386,68 @@ class TestSqlAttacks:
             assert TOKEN not in " ".join(process.cmdline())
         environment = server.sql("from duckdb_settings() where value like '%hush%'").json()
         assert environment["rows"] == []
+
+    @pytest.mark.parametrize(
+        "query", ["select '\ud800'", 'select 1 as "\udfff"', "select json_object('\ud800', 1)"]
+    )
+    def test_half_a_character(self, server: Server, query: str) -> None:
+        for accept in ("application/json", "text/csv", "application/vnd.apache.arrow.stream"):
+            answer = server.sql(query, accept)
+            assert answer.status == 400
+            assert answer.message.startswith("SQL is text in UTF-8; '\\ud")
+
+    def test_what_a_statement_takes_of_the_machine(self, server: Server) -> None:
+        """serve.md's bound, in resident memory: DuckDB's 128 MB and 512 MB beyond the start."""
+        server.sql("select 1")
+        start = max(p.memory_info().rss for p in _sql_processes(server))
+        assert 0 < start < 400 << 20
+        with _most_memory(server) as most:
+            for statement in HUNGRY:
+                answer = server.sql(statement)
+                assert answer.status in (400, 504), (statement, answer.status, answer.body[:200])
+        assert start < most[0] < start + (640 << 20)
+        # Rows leave as they come: this gigabyte of them was in memory at once before.
+        with _most_memory(server) as most:
+            assert server.sql(WIDE, "text/csv").status in (413, 504)
+        assert 0 < most[0] < start + (256 << 20)
+
+
+WIDE = "select repeat('z', 10000) as a from range(100000)"
+HUNGRY = [
+    "select list(repeat('z', 1000)) from range(300000)",
+    "select repeat('z', 100000000)::blob, repeat('y', 100000000)",
+    "select max(len(l)) from (select list(i) as l from range(50000000) t(i))",
+]
+
+
+@contextlib.contextmanager
+def _most_memory(server: Server) -> Iterator[list[int]]:
+    """Watch the processes that run SQL: the largest resident memory of one, in bytes."""
+    most, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            for process in _sql_processes(server):
+                with contextlib.suppress(psutil.Error):
+                    most[0] = max(most[0], process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield most
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _sql_processes(server: Server) -> list[psutil.Process]:
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    found = []
+    for process in children:
+        with contextlib.suppress(psutil.Error):
+            if process.rlimit(psutil.RLIMIT_AS)[0] != psutil.RLIM_INFINITY:
+                found.append(process)
+    return found
 
 
 class TestLimits:

@@ -32,7 +32,7 @@ class Limits:
     sql_seconds: float = 10.0
     """A statement that runs longer is killed with the process that it runs in."""
     sql_memory: int = 512 << 20
-    """DuckDB's own limit. The process may have twice as much beyond what it starts with."""
+    """DuckDB's own limit. The process may have 512 MB more, beyond what it starts with."""
     sql_bytes: int = 32 << 20
     """Largest result of a statement, as sent."""
     unread_bytes: int = 512 << 20

@@ -33,15 +33,14 @@ _BINARY: Any = {"schema": {"type": "string", "format": "binary"}}
 _TYPES = {".json": "application/json"}
 
 
-@router.api_route(
-    "/files/{path:path}",
-    methods=["GET", "HEAD"],
-    response_class=FileResponse,
-    responses={
-        200: {"content": {"application/octet-stream": _BINARY}},
-        206: {"description": "A part of the file, as header Range asked for"},
-    },
-)
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": _BINARY}},
+    206: {"description": "A part of the file, as header Range asked for"},
+}
+
+
+@router.head("/files/{path:path}", response_class=FileResponse, responses=_ANSWERS)
+@router.get("/files/{path:path}", response_class=FileResponse, responses=_ANSWERS)
 async def file(
     request: Request, store: str, path: str, parameters: Annotated[Parameters, Query()]
 ) -> Response:

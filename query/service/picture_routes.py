@@ -72,16 +72,15 @@ async def overlay(
     return respond(request, body, MEDIA_TYPES[form], headers)
 
 
-@router.api_route(
-    "/video",
-    methods=["GET", "HEAD"],
-    response_class=FileResponse,
-    responses={
-        200: {"content": {media: _BINARY for _, media in CONTAINERS.values()}},
-        206: {"description": "A part of the file, as header Range asked for"},
-        416: {"description": "The range lies outside the file"},
-    },
-)
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {media: _BINARY for _, media in CONTAINERS.values()}},
+    206: {"description": "A part of the file, as header Range asked for"},
+    416: {"description": "The range lies outside the file"},
+}
+
+
+@router.head("/video", response_class=FileResponse, responses=_ANSWERS)
+@router.get("/video", response_class=FileResponse, responses=_ANSWERS)
 async def video(
     request: Request,
     store: str,

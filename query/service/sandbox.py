@@ -45,7 +45,7 @@ from attnstore.store.commits import StorePaths
 from attnstore.store.errors import AttnstoreError, IntegrityError, UsageError
 from attnstore.store.opening import open_store
 
-from ..sql import json_rows, run_query, sql_errors, unique_names, write_result
+from ..sql import json_rows, run_query, sql_errors, statements_of, unique_names, write_result
 
 Form = Literal["json", "ndjson", "csv", "arrow", "parquet"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -133,8 +133,7 @@ def answer(connection: duckdb.DuckDBPyConnection, sql: str, form: Form, most: in
     Overflow
         If the result is larger.
     """
-    with sql_errors():
-        statements = connection.extract_statements(sql)
+    statements = statements_of(connection, sql)
     if len(statements) != 1:
         raise UsageError(f"send exactly one SQL statement; got {len(statements)}")
     if statements[0].type != duckdb.StatementType.SELECT:
