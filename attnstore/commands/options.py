@@ -65,6 +65,9 @@ class StoreCommand(_Documented):
 
         def parse_args(args: list[str]) -> Any:
             options, rest, order = parse(args)
+            asked = self.get_help_option(ctx)  # what click calls it differs between its versions
+            if asked is not None and options.get(str(asked.name)) is True:
+                return options, rest, order
             given = [options[n] for n in names if isinstance(options.get(n), str)]
             expected = names[: self.expected_arguments(options, given)]
             if len(given) == len(expected) - 1 and _surrounding() is not None:
