@@ -185,3 +185,11 @@ def test_a_reader_that_goes_away_is_no_error(root: Path, command: str) -> None:
         capture_output=True, text=True, check=False, env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     assert (done.stdout.strip(), done.stderr) == ("0", "")
+
+
+@pytest.mark.parametrize("path", ["sql", "ingest droid", "compare runs", "pull", "serve", "tokens"])
+def test_help_needs_no_store(tmp_path: Path, path: str) -> None:
+    for flag in ("--help", "-h"):
+        shown = run(*path.split(), flag, cwd=tmp_path)
+        assert (shown.returncode, shown.stderr) == (0, "")
+        assert shown.stdout.startswith(f"Usage: attnstore {path} [OPTIONS] [STORE]")
