@@ -120,9 +120,11 @@ def check_pages(file: Path, footer: Any) -> int:
                 said = f"{file}: column {column.path_in_schema}"
                 if column.file_path:
                     raise IntegrityError(f"{said} lies in another file")
-                at = column.data_page_offset
-                if column.has_dictionary_page and column.dictionary_page_offset:
-                    at = min(at, column.dictionary_page_offset)
+                # A column without values has no data page, and then its offset is 0.
+                places = (column.data_page_offset, column.dictionary_page_offset or 0)
+                at = min((place for place in places if place), default=0)
+                if not at and not column.total_compressed_size:
+                    continue
                 end, left = at + column.total_compressed_size, column.total_uncompressed_size
                 if not 0 <= at <= end <= size or left < 0:
                     raise IntegrityError(f"{said} lies outside the file")

@@ -22,6 +22,7 @@ from store_fixtures import flip_byte, sealed, write_episode
 from attnstore.query.sql import run_query, write_result
 from attnstore.store.catalog import connect
 from attnstore.store.catalog.rows import run_row
+from attnstore.store.claims import check_pages
 from attnstore.store.commits import StorePaths, all_commits
 from attnstore.store.commits.entry import commit_of, facts
 from attnstore.store.commits.files import parse_json
@@ -29,8 +30,10 @@ from attnstore.store.commits.verify import verify
 from attnstore.store.episode import spec_from_json, spec_to_json
 from attnstore.store.errors import AttnstoreError, IntegrityError, NotFoundError
 from attnstore.store.opening import create_store
+from attnstore.store.parquet import write_table
 from attnstore.store.part import Part
 from attnstore.store.run import load_run, run_ids
+from attnstore.store.tables import ALL_TABLES
 from attnstore.store.vetting import check_table, description
 
 COUNT = "select count(*), avg(entropy) from head_stats"
@@ -317,6 +320,14 @@ def test_a_small_table_does_not_become_a_large_one(part: Part, tmp_path: Path) -
         Part(part._paths, commit).table("head_stats")
     with pytest.raises(IntegrityError, match="of a file of this size at most"):
         in_csv(part._paths, COUNT, tmp_path / "rows")
+
+
+@pytest.mark.parametrize("name", sorted(ALL_TABLES))
+def test_a_table_without_rows_is_sound(tmp_path: Path, name: str) -> None:
+    """Arrow writes a dictionary page, no data page, and 0 for where that would be."""
+    path = tmp_path / f"{name}.parquet"
+    write_table(path, ALL_TABLES[name].schema.empty_table())
+    check_pages(path, pq.ParquetFile(path).metadata)
 
 
 def test_a_page_that_claims_more_than_its_footer(part: Part, tmp_path: Path) -> None:
