@@ -114,15 +114,16 @@ def said_once(failed: Sequence[tuple[str, str, str]]) -> list[str]:
     Examples
     --------
     >>> said_once([("a", "broken", "no camera in a"), ("b", "broken", "no camera in b")])
-    ['2 episodes (a, b): broken: no camera in a']
+    ['2 episodes (a, b): broken: no camera in <episode>']
     """
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for name, status, reason in failed:
         alike = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "\0", reason)
         groups.setdefault((status, alike), []).append((name, reason))
     lines = []
-    for (status, _), members in groups.items():
-        names, (first, reason) = [name for name, _ in members], members[0]
+    for (status, alike), members in groups.items():
+        names, (first, own) = [name for name, _ in members], members[0]
+        reason = alike.replace("\0", "<episode>") if names[1:] else own
         more = f", and {len(names) - 5} more" if len(names) > 5 else ""
         who = f"{len(names)} episodes ({', '.join(names[:5])}{more})" if names[1:] else first
         lines.append(f"{who}: {status}: {reason}")
