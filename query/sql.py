@@ -7,7 +7,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import IO, Any, Literal, get_args
@@ -251,6 +252,22 @@ def unique_names(names: list[str]) -> list[str]:
 
 def json_rows(relation: duckdb.DuckDBPyRelation) -> Iterator[tuple[Any, ...]]:
     """Yield a query's rows as JSON's values; see `write_result` for what becomes what."""
+    # Arrow has no time with a zone, and would drop the zone; DuckDB itself spells these.
+    kinds = [str(kind) for kind in relation.types]
+    if any(_SPELLED.search(kind) for kind in kinds):
+        columns = (
+            f"CAST(#{number} AS VARCHAR)" if _SPELLED.search(kind) else f"#{number}"
+            for number, kind in enumerate(kinds, 1)
+        )
+        spelled = relation.project(", ".join(columns))
+        yield from _json_rows(spelled, relation.columns)
+    else:
+        yield from _json_rows(relation, relation.columns)
+
+
+def _json_rows(
+    relation: duckdb.DuckDBPyRelation, names: Sequence[str]
+) -> Iterator[tuple[Any, ...]]:
     reader = _batches(relation)
     # DuckDB's JSON is a string in Arrow.
     converters = [
@@ -261,14 +278,13 @@ def json_rows(relation: duckdb.DuckDBPyRelation) -> Iterator[tuple[Any, ...]]:
         yield from zip(
             *(
                 _values(name, column, convert)
-                for name, column, convert in zip(
-                    relation.columns, batch.columns, converters, strict=True
-                )
+                for name, column, convert in zip(names, batch.columns, converters, strict=True)
             ),
             strict=True,
         )
 
 
+_SPELLED = re.compile(r"\bTIME WITH TIME ZONE|INTERVAL|BIGNUM|VARINT")
 Converter = Callable[[Any], Any]
 
 

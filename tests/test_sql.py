@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from store_fixtures import write_episode
 
-from attnstore.query.sql import FORMATS, TABLE_ROWS, Format, run_query, write_result
+from attnstore.query.sql import FORMATS, TABLE_ROWS, Format, json_rows, run_query, write_result
 from attnstore.store.catalog import connect
 from attnstore.store.errors import AttnstoreError, UsageError
 from attnstore.store.opening import create_store
@@ -211,3 +211,14 @@ def test_python_variables_are_not_tables(store: duckdb.DuckDBPyConnection) -> No
         run_query(store, "FROM connection")
     store.register("registered", pa.table({"a": [1]}))
     assert ndjson(store, "FROM registered") == [{"a": 1}]
+
+
+def test_times_with_a_zone_and_intervals_are_spelled() -> None:
+    """Arrow has no time with a zone: 12:00:00+02 became 12:00:00 without a word."""
+    relation = run_query(
+        duckdb.connect(),
+        "select TIMETZ '12:00:00+02' t, INTERVAL 3 DAY t, 1 n, [TIMETZ '01:00:00-05'] l, "
+        "TIMESTAMPTZ '2026-01-01 00:00:00+00' at time zone 'UTC' u",
+    )
+    ((zoned, days, number, nested, _),) = json_rows(relation)
+    assert (zoned, days, number, nested) == ("12:00:00+02", "3 days", 1, "['01:00:00-05']")
