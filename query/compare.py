@@ -212,7 +212,10 @@ def compare(
         alpha=alpha, seed=seed, paired=tuple(columns) == PAIRED,
     )  # fmt: skip
     if np.isnan(results["p"]).all():
-        raise SelectionError(f"{values.selection}: no head has values in both groups")
+        raise SelectionError(
+            f"{values.selection}: no head has values in both groups; a head has none where it gives "
+            "the camera no attention, and no drift at a first keyframe or step"
+        )
     notes = _notes(groups, columns, stratum, attainable, results["p"])
     if trends is not None:
         notes = (*_trend_note(trends, groups, (float(means[0]), float(means[1]))), *notes)

@@ -69,11 +69,18 @@ class EpisodeValues:
         return f"{said} = {tests}"
 
     def over_heads(self) -> EpisodeValues:
-        """Take the mean over each layer's heads; NaN where a head has no value."""
+        """Take the mean over each layer's heads; NaN where a head has no value.
+
+        A head without a value in any episode, since it never looks at the camera, takes no part.
+        """
         keys = np.stack([self.step, self.layer])
         layers, at = np.unique(keys, axis=1, return_inverse=True)
         at = at.reshape(-1)
-        means = [self.values[:, at == i].mean(1) for i in range(layers.shape[1])]
+        means = []
+        for i in range(layers.shape[1]):
+            heads = self.values[:, at == i]
+            looking = ~np.isnan(heads).all(0)
+            means.append(heads[:, looking].mean(1) if looking.any() else heads[:, 0])
         return EpisodeValues(
             np.stack(means, 1), layers[0], layers[1], np.full(layers.shape[1], -1, np.intp),
             f"{self.selection}, mean over heads", self.metric, self.phase, self.camera,

@@ -64,7 +64,9 @@ def head_distance(
 
     Returns
     -------
-    (unit, other) float64, 0..1, symmetric, 0 on the diagonal. A unit is a head of a layer,
+    (unit, other) float64, 0..1, symmetric, 0 on the diagonal. A head has no distribution where
+    it gives the camera no attention: two heads are compared at the tokens and keyframes where both
+    have one, and are NaN where there is none. A unit is a head of a layer,
     ``L05H03``; coordinates ``layer`` and ``head`` along ``unit``. Attribute ``precision`` names the
     stored precision that it is computed from.
 
@@ -89,17 +91,21 @@ def head_distance(
     overview = camera is not None and tokens == "mean" and group in spec.query_groups
     distance = pairwise_divergence if metric == "divergence" else _pairwise_cosine
     units = len(chosen) * spec.heads
-    total, count = np.zeros((units, units)), 0
+    total, count, seen = np.zeros((units, units)), np.zeros((units, units)), 0
     for p in _distributions(episode, phase, camera, group, chosen, times, step, tokens, overview):
         # One keyframe at a time, else memory grows with the square of heads times keyframes.
-        total += distance(p).mean(-1)
-        count += 1
-    if not count:
+        found = distance(p)
+        known = ~np.isnan(found)
+        both = known.sum(-1)
+        total += np.where(known, found, 0).sum(-1) / np.maximum(both, 1)
+        count += both > 0
+        seen += 1
+    if not seen:
         raise SelectionError(f"{phase}: none of the chosen keyframes has camera {camera}")
     at = np.repeat(chosen, spec.heads), np.tile(np.arange(spec.heads), len(chosen))
     labels = [f"L{layer:02d}H{head:02d}" for layer, head in zip(*at, strict=True)]
     return xr.DataArray(
-        total / count,
+        np.where(count > 0, total / np.maximum(count, 1), np.nan),
         dims=("unit", "other"),
         coords={"unit": labels, "other": labels, "layer": ("unit", at[0]), "head": ("unit", at[1])},
         name=metric,
@@ -108,7 +114,7 @@ def head_distance(
             "camera": camera or "",
             "query": group,
             "tokens": tokens,
-            "keyframes": count,
+            "keyframes": seen,
             "units": "bits" if metric == "divergence" else "1 - cosine",
             "source": "Clark et al. 2019",
             "precision": "float32" if overview else episode.spec.precision,
@@ -140,7 +146,15 @@ def cluster_heads(distance: xr.DataArray, *, clusters: int = 8) -> xr.Dataset:
     """
     values = np.asarray(distance.to_numpy(), np.float64)
     if values.ndim != 2 or not np.allclose(values, values.T, rtol=0, atol=1e-12):
-        raise UsageError("distances between heads must be a symmetric matrix without NaN")
+        blind = np.isnan(np.diag(values)) if values.ndim == 2 else np.zeros(0, np.bool_)
+        advice = ""
+        if blind.any():
+            names = distance[distance.dims[0]].to_numpy()[blind].tolist()
+            advice = (
+                f"; without attention to the camera: {', '.join(map(str, names))}. Leave heads out "
+                "with distance.drop_sel(unit=NAMES, other=NAMES)"
+            )
+        raise UsageError(f"distances between heads must be a symmetric matrix without NaN{advice}")
     if not 1 <= clusters <= len(values):
         raise UsageError(f"clusters lies in 1..{len(values)}, the number of heads; got {clusters}")
     linkage = average_linkage(values)
@@ -215,9 +229,10 @@ def _cut(linkage: Float, order: NDArray[np.intp], clusters: int) -> NDArray[np.i
 
 
 def _pairwise_cosine(p: Float) -> Float:
-    unit = p / np.linalg.norm(p, axis=-1, keepdims=True)
+    length = np.linalg.norm(p, axis=-1, keepdims=True)
+    unit = p / length
     cosine = np.einsum("isk,jsk->ijs", unit, unit)
-    np.einsum("iis->is", cosine)[:] = 1
+    np.einsum("iis->is", cosine)[:] = np.where(np.isnan(length[..., 0]), np.nan, 1)
     return np.asarray(np.clip(1 - cosine, 0, 1))
 
 
@@ -232,15 +247,18 @@ def _distributions(
     tokens: Tokens,
     overview: bool,
 ) -> Iterator[Float]:
-    """Per keyframe (unit, token, bin), each summing to 1; keyframes without the camera left out."""
+    """Per keyframe (unit, token, bin), each summing to 1, or NaN where a head gives the camera nothing.
+
+    Keyframes without the camera are left out.
+    """
     if overview and camera is not None:
         maps = episode.maps(
             phase, camera, layer=layers.tolist(), step=step, keyframe=keyframes.tolist(),
             reduce="mean", query=group,
         )  # fmt: skip
-        units = maps.reshape(len(maps), -1, 1, *maps.shape[-2:])
-        p = image_distribution(units, episode.geometry(camera).coverage())
-        yield from (one for one in p if not np.isnan(one).any())
+        there = maps[~np.isnan(maps).any((1, 2, 3, 4))]
+        units = there.reshape(len(there), -1, 1, *maps.shape[-2:])
+        yield from image_distribution(units, episode.geometry(camera).coverage())
         return
     for keyframe in keyframes:
         weights = episode.values(

@@ -172,6 +172,32 @@ def test_a_keyframe_without_the_camera_is_left_out() -> None:
         head_distance(memory_episode(weights), "prefix", camera="cam", query="task", keyframes=1)
 
 
+@pytest.mark.parametrize("metric", ["divergence", "cosine"])
+@pytest.mark.parametrize("tokens", ["mean", "each"])
+def test_a_head_that_gives_the_camera_nothing(metric: Any, tokens: Any) -> None:
+    """It has no distribution there: it neither hides the keyframe nor becomes a distance."""
+    weights = random_rows(np.random.default_rng(3), 2, 1, 3, 4, 4)
+    whole = head_distance(memory_episode(weights), "prefix", camera="cam", query="task",
+                          metric=metric, tokens=tokens)  # fmt: skip
+    each = [head_distance(memory_episode(weights[k : k + 1]), "prefix", camera="cam", query="task",
+                          metric=metric, tokens=tokens) for k in range(2)]  # fmt: skip
+    weights[0, 0, 1, 3] = [0, 0, 0, 1]
+    found = head_distance(memory_episode(weights), "prefix", camera="cam", query="task",
+                          metric=metric, tokens=tokens)  # fmt: skip
+    assert found.attrs["keyframes"] == 2
+    assert_allclose(found[0, 2], whole[0, 2], atol=1e-12)
+    assert_allclose(found[1], each[1][1], atol=1e-12)  # the keyframe where it has one
+    weights[1, 0, 1, 3] = [0, 0, 0, 1]
+    never = head_distance(memory_episode(weights), "prefix", camera="cam", query="task",
+                          metric=metric, tokens=tokens)  # fmt: skip
+    assert np.isnan(never[1]).all()
+    assert np.isnan(never[:, 1]).all()
+    with pytest.raises(UsageError, match=r"without attention to the camera: L00H01\."):
+        cluster_heads(never)
+    rest = never.drop_sel(unit=["L00H01"], other=["L00H01"])
+    assert cluster_heads(rest, clusters=2).sizes["unit"] == 2
+
+
 def slow_linkage(distance: Float) -> list[tuple[set[int], set[int], float]]:
     """Merge the clusters with the least mean over all pairs of members, computed anew each time."""
     clusters = [{i} for i in range(len(distance))]

@@ -116,7 +116,8 @@ def _roles(store: Store, chosen: Chosen, found: Fidelity) -> list[Block]:
         own = [at[layer, c] for c in cameras if (layer, c) in at]
         cells = [f"L{layer:02d}", *(percent(s.image.value) for s in own)]
         cells.append(percent(sum(s.letterbox.value for s in own)))
-        cells.append(number(float(np.mean([s.entropy.value for s in own]))))
+        entropies = [s.entropy.value for s in own if np.isfinite(s.entropy.value)]
+        cells.append(number(float(np.mean(entropies)) if entropies else None))
         for view in found.views:
             f = next((f for f in found.of(view) if f.layer == layer), None)
             cells.append("–" if f is None else f"{number(f.fidelity)}, {verdict(f.low, f.high)}")

@@ -99,7 +99,7 @@ def _charts(phase: str, group: str, shares: Sequence[CameraShare]) -> list[Block
                 f"{title}: how evenly", "layer", "entropy", sharp, reference=1.0, bottom=None
             ),
             f"{phase}: entropy of the maps over each camera's patches, mean over heads. 1 is even "
-            "(dashed); lower is sharper.",
+            "(dashed); lower is sharper. A head that gives a camera no attention has none there.",
         ),
     ]
 
@@ -114,13 +114,19 @@ def _table(phase: str, group: str, shares: Sequence[CameraShare]) -> Table:
             s.camera,
             with_interval(s.image),
             with_interval(s.letterbox),
-            with_interval(s.entropy),
+            with_interval(s.entropy) + _of_fewer(s),
             str(s.image.episodes),
         )
         for s in sorted(shares, key=lambda s: (s.layer, s.camera))
     )
     head = ("layer", "camera", "on the camera", "on its letterbox", "entropy", "episodes")
     return Table(f"{phase}, {group} tokens", head, rows)
+
+
+def _of_fewer(share: CameraShare) -> str:
+    """Say of how many episodes an entropy is, where not of all: there is none without attention."""
+    some = 0 < share.entropy.episodes < share.image.episodes
+    return f", {share.entropy.episodes} of them" if some else ""
 
 
 def overlays(store: Store, chosen: Chosen) -> list[Block]:
