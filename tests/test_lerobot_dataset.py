@@ -373,7 +373,9 @@ class TestOneEpisodesDescription:
         self.others(copied, 1)
 
     def test_a_hidden_file_of_macos(self, copied: Path) -> None:
+        names = LeRobotDataset(copied).episode_names()
         (copied / "meta/episodes/chunk-000/._file-000.parquet").write_bytes(b"Mac OS X")
+        assert LeRobotDataset(copied).episode_names() == names
         self.others(copied, 9)
 
     def test_a_column_more_in_tasks(self, copied: Path) -> None:
