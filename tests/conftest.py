@@ -7,7 +7,7 @@ import os
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["ingest_fixtures", "service_fixtures"]
+pytest_plugins = ["cli_fixtures", "ingest_fixtures", "service_fixtures"]
 pytest.register_assert_rewrite("policy_contract")
 
 # Examples are not timed: the first one of a property pays for imports and compiled kernels.

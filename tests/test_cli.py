@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -15,6 +14,7 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from cli_fixtures import NAME, assert_one_line, every_command, run
 from droid_sample import sample_path
 from store_fixtures import flip_byte, random_episode, write_episode
 
@@ -22,30 +22,6 @@ import attnstore
 from attnstore.cli import cli
 from attnstore.render.track import LayerMaps
 from attnstore.store.opening import create_store
-
-NAME = "success/2025-01-01/2025-01-01_10-00-00"
-
-
-def run(
-    *arguments: str | Path, cwd: Path | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    env = {k: v for k, v in os.environ.items() if k != "ATTNSTORE"} | environment
-    return subprocess.run(
-        [sys.executable, "-m", "attnstore", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=env,
-        check=False,
-    )
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    paths = create_store(tmp_path_factory.mktemp("cli") / "lab.attn")
-    write_episode(paths, NAME, seed=1)
-    write_episode(paths, "failure/2025-01-01/2025-01-01_11-00-00", "failure", seed=2)
-    return paths.root
 
 
 def test_render_takes_any_group_and_names_the_episodes_without_the_word(
@@ -85,31 +61,12 @@ def test_render_takes_any_group_and_names_the_episodes_without_the_word(
         assert says in refused.stderr
 
 
-def every_command(
-    group: click.Command, path: tuple[str, ...] = ()
-) -> Iterator[tuple[str, click.Command]]:
-    yield " ".join(path), group
-    if isinstance(group, click.Group):
-        for name, command in group.commands.items():
-            yield from every_command(command, (*path, name))
-
-
 @pytest.mark.parametrize(("path", "command"), list(every_command(cli)))
 def test_every_command_and_option_has_help(path: str, command: click.Command) -> None:
     assert command.help, path
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, f"{path} {parameter.name}"
-
-
-def assert_one_line(process: subprocess.CompletedProcess[str], code: int, *says: str) -> None:
-    assert process.returncode == code, process.stderr
-    assert "Traceback" not in process.stderr
-    line = process.stderr.strip()
-    assert "\n" not in line
-    assert line.startswith("attnstore: ")
-    for part in says:
-        assert part in line
 
 
 class TestFindingTheStore:

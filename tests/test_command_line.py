@@ -15,23 +15,14 @@ from typing import Any
 
 import click
 import pytest
+from cli_fixtures import NAME, assert_one_line, every_command, run
 from store_fixtures import write_episode
-from test_cli import assert_one_line, every_command, run
 
 from attnstore.cli import cli
 from attnstore.store.opening import create_store
 
 TOP = Path(__file__).parents[1]
-NAME = "success/2025-01-01/2025-01-01_10-00-00"
 COMMANDS = [(path, c) for path, c in every_command(cli) if not isinstance(c, click.Group)]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    paths = create_store(tmp_path_factory.mktemp("cli") / "lab.attn")
-    write_episode(paths, NAME, seed=1)
-    write_episode(paths, "failure/2025-01-01/2025-01-01_11-00-00", "failure", seed=2)
-    return paths.root
 
 
 @pytest.mark.parametrize(("path", "command"), COMMANDS)

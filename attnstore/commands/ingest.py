@@ -15,10 +15,14 @@ from attnstore.store.errors import AttnstoreError, UsageError
 from .options import (
     StoreCommand,
     StoreGroup,
+    adapter_options,
     add_options,
+    dry_run_option,
     grouped,
     json_option,
     limit_option,
+    names_option,
+    revision_option,
     store_to_write,
 )
 from .output import console, print_json, size_text
@@ -112,25 +116,17 @@ _POLICY = grouped(
         required=True,
         help="Local checkpoint directory, or hub id.",
     ),
-    click.option("--revision", help="Hub revision of the checkpoint."),
+    revision_option,
     click.option("--dtype", help="Data type of the weights.  [default: the checkpoint's]"),
     click.option(
         "--device", default="cpu", show_default=True, help="Torch device; cuda: one per worker."
     ),
-    click.option(
-        "--policy-option", "pairs", multiple=True, metavar="KEY=VALUE", help="Adapter option."
-    ),
+    adapter_options,
 )
 _RECORDINGS = grouped(
     "recordings",
     RecordingChoice,
-    click.option(
-        "--episode",
-        "episodes",
-        metavar="NAME|GLOB",
-        multiple=True,
-        help="Only this episode: its name, the name's last part, or a pattern of one; repeatable.",
-    ),
+    names_option("episodes"),
     click.option(
         "--outcome",
         type=click.Choice(["success", "failure", "unknown"]),
@@ -197,7 +193,7 @@ _RUN = grouped(
         is_flag=True,
         help="Also keep every token's norm and cosines, layer by layer.",
     ),
-    click.option("--dry-run", is_flag=True, help="Print the forecast and stop."),
+    dry_run_option,
     click.option(
         "--force", is_flag=True, help="Go on although the forecast exceeds the free disk."
     ),

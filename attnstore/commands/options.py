@@ -380,13 +380,24 @@ class EpisodeChoice:
         return store.episode(chosen.episodes[0], run=chosen.run)
 
 
-_EPISODE = click.option(
-    "--episode",
-    "names",
-    metavar="NAME|GLOB",
-    multiple=True,
-    help="Only this episode: its name, the name's last part, or a pattern of one; repeatable.",
+revision_option = click.option("--revision", help="Hub revision of the checkpoint.")
+adapter_options = click.option(
+    "--policy-option", "pairs", multiple=True, metavar="KEY=VALUE", help="Adapter option."
 )
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print the forecast and stop.")
+
+
+def names_option(parameter: str) -> Callable[[F], F]:
+    """Add ``--episode``, which names episodes of a store and of a dataset alike."""
+    return click.option(
+        "--episode",
+        parameter,
+        metavar="NAME|GLOB",
+        multiple=True,
+        help="Only this episode: its name, the name's last part, or a pattern of one; repeatable.",
+    )
+
+
 _WHERE = click.option(
     "--where",
     metavar="SQL",
@@ -398,10 +409,10 @@ limit_option = click.option(
     "--limit", type=click.IntRange(min=1), metavar="N", help="At most this many episodes."
 )
 
-episode_options = grouped("episodes", EpisodeChoice, _EPISODE, _WHERE, _RUN)
+episode_options = grouped("episodes", EpisodeChoice, names_option("names"), _WHERE, _RUN)
 """Adds ``--episode``, ``--where`` and ``--run``; the command gets ``episodes: EpisodeChoice``."""
 episode_options_with_limit = grouped(
-    "episodes", EpisodeChoice, _EPISODE, _WHERE, _RUN, limit_option
+    "episodes", EpisodeChoice, names_option("names"), _WHERE, _RUN, limit_option
 )
 """The same with ``--limit``."""
 

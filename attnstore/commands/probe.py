@@ -17,11 +17,14 @@ from .options import (
     StepNumber,
     StoreGroup,
     active_option,
+    adapter_options,
     add_options,
+    dry_run_option,
     episode_options_with_limit,
     grouped,
     json_option,
     layers_option,
+    revision_option,
     store_to_write,
 )
 from .output import print_json, say
@@ -91,11 +94,9 @@ _PASS = grouped(
     click.option(
         "--policy", metavar="NAME", help="Adapter, or adapter:variant.  [default: the run's]"
     ),
-    click.option("--revision", help="Hub revision of the checkpoint."),
+    revision_option,
     click.option("--device", default="cpu", show_default=True, help="Torch device."),
-    click.option(
-        "--policy-option", "pairs", multiple=True, metavar="KEY=VALUE", help="Adapter option."
-    ),
+    adapter_options,
     click.option(
         "--every",
         type=click.IntRange(min=1),
@@ -122,7 +123,7 @@ _PASS = grouped(
         help="How far the base may be from the stored actions, relative to their length.  "
         "[default: by data type]",
     ),
-    click.option("--dry-run", is_flag=True, help="Print the forecast and stop."),
+    dry_run_option,
 )
 _COMMON = (store_to_write, episode_options_with_limit, _PASS)
 _FILL = click.option(

@@ -69,10 +69,11 @@ def progress_bar(plan: Plan | ProbePlan, what: str = "ingest") -> Iterator[Any]:
 
 
 class _Bar:
-    """Shows an ingest as one progress bar, and names what went wrong as it happens."""
+    """Shows an ingest as one progress bar, and says what went wrong as it happens, each thing once."""
 
     def __init__(self, bar: Any, task: Any) -> None:
         self._bar, self._task = bar, task
+        self._said: set[tuple[str, str]] = set()
 
     def started(self, name: str) -> None:
         self._bar.update(self._task, description=name.rsplit("/", 1)[-1])
@@ -81,7 +82,9 @@ class _Bar:
         self._bar.advance(self._task, keyframes)
 
     def ended(self, outcome: Any) -> None:
-        if outcome.status not in ("committed", "present"):
+        what = (outcome.status, _without(outcome.name, outcome.reason))
+        if outcome.status not in ("committed", "present") and what not in self._said:
+            self._said.add(what)
             click.echo(f"{outcome.status}: {outcome.name}: {outcome.reason}", err=True)
 
 
@@ -108,6 +111,11 @@ def check_plan(plan: Plan | ProbePlan) -> None:
         )
 
 
+def _without(name: str, reason: str) -> str:
+    """Return what episodes that fail alike have in common: a reason without the episode's name."""
+    return re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "<episode>", reason)
+
+
 def said_once(failed: Sequence[tuple[str, str, str]]) -> list[str]:
     """Lines for episodes of (name, status, reason): what several share is said once.
 
@@ -118,12 +126,11 @@ def said_once(failed: Sequence[tuple[str, str, str]]) -> list[str]:
     """
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for name, status, reason in failed:
-        alike = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "\0", reason)
-        groups.setdefault((status, alike), []).append((name, reason))
+        groups.setdefault((status, _without(name, reason)), []).append((name, reason))
     lines = []
     for (status, alike), members in groups.items():
         names, (first, own) = [name for name, _ in members], members[0]
-        reason = alike.replace("\0", "<episode>") if names[1:] else own
+        reason = alike if names[1:] else own
         more = f", and {len(names) - 5} more" if len(names) > 5 else ""
         who = f"{len(names)} episodes ({', '.join(names[:5])}{more})" if names[1:] else first
         lines.append(f"{who}: {status}: {reason}")
