@@ -7,6 +7,7 @@ prefix, suffix and decode, and a second run of the store has more steps than the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -406,3 +407,17 @@ def test_the_step_that_stands(store: Store, run: str, oracles: list[Oracle]) -> 
     options = ObjectOptions("detector", CAMERAS[0], 0.5)
     results = load_object_results(store, [(o.episode, options.part) for o in oracles])
     assert {(r["phase"], r["standing"]) for r in results.layers} == set(STANDING.items())
+
+
+def test_what_a_notebook_shows_of_an_episode(episodes: list[Episode]) -> None:
+    """The step that stands for a phase: of decode the first, and not one that few keyframes have."""
+    episode = episodes[0]
+    html = episode._repr_html_()
+    for phase, step in STANDING.items():
+        for camera in episode.cameras:
+            shares = np.nanmean(episode.stats("camera_mass", phase, camera)[:, step or 0], axis=0)
+            figure = next(
+                part for part in html.split("<figure")[1:] if f"{phase}, {camera}: " in part
+            )
+            drawn = [float(v) for v in re.findall(r"L\d+ H\d+: ([\d.]+)<", figure)]
+            np.testing.assert_allclose(drawn, shares.ravel(), atol=6e-5)

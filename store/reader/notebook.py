@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..rules import mean_over_keyframes, standing_step
 from ..views import is_current
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ _CELL = 9
 def episode_html(episode: Episode) -> str:
     """Return an HTML summary with one layer x head picture per phase and camera.
 
-    Colour is the share of attention on the camera's image, mean over keyframes, at the last step.
+    Colour is the share of attention on the camera's image, mean over keyframes, at the step that
+    stands for the phase.
     """
     spec = episode.spec
     rows = [
@@ -50,9 +52,15 @@ def episode_html(episode: Episode) -> str:
         for phase in episode.phases
         for camera in episode.cameras
         if is_current(camera)
-        for share in [np.nanmean(episode.stats("camera_mass", phase, camera)[:, -1], axis=0)]
+        for share in [_share(episode, phase, camera)]
     )
     return f"<div><table>{table}</table>{pictures}</div>"
+
+
+def _share(episode: Episode, phase: str, camera: str) -> NDArray[np.float32]:
+    """(layer, head)."""
+    step = standing_step(phase, episode.steps(phase)) or 0
+    return mean_over_keyframes(episode.stats("camera_mass", phase, camera)[:, step])
 
 
 def _matrix(values: NDArray[np.float32]) -> str:
