@@ -10,26 +10,25 @@ from typing import Any, NoReturn
 import click
 
 from attnstore import __version__
+from attnstore.commands.cnn import cnn
+from attnstore.commands.compare import compare
+from attnstore.commands.demo import demo
+from attnstore.commands.export import export
+from attnstore.commands.ingest import ingest, policies
+from attnstore.commands.listing import ls
+from attnstore.commands.objects import objects
+from attnstore.commands.options import StoreGroup
+from attnstore.commands.probe import probe
+from attnstore.commands.pull import pull
+from attnstore.commands.render import render
+from attnstore.commands.render_cnn import render_cnn
+from attnstore.commands.report import report
+from attnstore.commands.serve import serve
+from attnstore.commands.sql import sql
+from attnstore.commands.timeline import timeline
+from attnstore.commands.tokens import tokens
+from attnstore.commands.upkeep import catalog, gc, remove, verify
 from attnstore.store.errors import AttnstoreError
-
-from .commands.cnn import cnn
-from .commands.compare import compare
-from .commands.demo import demo
-from .commands.export import export
-from .commands.ingest import ingest, policies
-from .commands.listing import ls
-from .commands.objects import objects
-from .commands.options import StoreGroup
-from .commands.probe import probe
-from .commands.pull import pull
-from .commands.render import render
-from .commands.render_cnn import render_cnn
-from .commands.report import report
-from .commands.serve import serve
-from .commands.sql import sql
-from .commands.timeline import timeline
-from .commands.tokens import tokens
-from .commands.upkeep import catalog, gc, remove, verify
 
 
 class _OperatingSystem(Exception):

@@ -20,16 +20,16 @@ import torch
 
 from attnstore.ingest import recorder as recording
 from attnstore.ingest.datasets.base import Frame
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.keyframes import describe_episode, observation
 from attnstore.ingest.policies.base import Batch
-from attnstore.ingest.policies.pi0 import Pi0Policy
-from attnstore.ingest.policies.vlm import VlmPolicy
+from attnstore.ingest.policies.pi0.policy import Pi0Policy
+from attnstore.ingest.policies.vlm.policy import VlmPolicy
 from attnstore.ingest.recorder import EpisodeRecorder
 from attnstore.ingest.writing import WriteQueue
 from attnstore.store.commits import Attempt
+from attnstore.store.commits.writer import EpisodeWriter
 from attnstore.store.opening import create_store
-from attnstore.store.writer import EpisodeWriter
 
 from .full_paligemma import paligemma
 from .full_pi0 import full_policy, tiny_policy

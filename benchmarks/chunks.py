@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from attnstore.ingest.reduction import encode_on_device
-from attnstore.store.engine import CACHE_BYTES
+from attnstore.store.arrays.engine import CACHE_BYTES
 
 from .measure import Figure, Setting, Times, size_of
 from .trained import keyframes

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from attnstore.ingest.policies.tiny import prompt_tokenizer
-from attnstore.ingest.policies.vlm import VlmPolicy
+from attnstore.ingest.policies.vlm.policy import VlmPolicy
 
 from .full_pi0 import fill, restore_buffers
 

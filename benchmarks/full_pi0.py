@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.tiny import build_tiny_pi0, prompt_tokenizer
 
 WEIGHT = 0.02

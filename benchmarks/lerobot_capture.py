@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from attnstore.ingest.capture import Record, capture
-from attnstore.ingest.policies.lerobot import adapt_lerobot
+from attnstore.ingest.policies.lerobot.policy import adapt_lerobot
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 ROUNDS = 3

@@ -8,8 +8,8 @@ from __future__ import annotations
 from functools import partial
 
 import attnstore
-from attnstore.query.object_options import TIERS, ObjectOptions
-from attnstore.query.object_part import add_objects
+from attnstore.query.objects.options import TIERS, ObjectOptions
+from attnstore.query.objects.part import add_objects
 from attnstore.store.commits import StorePaths
 
 from .measure import Figure, Setting, Times

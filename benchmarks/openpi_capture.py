@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from attnstore.ingest.policies.openpi import OpenpiPolicy
+from attnstore.ingest.policies.openpi.policy import OpenpiPolicy
 
 from . import capture_process
 from .full_pi0 import fill

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.keyframes import observation
 from attnstore.ingest.policies.base import ATTENTION_ONLY, Observation
 from attnstore.ingest.policies.blocking import Blocked
-from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.probing.forward import Forward
 
 from .full_pi0 import full_policy, tiny_policy

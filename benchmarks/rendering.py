@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.query import Episode
-from attnstore.render import videos
-from attnstore.render.images import render_images
+from attnstore.render.files import episode_videos as videos
+from attnstore.render.files.episode_images import render_images
 
 from .measure import Figure, Setting, Times, size_of
 from .replay import CAMERAS, ingest, shape_of

@@ -17,16 +17,16 @@ import torch
 import attnstore
 from attnstore.ingest import health
 from attnstore.ingest.datasets.base import EpisodeInfo, Frame
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.episode import EpisodeJob, ingest_episode
 from attnstore.ingest.plan import describe_run
 from attnstore.ingest.policies.base import Batch, Observation, PhaseShape, Sample
 from attnstore.ingest.policies.hooks import HookedPolicy, Watched
 from attnstore.query import Episode
-from attnstore.store.geometry import Geometry
+from attnstore.store.commits.run import save_run
+from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.tokens import Axis, Span, Token, TokenLayout
 from attnstore.store.opening import create_store
-from attnstore.store.run import save_run
-from attnstore.store.tokens import Axis, Span, Token, TokenLayout
 
 from .sample import sample_path
 from .trained import HEADS, Keyframe, keyframes

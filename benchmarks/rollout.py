@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from attnstore.query import Episode, open
-from attnstore.query.rollout import rollout, rollout_map
-from attnstore.store.arrays import PolicyShapes
+from attnstore.query.attention.rollout import rollout, rollout_map
+from attnstore.store.arrays.groups import PolicyShapes
 from attnstore.store.commits import Attempt, slug
-from attnstore.store.episode import EpisodeSpec, PhaseSpec
-from attnstore.store.geometry import Geometry
+from attnstore.store.commits.run import RunConfig, save_run
+from attnstore.store.commits.writer import EpisodeWriter
+from attnstore.store.format.episode import EpisodeSpec, PhaseSpec
+from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.precision import PRECISIONS, encode
+from attnstore.store.format.tokens import AlignedAxis, Axis, Span, Token, TokenLayout
 from attnstore.store.opening import create_store
-from attnstore.store.precision import PRECISIONS, encode
-from attnstore.store.run import RunConfig, save_run
-from attnstore.store.tokens import AlignedAxis, Axis, Span, Token, TokenLayout
-from attnstore.store.writer import EpisodeWriter
 
 from .measure import Figure, Setting, timed
 

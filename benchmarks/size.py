@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from attnstore.store.writer import EpisodeWriter
+from attnstore.store.commits.writer import EpisodeWriter
 
 from .labs import padded_prefix, padded_suffix, save_hdf5, save_npy
 from .measure import Figure, Setting, Times, size_of

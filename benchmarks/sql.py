@@ -15,11 +15,11 @@ from typing import Any
 
 import attnstore
 from attnstore.query import Episode
-from attnstore.store import engine
+from attnstore.store.arrays.groups import engine
 from attnstore.store.catalog import refresh
 from attnstore.store.commits import Commit, StorePaths, commit_draft, slug
+from attnstore.store.commits.run import load_run, save_run
 from attnstore.store.opening import create_store
-from attnstore.store.run import load_run, save_run
 
 from .measure import Figure, Setting, Times, timed
 from .replay import ingest, shape_of

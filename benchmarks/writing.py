@@ -15,8 +15,8 @@ from attnstore.ingest.keyframes import describe_episode
 from attnstore.ingest.reduction import encode_on_device
 from attnstore.ingest.writing import WriteQueue
 from attnstore.store.commits import Attempt
+from attnstore.store.commits.writer import EpisodeWriter
 from attnstore.store.opening import create_store
-from attnstore.store.writer import EpisodeWriter
 
 from .measure import size_of
 from .replay import ReplayPolicy, SampleFrames

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from attnstore.store.base_tables import METRICS
+from attnstore.store.tables.base import METRICS
 
 _KEYS = ["phase", "step", "layer", "head", "query_group", "camera"]
 _AGGREGATES = (

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from attnstore.store.axes import STEPPED_PHASES, VISION
+from attnstore.store.format.axes import STEPPED_PHASES, VISION
 
 from .policies.base import ATTENTION_ONLY, EMBEDDING, Generated, Policy, Watch
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from attnstore.store.axes import VISION, phase_path
 from attnstore.store.errors import HealthError, UsageError
-from attnstore.store.geometry import Geometry
-from attnstore.store.tokens import Axis, Span, TokenLayout
+from attnstore.store.format.axes import VISION, phase_path
+from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.tokens import Axis, Span, TokenLayout
 
 from .capture import HiddenRecord, Record
 from .policies.base import Batch, EncoderShape, PhaseShape, Policy, Sample, Watch

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from attnstore.store.commits import Attempt, Commit, StorePaths, slug
+from attnstore.store.commits.run import RunConfig
+from attnstore.store.commits.writer import EpisodeWriter
 from attnstore.store.errors import AttnstoreError
-from attnstore.store.run import RunConfig
-from attnstore.store.writer import EpisodeWriter
 
 from .datasets.base import Dataset, EpisodeInfo, Frame
 from .keyframes import describe_episode, keyframe_indices, observation

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attnstore.store.axes import VISION, split_path
 from attnstore.store.errors import HealthError
-from attnstore.store.generated import DECODE
-from attnstore.store.tokens import TokenLayout
+from attnstore.store.format.axes import VISION, split_path
+from attnstore.store.format.generated import DECODE
+from attnstore.store.format.tokens import TokenLayout
 
 from .capture import Record, Session
 from .policies.base import Batch, PhaseShape

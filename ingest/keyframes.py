@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
-from attnstore.store.arrays import PolicyShapes
-from attnstore.store.axes import split_path
-from attnstore.store.episode import EpisodeSpec, PhaseSpec
+from attnstore.store.arrays.groups import PolicyShapes
 from attnstore.store.errors import EpisodeError
-from attnstore.store.geometry import Geometry
-from attnstore.store.tokens import AlignedAxis, TokenLayout
+from attnstore.store.format.axes import split_path
+from attnstore.store.format.episode import EpisodeSpec, PhaseSpec
+from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.tokens import AlignedAxis, TokenLayout
 
 from .datasets.base import EpisodeInfo, Frame
 from .encoders import all_layouts, all_shapes

@@ -11,8 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from attnstore.store.base_tables import TOKEN_METRICS
-from attnstore.store.chunking import EXPECTED_RATIO, MAP_RATIO, attention_bytes
+from attnstore.store.arrays.chunking import EXPECTED_RATIO, MAP_RATIO, attention_bytes
 from attnstore.store.commits import (
     ATTEMPT_FILE,
     StorePaths,
@@ -20,9 +19,10 @@ from attnstore.store.commits import (
     read_json,
     unreadable_entries,
 )
+from attnstore.store.commits.run import RunConfig
 from attnstore.store.errors import EpisodeError, IntegrityError
-from attnstore.store.run import RunConfig
-from attnstore.store.tokens import TokenLayout
+from attnstore.store.format.tokens import TokenLayout
+from attnstore.store.tables.base import TOKEN_METRICS
 
 from .datasets.base import Dataset, EpisodeInfo
 from .encoders import all_layouts, all_shapes

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attnstore.store.episode import EpisodeSpec, PhaseSpec
-from attnstore.store.generated import DECODE, at_step, with_tokens
-from attnstore.store.statistics import SINK_FRACTION, SINK_THRESHOLD
-from attnstore.store.tokens import GENERATED, Token
-from attnstore.store.writer import EpisodeWriter
+from attnstore.store.commits.writer import EpisodeWriter
+from attnstore.store.format.episode import EpisodeSpec, PhaseSpec
+from attnstore.store.format.generated import DECODE, at_step, with_tokens
+from attnstore.store.format.statistics import SINK_FRACTION, SINK_THRESHOLD
+from attnstore.store.format.tokens import GENERATED, Token
 
 from .aggregates import episode_stats
 from .capture import Record, Session, capture

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.precision import LEVELS, OCTAVES, ZERO_BELOW, dtype, look_up
-from attnstore.store.tokens import Axis, TokenLayout
+from attnstore.store.format.precision import LEVELS, OCTAVES, ZERO_BELOW, dtype, look_up
+from attnstore.store.format.tokens import Axis, TokenLayout
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,7 @@ def reduce(weights: torch.Tensor, query: Axis, groups: Sequence[str]) -> Reducti
 
 
 def encode_on_device(weights: torch.Tensor, precision: str) -> NDArray[Any]:
-    """Code weights as `attnstore.store.precision.encode` does, on their device, and fetch them."""
+    """Code weights as `attnstore.store.format.precision.encode` does, on their device, and fetch them."""
     import torch
 
     if precision == "float16":

@@ -1,6 +1,6 @@
 """Rows of ``head_stats``, ``episode_stats`` and ``sinks`` from a keyframe's reductions.
 
-The definitions are `attnstore.store.statistics`; here they are put over layers, heads and steps.
+The definitions are `attnstore.store.format.statistics`; here they are put over layers, heads and steps.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from attnstore.store.episode import EpisodeSpec, PhaseSpec
-from attnstore.store.statistics import (
+from attnstore.store.format.episode import EpisodeSpec, PhaseSpec
+from attnstore.store.format.statistics import (
     entropy,
     gini,
     grid_variance,
@@ -25,7 +25,7 @@ from attnstore.store.statistics import (
     largest,
     top_mass,
 )
-from attnstore.store.tokens import Axis, Span, TokenLayout
+from attnstore.store.format.tokens import Axis, Span, TokenLayout
 
 from .reduction import Reduction
 
@@ -166,7 +166,7 @@ class HeadStatistics:
 
 
 def _span_mass(key: Axis, mean: Float) -> dict[str, NDArray[np.float64]]:
-    """Attention on the tokens of each coarse span, by `attnstore.store.tokens.Span.mass_name`."""
+    """Attention on the tokens of each coarse span, by `attnstore.store.format.tokens.Span.mass_name`."""
     mass: dict[str, NDArray[np.float64]] = {}
     for span in key:
         total = mean[..., span.start : span.stop].sum(-1, dtype=np.float64)
@@ -185,7 +185,7 @@ def _mass_column(mass: Mapping[str, NDArray[np.float64]], count: int) -> pa.Arra
 
 
 class SinkStatistics:
-    """Finds attention sinks over an episode; see `attnstore.store.statistics.SINK_THRESHOLD`."""
+    """Finds attention sinks over an episode; see `attnstore.store.format.statistics.SINK_THRESHOLD`."""
 
     def __init__(self, threshold: float, fraction: float) -> None:
         self._threshold, self._fraction = threshold, fraction

@@ -1,6 +1,6 @@
 """Rows of ``token_stats``: how each token's hidden state evolves from layer to layer.
 
-The definitions are `attnstore.store.base_tables.TOKEN_METRICS`. Norms far above a layer's median are
+The definitions are `attnstore.store.tables.base.TOKEN_METRICS`. Norms far above a layer's median are
 massive activations (Sun et al. 2024, "Massive Activations in Large Language Models"); on image
 tokens they mark visual sinks.
 """
@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from attnstore.store.base_tables import TOKEN_METRICS
-from attnstore.store.episode import EpisodeSpec, PhaseSpec
 from attnstore.store.errors import HealthError
-from attnstore.store.tokens import TokenLayout
+from attnstore.store.format.episode import EpisodeSpec, PhaseSpec
+from attnstore.store.format.tokens import TokenLayout
+from attnstore.store.tables.base import TOKEN_METRICS
 
 from .capture import HiddenRecord
 from .encoders import owners

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from attnstore.store.errors import EpisodeError
-from attnstore.store.views import earlier, goal
+from attnstore.store.format.views import earlier, goal
 
 from .datasets.base import CameraFrame, Dataset, EpisodeInfo, Frame
 from .policies.base import Policy, WindowPolicy

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from attnstore.store.reader import Episode
 
-from .store import Store, open
+from .sql.store import Store, open
 
 __all__ = ["Episode", "Store", "open"]

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from attnstore.store.cnn import GROUP, OBJECTIVE, RESPONSE, CnnSpec, read_spec
+from attnstore.store.arrays.engine import Block, Index
 from attnstore.store.commits import Commit, StorePaths
-from attnstore.store.engine import Block, Index
+from attnstore.store.commits.cnn import GROUP, OBJECTIVE, RESPONSE, CnnSpec, read_spec
+from attnstore.store.commits.part import Part
 from attnstore.store.errors import IntegrityError, NotFoundError, SelectionError
-from attnstore.store.part import Part
 
-from .store import Store
+from .sql.store import Store
 
 MAX_BYTES = 2 << 30
 """Largest block that is read: a store is untrusted data."""

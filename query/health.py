@@ -7,11 +7,11 @@ from typing import Any
 
 from attnstore.store.catalog.rows import quoted
 from attnstore.store.commits.quarantine import quarantined
+from attnstore.store.commits.run import RunConfig
 from attnstore.store.commits.verify import verify
-from attnstore.store.run import RunConfig
 
-from .chosen import Chosen
-from .store import Store
+from .sql.chosen import Chosen
+from .sql.store import Store
 
 CHEAP = 1 << 30
 """Bytes that are read within seconds to compare every file's SHA-256."""

@@ -10,15 +10,16 @@ from attnstore.store.errors import UsageError
 from attnstore.store.reader.episode import Episode
 from attnstore.store.reader.selection import check_index
 
-from . import heatmap, image_file, overlay, video
-from .labtree import Drawing
-from .layout import Box
-from .look import Look
-from .scale import ColorScale
-from .scene import Scene, decode_frame
-from .sheet import fit_image
-from .source import check_cameras, check_layers, check_query, check_step
-from .track import LayerMaps
+from .files import video
+from .picture import heatmap, image_file, overlay
+from .picture.drawing import Drawing
+from .picture.layout import Box
+from .picture.look import Look
+from .picture.scale import ColorScale
+from .picture.scene import Scene, decode_frame
+from .picture.sheet import fit_image
+from .picture.source import check_cameras, check_layers, check_query, check_step
+from .picture.track import LayerMaps
 
 # resolved: an editable install consists of links, and files outside the folder are not served
 PAGE = Path(__file__).resolve().parent / "viewer"

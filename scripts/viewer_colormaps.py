@@ -7,11 +7,11 @@ import sys
 
 import numpy as np
 
-from attnstore.render.colormap import CODES, table
+from attnstore.render.picture.colormap import CODES, table
 
 HEAD = """\
 // 256 RGB colours each, from low to high, in base64. Written by scripts/viewer_colormaps.py from
-// render/colormap.py, and from ColorBrewer's RdBu, between whose 11 colours it interpolates.
+// render/picture/colormap.py, and from ColorBrewer's RdBu, between whose 11 colours it interpolates.
 
 /** @type {Record<string, string>} */
 export const ENCODED = {"""

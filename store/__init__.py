@@ -10,12 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .arrays import PolicyShapes
+    from .arrays.groups import PolicyShapes
     from .catalog import Generation, connect, rebuild, refresh
     from .commits import Attempt, Commit, StorePaths, all_commits, latest_commit
-    from .commits.garbage import Collected, collect
+    from .commits.part import Part
+    from .commits.run import RunConfig, load_run, run_ids, save_run
     from .commits.verify import Problem
-    from .episode import EpisodeSpec, PhaseSpec
+    from .commits.writer import EpisodeWriter
     from .errors import (
         AttnstoreError,
         ConflictError,
@@ -29,12 +30,11 @@ if TYPE_CHECKING:
         UnsupportedFormatError,
         UsageError,
     )
-    from .geometry import Geometry
+    from .format.episode import EpisodeSpec, PhaseSpec
+    from .format.geometry import Geometry
+    from .format.tokens import AlignedAxis, Axis, Span, Token, TokenLayout
+    from .garbage import Collected, collect
     from .opening import create_store, open_store
-    from .part import Part
-    from .run import RunConfig, load_run, run_ids, save_run
-    from .tokens import AlignedAxis, Axis, Span, Token, TokenLayout
-    from .writer import EpisodeWriter
 
 __all__ = [
     "AlignedAxis",
@@ -80,12 +80,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "arrays": ("PolicyShapes",),
+    "arrays.groups": ("PolicyShapes",),
     "catalog": ("Generation", "connect", "rebuild", "refresh"),
     "commits": ("Attempt", "Commit", "StorePaths", "all_commits", "latest_commit"),
-    "commits.garbage": ("Collected", "collect"),
+    "garbage": ("Collected", "collect"),
     "commits.verify": ("Problem",),
-    "episode": ("EpisodeSpec", "PhaseSpec"),
+    "format.episode": ("EpisodeSpec", "PhaseSpec"),
     "errors": (
         "AttnstoreError",
         "ConflictError",
@@ -99,12 +99,12 @@ _HOMES = {
         "UnsupportedFormatError",
         "UsageError",
     ),
-    "geometry": ("Geometry",),
-    "part": ("Part",),
+    "format.geometry": ("Geometry",),
+    "commits.part": ("Part",),
     "opening": ("create_store", "open_store"),
-    "run": ("RunConfig", "load_run", "run_ids", "save_run"),
-    "tokens": ("AlignedAxis", "Axis", "Span", "Token", "TokenLayout"),
-    "writer": ("EpisodeWriter",),
+    "commits.run": ("RunConfig", "load_run", "run_ids", "save_run"),
+    "format.tokens": ("AlignedAxis", "Axis", "Span", "Token", "TokenLayout"),
+    "commits.writer": ("EpisodeWriter",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -7,8 +7,6 @@ import uuid
 from pathlib import Path
 
 from .commits import (
-    FORMAT_MAJOR,
-    FORMAT_MINOR,
     MARKER,
     PULLED,
     StorePaths,
@@ -18,6 +16,7 @@ from .commits import (
     sync_directory,
 )
 from .errors import UsageError
+from .format.version import FORMAT_MAJOR, FORMAT_MINOR
 from .remote.mirror import open_mirror
 from .remote.pulled import PulledPaths
 from .remote.transport import is_url, local_path

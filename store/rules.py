@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from .commits import Commit
 from .errors import UsageError
-from .generated import DECODE
-from .statistics import grid_variance, image_variance
+from .format.generated import DECODE
+from .format.statistics import grid_variance, image_variance
 
 Active = Literal["image", "lab"]
 """By which variance a head is active: over the patches that show image, weighted by their coverage,

@@ -27,8 +27,8 @@ from attnstore.ingest.capture import Record, capture
 from attnstore.ingest.policies.base import Batch
 from attnstore.ingest.policies.blocking import Blocked, BlockingPolicy
 from attnstore.store.errors import HealthError, UsageError
-from attnstore.store.generated import at_step
-from attnstore.store.tokens import TokenLayout
+from attnstore.store.format.generated import at_step
+from attnstore.store.format.tokens import TokenLayout
 
 ROUNDING = {"float32": 2e-6, "bfloat16": 2**-8, "float16": 2**-10}
 Place = tuple[str, int, int | None]

@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 
 import attnstore
 from attnstore.ingest.datasets.base import EpisodeInfo
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.episode import EpisodeJob, ingest_episode
-from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.tiny import build_tiny_pi0
 from attnstore.query import Episode
-from attnstore.store.episode import EpisodeSpec, PhaseSpec
-from attnstore.store.geometry import Geometry
+from attnstore.store.commits.part import Part
+from attnstore.store.commits.run import RunConfig, save_run
+from attnstore.store.format.episode import EpisodeSpec, PhaseSpec
+from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.tokens import AlignedAxis, Axis, Span, Token
 from attnstore.store.opening import create_store
-from attnstore.store.part import Part
-from attnstore.store.run import RunConfig, save_run
-from attnstore.store.tokens import AlignedAxis, Axis, Span, Token
 
 LAYERS, HEADS, STEPS, CHUNK = 3, 8, 3, 5
 SAMPLE = "2025-12-12_10-14-19"

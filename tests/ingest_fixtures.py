@@ -18,20 +18,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.episode import EpisodeJob
 from attnstore.ingest.pipeline import Outcome, provenance
 from attnstore.ingest.plan import describe_run
 from attnstore.ingest.policies.base import ATTENTION_ONLY, Observation, Policy, Watch
-from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.registry import load_policy
 from attnstore.ingest.policies.tiny import build_tiny_pi0
 from attnstore.store.commits import Commit, StorePaths, all_commits
+from attnstore.store.commits.part import Part
+from attnstore.store.commits.run import save_run
 from attnstore.store.commits.verify import verify
 from attnstore.store.opening import create_store, open_store
-from attnstore.store.part import Part
-from attnstore.store.run import save_run
-from attnstore.store.tables import TABLES
+from attnstore.store.tables.inventory import TABLES
 
 CAMERAS = ("hand_camera", "varied_camera_1")
 STEPS = 3
@@ -240,7 +240,7 @@ import cv2, duckdb, h5py, numpy, pyarrow.parquet, rich.progress, tensorstore, to
 from transformers import AutoProcessor, PI0Config, PI0ForConditionalGeneration, PI0ImageProcessor, PI0Processor
 from transformers.models.paligemma import modeling_paligemma
 from transformers.models.siglip import modeling_siglip
-import attnstore.ingest.policies.pi0, attnstore.ingest.recorder, attnstore.ingest.workers
+import attnstore.ingest.policies.pi0.policy, attnstore.ingest.recorder, attnstore.ingest.workers
 from attnstore.cli import main
 
 def child(arguments, output):

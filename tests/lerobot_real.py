@@ -19,12 +19,12 @@ from lerobot_fixture_real import CHUNK, STEPS, save_act, save_pi, save_smolvla, 
 from policy_contract import Captured, Case, as_array
 from safetensors.torch import load_file, save_file
 
-from attnstore.ingest.datasets.droid import DroidDataset
-from attnstore.ingest.datasets.lerobot import LeRobotDataset
-from attnstore.ingest.datasets.lerobot_export import export_copy
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
+from attnstore.ingest.datasets.lerobot.dataset import LeRobotDataset
+from attnstore.ingest.datasets.lerobot.export import export_copy
 from attnstore.ingest.policies.base import Batch, ObservationError, PolicyError
-from attnstore.ingest.policies.lerobot import load_lerobot
-from attnstore.ingest.policies.lerobot_base import LeRobotPolicy
+from attnstore.ingest.policies.lerobot.base import LeRobotPolicy
+from attnstore.ingest.policies.lerobot.policy import load_lerobot
 
 WORDS = ("put the red cube onto the pink plate", "wipe")
 

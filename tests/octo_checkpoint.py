@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from attnstore.ingest.policies.octo_loading import _octo_model
+from attnstore.ingest.policies.octo.loading import _octo_model
 from attnstore.ingest.policies.tiny import PROMPTS
 
 

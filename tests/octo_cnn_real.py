@@ -21,7 +21,7 @@ from attnstore.cli import cli
 from attnstore.ingest.cnn.base import find_layer
 from attnstore.ingest.cnn.maximisation import Maximisation, maximise
 from attnstore.ingest.cnn.octo_network import OctoStem, load_stem
-from attnstore.ingest.policies.octo_loading import load_octo
+from attnstore.ingest.policies.octo.loading import load_octo
 from attnstore.query.cnn import cnn_results
 from attnstore.store.errors import UsageError
 

@@ -23,7 +23,7 @@ from policy_contract import Case, as_array, run_captured, valid_weights
 
 from attnstore.ingest.capture import capture
 from attnstore.ingest.policies.base import Observation
-from attnstore.ingest.policies.octo import OctoPolicy
+from attnstore.ingest.policies.octo.policy import OctoPolicy
 
 GREEN = "place the green cube into the pink bowl"
 SIDE, WRIST = "varied_camera_1", "hand_camera"

@@ -8,9 +8,9 @@ import pytest
 from ingest_fixtures import make_job, write_droid
 from octo_fixture import build_octo
 
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.episode import ingest_episode
-from attnstore.ingest.policies.octo import OctoPolicy
+from attnstore.ingest.policies.octo.policy import OctoPolicy
 from attnstore.query import Store
 from attnstore.query import open as open_for_reading
 

@@ -26,7 +26,7 @@ from policy_contract import Case, as_array, run_captured
 
 from attnstore.ingest.capture import capture
 from attnstore.ingest.policies.base import Observation, PolicyError, Watch
-from attnstore.ingest.policies.openpi import OpenpiPolicy
+from attnstore.ingest.policies.openpi.policy import OpenpiPolicy
 from attnstore.store.errors import UsageError
 
 STATS = {"mean": [0.1] * 8, "std": [0.9] * 8, "q01": [-2.0] * 7 + [0.0], "q99": [2.0] * 7 + [1.0]}

@@ -28,18 +28,18 @@ from ingest_fixtures import arrays_of, commits, make_job, problems
 from numpy.typing import NDArray
 
 from attnstore.ingest.capture import Record, Session, capture
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.episode import ingest_episode
 from attnstore.ingest.health import ROW_TOLERANCE
 from attnstore.ingest.keyframes import observation
 from attnstore.ingest.policies.base import Batch, Observation, Policy
 from attnstore.ingest.views import keyframe_views
 from attnstore.query import Episode
-from attnstore.store.axes import STEPPED_PHASES
-from attnstore.store.generated import at_step
-from attnstore.store.naming import default_group
-from attnstore.store.part import Part
-from attnstore.store.tokens import Axis, TokenLayout
+from attnstore.store.commits.part import Part
+from attnstore.store.format.axes import STEPPED_PHASES
+from attnstore.store.format.generated import at_step
+from attnstore.store.format.naming import default_group
+from attnstore.store.format.tokens import Axis, TokenLayout
 
 
 def sample_episode() -> DroidDataset:

@@ -11,8 +11,8 @@ import torch
 
 from attnstore.ingest.policies.base import Batch, Observation, PhaseShape, Sample
 from attnstore.ingest.policies.hooks import HookedPolicy, Watched
-from attnstore.store.geometry import Geometry
-from attnstore.store.tokens import Axis, Span, TokenLayout
+from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.tokens import Axis, Span, TokenLayout
 
 GRID = (4, 4)
 DOF, PADDED, HORIZON = 3, 5, 2

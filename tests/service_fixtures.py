@@ -26,9 +26,9 @@ from store_fixtures import (
 )
 
 from attnstore.store.commits import Attempt, StorePaths, all_commits, slug
+from attnstore.store.commits.run import save_run
+from attnstore.store.commits.writer import EpisodeWriter
 from attnstore.store.opening import create_store
-from attnstore.store.run import save_run
-from attnstore.store.writer import EpisodeWriter
 
 TOKEN = "a-token-for-tests-0123456789"
 SCRIPT = "<script>alert('x')</script>"

@@ -16,8 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from attnstore.store.arrays import PolicyShapes
-from attnstore.store.base_tables import METRICS
+from attnstore.store.arrays.groups import PolicyShapes
 from attnstore.store.commits import (
     Attempt,
     Commit,
@@ -27,12 +26,13 @@ from attnstore.store.commits import (
     latest_commit,
     slug,
 )
-from attnstore.store.episode import EpisodeSpec, PhaseSpec
-from attnstore.store.generated import at_step, reserve, with_tokens
-from attnstore.store.geometry import Geometry
-from attnstore.store.precision import encode
-from attnstore.store.run import RunConfig, save_run
-from attnstore.store.statistics import (
+from attnstore.store.commits.run import RunConfig, save_run
+from attnstore.store.commits.writer import EpisodeWriter
+from attnstore.store.format.episode import EpisodeSpec, PhaseSpec
+from attnstore.store.format.generated import at_step, reserve, with_tokens
+from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.precision import encode
+from attnstore.store.format.statistics import (
     entropy,
     gini,
     grid_variance,
@@ -43,9 +43,9 @@ from attnstore.store.statistics import (
     largest,
     top_mass,
 )
-from attnstore.store.tables import TABLES
-from attnstore.store.tokens import AlignedAxis, Axis, Span, Token, TokenLayout
-from attnstore.store.writer import EpisodeWriter
+from attnstore.store.format.tokens import AlignedAxis, Axis, Span, Token, TokenLayout
+from attnstore.store.tables.base import METRICS
+from attnstore.store.tables.inventory import TABLES
 
 CAMERAS = ("hand_camera", "varied_camera_1")
 SOURCE = (36, 64)

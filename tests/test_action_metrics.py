@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from attnstore.store.action_metrics import action_metrics, curve_area
 from attnstore.store.errors import UsageError
-from attnstore.store.probe_tables import ACTION_METRICS
+from attnstore.store.format.action_metrics import action_metrics, curve_area
+from attnstore.store.tables.probes import ACTION_METRICS
 
 CHUNK = arrays(
     np.float64, (3, 4), elements=st.floats(-5, 5).map(lambda x: round(x, 3)), fill=st.nothing()

@@ -26,20 +26,20 @@ import attnstore
 from attnstore.cli import cli
 from attnstore.ingest.probing.keyframe import MapChoice, stored_keyframes
 from attnstore.query import Episode, Store
-from attnstore.query.camera_shares import camera_shares
-from attnstore.query.chosen import choose
-from attnstore.query.named import named_query
-from attnstore.query.object_choice import latest_object_parts
-from attnstore.query.object_options import ObjectOptions
-from attnstore.query.object_part import add_objects
-from attnstore.query.object_results import load_object_results
-from attnstore.query.role_lift import role_lifts
-from attnstore.query.timelines import timelines
+from attnstore.query.attention.camera_shares import camera_shares
+from attnstore.query.objects.choice import latest_object_parts
+from attnstore.query.objects.episode_timelines import timelines
+from attnstore.query.objects.options import ObjectOptions
+from attnstore.query.objects.part import add_objects
+from attnstore.query.objects.results import load_object_results
+from attnstore.query.objects.role_lift import role_lifts
+from attnstore.query.sql.chosen import choose
+from attnstore.query.sql.named import named_query
 from attnstore.render import render_images, render_videos
+from attnstore.render.picture.track import LayerMaps
 from attnstore.render.report.document import Table
 from attnstore.render.report.looking import heads as heads_section
 from attnstore.render.report.looking import overlays
-from attnstore.render.track import LayerMaps
 from attnstore.store.errors import NotFoundError
 from attnstore.store.opening import create_store
 from attnstore.store.rules import NO_HEAD, Active

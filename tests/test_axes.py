@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from attnstore.store.axes import PHASES, STEPPED_PHASES, attention_dims, map_dims
+from attnstore.store.format.axes import PHASES, STEPPED_PHASES, attention_dims, map_dims
 
 # Written out, as the format defines them: not computed from the code.
 ATTENTION = {

@@ -19,7 +19,7 @@ from ingest_fixtures import LAYERS, observe
 from attnstore.ingest.policies.base import ATTENTION_ONLY, Observation
 from attnstore.ingest.policies.blocking import Blocked, block_multihead
 from attnstore.ingest.policies.hooks import Watched
-from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.probing.forward import Forward, Ran
 from attnstore.store.errors import HealthError
 

@@ -13,7 +13,7 @@ from policy_contract import state_of
 
 from attnstore.ingest.capture import Record, capture
 from attnstore.ingest.policies.base import Batch
-from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.tiny import build_tiny_pi0
 from attnstore.store.errors import HealthError
 

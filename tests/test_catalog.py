@@ -31,9 +31,9 @@ from attnstore.store.commits import (
     remove_part,
 )
 from attnstore.store.errors import UsageError
-from attnstore.store.ledger import LEDGER
 from attnstore.store.opening import create_store
-from attnstore.store.tables import ALL_TABLES, TABLES
+from attnstore.store.tables.inventory import ALL_TABLES, TABLES
+from attnstore.store.tables.ledger import LEDGER
 
 module = sys.modules["attnstore.store.catalog.generations"]
 ROOT = Path(__file__).parents[1]

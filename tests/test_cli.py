@@ -20,7 +20,7 @@ from store_fixtures import flip_byte, random_episode, write_episode
 
 import attnstore
 from attnstore.cli import cli
-from attnstore.render.track import LayerMaps
+from attnstore.render.picture.track import LayerMaps
 from attnstore.store.opening import create_store
 
 

@@ -146,7 +146,10 @@ class TestGood:
     def test_policies(self, run: Run) -> None:
         assert {x.split()[0] for x in run("policies").out.splitlines()} >= {"pi0", "openpi", "octo"}
         rows = [json.loads(line) for line in run("policies", "--json").out.splitlines()]
-        assert {"name": "pi0", "adapter": "attnstore.ingest.policies.pi0:Pi0Policy"} in rows
+        assert {
+            "name": "pi0",
+            "adapter": "attnstore.ingest.policies.pi0.policy:Pi0Policy",
+        } in rows
 
 
 class TestStore:

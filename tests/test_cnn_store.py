@@ -24,10 +24,10 @@ from attnstore.cli import cli
 from attnstore.ingest.cnn.maximisation import Maximisation, maximise
 from attnstore.ingest.cnn.torch_network import TorchNetwork
 from attnstore.query.cnn import CnnResult, cnn_results
-from attnstore.store.cnn import GROUP, CnnSpec
-from attnstore.store.commits.garbage import collect
+from attnstore.store.commits.cnn import GROUP, CnnSpec
 from attnstore.store.commits.verify import verify
 from attnstore.store.errors import AttnstoreError, IntegrityError, NotFoundError
+from attnstore.store.garbage import collect
 from attnstore.store.opening import create_store
 
 NETWORK = ("--network", "cnn_networks:make", "--weights", "random", "--init-seed", "7")

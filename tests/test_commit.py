@@ -29,7 +29,8 @@ from attnstore.store.commits import (
     slug,
     unreadable_entries,
 )
-from attnstore.store.commits.garbage import collect
+from attnstore.store.commits.part import Part
+from attnstore.store.commits.run import load_run, run_ids
 from attnstore.store.commits.verify import verify
 from attnstore.store.errors import (
     ConflictError,
@@ -38,9 +39,8 @@ from attnstore.store.errors import (
     UnsupportedFormatError,
     UsageError,
 )
+from attnstore.store.garbage import collect
 from attnstore.store.opening import create_store, open_store
-from attnstore.store.part import Part
-from attnstore.store.run import load_run, run_ids
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}

@@ -25,13 +25,13 @@ from store_fixtures import (
 import attnstore
 from attnstore.commands.compare import compare as command
 from attnstore.query import Store
-from attnstore.query.compare import Comparison, compare
-from attnstore.render.compare_plot import draw_comparison
+from attnstore.query.groups.comparison import Comparison, compare
+from attnstore.render.charts.comparison import draw_comparison
 from attnstore.store.commits import Attempt, StorePaths, slug
+from attnstore.store.commits.run import save_run
+from attnstore.store.commits.writer import EpisodeWriter
 from attnstore.store.errors import AttnstoreError, SelectionError, UsageError
 from attnstore.store.opening import create_store
-from attnstore.store.run import save_run
-from attnstore.store.writer import EpisodeWriter
 
 SUCCESSES, FAILURES = 6, 5
 SHORT, LONG = 2, 4

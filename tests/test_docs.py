@@ -6,11 +6,11 @@ from pathlib import Path
 
 from store_fixtures import random_episode, write_episode
 
-from attnstore.store.axes import attention_dims, map_dims
 from attnstore.store.catalog.tables import CATALOG
+from attnstore.store.commits.part import Part
+from attnstore.store.format.axes import attention_dims, map_dims
 from attnstore.store.opening import create_store
-from attnstore.store.part import Part
-from attnstore.store.tables import TABLES
+from attnstore.store.tables.inventory import TABLES
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -1,7 +1,7 @@
 """Run the examples of every docstring.
 
-Not with ``pytest --doctest-modules``: it would import ``store/tokens.py`` a second time, as a
-module of its own beside ``attnstore.store.tokens``.
+Not with ``pytest --doctest-modules``: it would import ``store/format/tokens.py`` a second time, as a
+module of its own beside ``attnstore.store.format.tokens``.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
 from attnstore.query import Episode
-from attnstore.query.drift import (
+from attnstore.query.attention.drift import (
     keyframe_divergence,
     keyframe_drift,
     pairwise_divergence,

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from store_fixtures import flip_byte, write_episode
 
-from attnstore.store import engine as module
+from attnstore.store.arrays import engine as module
+from attnstore.store.arrays.engine import Index, engine_name, open_block
 from attnstore.store.commits import ARRAYS, Commit, StorePaths
-from attnstore.store.engine import Index, engine_name, open_block
 from attnstore.store.errors import IntegrityError, UsageError
 from attnstore.store.opening import create_store
 

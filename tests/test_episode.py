@@ -17,12 +17,12 @@ from store_fixtures import RandomEpisode, random_episode, write_episode
 
 import attnstore
 from attnstore.query import Episode
-from attnstore.store.arrays import MAP_BITS
+from attnstore.store.arrays.groups import MAP_BITS
 from attnstore.store.errors import NotFoundError, SelectionError
-from attnstore.store.geometry import Geometry
+from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.precision import decode, encode
+from attnstore.store.format.tokens import AlignedAxis
 from attnstore.store.opening import create_store
-from attnstore.store.precision import decode, encode
-from attnstore.store.tokens import AlignedAxis
 
 Stored = tuple[Episode, RandomEpisode, str]
 NAME = "success/2025-01-01/2025-01-01_10-00-00"

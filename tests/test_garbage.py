@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from store_fixtures import write_episode
 
+from attnstore.store import garbage as module
 from attnstore.store.catalog import connect, generations, refresh
 from attnstore.store.commits import (
     Attempt,
@@ -21,10 +22,9 @@ from attnstore.store.commits import (
     create_exclusive,
     latest_commit,
 )
-from attnstore.store.commits import garbage as module
-from attnstore.store.commits.garbage import collect
 from attnstore.store.commits.verify import verify
 from attnstore.store.errors import ConflictError
+from attnstore.store.garbage import collect
 from attnstore.store.opening import create_store
 
 SMALL: dict[str, Any] = {"keyframes": 1, "layers": 1, "heads": 1, "steps": 1, "grid": (2, 2)}

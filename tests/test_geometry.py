@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
-from attnstore.store.geometry import Geometry
+from attnstore.store.format.geometry import Geometry
 
 HD = Geometry.letterbox((720, 1280), (224, 224), (14, 14))
 

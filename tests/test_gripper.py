@@ -18,9 +18,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from attnstore.ingest.datasets.droid import DroidDataset
-from attnstore.query.gripper import GRIPPER, GripperShape, open_gripper_masks
-from attnstore.query.projection import (
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
+from attnstore.query.objects.gripper import (
+    GRIPPER,
+    GripperShape,
+    open_gripper_masks,
+)
+from attnstore.query.objects.projection import (
     NEAR,
     box_edges,
     convex_outline,
@@ -28,7 +32,7 @@ from attnstore.query.projection import (
     pose_matrix,
     project_edges,
 )
-from attnstore.query.recording import read_recording
+from attnstore.query.objects.recording import read_recording
 from attnstore.store.errors import EpisodeError, MissingExtraError
 
 INTRINSICS = np.array([[100.0, 0, 50], [0, 100, 40], [0, 0, 1]])

@@ -26,7 +26,12 @@ from store_fixtures import write_episode
 
 import attnstore
 from attnstore.query import Episode
-from attnstore.query.heads import average_linkage, cluster_heads, head_distance, leaf_order
+from attnstore.query.attention.heads import (
+    average_linkage,
+    cluster_heads,
+    head_distance,
+    leaf_order,
+)
 from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.opening import create_store
 

@@ -13,17 +13,17 @@ import torch
 from ingest_fixtures import CHUNK, LAYERS, STEPS, Watcher, commits, make_job, problems
 
 from attnstore.ingest.capture import Record, Session
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.episode import ingest_episode
 from attnstore.ingest.health import ROW_TOLERANCE, check_axes, check_rows
 from attnstore.ingest.pipeline import ingest_all
 from attnstore.ingest.policies.base import Batch, PhaseShape, Sample
-from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.tiny import build_tiny_pi0
 from attnstore.store.commits import all_commits
 from attnstore.store.commits.quarantine import quarantined
 from attnstore.store.errors import HealthError
-from attnstore.store.tokens import Axis, Span, TokenLayout
+from attnstore.store.format.tokens import Axis, Span, TokenLayout
 
 Damage = Callable[[torch.Tensor], torch.Tensor | None]
 

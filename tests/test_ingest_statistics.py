@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 
 from attnstore.ingest.aggregates import episode_stats
 from attnstore.ingest.capture import capture
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.episode import ingest_episode
 from attnstore.ingest.keyframes import keyframe_indices, observation
-from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.reduction import reduce
 from attnstore.ingest.statistics import HeadStatistics, PhaseReductions, SinkStatistics
-from attnstore.store.arrays import MAP_BITS
-from attnstore.store.base_tables import METRICS
-from attnstore.store.episode import EpisodeSpec, PhaseSpec
-from attnstore.store.geometry import Geometry
-from attnstore.store.part import Part
-from attnstore.store.tables import TABLES
-from attnstore.store.tokens import AlignedAxis, Axis, Span, Token, TokenLayout
+from attnstore.store.arrays.groups import MAP_BITS
+from attnstore.store.commits.part import Part
+from attnstore.store.format.episode import EpisodeSpec, PhaseSpec
+from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.tokens import AlignedAxis, Axis, Span, Token, TokenLayout
+from attnstore.store.tables.base import METRICS
+from attnstore.store.tables.inventory import TABLES
 
 Weights = NDArray[np.float64]
 Row = dict[str, Any]

@@ -34,15 +34,20 @@ from lerobot_fixture_models import (
 from policy_contract import Case
 
 from attnstore.ingest.capture import capture
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.policies.base import Observation, ObservationError, PolicyError, Watch
-from attnstore.ingest.policies.lerobot import FAMILIES, adapt_lerobot, load_lerobot, parse_cameras
-from attnstore.ingest.policies.lerobot_base import LeRobotPolicy
-from attnstore.ingest.policies.lerobot_loading import check_weights
+from attnstore.ingest.policies.lerobot.base import LeRobotPolicy
+from attnstore.ingest.policies.lerobot.loading import check_weights
+from attnstore.ingest.policies.lerobot.policy import (
+    FAMILIES,
+    adapt_lerobot,
+    load_lerobot,
+    parse_cameras,
+)
 from attnstore.ingest.policies.registry import load_policy
 from attnstore.ingest.policies.resnet_field import resnet_geometry
 from attnstore.store.errors import AttnstoreError, MissingExtraError, NotFoundError, UsageError
-from attnstore.store.tokens import Axis
+from attnstore.store.format.tokens import Axis
 
 WORDS = ("put the red cube onto the pink plate", "wipe")
 

@@ -21,8 +21,8 @@ from lerobot_fixture_datasets import (
 )
 
 from attnstore.cli import main
-from attnstore.ingest.datasets.lerobot import LeRobotDataset
-from attnstore.ingest.datasets.lerobot_export import export_copy
+from attnstore.ingest.datasets.lerobot.dataset import LeRobotDataset
+from attnstore.ingest.datasets.lerobot.export import export_copy
 from attnstore.store.errors import AttnstoreError, UsageError
 
 Run = Callable[..., tuple[int, str, str]]

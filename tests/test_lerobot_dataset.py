@@ -32,8 +32,8 @@ from lerobot_fixture_datasets import (
     write_video,
 )
 
-from attnstore.ingest.datasets.lerobot import LeRobotDataset
-from attnstore.ingest.datasets.lerobot_outcome import read_outcomes
+from attnstore.ingest.datasets.lerobot.dataset import LeRobotDataset
+from attnstore.ingest.datasets.lerobot.outcome import read_outcomes
 from attnstore.store.errors import AttnstoreError, EpisodeError, NotFoundError, UsageError
 
 WRITERS: dict[str, Callable[..., Path]] = {"v2.1": write_v21, "v3.0": write_v30}

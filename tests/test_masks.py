@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from attnstore.query.masks import open_detector_masks
+from attnstore.query.objects.masks import open_detector_masks
 from attnstore.store.errors import EpisodeError
-from attnstore.store.rle import decode_rle, encode_rle, format_counts, parse_counts
+from attnstore.store.format.rle import decode_rle, encode_rle, format_counts, parse_counts
 
 SIZE = (4, 6)
 EPISODE = "failure/2025-12-10/2025-12-10_09-07-36"

@@ -31,12 +31,12 @@ from mutations import mutated
 from numpy.typing import NDArray
 from PIL import Image
 
-from attnstore.ingest.datasets.droid import DroidDataset
-from attnstore.ingest.datasets.lerobot import LeRobotDataset
-from attnstore.ingest.datasets.lerobot_outcome import read_outcomes
-from attnstore.query.masks import open_detector_masks
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
+from attnstore.ingest.datasets.lerobot.dataset import LeRobotDataset
+from attnstore.ingest.datasets.lerobot.outcome import read_outcomes
+from attnstore.query.objects.masks import open_detector_masks
 from attnstore.store.errors import AttnstoreError, EpisodeError, UsageError
-from attnstore.store.rle import encode_rle
+from attnstore.store.format.rle import encode_rle
 
 CAMERAS = ("hand_camera", "varied_camera_1")
 LENGTH = 3

@@ -17,15 +17,15 @@ from store_fixtures import CAMERAS, POLICY, random_episode, run_config, write_bl
 
 import attnstore
 from attnstore.query import Episode, Store
-from attnstore.query.named import NAMED, named_query
-from attnstore.store.action_metrics import curve_area
+from attnstore.query.sql.named import NAMED, named_query
 from attnstore.store.commits import Attempt, StorePaths, slug
+from attnstore.store.commits.run import save_run
+from attnstore.store.commits.writer import EpisodeWriter
 from attnstore.store.errors import NotFoundError
+from attnstore.store.format.action_metrics import curve_area
 from attnstore.store.opening import create_store
-from attnstore.store.parquet import write_table
-from attnstore.store.probe_tables import PROBE_TABLES
-from attnstore.store.run import save_run
-from attnstore.store.writer import EpisodeWriter
+from attnstore.store.tables.parquet import write_table
+from attnstore.store.tables.probes import PROBE_TABLES
 
 Row = dict[str, Any]
 NAMES = ("success/2025-01-01/e0", "success/2025-01-01/e1", "failure/2025-01-01/e2")

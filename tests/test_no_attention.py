@@ -13,18 +13,18 @@ from numpy.testing import assert_array_equal
 from probe_fixtures import HORIZON, Look, PlantedPolicy
 
 import attnstore
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.pipeline import ingest_all
 from attnstore.query import Store
-from attnstore.query.camera_shares import camera_shares
-from attnstore.query.chosen import choose
-from attnstore.query.compare import compare
-from attnstore.query.heads import cluster_heads, head_distance
+from attnstore.query.attention.camera_shares import camera_shares
+from attnstore.query.attention.heads import cluster_heads, head_distance
+from attnstore.query.groups.comparison import compare
+from attnstore.query.sql.chosen import choose
 from attnstore.render.report.document import Table
 from attnstore.render.report.looking import looking
 from attnstore.render.report.write import write_report
 from attnstore.store.errors import UsageError
-from attnstore.store.geometry import Geometry
+from attnstore.store.format.geometry import Geometry
 
 GEOMETRY = Geometry.letterbox((36, 64), (56, 56), (14, 14))
 SEEN, UNSEEN = CAMERAS

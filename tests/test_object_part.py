@@ -23,17 +23,25 @@ from store_fixtures import (
 
 from attnstore.commands.ingest import RunChoice, run_ingest
 from attnstore.commands.objects import objects
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.policies.registry import load_policy
 from attnstore.ingest.workers import PolicySpec
 from attnstore.query import Episode, Store
 from attnstore.query import open as open_store_for_reading
-from attnstore.query.masks import open_detector_masks
-from attnstore.query.object_options import ObjectOptions, Tier
-from attnstore.query.object_part import Added, add_objects, find_episode, match_frames
-from attnstore.query.objects import cover_patches, object_metrics
+from attnstore.query.objects.masks import open_detector_masks
+from attnstore.query.objects.options import ObjectOptions, Tier
+from attnstore.query.objects.overlap import cover_patches, object_metrics
+from attnstore.query.objects.part import (
+    Added,
+    add_objects,
+    find_episode,
+    match_frames,
+)
 from attnstore.store.commits import Attempt, StorePaths, latest_commit, log_of, slug
+from attnstore.store.commits.part import Part
+from attnstore.store.commits.run import save_run
 from attnstore.store.commits.verify import verify
+from attnstore.store.commits.writer import EpisodeWriter
 from attnstore.store.errors import (
     ConflictError,
     EpisodeError,
@@ -42,13 +50,10 @@ from attnstore.store.errors import (
     SelectionError,
     UsageError,
 )
-from attnstore.store.object_tables import OBJECT_METRICS
+from attnstore.store.format.rle import decode_rle
 from attnstore.store.opening import create_store
-from attnstore.store.part import Part
-from attnstore.store.rle import decode_rle
-from attnstore.store.run import save_run
-from attnstore.store.tables import PART_TABLES, TABLES
-from attnstore.store.writer import EpisodeWriter
+from attnstore.store.tables.inventory import PART_TABLES, TABLES
+from attnstore.store.tables.objects import OBJECT_METRICS
 
 NAMES = ("success/2025-01-01/2025-01-01_10-00-00", "failure/2025-01-02/2025-01-02_11-00-00")
 DETECTOR = ObjectOptions("detector")

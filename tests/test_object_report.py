@@ -16,12 +16,12 @@ from store_fixtures import SOURCE, write_episode
 from attnstore.commands.objects import objects
 from attnstore.query import Episode, Store
 from attnstore.query import open as open_store_for_reading
-from attnstore.query.object_options import ObjectOptions
-from attnstore.query.object_part import add_objects
-from attnstore.query.object_results import load_object_results
-from attnstore.render.object_charts import Curve, heat_table, layer_chart, outcome_chart
-from attnstore.render.object_pictures import PALETTE, object_scenes
-from attnstore.render.object_report import write_report
+from attnstore.query.objects.options import ObjectOptions
+from attnstore.query.objects.part import add_objects
+from attnstore.query.objects.results import load_object_results
+from attnstore.render.charts.objects import Curve, heat_table, layer_chart, outcome_chart
+from attnstore.render.files.object_pictures import PALETTE, object_scenes
+from attnstore.render.report.object_report import write_report
 from attnstore.store.errors import NotFoundError
 from attnstore.store.opening import create_store
 

@@ -11,11 +11,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from attnstore.query.objects import cover_patches, metric_errors, object_metrics
+from attnstore.query.objects.overlap import (
+    cover_patches,
+    metric_errors,
+    object_metrics,
+)
 from attnstore.store.errors import UsageError
-from attnstore.store.geometry import Geometry
-from attnstore.store.object_tables import OBJECT_ERRORS, OBJECT_METRICS
-from attnstore.store.precision import Error
+from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.precision import Error
+from attnstore.store.tables.objects import OBJECT_ERRORS, OBJECT_METRICS
 
 Mask = NDArray[np.bool_]
 SUB = 6

@@ -25,13 +25,13 @@ from policy_contract import Case, as_array, run_captured, valid_weights
 from attnstore.cli import main
 from attnstore.ingest.capture import capture
 from attnstore.ingest.policies.base import Batch, Observation, ObservationError, PolicyError, Watch
-from attnstore.ingest.policies.octo import OctoPolicy
-from attnstore.ingest.policies.octo_inputs import random_keys, resize
-from attnstore.ingest.policies.octo_stem import Convolution, stem_geometry
+from attnstore.ingest.policies.convolution import Convolution, stem_geometry
+from attnstore.ingest.policies.octo.inputs import random_keys, resize
+from attnstore.ingest.policies.octo.policy import OctoPolicy
 from attnstore.ingest.policies.registry import load_policy
 from attnstore.query import open as open_for_reading
 from attnstore.store.errors import AttnstoreError, HealthError, MissingExtraError, UsageError
-from attnstore.store.tokens import Axis
+from attnstore.store.format.tokens import Axis
 
 SIDE, WRIST = "varied_camera_1", "hand_camera"
 GREEN = "place the green cube into the pink bowl"

@@ -11,9 +11,9 @@ from ingest_fixtures import Watcher, make_job, write_droid
 from octo_fixture import LAYERS, build_octo
 
 import attnstore
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.episode import ingest_episode
-from attnstore.ingest.policies.octo import OctoPolicy
+from attnstore.ingest.policies.octo.policy import OctoPolicy
 from attnstore.ingest.probing.episode import ProbeJob
 from attnstore.ingest.probing.keyframe import stored_keyframes
 from attnstore.ingest.probing.knockout import Knockout

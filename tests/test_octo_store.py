@@ -12,13 +12,13 @@ from octo_fixture import HEADS, LAYERS, WORDS
 from octo_store import octo_store
 
 from attnstore.cli import main
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.views import first_full_window, keyframe_views
 from attnstore.query import Episode, Store
-from attnstore.query.words import word_maps, words
-from attnstore.render.images import render_images
-from attnstore.render.layouts import folder_type
-from attnstore.render.videos import render_videos
+from attnstore.query.attention.words import word_maps, words
+from attnstore.render.files.episode_images import render_images
+from attnstore.render.files.episode_videos import render_videos
+from attnstore.render.files.folders import folder_type
 from attnstore.store.errors import SelectionError, UsageError
 
 __all__ = ["octo_store"]
@@ -143,7 +143,7 @@ class TestPictures:
             assert sum(1 for _ in container.decode(video=0)) == 3
 
     def test_heads_steps_and_other_phases_have_names_of_their_own(self) -> None:
-        from attnstore.render.labtree import Drawing
+        from attnstore.render.picture.drawing import Drawing
 
         folder = folder_type("octo")(Path("out"))
         found = {

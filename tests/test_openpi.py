@@ -44,12 +44,12 @@ import attnstore
 from attnstore.cli import main
 from attnstore.ingest.capture import capture
 from attnstore.ingest.policies.base import Batch, ObservationError, PolicyError, Watch
-from attnstore.ingest.policies.openpi import OpenpiPolicy
+from attnstore.ingest.policies.openpi.policy import OpenpiPolicy
 from attnstore.ingest.policies.prompt import pi05_spans, token_text
 from attnstore.ingest.policies.registry import load_policy, policy_names
 from attnstore.store.errors import AttnstoreError, MissingExtraError, NotFoundError, UsageError
-from attnstore.store.naming import find_tokens
-from attnstore.store.tokens import Axis, Token
+from attnstore.store.format.naming import find_tokens
+from attnstore.store.format.tokens import Axis, Token
 
 SIGHTS = (observe(1, "wipe", size=(72, 128)), observe(2, "pick up the green cube", size=(72, 128)))
 

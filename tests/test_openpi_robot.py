@@ -22,8 +22,8 @@ from openpi_fixture import (
 )
 
 from attnstore.ingest.policies.base import Observation, ObservationError, PolicyError
-from attnstore.ingest.policies.openpi_observation import Sight
-from attnstore.ingest.policies.openpi_robot import Asked, flatten
+from attnstore.ingest.policies.openpi.observation import Sight
+from attnstore.ingest.policies.openpi.robot import Asked, flatten
 from attnstore.store.errors import UsageError
 
 Data = dict[str, Any]

@@ -18,8 +18,8 @@ from viewer_fixtures import browser, commit_episode, pixels, planted_episode, se
 import attnstore
 from attnstore.cli import cli
 from attnstore.query import Episode
-from attnstore.render.pack.page import OWN_API
-from attnstore.render.pack.questions import AVERAGED, PAGE, ROWS, TOGETHER, Question
+from attnstore.render.export.pack.page import OWN_API
+from attnstore.render.export.pack.questions import AVERAGED, PAGE, ROWS, TOGETHER, Question
 from attnstore.render.serving import PAGE as VIEWER
 from attnstore.store.errors import AttnstoreError, NotFoundError, UsageError
 from attnstore.store.opening import create_store
@@ -255,8 +255,8 @@ def test_a_selection(source: Path, tmp_path: Path, page: Page) -> None:
 
 
 def test_too_large(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from attnstore.render.pack.questions import Chosen
-    from attnstore.render.pack.write import write_pack
+    from attnstore.render.export.pack.questions import Chosen
+    from attnstore.render.export.pack.write import write_pack
 
     run("pull", source, tmp_path / "small")
     with pytest.raises(UsageError, match=r"the page would be larger than .*raise --max-size"):

@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 from policy_contract import Case
 
 from attnstore.ingest.capture import capture
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.episode import ingest_episode
 from attnstore.ingest.policies.base import Batch, ObservationError, PolicyError
-from attnstore.ingest.policies.pi0 import Pi0Policy
-from attnstore.ingest.policies.pi0_layout import image_geometry
+from attnstore.ingest.policies.pi0.layout import image_geometry
+from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.registry import load_policy, parse_options, policy_names
 from attnstore.ingest.policies.tiny import build_tiny_pi0
+from attnstore.store.commits.part import Part
 from attnstore.store.errors import NotFoundError, UsageError
-from attnstore.store.part import Part
-from attnstore.store.tokens import Axis
+from attnstore.store.format.tokens import Axis
 
 SIZES = {"16:9": (72, 128), "4:3": (60, 80), "square": (50, 50), "portrait": (90, 48)}
 PROMPTS = ("wipe", "place the green cube into the pink bowl", "naïve 7")

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from attnstore.ingest.capture import capture
 from attnstore.ingest.datasets.base import CameraFrame, Frame
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.episode import EpisodeJob, ingest_episode
 from attnstore.ingest.keyframes import keyframe_indices, noise_seed, observation
 from attnstore.ingest.pipeline import (
@@ -48,16 +48,16 @@ from attnstore.ingest.pipeline import (
 )
 from attnstore.ingest.plan import claimed_by_other, describe_run, make_plan
 from attnstore.ingest.policies.base import Batch, Observation, ObservationError, PolicyError
-from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.registry import load_policy
 from attnstore.sample import checkpoint_path, episodes_path
-from attnstore.store.arrays import MAP_BITS
-from attnstore.store.base_tables import METRICS
+from attnstore.store.arrays.groups import MAP_BITS
 from attnstore.store.commits import ATTEMPT_FILE, Attempt, latest_commit, now
+from attnstore.store.commits.part import Part
+from attnstore.store.commits.run import load_run
 from attnstore.store.errors import EpisodeError, IntegrityError, NotFoundError
-from attnstore.store.part import Part
-from attnstore.store.precision import encode
-from attnstore.store.run import load_run
+from attnstore.store.format.precision import encode
+from attnstore.store.tables.base import METRICS
 
 
 @pytest.fixture

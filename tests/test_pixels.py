@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnstore.store.errors import UsageError
-from attnstore.store.geometry import Geometry
-from attnstore.store.pixels import (
+from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.pixels import (
     UNSEEN,
     attention_on,
     patch_of_pixels,

@@ -12,12 +12,12 @@ import pytest
 from numpy.typing import NDArray
 from store_fixtures import CAMERAS, GROUPS, RandomEpisode, maps_of, random_episode, write_episode
 
-from attnstore.store.arrays import MAP_BITS
+from attnstore.store.arrays.groups import MAP_BITS
 from attnstore.store.catalog import refresh
 from attnstore.store.commits import ARRAYS, Commit
+from attnstore.store.format.precision import decode, encode, round_significant
 from attnstore.store.opening import create_store
-from attnstore.store.precision import decode, encode, round_significant
-from attnstore.store.tables import TABLES
+from attnstore.store.tables.inventory import TABLES
 
 READER = """
 import json, sys, warnings

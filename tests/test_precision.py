@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
-from attnstore.store.precision import absent, decode, dtype, encode, log8_table
+from attnstore.store.format.precision import absent, decode, dtype, encode, log8_table
 
 Floats = NDArray[np.float32]
 

@@ -19,10 +19,10 @@ from probe_fixtures import ASTRAY, DOF, POINTING, PlantedPolicy, planted_pixels
 import attnstore
 from attnstore.ingest.capture import capture
 from attnstore.ingest.datasets.base import Frame
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.pipeline import ingest_all
 from attnstore.ingest.policies.base import Batch, Observation, ObservationError
-from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.probing.episode import ProbeJob, probe_episode
 from attnstore.ingest.probing.fidelity import Fidelity
 from attnstore.ingest.probing.keyframe import stored_keyframes
@@ -38,18 +38,19 @@ from attnstore.ingest.probing.prompts import Prompts, parse_replaced, read_promp
 from attnstore.ingest.probing.regions import Regions
 from attnstore.ingest.probing.variant import Probe
 from attnstore.query import Store
-from attnstore.query.fidelity import clustered_interval, layer_fidelity
-from attnstore.query.named import named_query
-from attnstore.render.video import encode
-from attnstore.store.action_metrics import curve_area
+from attnstore.query.causes.fidelity import layer_fidelity
+from attnstore.query.sql.named import named_query
+from attnstore.query.statistics import clustered_interval
+from attnstore.render.files.video import encode
 from attnstore.store.commits import Attempt, StorePaths, latest_commit
 from attnstore.store.commits.quarantine import quarantined
+from attnstore.store.commits.run import RunConfig
 from attnstore.store.errors import NotFoundError, SelectionError, UsageError
-from attnstore.store.geometry import Geometry
-from attnstore.store.parquet import write_table
-from attnstore.store.rle import decode_rle, encode_rle
-from attnstore.store.run import RunConfig
-from attnstore.store.tables import PART_TABLES
+from attnstore.store.format.action_metrics import curve_area
+from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.rle import decode_rle, encode_rle
+from attnstore.store.tables.inventory import PART_TABLES
+from attnstore.store.tables.parquet import write_table
 
 SOURCE = (36, 64)
 GEOMETRY = Geometry.letterbox(SOURCE, (56, 56), (14, 14))

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from attnstore.ingest.reduction import compact, encode_on_device, reduce
-from attnstore.store.precision import PRECISIONS, encode
-from attnstore.store.tokens import Axis, Span, Token, TokenLayout
+from attnstore.store.format.precision import PRECISIONS, encode
+from attnstore.store.format.tokens import Axis, Span, Token, TokenLayout
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -28,6 +28,7 @@ import attnstore
 from attnstore.cli import cli
 from attnstore.store.catalog import generations, refresh
 from attnstore.store.commits import StoredFile, StorePaths, all_commits, read_json, remove_part
+from attnstore.store.commits.shards import touched
 from attnstore.store.errors import (
     AttnstoreError,
     IntegrityError,
@@ -39,7 +40,6 @@ from attnstore.store.errors import (
 from attnstore.store.opening import create_store
 from attnstore.store.remote.fetching import fetch_all
 from attnstore.store.remote.mirror import MirrorPaths, _transport
-from attnstore.store.shards import touched
 
 SMALL: dict[str, Any] = {"keyframes": 2, "grid": (2, 2)}
 QUERIES = (
@@ -429,7 +429,7 @@ def test_nothing_is_written_to_a_url(server: FileServer) -> None:
     store = attnstore.open(server.url)
     commit = next(iter(store.commits()))
     from attnstore.store.commits import Attempt
-    from attnstore.store.commits.garbage import collect
+    from attnstore.store.garbage import collect
 
     for write in (lambda: Attempt(store.paths, *commit.key), lambda: collect(store.paths),
                   lambda: refresh(store.paths)):  # fmt: skip

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from attnstore.render import ColorScale, Look, colormap, image_file, render_images, render_videos
-from attnstore.render.labtree import Drawing, EpisodeFolder
-from attnstore.render.pool import run
-from attnstore.render.scene import Scene
-from attnstore.render.source import EpisodeMaps
-from attnstore.render.track import LayerMaps
+from attnstore.render import ColorScale, Look, render_images, render_videos
+from attnstore.render.files.lab_folders import EpisodeFolder
+from attnstore.render.files.pool import run
+from attnstore.render.picture import colormap, image_file
+from attnstore.render.picture.drawing import Drawing
+from attnstore.render.picture.scene import Scene
+from attnstore.render.picture.source import EpisodeMaps
+from attnstore.render.picture.track import LayerMaps
 from attnstore.store.errors import EpisodeError, SelectionError, UsageError
-from attnstore.store.geometry import Geometry
+from attnstore.store.format.geometry import Geometry
 from attnstore.store.reader.sinks import remove
 from attnstore.store.rules import Active, active_heads, mean_over_keyframes
 

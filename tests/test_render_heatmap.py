@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from attnstore.render.heatmap import draw, sampler
+from attnstore.render.picture.heatmap import draw, sampler
 from attnstore.store.errors import UsageError
-from attnstore.store.geometry import Geometry
+from attnstore.store.format.geometry import Geometry
 
 INPUT, PATCH = 56, 14  # 4 x 4 patches
 SOURCES = {

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnstore.render.labtree import Drawing, EpisodeFolder, component
+from attnstore.render.files.lab_folders import EpisodeFolder
+from attnstore.render.picture.drawing import Drawing, component
 from attnstore.store.errors import UsageError
 
 OUT = Path("out")

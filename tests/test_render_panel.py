@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from attnstore.render import colormap, image_file, label, overlay
-from attnstore.render.layout import Box, Layout, arrange
-from attnstore.render.look import Look
-from attnstore.render.panel import Pane, Panel
-from attnstore.render.scale import ColorScale, Limits, data_limits
+from attnstore.render.picture import colormap, image_file, label, overlay
+from attnstore.render.picture.layout import Box, Layout, arrange
+from attnstore.render.picture.look import Look
+from attnstore.render.picture.panel import Pane, Panel
+from attnstore.render.picture.scale import ColorScale, Limits, data_limits
 from attnstore.store.errors import EpisodeError, NotFoundError, UsageError
-from attnstore.store.geometry import Geometry
+from attnstore.store.format.geometry import Geometry
 
 Image = NDArray[np.uint8]
 SIZES = {

@@ -12,7 +12,7 @@ import pytest
 from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
 
-from attnstore.render.video import CODECS, VideoWriter, codec_for, encode, extension_for
+from attnstore.render.files.video import CODECS, VideoWriter, codec_for, encode, extension_for
 from attnstore.store.errors import UsageError
 
 Frames = list[NDArray[np.uint8]]

@@ -20,7 +20,7 @@ from store_fixtures import SOURCE, write_episode
 
 import attnstore
 from attnstore.cli import cli, main
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.pipeline import ingest_all
 from attnstore.ingest.probing.episode import ProbeJob
 from attnstore.ingest.probing.fidelity import Fidelity
@@ -28,17 +28,18 @@ from attnstore.ingest.probing.fills import filled as probe_filled
 from attnstore.ingest.probing.pipeline import choose_episodes, make_plan, probe_all, real_dof
 from attnstore.ingest.probing.regions import Regions
 from attnstore.query import Store
-from attnstore.query.camera_shares import camera_shares
-from attnstore.query.chosen import Chosen, choose
-from attnstore.query.effects import effects
-from attnstore.query.estimate import estimate
-from attnstore.query.fidelity import fidelity_pairs
-from attnstore.query.fidelity_curves import curve_pairs
-from attnstore.query.fidelity_views import best_layers, directions, view_differences
-from attnstore.query.object_options import ObjectOptions
-from attnstore.query.object_part import add_objects
-from attnstore.render.matrix_plot import matrix_chart
-from attnstore.render.plots import Series, area_chart, line_chart, scatter_chart
+from attnstore.query.attention.camera_shares import camera_shares
+from attnstore.query.causes.effects import effects
+from attnstore.query.causes.fidelity import fidelity_pairs
+from attnstore.query.causes.fidelity_curves import curve_pairs
+from attnstore.query.causes.fidelity_views import best_layers, directions, view_differences
+from attnstore.query.objects.options import ObjectOptions
+from attnstore.query.objects.part import add_objects
+from attnstore.query.sql.chosen import Chosen, choose
+from attnstore.query.statistics import estimate
+from attnstore.render.charts.matrix import matrix_chart
+from attnstore.render.charts.plots import Series, area_chart, line_chart, scatter_chart
+from attnstore.render.charts.svg import Chart
 from attnstore.render.report.document import (
     Figure,
     Page,
@@ -53,9 +54,8 @@ from attnstore.render.report.html import html_page
 from attnstore.render.report.markdown import markdown_page
 from attnstore.render.report.masked import filled
 from attnstore.render.report.write import report_page, write_report
-from attnstore.render.svg import Chart
 from attnstore.store.errors import NotFoundError, UsageError
-from attnstore.store.geometry import Geometry
+from attnstore.store.format.geometry import Geometry
 from attnstore.store.opening import create_store
 
 GEOMETRY = Geometry.letterbox((36, 64), (56, 56), (14, 14))

@@ -16,11 +16,11 @@ from store_fixtures import write_episode
 import attnstore
 from attnstore.cli import cli
 from attnstore.query import Episode
-from attnstore.render import colormap, heatmap
-from attnstore.render.rerun_export import Recorded, heat_png, write_recording
-from attnstore.render.scale import ColorScale, Limits
+from attnstore.render.export.rerun import Recorded, heat_png, write_recording
+from attnstore.render.picture import colormap, heatmap
+from attnstore.render.picture.scale import ColorScale, Limits
 from attnstore.store.errors import MissingExtraError, SelectionError
-from attnstore.store.geometry import Geometry
+from attnstore.store.format.geometry import Geometry
 from attnstore.store.opening import create_store
 
 CAMERA = "hand_camera"

@@ -12,14 +12,15 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
 from attnstore.query import resampling
-from attnstore.query.attainable import (
+from attnstore.query.groups.attainable import (
     Attainable,
     episodes_needed,
     fewest_together,
     pairs_needed,
     smallest_p,
 )
-from attnstore.query.episode_values import progress_weights
+from attnstore.query.groups.episode_values import progress_weights
+from attnstore.query.groups.trends import find_trends
 from attnstore.query.resampling import (
     assignments,
     benjamini_hochberg,
@@ -31,7 +32,6 @@ from attnstore.query.resampling import (
     student_p,
     welch_test,
 )
-from attnstore.query.trends import find_trends
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]

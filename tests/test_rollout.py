@@ -22,7 +22,7 @@ from store_fixtures import write_episode
 
 import attnstore
 from attnstore.query import Episode
-from attnstore.query.rollout import layer_matrix, rollout, rollout_map
+from attnstore.query.attention.rollout import layer_matrix, rollout, rollout_map
 from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.opening import create_store
 

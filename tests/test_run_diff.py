@@ -25,13 +25,13 @@ from store_fixtures import (
 import attnstore
 from attnstore.commands.compare import compare as command
 from attnstore.query import Store
-from attnstore.query.run_diff import diff_runs, diff_table, rank_heads
+from attnstore.query.groups.run_diff import diff_runs, diff_table, rank_heads
 from attnstore.store.commits import Attempt, StorePaths, slug
+from attnstore.store.commits.run import save_run
+from attnstore.store.commits.writer import EpisodeWriter
 from attnstore.store.errors import AttnstoreError, NotFoundError, SelectionError, UsageError
+from attnstore.store.format.statistics import image_distribution, jensen_shannon
 from attnstore.store.opening import create_store
-from attnstore.store.run import save_run
-from attnstore.store.statistics import image_distribution, jensen_shannon
-from attnstore.store.writer import EpisodeWriter
 
 NAME = "success/2025-01-01/2025-01-01_10-00-00"
 CHANGED = (1, 0)

@@ -30,13 +30,13 @@ from viewer_fixtures import pixels as drawn_pixels
 
 import attnstore
 from attnstore.cli import cli
-from attnstore.ingest.datasets.lerobot import LeRobotDataset
+from attnstore.ingest.datasets.lerobot.dataset import LeRobotDataset
 from attnstore.ingest.pipeline import ingest_one
-from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.probing.keyframe import stored_keyframes
 from attnstore.query import Episode
-from attnstore.render.rerun_export import write_recording
-from attnstore.render.scene import decode_frame
+from attnstore.render.export.rerun import write_recording
+from attnstore.render.picture.scene import decode_frame
 from attnstore.store.commits import StorePaths, all_commits
 from attnstore.store.errors import EpisodeError
 from attnstore.store.opening import open_store

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnstore.store.errors import SelectionError
+from attnstore.store.format.tokens import AlignedAxis, Span, Token
 from attnstore.store.reader.selection import select_tokens, span_labels, token_labels
-from attnstore.store.tokens import AlignedAxis, Span, Token
 
 WORDS = ("<bos>", "put", " the", " red", " cu", "be", " on", " the", " cube", "d", "\n")
 

@@ -21,12 +21,12 @@ from service_fixtures import TOKEN, Server
 
 import attnstore
 from attnstore.query import Episode, Store
-from attnstore.query.compare import compare
-from attnstore.query.named import named_query
+from attnstore.query.groups.comparison import compare
 from attnstore.query.service import answers
+from attnstore.query.sql.named import named_query
 from attnstore.render import draw
-from attnstore.render.overlay import blend
-from attnstore.render.scale import data_limits
+from attnstore.render.picture.overlay import blend
+from attnstore.render.picture.scale import data_limits
 from attnstore.store.commits import hash_file
 from attnstore.store.errors import AttnstoreError
 

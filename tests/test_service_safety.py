@@ -32,18 +32,18 @@ from store_fixtures import sealed, write_episode
 
 from attnstore.commands.serve import serve
 from attnstore.query import Episode
+from attnstore.query.groups.difference import at_moments
 from attnstore.query.service import ServiceConfig, create_app
-from attnstore.query.service.access import Access, Arrival, Head
 from attnstore.query.service.config import Limits
-from attnstore.query.service.difference import at_moments
-from attnstore.query.service.guard import Guard
-from attnstore.query.service.refusal import Refusal, without_paths
+from attnstore.query.service.guard.access import Access, Arrival, Head
+from attnstore.query.service.guard.middleware import Guard
+from attnstore.query.service.guard.refusal import Refusal, without_paths
 from attnstore.render.serving import Painter
 from attnstore.store.catalog import refresh
 from attnstore.store.commits import StorePaths, all_commits
+from attnstore.store.commits.part import Part
 from attnstore.store.errors import IntegrityError, NotFoundError, UsageError
 from attnstore.store.opening import create_store
-from attnstore.store.part import Part
 
 JSON = {"Content-Type": "application/json"}
 LEVENSHTEIN = "select levenshtein(repeat('ab', 300000), repeat('ba', 300000))"
@@ -660,7 +660,7 @@ def test_a_catalog_with_views_is_made_anew(good: Path, tmp_path: Path) -> None:
 UNPRIVILEGED = """
 import os, sys
 from pathlib import Path
-from attnstore.query.service.sandbox import answer, open_catalog
+from attnstore.query.service.sql.sandbox import answer, open_catalog
 from attnstore.store.opening import open_store
 if os.getuid() == 0:
     os.setgid(65534)
@@ -719,7 +719,7 @@ def test_a_client_that_takes_nothing_is_left() -> None:
 ORPHAN = """
 import os, signal, sys, threading
 from pathlib import Path
-from attnstore.query.service.children import Children
+from attnstore.query.service.sql.children import Children
 from attnstore.query.service.config import Limits
 from attnstore.store.opening import open_store
 
@@ -924,5 +924,5 @@ def test_unread_answers_have_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     # One answer is let through, however large.
     assert outgoing(9_000_000, limits, ["a"]) == [200]
     # Readers that have stopped give way.
-    monkeypatch.setattr("attnstore.query.service.outgoing.STALLED_SECONDS", 0.0)
+    monkeypatch.setattr("attnstore.query.service.guard.outgoing.STALLED_SECONDS", 0.0)
     assert outgoing(1_000_000, limits, ["a"] * 6) == [200] * 6

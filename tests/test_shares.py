@@ -12,7 +12,7 @@ from store_fixtures import write_episode
 
 import attnstore
 from attnstore.query import Episode
-from attnstore.query.shares import shares
+from attnstore.query.attention.shares import shares
 from attnstore.store.errors import SelectionError
 from attnstore.store.opening import create_store
 

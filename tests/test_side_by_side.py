@@ -27,16 +27,17 @@ from store_fixtures import (
 import attnstore
 from attnstore.commands.compare import compare as command
 from attnstore.query import Episode, Store
-from attnstore.query.run_diff import diff_episodes
-from attnstore.render import Look, colormap
-from attnstore.render.labtree import Drawing
-from attnstore.render.layout import Box, arrange_pair
-from attnstore.render.side_by_side import Pair, PairScene, render_side_by_side
+from attnstore.query.groups.run_diff import diff_episodes
+from attnstore.render import Look
+from attnstore.render.files.side_by_side import Pair, PairScene, render_side_by_side
+from attnstore.render.picture import colormap
+from attnstore.render.picture.drawing import Drawing
+from attnstore.render.picture.layout import Box, arrange_pair
 from attnstore.store.commits import Attempt, StorePaths, slug
+from attnstore.store.commits.run import save_run
+from attnstore.store.commits.writer import EpisodeWriter
 from attnstore.store.errors import AttnstoreError, SelectionError, UsageError
 from attnstore.store.opening import create_store
-from attnstore.store.run import save_run
-from attnstore.store.writer import EpisodeWriter
 
 NAME = "success/2025-01-01/2025-01-01_10-00-00"
 CAMERA = CAMERAS[0]

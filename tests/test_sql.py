@@ -14,7 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from store_fixtures import write_episode
 
-from attnstore.query.sql import FORMATS, TABLE_ROWS, Format, json_rows, run_query, write_result
+from attnstore.query.sql.run import (
+    FORMATS,
+    TABLE_ROWS,
+    Format,
+    json_rows,
+    run_query,
+    write_result,
+)
 from attnstore.store.catalog import connect
 from attnstore.store.errors import AttnstoreError, UsageError
 from attnstore.store.opening import create_store

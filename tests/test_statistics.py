@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 
-from attnstore.store.statistics import (
+from attnstore.store.format.statistics import (
     entropy,
     gini,
     grid_variance,

@@ -15,19 +15,19 @@ from droid_sample import sample_path
 import attnstore
 from attnstore.cli import main
 from attnstore.query import Store
-from attnstore.query.alignment import align
-from attnstore.query.chosen import choose
-from attnstore.query.estimate import estimate
-from attnstore.query.object_choice import latest_object_parts, of_parts
-from attnstore.query.object_options import ObjectOptions
-from attnstore.query.object_part import add_objects
-from attnstore.query.role_lift import role_lifts
-from attnstore.query.roles import find_roles
-from attnstore.query.timeline import ALL, REGIONS, SceneMasks, scene_masks, timeline
-from attnstore.query.timelines import Timelines, timelines
-from attnstore.render.timeline_plot import aligned_charts, episode_chart, step_chart
+from attnstore.query.groups.alignment import align
+from attnstore.query.objects.choice import latest_object_parts, of_parts
+from attnstore.query.objects.episode_timelines import Timelines, timelines
+from attnstore.query.objects.options import ObjectOptions
+from attnstore.query.objects.part import add_objects
+from attnstore.query.objects.role_lift import role_lifts
+from attnstore.query.objects.roles import find_roles
+from attnstore.query.objects.timeline import ALL, REGIONS, SceneMasks, scene_masks, timeline
+from attnstore.query.sql.chosen import choose
+from attnstore.query.statistics import estimate
+from attnstore.render.charts.timeline import aligned_charts, episode_chart, step_chart
 from attnstore.store.errors import NotFoundError, SelectionError, UsageError
-from attnstore.store.pixels import UNSEEN, patch_of_pixels
+from attnstore.store.format.pixels import UNSEEN, patch_of_pixels
 
 OBJECTS = ["blue cube", "pink bowl", "purple bowl", "red cube"]
 

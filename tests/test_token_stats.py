@@ -31,25 +31,25 @@ from store_fixtures import POLICY, random_episode
 
 import attnstore
 from attnstore.ingest.capture import HiddenRecord, capture
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.episode import ingest_episode
 from attnstore.ingest.keyframes import describe_episode, observation
 from attnstore.ingest.plan import describe_run, make_plan
 from attnstore.ingest.policies.base import Watch
 from attnstore.ingest.policies.hooks import HookedPolicy, Watched
-from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.tiny import build_tiny_pi0
 from attnstore.ingest.token_stats import TokenStatistics
 from attnstore.query import Episode
-from attnstore.query.named import named_query
-from attnstore.render.token_chart import token_chart
-from attnstore.store.base_tables import TOKEN_METRICS
+from attnstore.query.sql.named import named_query
+from attnstore.render.charts.tokens import token_chart
 from attnstore.store.commits import Attempt, StorePaths
+from attnstore.store.commits.part import Part
+from attnstore.store.commits.writer import EpisodeWriter
 from attnstore.store.errors import HealthError, NotFoundError, UsageError
 from attnstore.store.opening import create_store
-from attnstore.store.parquet import ROW_GROUP
-from attnstore.store.part import Part
-from attnstore.store.writer import EpisodeWriter
+from attnstore.store.tables.base import TOKEN_METRICS
+from attnstore.store.tables.parquet import ROW_GROUP
 
 States = NDArray[np.float64]
 BOTH = Watch(vision=True, token_stats=True)

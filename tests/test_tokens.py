@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnstore.store.naming import find_tokens
-from attnstore.store.tokens import AlignedAxis, Axis, Kind, Span, Token
+from attnstore.store.format.naming import find_tokens
+from attnstore.store.format.tokens import AlignedAxis, Axis, Kind, Span, Token
 
 NAMES = ("image:wrist", "image:side", "task", "joints", "state", "more", "action")
 ROLE = {"task": "task", "joints": "state"}

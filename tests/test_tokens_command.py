@@ -16,14 +16,14 @@ from octo_fixture import HEADS, LAYERS, may_attend
 from octo_store import octo_store
 
 from attnstore.cli import main
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.episode import ingest_episode
-from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.query import Episode, Store
 from attnstore.query import open as open_for_reading
-from attnstore.query.structure import Relation, SpanTokens, TokenMatrix, token_matrix
-from attnstore.query.structure import _relation as relation
-from attnstore.render.structure import draw_structure
+from attnstore.query.attention.structure import Relation, SpanTokens, TokenMatrix, token_matrix
+from attnstore.query.attention.structure import _relation as relation
+from attnstore.render.charts.structure import draw_structure
 from attnstore.store.errors import SelectionError
 
 __all__ = ["octo_store"]

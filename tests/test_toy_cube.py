@@ -27,16 +27,16 @@ from toy_cube.expert import CHUNK, chunk, observe
 from toy_cube.simulator import Simulator
 
 import attnstore
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.policies.base import Observation, Policy
 from attnstore.ingest.policies.registry import load_policy
-from attnstore.query.gripper import open_gripper_masks
-from attnstore.query.masks import open_detector_masks
-from attnstore.query.objects import cover_patches, object_metrics
-from attnstore.query.projection import draw_convex
+from attnstore.query.objects.gripper import open_gripper_masks
+from attnstore.query.objects.masks import open_detector_masks
+from attnstore.query.objects.overlap import cover_patches, object_metrics
+from attnstore.query.objects.projection import draw_convex
 from attnstore.sample import checkpoint_path, episodes_path, looking
-from attnstore.store.geometry import Geometry
-from attnstore.store.rle import decode_rle
+from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.rle import decode_rle
 
 # Read when MuJoCo is imported, at the first simulator: nothing here may need OpenGL.
 os.environ.setdefault("MUJOCO_GL", "disable")

@@ -12,9 +12,9 @@ from ingest_fixtures import Watcher, make_job
 from toy_cube import causes
 from toy_cube.architecture import BOWL_WORD, CUBE_WORD
 
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.pipeline import ingest_all
-from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.registry import load_policy
 from attnstore.ingest.probing.pipeline import choose_episodes
 from attnstore.sample import checkpoint_path, episodes_path

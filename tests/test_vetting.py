@@ -20,22 +20,22 @@ from hypothesis import strategies as st
 from service_fixtures import start, stop
 from store_fixtures import flip_byte, sealed, write_episode
 
-from attnstore.query.sql import run_query, write_result
+from attnstore.query.sql.run import run_query, write_result
+from attnstore.store.arrays.claims import check_pages
 from attnstore.store.catalog import connect
 from attnstore.store.catalog.rows import run_row
-from attnstore.store.claims import check_pages
 from attnstore.store.commits import StorePaths, all_commits
 from attnstore.store.commits.entry import commit_of, facts
 from attnstore.store.commits.files import parse_json
+from attnstore.store.commits.part import Part
+from attnstore.store.commits.run import load_run, run_ids
 from attnstore.store.commits.verify import verify
-from attnstore.store.episode import spec_from_json, spec_to_json
+from attnstore.store.commits.vetting import check_table, description
 from attnstore.store.errors import AttnstoreError, IntegrityError, NotFoundError
+from attnstore.store.format.episode import spec_from_json, spec_to_json
 from attnstore.store.opening import create_store
-from attnstore.store.parquet import write_table
-from attnstore.store.part import Part
-from attnstore.store.run import load_run, run_ids
-from attnstore.store.tables import ALL_TABLES
-from attnstore.store.vetting import check_table, description
+from attnstore.store.tables.inventory import ALL_TABLES
+from attnstore.store.tables.parquet import write_table
 
 COUNT = "select count(*), avg(entropy) from head_stats"
 

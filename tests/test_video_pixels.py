@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from attnstore.ingest.datasets.lerobot_video import TimedVideo
+from attnstore.ingest.datasets.lerobot.video import TimedVideo
 from attnstore.ingest.datasets.video import open_video
 from attnstore.store.errors import EpisodeError
 

@@ -30,7 +30,7 @@ from viewer_fixtures import (
 
 import attnstore
 from attnstore.query import Episode
-from attnstore.render import colormap
+from attnstore.render.picture import colormap
 from attnstore.render.serving import PAGE
 
 __all__ = ["browser", "page", "planted"]  # fixtures
@@ -149,7 +149,7 @@ def test_a_token_is_clicked_and_its_patch_is_hot(page: Page, planted: Planted, n
 def test_pixels_are_those_of_the_renderer(
     page: Page, planted: Planted, look: dict[str, Any]
 ) -> None:
-    """The browser draws what `render/overlay.py` draws: two implementations, one picture."""
+    """The browser draws what `render/picture/overlay.py` draws: two implementations, one picture."""
     id = next(iter(planted.episodes))
     for view in (
         {"phase": "prefix", "layer": LAYER, "head": HEAD, "keyframe": 2, "sinks": 0},

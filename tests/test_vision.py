@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import attnstore
 from attnstore.cli import cli
 from attnstore.ingest.capture import Record, capture
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.encoders import all_layouts, owners
 from attnstore.ingest.episode import ingest_episode
 from attnstore.ingest.keyframes import observation
@@ -35,17 +35,17 @@ from attnstore.ingest.policies.base import (
     Watch,
 )
 from attnstore.ingest.policies.hooks import HookedPolicy, Watched, eager_attention
-from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.tiny import build_tiny_pi0
 from attnstore.ingest.policies.vision import encoder_attention, vision_shape
 from attnstore.query import Episode
-from attnstore.query.structure import token_matrices
-from attnstore.render.images import render_images
+from attnstore.query.attention.structure import token_matrices
+from attnstore.render.files.episode_images import render_images
 from attnstore.store.errors import HealthError, SelectionError, UsageError
-from attnstore.store.geometry import Geometry
+from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.statistics import image_mass
+from attnstore.store.format.tokens import Axis, Span, TokenLayout
 from attnstore.store.opening import create_store
-from attnstore.store.statistics import image_mass
-from attnstore.store.tokens import Axis, Span, TokenLayout
 
 Weights = NDArray[np.float32]
 VISION = Watch(vision=True)

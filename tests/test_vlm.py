@@ -16,17 +16,17 @@ from ingest_fixtures import arrays_of, commits, make_job, observe, problems
 from policy_contract import Case, run_captured
 
 from attnstore.cli import main
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.episode import ingest_episode
 from attnstore.ingest.keyframes import observation
 from attnstore.ingest.policies.base import Generated
 from attnstore.ingest.policies.registry import load_policy
-from attnstore.ingest.policies.vlm import CAUSAL, VlmPolicy
+from attnstore.ingest.policies.vlm.policy import CAUSAL, VlmPolicy
 from attnstore.query import open as open_for_reading
 from attnstore.store.commits import StorePaths
+from attnstore.store.commits.part import Part
 from attnstore.store.errors import HealthError
-from attnstore.store.part import Part
-from attnstore.store.tokens import Token
+from attnstore.store.format.tokens import Token
 
 STEPS = 4
 
@@ -248,8 +248,8 @@ class TestSteps:
     def test_pictures_say_what_was_chosen_and_what_has_ended(
         self, ended: Ended, store: Path, tmp_path: Path
     ) -> None:
-        from attnstore.render.images import render_images
-        from attnstore.render.videos import render_videos
+        from attnstore.render.files.episode_images import render_images
+        from attnstore.render.files.episode_videos import render_videos
 
         episode = open_for_reading(store).episode(ended.name)
         shared: dict[str, Any] = {"layers": [1], "heads": False, "workers": 1}

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from attnstore.ingest.policies.base import Observation, ObservationError, PolicyError
 from attnstore.ingest.policies.prompt import token_bytes, token_text
 from attnstore.ingest.policies.registry import load_policy
-from attnstore.ingest.policies.vlm import VlmPolicy
+from attnstore.ingest.policies.vlm.policy import VlmPolicy
 from attnstore.store.errors import UsageError
-from attnstore.store.geometry import Geometry
-from attnstore.store.tokens import Span
+from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.tokens import Span
 
 SIZES = {
     "16:9": (72, 128),
@@ -144,7 +144,7 @@ class TestGeometry:
         ],
     )
     def test_what_is_not_understood_is_refused(self, change: dict[str, Any], message: str) -> None:
-        from attnstore.ingest.policies.vlm_geometry import plain_geometry
+        from attnstore.ingest.policies.vlm.geometry import plain_geometry
 
         processor = vlm_fixtures.llava()[1].image_processor
         for key, value in change.items():
@@ -153,7 +153,7 @@ class TestGeometry:
             plain_geometry(processor, 14, (72, 128), (56, 56))
 
     def test_pixels_that_contradict_the_configuration_are_refused(self) -> None:
-        from attnstore.ingest.policies.vlm_geometry import plain_geometry
+        from attnstore.ingest.policies.vlm.geometry import plain_geometry
 
         processor = vlm_fixtures.paligemma()[1].image_processor
         with pytest.raises(
@@ -328,7 +328,7 @@ def test_a_bad_option_is_named(saved: Path, options: dict[str, str], message: st
 
 
 def test_modules_are_found_by_structure_or_refused() -> None:
-    from attnstore.ingest.policies.vlm_modules import language_model, self_attention
+    from attnstore.ingest.policies.vlm.modules import language_model, self_attention
 
     model, processor = vlm_fixtures.llava()
     policy = VlmPolicy.from_model(model, processor)

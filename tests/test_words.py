@@ -14,11 +14,11 @@ from store_fixtures import write_episode
 
 import attnstore
 from attnstore.query import Episode
-from attnstore.query.words import _words_of, patch_words, word_maps, word_shares, words
+from attnstore.query.attention.words import _words_of, patch_words, word_maps, word_shares, words
 from attnstore.store.errors import SelectionError
+from attnstore.store.format.tokens import AlignedAxis, Span, Token
 from attnstore.store.opening import create_store
 from attnstore.store.reader.selection import select_tokens
-from attnstore.store.tokens import AlignedAxis, Span, Token
 
 LAYER, KEYFRAME = 1, 2
 

@@ -23,11 +23,11 @@ from ingest_fixtures import (
     write_droid,
 )
 
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.episode import EpisodeJob
 from attnstore.ingest.pipeline import DiskFullError, Report, ingest_all
 from attnstore.ingest.policies.base import PolicyError
-from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.workers import (
     PolicySpec,
     _Pool,

@@ -24,16 +24,16 @@ from store_fixtures import (
     write_rows,
 )
 
-from attnstore.store.arrays import MAP_BITS
+from attnstore.store.arrays.engine import open_block
+from attnstore.store.arrays.groups import MAP_BITS
 from attnstore.store.commits import ARRAYS, Attempt, Commit, StorePaths, latest_commit, slug
-from attnstore.store.engine import open_block
+from attnstore.store.commits.part import Part
+from attnstore.store.commits.run import save_run
+from attnstore.store.commits.writer import EpisodeWriter, shard_path
 from attnstore.store.errors import ConflictError, IntegrityError, NotFoundError
+from attnstore.store.format.precision import decode, encode
 from attnstore.store.opening import create_store
-from attnstore.store.part import Part
-from attnstore.store.precision import decode, encode
-from attnstore.store.run import save_run
-from attnstore.store.tables import TABLES
-from attnstore.store.writer import EpisodeWriter, shard_path
+from attnstore.store.tables.inventory import TABLES
 
 ENGINES = ("tensorstore", "zarr")
 

@@ -24,10 +24,10 @@ from store_fixtures import (
 )
 
 from attnstore.store.commits import Attempt, StorePaths, slug
-from attnstore.store.geometry import Geometry
+from attnstore.store.commits.run import save_run
+from attnstore.store.commits.writer import EpisodeWriter
+from attnstore.store.format.geometry import Geometry
 from attnstore.store.opening import create_store
-from attnstore.store.run import save_run
-from attnstore.store.writer import EpisodeWriter
 
 GRID = (4, 4)
 GEOMETRIES = {

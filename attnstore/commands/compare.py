@@ -189,7 +189,7 @@ def groups(
     attnstore compare groups lab.attn --metric entropy --a "task = 'cube'" --b "task = 'bowl'"
     """
     from attnstore.query import open as open_for_reading
-    from attnstore.query.compare import compare as compare_groups
+    from attnstore.query.groups.comparison import compare as compare_groups
 
     form = _form(as_json, as_csv)
     opened = open_for_reading(store)
@@ -201,8 +201,8 @@ def groups(
         seed=seed,
     )  # fmt: skip
     if out is not None:
-        from attnstore.render.compare_plot import draw_comparison
-        from attnstore.render.image_file import write
+        from attnstore.render.charts.comparison import draw_comparison
+        from attnstore.render.picture.image_file import write
 
         write(out, draw_comparison(compared))
     if form != "table":
@@ -275,7 +275,7 @@ def runs(
     attnstore compare runs lab.attn pi0-1111111111 pi0-2222222222 --videos diff --layers 5,7
     """
     from attnstore.query import open as open_for_reading
-    from attnstore.query.run_diff import default_phase, diff_runs, diff_table
+    from attnstore.query.groups.run_diff import default_phase, diff_runs, diff_table
 
     form = _form(as_json, as_csv)
     if episodes.run is not None:
@@ -299,8 +299,8 @@ def runs(
         for name in names
     ]  # fmt: skip
     if out is not None:
-        from attnstore.render.compare_plot import draw_divergence
-        from attnstore.render.image_file import write
+        from attnstore.render.charts.comparison import draw_divergence
+        from attnstore.render.picture.image_file import write
 
         write(out, draw_divergence(divergences))
     if form != "table":
@@ -310,7 +310,7 @@ def runs(
         print_divergence(divergences, rows)
     if videos is None:
         return
-    from attnstore.render.side_by_side import render_side_by_side
+    from attnstore.render.files.side_by_side import render_side_by_side
 
     for name in names:
         a, b = (opened.episode(name, run=run) for run in (run_a, run_b))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import xarray as xr
 
-    from attnstore.query.compare import Comparison
+    from attnstore.query.groups.comparison import Comparison
 
 Form = Literal["table", "ndjson", "csv"]
 
@@ -80,7 +80,7 @@ def _interval(row: dict[str, Any], name: str) -> str:
 
 def print_divergence(found: Sequence[xr.DataArray], limit: int) -> None:
     """Print the heads that differ most between two runs."""
-    from attnstore.query.run_diff import rank_heads
+    from attnstore.query.groups.run_diff import rank_heads
 
     first = found[0].attrs
     click.echo(f"{first['run_a']} against {first['run_b']}: {len(found)} episodes in both")

@@ -78,7 +78,7 @@ def lerobot(
       join episodes e using (run, episode)
       where s.phase = 'suffix' and s.layer = 5 and s.camera = 'top' group by all"
     """
-    from attnstore.ingest.datasets.lerobot_export import export_copy
+    from attnstore.ingest.datasets.lerobot.export import export_copy
     from attnstore.query import open as open_for_reading
 
     if (query is None) == (file is None):
@@ -125,8 +125,8 @@ def rerun(
     rerun one.rrd
     """
     from attnstore.query import open as open_for_reading
-    from attnstore.render.rerun_export import Recorded, write_recording
-    from attnstore.render.scale import ColorScale
+    from attnstore.render.export.rerun import Recorded, write_recording
+    from attnstore.render.picture.scale import ColorScale
 
     what = Recorded(
         phases or None, cameras or None, None if layers is None else list(layers), metrics,

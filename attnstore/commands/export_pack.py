@@ -60,8 +60,8 @@ def pack(
     from attnstore.store.remote.pull import plan_pull, pull
 
     try:
-        from attnstore.render.pack.questions import Chosen
-        from attnstore.render.pack.write import estimate, write_pack
+        from attnstore.render.export.pack.questions import Chosen
+        from attnstore.render.export.pack.write import estimate, write_pack
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("attnstore"):
             raise
@@ -90,7 +90,7 @@ def pack(
     if dry_run:
         return
     if about > 2 * (max_size << 20):
-        from attnstore.render.pack.answers import too_large
+        from attnstore.render.export.pack.answers import too_large
 
         raise UsageError(too_large(about, max_size << 20))
     name = store if isinstance(store, str) else str(store.resolve())

@@ -235,7 +235,7 @@ def droid(
     attnstore ingest droid lab.attn EPISODES --policy pi0 --checkpoint CHECKPOINT --dry-run
     attnstore ingest droid lab.attn EPISODES --policy pi0 --checkpoint CHECKPOINT --device cuda
     """
-    from attnstore.ingest.datasets.droid import DroidDataset
+    from attnstore.ingest.datasets.droid.dataset import DroidDataset
 
     source = DroidDataset(
         dataset,
@@ -317,7 +317,7 @@ def lerobot(
     attnstore ingest lerobot lab.attn my-dataset --policy lerobot --checkpoint CHECKPOINT --dry-run
     attnstore ingest lerobot lab.attn user/dataset --policy lerobot --checkpoint user/policy
     """
-    from attnstore.ingest.datasets.lerobot import LeRobotDataset
+    from attnstore.ingest.datasets.lerobot.dataset import LeRobotDataset
 
     source = LeRobotDataset(
         dataset,
@@ -377,8 +377,8 @@ def run_ingest(
     from attnstore.ingest.policies.base import Watch
     from attnstore.ingest.workers import ingest_with_workers
     from attnstore.store.commits import MARKER, StorePaths
+    from attnstore.store.commits.run import save_run
     from attnstore.store.opening import create_store
-    from attnstore.store.run import save_run
 
     watch = Watch(choice.vision, choice.token_stats)
     run = describe_run(

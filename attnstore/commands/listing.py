@@ -139,7 +139,7 @@ def _of_catalog(store: Store, run: str | None) -> list[dict[str, Any]]:
 
 
 def _coverage(paths: StorePaths, dataset: Path, runs: list[str]) -> list[dict[str, Any]]:
-    from attnstore.ingest.datasets.droid import DroidDataset
+    from attnstore.ingest.datasets.droid.dataset import DroidDataset
 
     reasons: dict[tuple[str, str], str] = {}
     for file in sorted(paths.quarantine.glob("*/*/*.json")):

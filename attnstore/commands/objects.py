@@ -24,7 +24,7 @@ from .output import console, print_json, say, say_written
 
 if TYPE_CHECKING:
     from attnstore.query import Episode, Store
-    from attnstore.query.object_options import ObjectOptions
+    from attnstore.query.objects.options import ObjectOptions
 
 SOURCES = ("detector", "gripper")
 
@@ -79,8 +79,8 @@ def add(
     attnstore objects add lab.attn --masks EPISODES --source detector --camera varied_camera_1
     """
     from attnstore.query import open as open_for_reading
-    from attnstore.query.object_options import ObjectOptions
-    from attnstore.query.object_part import find_dataset
+    from attnstore.query.objects.options import ObjectOptions
+    from attnstore.query.objects.part import find_dataset
 
     opened = open_for_reading(store)
     root = find_dataset(dataset)
@@ -104,7 +104,7 @@ def add(
     failed = [o for o in done if o.status == "failed"]
     parts = [(o.episode, o.part) for o in done if o.status != "failed"]
     if out is not None and parts:
-        from attnstore.render.object_report import write_report
+        from attnstore.render.report.object_report import write_report
 
         with console().status("drawing"):
             written = write_report(
@@ -152,7 +152,7 @@ def _add_one(
     store: Store, episode: Episode, root: Path, options: ObjectOptions, phases: Sequence[str],
     redo: bool,
 ) -> _Outcome:  # fmt: skip
-    from attnstore.query.object_part import add_objects, find_episode
+    from attnstore.query.objects.part import add_objects, find_episode
 
     def failed(reason: str) -> _Outcome:
         return _Outcome(episode, options.source, options.part, "failed", reason)

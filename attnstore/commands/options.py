@@ -18,7 +18,7 @@ from attnstore.store.errors import UsageError
 
 if TYPE_CHECKING:
     from attnstore.query import Episode, Store
-    from attnstore.query.chosen import Chosen
+    from attnstore.query.sql.chosen import Chosen
 
 F = TypeVar("F", bound=Callable[..., Any])
 CONFIG = "attnstore.toml"
@@ -353,8 +353,8 @@ class EpisodeChoice:
         return " and ".join(t for t in (named, self.where) if t is not None) or None
 
     def by_run(self, store: Store) -> list[Chosen]:
-        """Choose them, run by run; raises as `attnstore.query.chosen.choose`."""
-        from attnstore.query.chosen import choose
+        """Choose them, run by run; raises as `attnstore.query.sql.chosen.choose`."""
+        from attnstore.query.sql.chosen import choose
 
         return choose(store, self.run, self.where, self.names, self.limit)
 

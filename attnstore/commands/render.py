@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attnstore.store.errors import PartialError
-from attnstore.store.tokens import WORD
+from attnstore.store.format.tokens import WORD
 
 from .options import (
     EpisodeChoice,
@@ -34,10 +34,10 @@ from .output import console, say_written
 
 if TYPE_CHECKING:
     from attnstore.query import Episode
-    from attnstore.render.heatmap import Interpolation
-    from attnstore.render.look import Look
-    from attnstore.render.overlay import Blend
-    from attnstore.render.scale import ColorScale
+    from attnstore.render.picture.heatmap import Interpolation
+    from attnstore.render.picture.look import Look
+    from attnstore.render.picture.overlay import Blend
+    from attnstore.render.picture.scale import ColorScale
 
 
 @click.group(cls=StoreGroup)
@@ -84,7 +84,7 @@ class DrawingChoice:
     @property
     def look(self) -> Look:
         """How heat is laid over an image."""
-        from attnstore.render.look import Look
+        from attnstore.render.picture.look import Look
 
         given = {"alpha": self.alpha, "cmap": self.cmap}
         return Look(
@@ -96,7 +96,7 @@ class DrawingChoice:
 
     def colors(self, default: str) -> ColorScale:
         """Ends of the colours."""
-        from attnstore.render.scale import ColorScale
+        from attnstore.render.picture.scale import ColorScale
 
         return ColorScale.parse(self.scale or default)
 
@@ -217,7 +217,7 @@ def images(
     attnstore render images lab.attn --out pictures --layers 1,4,5,7,10
     attnstore render images lab.attn --out pictures --episode 'success/*' --heads active
     """
-    from attnstore.render.images import render_images
+    from attnstore.render.files.episode_images import render_images
 
     octo = drawing.layout == "octo"
     extra: dict[str, Any] = {"format": form or ("png" if octo else "jpg")}
@@ -252,7 +252,7 @@ def videos(
     --------
     attnstore render videos lab.attn --out pictures --layers 5,10 --heads active
     """
-    from attnstore.render.videos import render_videos
+    from attnstore.render.files.episode_videos import render_videos
 
     extra: dict[str, Any] = {"codec": codec or ("h264" if drawing.layout == "octo" else "vp9")}
     if fps is not None:

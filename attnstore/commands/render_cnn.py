@@ -44,7 +44,7 @@ def render_cnn(
     """
     from attnstore.query import open as open_for_reading
     from attnstore.query.cnn import cnn_results
-    from attnstore.render.cnn import write_results
+    from attnstore.render.cnn.results import write_results
 
     opened = open_for_reading(store)
     found = cnn_results(

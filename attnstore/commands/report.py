@@ -58,7 +58,7 @@ def report(
     attnstore report lab.attn --where "date > '2025-12-10'" --format html
     """
     from attnstore.query import open as open_for_reading
-    from attnstore.render.labtree import component
+    from attnstore.render.picture.drawing import component
     from attnstore.render.report.write import write_report
 
     opened = open_for_reading(store)

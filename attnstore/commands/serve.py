@@ -104,7 +104,9 @@ def serve(
         import uvicorn
 
         from attnstore.query.service import LOOPBACK, Limits, ServiceConfig, create_app
-        from attnstore.query.service.connections import GuardedConnection
+        from attnstore.query.service.guard.connections import (
+            GuardedConnection,
+        )
         from attnstore.render.serving import PAGE, Painter
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("attnstore"):

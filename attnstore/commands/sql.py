@@ -59,8 +59,8 @@ def sql(
     attnstore sql lab.attn --named camera-by-layer --csv
     """
     from attnstore.query import open as open_for_reading
-    from attnstore.query.named import NAMED, named_query
-    from attnstore.query.sql import write_result
+    from attnstore.query.sql.named import NAMED, named_query
+    from attnstore.query.sql.run import write_result
 
     if list_named:
         for entry in NAMED.values():

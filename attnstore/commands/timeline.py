@@ -25,7 +25,7 @@ from .options import (
 from .output import console, print_json, say_written
 
 if TYPE_CHECKING:
-    from attnstore.query.timelines import EpisodeTimeline, Timelines
+    from attnstore.query.objects.episode_timelines import EpisodeTimeline, Timelines
 
 
 @click.command(cls=StoreCommand)
@@ -67,7 +67,7 @@ def timeline(
     attnstore objects timeline lab.attn --json --phase suffix --layers 5-9
     """
     from attnstore.query import open as open_for_reading
-    from attnstore.query.timelines import timelines
+    from attnstore.query.objects.episode_timelines import timelines
 
     if out is None and not as_json:
         raise UsageError("nothing to do: name a directory with --out, or print with --json")
@@ -113,10 +113,10 @@ def _rows(found: EpisodeTimeline) -> Iterator[dict[str, Any]]:
 
 
 def _draw(found: Timelines, out: Path) -> list[Path]:
-    from attnstore.render.image_file import write_text
-    from attnstore.render.labtree import EpisodeFolder
-    from attnstore.render.svg import stack
-    from attnstore.render.timeline_plot import aligned_charts, episode_chart, step_chart
+    from attnstore.render.charts.svg import stack
+    from attnstore.render.charts.timeline import aligned_charts, episode_chart, step_chart
+    from attnstore.render.files.lab_folders import EpisodeFolder
+    from attnstore.render.picture.image_file import write_text
 
     name = f"timeline_{found.phase}_{found.camera}.svg"
     written = []

@@ -21,7 +21,7 @@ from .options import (
 from .output import print_json, say
 
 if TYPE_CHECKING:
-    from attnstore.query.structure import SpanTokens, TokenMatrix
+    from attnstore.query.attention.structure import SpanTokens, TokenMatrix
 
 SIGNS = {"all": "#", "causal": "\\", "part": "+", "none": "."}
 
@@ -49,7 +49,7 @@ def tokens(
     attnstore tokens lab.attn --episode 2025-12-11_10-04-31 --phase suffix --out tokens.png
     """
     from attnstore.query import open as open_for_reading
-    from attnstore.query.structure import token_matrices, token_matrix
+    from attnstore.query.attention.structure import token_matrices, token_matrix
 
     opened = episodes.open_one(open_for_reading(store))
     if phases:
@@ -63,8 +63,8 @@ def tokens(
         for matrix in matrices:
             click.echo("\n" + describe(matrix))
     if out is not None:
-        from attnstore.render import image_file
-        from attnstore.render.structure import draw_structure
+        from attnstore.render.charts.structure import draw_structure
+        from attnstore.render.picture import image_file
 
         picture = draw_structure(matrices, f"{opened.name}  -  {opened.instruction}")
         image_file.write(out, picture, image_file.DEFAULT_QUALITY)

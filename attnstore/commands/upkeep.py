@@ -110,7 +110,7 @@ def gc(store: Path, lease: float, dry_run: bool, as_json: bool) -> None:
     --------
     attnstore gc lab.attn --dry-run
     """
-    from attnstore.store.commits.garbage import collect
+    from attnstore.store.garbage import collect
     from attnstore.store.opening import open_store
 
     collected = collect(open_store(store), timedelta(hours=lease), dry_run=dry_run)

@@ -15,8 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.query import Episode, Store
-from attnstore.query.masks import open_detector_masks
-from attnstore.query.objects import PatchCover, cover_patches, object_metrics
+from attnstore.query.objects.masks import open_detector_masks
+from attnstore.query.objects.overlap import (
+    PatchCover,
+    cover_patches,
+    object_metrics,
+)
 
 Float = NDArray[np.float64]
 RESAMPLES = 4000

@@ -23,7 +23,7 @@ import numpy as np
 
 import attnstore
 from attnstore.ingest.policies.base import ATTENTION_ONLY
-from attnstore.ingest.policies.pi0 import Pi0Policy
+from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.registry import load_policy
 from attnstore.ingest.probing.forward import Forward
 from attnstore.ingest.probing.keyframe import StoredKeyframe, stored_keyframes
@@ -31,7 +31,8 @@ from attnstore.ingest.probing.knockout import Knockout
 from attnstore.ingest.probing.pipeline import choose_episodes, choose_run
 from attnstore.ingest.probing.regions import Regions
 from attnstore.ingest.probing.variant import Variant
-from attnstore.query.fidelity import clustered_interval, layer_fidelity, mean_of_episodes
+from attnstore.query.causes.fidelity import layer_fidelity
+from attnstore.query.statistics import clustered_interval, mean_of_episodes
 from attnstore.store.errors import NotFoundError
 from attnstore.store.opening import open_store
 from attnstore.store.reader import Episode

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.render.video import encode
+from attnstore.render.files.video import encode
 
 from .calibration import SERIALS, calibration, extrinsics, intrinsics, tool_pose
 from .conditions import WORLDS

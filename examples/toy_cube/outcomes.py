@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import attnstore
-from attnstore.query.compare import compare
+from attnstore.query.groups.comparison import compare
 from attnstore.query.resampling import (
     benjamini_hochberg,
     bootstrap_interval,

@@ -192,7 +192,7 @@ def _side_camera(name: str, conditions: Conditions) -> str:
 
 def _hand() -> str:
     # The tool frame (z down, the fingers close along y) is the base frame turned by pi about x.
-    # Sizes are those of attnstore's gripper proxy: attnstore.query.gripper.GripperShape.
+    # Sizes are those of attnstore's gripper proxy: attnstore.query.objects.gripper.GripperShape.
     (x, _, z), tilt = HAND_VIEW
     down, along = np.cos(tilt), np.sin(tilt)
     axes = f"0 -1 0 {down:.9g} 0 {-along:.9g}"

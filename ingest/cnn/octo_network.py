@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from attnstore.store.errors import UsageError
 
 from ..optional import require
-from ..policies.octo_loading import check_directory, digest_parameters, load_octo
+from ..policies.octo.loading import check_directory, digest_parameters, load_octo
 from .base import Guided, Images, Layer, Target
 from .octo_encoder import Film, Reached, find_encoders
 

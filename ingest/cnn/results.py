@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from attnstore.store.cnn import (
+from attnstore.store.commits import Attempt, Commit, StorePaths, latest_commit
+from attnstore.store.commits.cnn import (
     FILTERS_EPISODE,
     GROUP,
     OBJECTIVE,
@@ -24,11 +25,10 @@ from attnstore.store.cnn import (
     create_group,
     network_run,
 )
-from attnstore.store.cnn_tables import CNN_TABLES
-from attnstore.store.commits import Attempt, Commit, StorePaths, latest_commit
+from attnstore.store.commits.run import save_run
 from attnstore.store.errors import ConflictError
-from attnstore.store.parquet import write_table
-from attnstore.store.run import save_run
+from attnstore.store.tables.cnn import CNN_TABLES
+from attnstore.store.tables.parquet import write_table
 
 from .base import ConvNetwork, Layer, Target
 from .maximisation import Maximisation, maximise

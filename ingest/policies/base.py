@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.errors import AttnstoreError
-from attnstore.store.geometry import Geometry
-from attnstore.store.tokens import Token, TokenLayout
+from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.tokens import Token, TokenLayout
 
 if TYPE_CHECKING:
     import torch

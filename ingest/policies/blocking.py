@@ -2,7 +2,7 @@
 
 A policy that can be knocked out has a method `BlockingPolicy.blocking`. Where attention modules
 take an additive ``attention_mask``, (batch, 1 or head, query, key), it is one line with
-`block_by_mask`, see `attnstore.ingest.policies.openpi.OpenpiPolicy.blocking`; `block_multihead` is
+`block_by_mask`, see `attnstore.ingest.policies.openpi.policy.OpenpiPolicy.blocking`; `block_multihead` is
 for ``nn.MultiheadAttention``. Others block where their scores are, with `by_layer`, `forbidden` and
 `check_left`: before the softmax, so that each row's remaining weights sum to 1. To zero weights
 after it would take attention away without giving it elsewhere.

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from attnstore.store.axes import VISION
 from attnstore.store.errors import HealthError, UsageError
+from attnstore.store.format.axes import VISION
 
 from .base import EMBEDDING, EncoderShape, Observer
 from .checkpoint import unwrap

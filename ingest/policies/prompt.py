@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from attnstore.store.tokens import STATE, TASK, TEMPLATE, Span, Token
+from attnstore.store.format.tokens import STATE, TASK, TEMPLATE, Span, Token
 
 _VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from attnstore.store.geometry import Geometry
+from attnstore.store.format.geometry import Geometry
 
 from ..optional import require
-from .octo_stem import Convolution, stem_geometry
+from .convolution import Convolution, stem_geometry
 
 
 def resnet_geometry(source: tuple[int, int], name: str, dilated: bool) -> Geometry:

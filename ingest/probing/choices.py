@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnstore.store.episode import EpisodeSpec
 from attnstore.store.errors import SelectionError, UsageError
-from attnstore.store.generated import DECODE
+from attnstore.store.format.episode import EpisodeSpec
+from attnstore.store.format.generated import DECODE
 from attnstore.store.rules import standing_step
 
 from .keyframe import ACTIVE

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from attnstore.store.action_metrics import action_metrics
 from attnstore.store.commits import Attempt, Commit, StorePaths, latest_commit
+from attnstore.store.commits.run import RunConfig
 from attnstore.store.errors import EpisodeError, HealthError
+from attnstore.store.format.action_metrics import action_metrics
 from attnstore.store.reader import Episode
-from attnstore.store.run import RunConfig
 
 from ..episode import StoppedError
 from ..policies.base import Policy, Watch

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.episode import EpisodeSpec
 from attnstore.store.errors import UsageError
-from attnstore.store.pixels import attention_on, pixel_heat, ranked_pixels, top_pixels
+from attnstore.store.format.episode import EpisodeSpec
+from attnstore.store.format.pixels import attention_on, pixel_heat, ranked_pixels, top_pixels
 from attnstore.store.rules import Active, check_active
 
 from .choices import (

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.axes import STEPPED_PHASES, VISION
 from attnstore.store.errors import HealthError, UsageError
-from attnstore.store.tokens import TokenLayout
+from attnstore.store.format.axes import STEPPED_PHASES, VISION
+from attnstore.store.format.tokens import TokenLayout
 
 from ..capture import Record, capture
 from ..encoders import all_layouts, all_shapes, owners

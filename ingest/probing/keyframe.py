@@ -11,14 +11,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.episode import EpisodeSpec
 from attnstore.store.errors import EpisodeError, IntegrityError
-from attnstore.store.geometry import Geometry
+from attnstore.store.format.episode import EpisodeSpec
+from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.pixels import seen_pixels
+from attnstore.store.format.tokens import TokenLayout
 from attnstore.store.image import decode
-from attnstore.store.pixels import seen_pixels
 from attnstore.store.reader import Episode
 from attnstore.store.rules import Active
-from attnstore.store.tokens import TokenLayout
 
 from ..policies.base import Observation
 

@@ -15,11 +15,11 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.episode import EpisodeSpec
 from attnstore.store.errors import EpisodeError, SelectionError, UsageError
-from attnstore.store.naming import find_tokens, lacks_word, not_found
-from attnstore.store.pixels import UNSEEN, patch_of_pixels
-from attnstore.store.tokens import AlignedAxis, Axis
+from attnstore.store.format.episode import EpisodeSpec
+from attnstore.store.format.naming import find_tokens, lacks_word, not_found
+from attnstore.store.format.pixels import UNSEEN, patch_of_pixels
+from attnstore.store.format.tokens import AlignedAxis, Axis
 
 from ..policies.blocking import Blocked
 from .choices import chosen_layers
@@ -39,7 +39,7 @@ class Knockout(Probe):
     shifts: ClassVar[bool] = True
 
     keys: tuple[str, ...]
-    """A variant each: tokens by name as in `attnstore.store.naming` (``image``,
+    """A variant each: tokens by name as in `attnstore.store.format.naming` (``image``,
     ``image:hand_camera``, ``task``, ``word:cube``), ``all``, ``object:NAME``, ``background`` (patches
     that show image and no object) or ``letterbox``; the last three also of one camera:
     ``background@hand_camera``."""

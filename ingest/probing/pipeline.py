@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from attnstore.store.commits import Commit, StorePaths, committed_names, latest_commit
+from attnstore.store.commits.part import Part
+from attnstore.store.commits.run import RunConfig, load_run, run_ids
 from attnstore.store.errors import EpisodeError, NotFoundError, SelectionError, UsageError
-from attnstore.store.part import Part
 from attnstore.store.reader import Episode
-from attnstore.store.run import RunConfig, load_run, run_ids
 
 from ..episode import StoppedError
 from ..pipeline import Observer, Outcome, Report, SharedFailureError, settle

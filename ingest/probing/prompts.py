@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from attnstore.store.episode import EpisodeSpec
 from attnstore.store.errors import UsageError
+from attnstore.store.format.episode import EpisodeSpec
 
 from .keyframe import StoredKeyframe
 from .variant import Probe, Variant

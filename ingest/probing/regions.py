@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
-from attnstore.store.episode import EpisodeSpec
 from attnstore.store.errors import UsageError
-from attnstore.store.pixels import attention_on, pixel_heat, ranked_pixels
+from attnstore.store.format.episode import EpisodeSpec
+from attnstore.store.format.pixels import attention_on, pixel_heat, ranked_pixels
 from attnstore.store.rules import Active, check_active
 
 from .choices import camera_label, camera_sets, check_map, chosen_layers, step_number

@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow as pa
 
 from attnstore.store.commits import Attempt
-from attnstore.store.parquet import write_table
-from attnstore.store.pixels import attention_on, seen_pixels
-from attnstore.store.probe_tables import PROBE_TABLES
-from attnstore.store.rle import encode_rle
+from attnstore.store.format.pixels import attention_on, seen_pixels
+from attnstore.store.format.rle import encode_rle
 from attnstore.store.rules import standing_step
+from attnstore.store.tables.parquet import write_table
+from attnstore.store.tables.probes import PROBE_TABLES
 
 from .keyframe import StoredKeyframe
 from .variant import Variant

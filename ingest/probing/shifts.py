@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.geometry import Geometry
-from attnstore.store.statistics import image_distribution, image_mass, jensen_shannon
-from attnstore.store.tokens import Axis
+from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.statistics import image_distribution, image_mass, jensen_shannon
+from attnstore.store.format.tokens import Axis
 
 from .forward import MapPlace, Ran
 

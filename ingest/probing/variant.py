@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.episode import EpisodeSpec
+from attnstore.store.format.episode import EpisodeSpec
 
 from ..policies.base import Observation
 from ..policies.blocking import Blocked

@@ -266,7 +266,7 @@ class NamedAnswer(BaseModel):
 
 
 class CompareAnswer(BaseModel):
-    """Two groups of episodes compared, head by head; see `attnstore.query.compare`."""
+    """Two groups of episodes compared, head by head; see `attnstore.query.groups.comparison`."""
 
     model_config = _example(
         a="success", b="failure", episodes_a=80, episodes_b=2, metric="entropy", phase="prefix",

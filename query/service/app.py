@@ -18,21 +18,19 @@ from starlette.staticfiles import StaticFiles
 
 from attnstore.store.errors import AttnstoreError
 
-from . import (
-    attention_routes,
-    compare_routes,
-    episode_routes,
-    file_routes,
-    picture_routes,
-    sql_routes,
-    store_routes,
-)
-from .access import Access
 from .answers import Failure
 from .config import ServiceConfig
-from .guard import Guard
+from .guard.access import Access
+from .guard.middleware import Guard
+from .guard.refusal import Refusal, refusal_of
 from .pictures import Pictures
-from .refusal import Refusal, refusal_of
+from .routes import attention as attention_routes
+from .routes import comparison as compare_routes
+from .routes import episodes as episode_routes
+from .routes import files as file_routes
+from .routes import pictures as picture_routes
+from .routes import sql as sql_routes
+from .routes import stores as store_routes
 from .service import Service
 
 _log = logging.getLogger(__name__)

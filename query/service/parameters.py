@@ -11,7 +11,7 @@ from attnstore.store import rules
 from attnstore.store.reader.blocks import Index
 from attnstore.store.reader.selection import Group
 
-from .refusal import Refusal
+from .guard.refusal import Refusal
 
 Indices = Annotated[
     str | None,

@@ -16,7 +16,7 @@ import xarray as xr
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .refusal import Refusal
+from .guard.refusal import Refusal
 
 NPY = "application/x-npy"
 JSON = "application/json"

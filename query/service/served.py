@@ -20,14 +20,14 @@ from attnstore.store.commits import (
     log_of,
     read_json,
 )
+from attnstore.store.commits.part import Part
 from attnstore.store.errors import IntegrityError, UsageError
 from attnstore.store.opening import open_store
-from attnstore.store.part import Part
 from attnstore.store.reader.episode import Episode
 
-from .children import Children
 from .config import Limits
-from .refusal import Refusal
+from .guard.refusal import Refusal
+from .sql.children import Children
 
 LISTINGS = 256
 """Commits whose lists of files are kept."""

@@ -10,14 +10,14 @@ import anyio
 import orjson
 from starlette.requests import Request
 
-from .admission import Gate
-from .children import Child
 from .config import ServiceConfig
+from .guard.admission import Gate
+from .guard.refusal import Refusal
 from .payload import IMMUTABLE, REVALIDATE, entity_tag
 from .pictures import Pictures
-from .refusal import Refusal
-from .sandbox import Form
 from .served import OpenEpisode, ServedStore, serve_stores
+from .sql.children import Child
+from .sql.sandbox import Form
 from .videos import VideoFolder
 
 T = TypeVar("T")

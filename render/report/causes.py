@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from attnstore.query.chosen import Chosen
-from attnstore.query.effects import Effect, effects
-from attnstore.query.store import Store
+from attnstore.query.causes.effects import Effect, effects
+from attnstore.query.sql.chosen import Chosen
+from attnstore.query.sql.store import Store
 
-from ..plots import scatter_chart
+from ..charts.plots import scatter_chart
 from .document import Block, Figure, Section, Table, finding, missing, note, text
 from .spelling import number, percent, with_interval
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..svg import Chart
+from ..charts.svg import Chart
 
 Kind = Literal["text", "finding", "note", "missing"]
 

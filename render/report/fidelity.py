@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from attnstore.query.chosen import Chosen
-from attnstore.query.fidelity import (
+from attnstore.query.causes.fidelity import (
     FidelityPairs,
     LayerFidelity,
     fidelity_pairs,
     layer_fidelity,
 )
-from attnstore.query.fidelity_views import BestLayer, best_layers
+from attnstore.query.causes.fidelity_views import BestLayer, best_layers
 from attnstore.query.resampling import FEWEST
-from attnstore.query.store import Store
+from attnstore.query.sql.chosen import Chosen
+from attnstore.query.sql.store import Store
 from attnstore.store.errors import NotFoundError
-from attnstore.store.probe_tables import ACTION_METRICS
+from attnstore.store.tables.probes import ACTION_METRICS
 
-from ..plots import Series, line_chart
+from ..charts.plots import Series, line_chart
 from .document import Block, Figure, Section, Table, finding, missing, note, text
 from .spelling import interval, known, number
 

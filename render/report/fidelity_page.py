@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from attnstore.query.camera_shares import camera_shares
-from attnstore.query.chosen import Chosen
-from attnstore.query.fidelity_curves import CurvePair, curve_pairs
-from attnstore.query.fidelity_views import directions, view_differences
-from attnstore.query.store import Store
+from attnstore.query.attention.camera_shares import camera_shares
+from attnstore.query.causes.fidelity_curves import CurvePair, curve_pairs
+from attnstore.query.causes.fidelity_views import directions, view_differences
+from attnstore.query.sql.chosen import Chosen
+from attnstore.query.sql.store import Store
 
-from ..plots import Series, line_chart
+from ..charts.plots import Series, line_chart
 from .document import Block, Figure, Page, Section, Table, note, text
 from .fidelity import METRIC, METRICS, Fidelity, layers_chart, layers_table, summary, verdict, views
 from .glossary import glossary

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from attnstore.store.base_tables import METRICS
-from attnstore.store.object_tables import OBJECT_METRICS
-from attnstore.store.probe_tables import ACTION_METRICS
+from attnstore.store.tables.base import METRICS
+from attnstore.store.tables.objects import OBJECT_METRICS
+from attnstore.store.tables.probes import ACTION_METRICS
 
 from .document import Section, Table
 

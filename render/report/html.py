@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from html import escape
 from itertools import groupby
 
-from ..svg import STYLE as CHART_STYLE
-from ..svg import Chart
+from ..charts.svg import STYLE as CHART_STYLE
+from ..charts.svg import Chart
 from .document import Block, Figure, Page, Paragraph, Section, Table, clean, code_parts, spaced
 
 _NUMBER = re.compile(r"[-+−]?[\d.,]+( ?%)?( \(.*\))?|[-–·]|")

@@ -6,23 +6,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from attnstore.query.active_heads import active_heads
-from attnstore.query.camera_shares import CameraShare, camera_shares
-from attnstore.query.chosen import Chosen
-from attnstore.query.store import Store
-from attnstore.store.axes import PHASES, VISION
+from attnstore.query.attention.active_heads import active_heads
+from attnstore.query.attention.camera_shares import CameraShare, camera_shares
+from attnstore.query.sql.chosen import Chosen
+from attnstore.query.sql.store import Store
 from attnstore.store.errors import NotFoundError
+from attnstore.store.format.axes import PHASES, VISION
+from attnstore.store.format.views import is_current
 from attnstore.store.reader.episode import Episode
 from attnstore.store.rules import NO_HEAD, Active
-from attnstore.store.views import is_current
 
-from .. import overlay
-from ..heatmap import sampler
-from ..matrix_plot import matrix_chart
-from ..plots import Series, line_chart
-from ..scale import data_limits
-from ..scene import decode_frame
-from ..source import describe_query
+from ..charts.matrix import matrix_chart
+from ..charts.plots import Series, line_chart
+from ..picture import overlay
+from ..picture.heatmap import sampler
+from ..picture.scale import data_limits
+from ..picture.scene import decode_frame
+from ..picture.source import describe_query
 from .document import Block, Figure, Paragraph, Section, Table, finding, note, text
 from .spelling import known, layer_names, percent, with_interval
 from .strip import strip

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .. import image_file
-from ..svg import Chart
+from ..charts.svg import Chart
+from ..picture import image_file
 from .document import Block, Figure, Page, Paragraph, Table, clean, code_parts, spaced
 
 

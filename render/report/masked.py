@@ -6,15 +6,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.query.chosen import Chosen
-from attnstore.query.fidelity import FidelityPairs
-from attnstore.query.store import Store
+from attnstore.query.causes.fidelity import FidelityPairs
+from attnstore.query.sql.chosen import Chosen
+from attnstore.query.sql.store import Store
 from attnstore.store.catalog.rows import quoted
-from attnstore.store.pixels import seen_pixels
-from attnstore.store.rle import decode_rle
+from attnstore.store.format.pixels import seen_pixels
+from attnstore.store.format.rle import decode_rle
 
-from ..scene import decode_frame
-from ..source import EpisodeMaps
+from ..picture.scene import decode_frame
+from ..picture.source import EpisodeMaps
 from .strip import Image, strip
 
 Mask = NDArray[np.bool_]

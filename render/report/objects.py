@@ -6,16 +6,25 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from attnstore.query.chosen import Chosen
-from attnstore.query.estimate import Estimate, estimate
-from attnstore.query.role_lift import ROLES, LayerLift, RoleLifts, role_lifts
-from attnstore.query.store import Store
-from attnstore.query.timeline import ALL, REGIONS
-from attnstore.query.timelines import Timelines, cameras_with_objects, timelines
-from attnstore.store.axes import VISION
+from attnstore.query.objects.episode_timelines import (
+    Timelines,
+    cameras_with_objects,
+    timelines,
+)
+from attnstore.query.objects.role_lift import (
+    ROLES,
+    LayerLift,
+    RoleLifts,
+    role_lifts,
+)
+from attnstore.query.objects.timeline import ALL, REGIONS
+from attnstore.query.sql.chosen import Chosen
+from attnstore.query.sql.store import Store
+from attnstore.query.statistics import Estimate, estimate
+from attnstore.store.format.axes import VISION
 
-from ..plots import Series, line_chart
-from ..timeline_plot import COLOURS, NAMES, aligned_charts, episode_chart, step_chart
+from ..charts.plots import Series, line_chart
+from ..charts.timeline import COLOURS, NAMES, aligned_charts, episode_chart, step_chart
 from .document import Block, Figure, Paragraph, Section, Table, finding, missing, note, text
 from .spelling import percent, points, with_interval
 

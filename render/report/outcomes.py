@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from attnstore.query.chosen import Chosen
-from attnstore.query.compare import Comparison, compare
-from attnstore.query.store import Store
-from attnstore.store.axes import VISION
+from attnstore.query.groups.comparison import Comparison, compare
+from attnstore.query.sql.chosen import Chosen
+from attnstore.query.sql.store import Store
 from attnstore.store.catalog.rows import quoted
 from attnstore.store.errors import SelectionError, UsageError
+from attnstore.store.format.axes import VISION
 
-from ..matrix_plot import matrix_chart
+from ..charts.matrix import matrix_chart
 from .document import Block, Figure, Section, Table, finding, missing, note, text
 from .spelling import interval, known, layer_names, number
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 
-from attnstore.query.chosen import Chosen
 from attnstore.query.health import Health
+from attnstore.query.sql.chosen import Chosen
 
 from .document import Block, Section, Table, finding, note
 from .spelling import number, size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from attnstore.query.estimate import Estimate
+from attnstore.query.statistics import Estimate
 
 
 def number(value: float | None) -> str:

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import image_file, label
-from ..head_table import drawable
+from ..charts.head_table import drawable
+from ..picture import image_file, label
 
 Image = NDArray[np.uint8]
 PAPER, INK = (255, 255, 255), (45, 50, 58)

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from attnstore.query.chosen import Chosen
 from attnstore.query.health import health
-from attnstore.query.sql import sql_errors
-from attnstore.query.store import Store
+from attnstore.query.sql.chosen import Chosen
+from attnstore.query.sql.run import sql_errors
+from attnstore.query.sql.store import Store
 from attnstore.store.rules import Active
 
-from .. import image_file
+from ..picture import image_file
 from .causes import interventions, ledger
 from .document import Page, Paragraph, Section, Table
 from .fidelity import Fidelity, fidelity_section, read_fidelity

@@ -1,5 +1,5 @@
 // 256 RGB colours each, from low to high, in base64. Written by scripts/viewer_colormaps.py from
-// render/colormap.py, and from ColorBrewer's RdBu, between whose 11 colours it interpolates.
+// render/picture/colormap.py, and from ColorBrewer's RdBu, between whose 11 colours it interpolates.
 
 /** @type {Record<string, string>} */
 export const ENCODED = {

@@ -1,6 +1,6 @@
 // A map drawn on the camera's own image, through the inverse geometry: pure functions, no DOM.
 //
-// The same definitions as store/geometry.py, render/heatmap.py, render/scale.py and render/overlay.py;
+// The same definitions as store/format/geometry.py, render/picture/heatmap.py, render/picture/scale.py and render/picture/overlay.py;
 // a test compares the two pixel by pixel. Every source pixel looks up its patch, instead of the small
 // grid being stretched over the image: so letterbox, crop and flip are undone exactly.
 

@@ -3,7 +3,7 @@
 export type Pair = [number, number];
 export type Limits = [number, number];
 
-/** `store/geometry.py`: every pair is (height, width) or (top, left), in pixels. */
+/** `store/format/geometry.py`: every pair is (height, width) or (top, left), in pixels. */
 export interface Geometry {
   source: Pair;
   input: Pair;

@@ -23,9 +23,9 @@ from fsspec import AbstractFileSystem
 from pyarrow import fs
 
 from ..commits import SAFE, StoredFile, StorePaths, latest_commit
+from ..commits.vetting import Places
 from ..errors import AttnstoreError, IntegrityError, NotFoundError
-from ..tables import ALL_TABLES
-from ..vetting import Places
+from ..tables.inventory import ALL_TABLES
 from .tables import DATABASE
 
 _EMPTY = "empty"

@@ -14,10 +14,10 @@ import duckdb
 import pyarrow as pa
 
 from ..commits import Commit, Key, StoredFile, StorePaths
+from ..commits.run import load_run
+from ..commits.vetting import Places
 from ..errors import IntegrityError
-from ..run import load_run
-from ..tables import ALL_TABLES, TABLES
-from ..vetting import Places
+from ..tables.inventory import ALL_TABLES, TABLES
 from .tables import CATALOG, COPIED, COPIES, DATABASE, sql_type, version
 
 

@@ -12,8 +12,8 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
-from ..columns import Column, Table
-from ..tables import OPTIONAL_TABLES, PART_TABLES, TABLES
+from ..tables.columns import Column, Table
+from ..tables.inventory import OPTIONAL_TABLES, PART_TABLES, TABLES
 
 DATABASE = "catalog"
 """Name under which a connection attaches a generation."""

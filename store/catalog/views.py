@@ -21,9 +21,9 @@ from pyarrow import fs
 
 from ..commits import StorePaths
 from ..errors import AttnstoreError
-from ..ledger import LEDGER, ledger_query
 from ..rules import create_macros
-from ..tables import ALL_TABLES
+from ..tables.inventory import ALL_TABLES
+from ..tables.ledger import LEDGER, ledger_query
 from .committed_files import address, arrow_files, committed_tables, empty_address, register
 from .rows import parquet_scan, quoted
 from .tables import CATALOG, COPIED, DATABASE, VIEWED, sql_type

@@ -4,7 +4,7 @@
 catalog, a mirror, the service, learns of them from the log (`attnstore.store.commits.log`).
 """
 
-from .commit import Attempt, give_up_entry, register_run, remove_part
+from .attempt import Attempt, give_up_entry, register_run, remove_part
 from .entry import Commit, Fact, StoredFile, commit_draft, draft
 from .files import (
     MAX_JSON,
@@ -23,8 +23,6 @@ from .holding import StorePaths
 from .layout import (
     ARRAYS,
     ATTEMPT_FILE,
-    FORMAT_MAJOR,
-    FORMAT_MINOR,
     MARKER,
     PULLED,
     SAFE,
@@ -50,8 +48,6 @@ from .log import (
 __all__ = [
     "ARRAYS",
     "ATTEMPT_FILE",
-    "FORMAT_MAJOR",
-    "FORMAT_MINOR",
     "MARKER",
     "MAX_JSON",
     "PULLED",

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..errors import IntegrityError
-from .layout import FORMAT_MAJOR, FORMAT_MINOR, Key, Layout, check_id, check_relative
+from ..format.version import FORMAT_MAJOR, FORMAT_MINOR
+from .layout import Key, Layout, check_id, check_relative
 
 Kind = Literal["commit", "removal", "run", "discard"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import IntegrityError, NotFoundError, UnsupportedFormatError
-from .layout import FORMAT_MAJOR, MARKER
+from ..format.version import FORMAT_MAJOR
+from .layout import MARKER
 
 MAX_JSON = 64 << 20
 """Largest JSON file that is read, in bytes: a store is untrusted data."""

@@ -9,8 +9,6 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import IntegrityError
 
-FORMAT_MAJOR = 1
-FORMAT_MINOR = 0
 MARKER = "attnstore.json"
 PULLED = "pulled"
 """Directory that only a pulled copy of a store has."""

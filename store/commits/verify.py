@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..errors import AttnstoreError, IntegrityError, NotFoundError
-from ..part import Part
-from ..run import load_run
 from .entry import Commit
 from .files import check_marker
 from .holding import StorePaths
 from .layout import MARKER, Key
 from .log import Log, Revision, check_known
+from .part import Part
+from .run import load_run
 
 
 @dataclass(frozen=True, slots=True)

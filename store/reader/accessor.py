@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ..errors import SelectionError
-from ..geometry import Geometry
+from ..format.geometry import Geometry
 
 
 @xr.register_dataarray_accessor("attn")  # type: ignore[no-untyped-call]  # xarray is untyped here

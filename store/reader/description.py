@@ -7,12 +7,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ..axes import VISION
-from ..episode import EpisodeSpec, PhaseSpec
+from ..commits.part import Part
 from ..errors import SelectionError
-from ..geometry import Geometry
-from ..naming import find_tokens, not_found
-from ..part import Part
+from ..format.axes import VISION
+from ..format.episode import EpisodeSpec, PhaseSpec
+from ..format.geometry import Geometry
+from ..format.naming import find_tokens, not_found
 from .selection import check_index
 
 
@@ -130,7 +130,7 @@ class EpisodeDescription:
         return self._any(phase).query_groups
 
     def has_query(self, phase: str, group: str) -> bool:
-        """Whether a phase's queries have a group; see `attnstore.store.naming`."""
+        """Whether a phase's queries have a group; see `attnstore.store.format.naming`."""
         return group in self.query_groups(phase) or bool(
             len(find_tokens(self._any(phase).query, group))
         )

@@ -10,12 +10,13 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from ..axes import STEPPED_PHASES
 from ..commits import Commit, committed_names, latest_commit
+from ..commits.part import Part
 from ..errors import EpisodeError, NotFoundError, SelectionError
+from ..format.axes import STEPPED_PHASES
+from ..format.rle import Mask, decode_rle
+from ..format.statistics import image_mass
 from ..image import DamagedImageError, ImageError, plain, read_header
-from ..part import Part
-from ..rle import Mask, decode_rle
 from ..rules import (
     NO_HEAD,
     VARIANCES,
@@ -28,7 +29,6 @@ from ..rules import (
     mean_over_keyframes,
     standing_step,
 )
-from ..statistics import image_mass
 from . import sinks
 from .blocks import Dimension, Index
 from .head_stats import HeadStats, at_steps

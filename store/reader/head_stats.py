@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..base_tables import METRICS
-from ..episode import EpisodeSpec, PhaseSpec
+from ..commits.part import Part
 from ..errors import SelectionError
-from ..part import Part
+from ..format.episode import EpisodeSpec, PhaseSpec
+from ..tables.base import METRICS
 
 Float = NDArray[np.float32]
 _KEYS = ("phase", "camera", "query_group", "keyframe", "step", "layer", "head")

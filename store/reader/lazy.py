@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from xarray.backends.common import BackendArray
 from xarray.core import indexing
 
-from ..part import Part
-from ..precision import decode
+from ..commits.part import Part
+from ..format.precision import decode
 
 
 class StoredArray(BackendArray):

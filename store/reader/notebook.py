@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..format.views import is_current
 from ..rules import mean_over_keyframes, standing_step
-from ..views import is_current
 
 if TYPE_CHECKING:
     from .episode import Episode

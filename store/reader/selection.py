@@ -1,6 +1,6 @@
 """Selecting tokens by name, and indices by number, with errors that say what would match.
 
-What a token group may be called says `attnstore.store.naming`.
+What a token group may be called says `attnstore.store.format.naming`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SelectionError
-from ..naming import find_tokens, not_found
-from ..tokens import AlignedAxis, Span
+from ..format.naming import find_tokens, not_found
+from ..format.tokens import AlignedAxis, Span
 
 Group = str | int | slice | Sequence[int]
 

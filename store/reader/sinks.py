@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SelectionError
-from ..geometry import Geometry
+from ..format.geometry import Geometry
 
 
 def remove(

@@ -10,11 +10,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from ..axes import attention_dims, map_dims
-from ..chunking import attention_plan, map_plan
-from ..episode import PhaseSpec
+from ..arrays.chunking import attention_plan, map_plan
+from ..commits.part import Part
 from ..errors import SelectionError
-from ..part import Part
+from ..format.axes import attention_dims, map_dims
+from ..format.episode import PhaseSpec
 from ..rules import standing_step
 from .blocks import Block, Cost, Dimension, Index, coordinates, cost
 from .description import EpisodeDescription

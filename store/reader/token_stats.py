@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow.compute as pc
 import xarray as xr
 
-from ..base_tables import TOKEN_METRICS
-from ..episode import PhaseSpec
 from ..errors import NotFoundError
+from ..format.episode import PhaseSpec
+from ..tables.base import TOKEN_METRICS
 from .selection import span_labels, token_labels
 
 if TYPE_CHECKING:

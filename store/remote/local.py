@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 from ..commits import PULLED, open_regular
+from ..commits.part import resolve
 from ..errors import AttnstoreError, IntegrityError, NotFoundError, NotPulledError
-from ..part import resolve
 
 
 class Directory:

@@ -1,0 +1,1 @@
+"""Recordings in DROID's layout."""

@@ -1,0 +1,245 @@
+"""Episodes in the DROID layout, ``{outcome}/{date}/{episode}/``.
+
+An episode holds ``instruction.txt``, ``trajectory.h5``, ``calibration.json`` and, for each camera,
+``recordings/frames/{camera}/00000.jpg`` (jpg, jpeg, png or webp) or ``recordings/{camera}.mp4``.
+Image files are preferred. ``.svo2`` and ``trajectory.npz`` are never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from attnstore.store.episode_names import names_episode
+from attnstore.store.errors import EpisodeError, NotFoundError, UsageError
+
+from ..base import OUTCOMES, EpisodeInfo, Frame, VideoFrames, check_frames
+from ..video import check_kept
+from . import layout
+from .trajectory import Trajectory, read_trajectory
+
+FRAMES_RULES = ("strict", "shortest")
+
+
+@dataclass(frozen=True, slots=True)
+class _Episode:
+    """A checked episode."""
+
+    directory: Path
+    images: tuple[layout.Images, ...]
+    trajectory: Trajectory
+    length: int
+    """Number of frames in use."""
+
+
+class DroidDataset:
+    """Reader of a DROID directory tree.
+
+    Parameters
+    ----------
+    root
+        A dataset, or one outcome, date or episode directory of it. Episodes are named relative to
+        the directory above the outcome, so their names are the same in all four cases.
+    side
+        Which side camera follows ``hand_camera``: ``left`` (``varied_camera_1``) or ``right``
+        (``varied_camera_2``).
+    outcome
+        Only episodes with this outcome; all if None.
+    episodes
+        Only episodes whose name, or its last component, matches this glob; all if None.
+    limit
+        At most this many episodes, after the filters, in sorted order.
+    video_frames
+        What is kept of a video's frames: ``jpeg``, or ``png``, twice as large and exactly what the
+        policy sees.
+    frames
+        ``strict``: cameras and trajectory of an episode must have equal lengths. ``shortest``: use
+        the first frames, as many as all of them have.
+    name
+        Name of the dataset, part of a run's identity; the directory's name if None.
+
+    Raises
+    ------
+    UsageError
+        If an option's value is not one of those above.
+    """
+
+    kind: str = "droid"
+    __slots__ = (
+        "_base",
+        "_episodes",
+        "_frames",
+        "_kept",
+        "_limit",
+        "_outcome",
+        "_root",
+        "cameras",
+        "name",
+    )
+
+    def __init__(
+        self,
+        root: str | PathLike[str],
+        *,
+        side: str = "left",
+        outcome: str | None = None,
+        episodes: str | Sequence[str] = (),
+        limit: int | None = None,
+        frames: str = "strict",
+        video_frames: VideoFrames = "jpeg",
+        name: str | None = None,
+    ) -> None:
+        _one_of("side", side, tuple(layout.SIDES))
+        _one_of("frames", frames, FRAMES_RULES)
+        check_kept(video_frames)
+        if outcome is not None:
+            _one_of("outcome", outcome, OUTCOMES)
+        if limit is not None and limit < 1:
+            raise UsageError(f"limit is at least 1; got {limit}")
+        self._root = Path(root).expanduser().resolve()
+        self._base = layout.base_of(self._root)
+        self._outcome = outcome
+        self._episodes = (episodes,) if isinstance(episodes, str) else tuple(episodes)
+        self._limit = limit
+        self._frames = frames
+        self._kept = video_frames
+        self.name: str = name or self._base.name
+        self.cameras: tuple[str, ...] = (layout.HAND_CAMERA, layout.SIDES[side])
+
+    def __repr__(self) -> str:
+        return f"DroidDataset({str(self._root)!r}, cameras={self.cameras})"
+
+    def episode_names(self) -> Sequence[str]:
+        """Names of all episodes after the filters, sorted: ``success/2025-12-10/2025-12-10_...``.
+
+        Raises
+        ------
+        NotFoundError
+            If the root holds no episode, or the filters leave none.
+        """
+        if not self._root.is_dir():
+            raise NotFoundError(f"{self._root}: no such directory; expected {layout.EXPECTED}")
+        found = sorted(
+            directory.relative_to(self._base).as_posix()
+            for directory in layout.episode_directories(self._root)
+        )
+        if not found:
+            raise NotFoundError(f"{self._root}: no episode found; expected {layout.EXPECTED}")
+        names = [name for name in found if self._selects(name)]
+        if not names:
+            filters = {"outcome": self._outcome, "episode": ", ".join(self._episodes)}
+            asked = ", ".join(f"{key} {value!r}" for key, value in filters.items() if value)
+            raise NotFoundError(
+                f"{self._root}: none of {len(found)} episodes matches {asked}; "
+                f"the first is {found[0]}"
+            )
+        return names[: self._limit]
+
+    def info(self, name: str) -> EpisodeInfo:
+        """Check an episode and describe it; image files are opened for their size only.
+
+        Attributes hold the trajectory's own, ``images`` (camera to ``frames`` or ``mp4``),
+        ``calibrated_serials`` (None without a readable calibration) and ``recorded_policy``.
+
+        Raises
+        ------
+        EpisodeError
+            If the episode is broken.
+        NotFoundError
+            If there is no such episode.
+        """
+        episode = self._check(name)
+        for images in episode.images:
+            images.check_sizes()
+        instruction = layout.read_instruction(name, episode.directory)
+        combined = layout.combined_video(episode.directory, instruction)
+        rates = [episode.trajectory.rate, *(images.rate for images in episode.images)]
+        return EpisodeInfo(
+            name=name,
+            outcome=layout.outcome_of(name),
+            instruction=instruction,
+            frames=episode.length,
+            task=combined.task,
+            date=layout.date_of(name),
+            rate=next((rate for rate in rates if rate is not None), None),
+            attributes={
+                **episode.trajectory.attributes,
+                "images": {images.camera: images.source for images in episode.images},
+                "calibrated_serials": layout.calibrated_serials(episode.directory),
+                "recorded_policy": combined.policy,
+            },
+        )
+
+    def frames(self, name: str, indices: Sequence[int]) -> Iterator[Frame]:
+        """Yield the asked frames in the given order.
+
+        The state is joint positions and gripper position; the action is joint velocity and gripper
+        position, Pi0-DROID's action space, or empty if the trajectory has none. The episode is
+        checked when this is called, images when they are reached.
+
+        Raises
+        ------
+        EpisodeError
+            If the episode is broken or an image cannot be decoded.
+        NotFoundError
+            If there is no such episode.
+        UsageError
+            If an index is not one of the episode's frames.
+        """
+        episode = self._check(name)
+        check_frames(name, episode.length, indices)
+        return _read(episode, tuple(indices))
+
+    def _selects(self, name: str) -> bool:
+        if self._outcome is not None and layout.outcome_of(name) != self._outcome:
+            return False
+        if not self._episodes:
+            return True
+        return any(names_episode(pattern, name) for pattern in self._episodes)
+
+    def _check(self, name: str) -> _Episode:
+        directory = self._base / name
+        if ".." in Path(name).parts or not directory.is_dir() or not layout.is_episode(directory):
+            raise NotFoundError(f"{self._base}: no episode {name!r}; expected {layout.EXPECTED}")
+        images = tuple(
+            layout.find_images(name, directory, camera, self._kept) for camera in self.cameras
+        )
+        trajectory = read_trajectory(name, directory / "trajectory.h5")
+        length = min(len(trajectory), *map(len, images))
+        if length == 0:
+            raise EpisodeError(name, f"an episode has frames: {_lengths(images, trajectory)}")
+        if self._frames == "strict" and length != max(len(trajectory), *map(len, images)):
+            raise EpisodeError(
+                name,
+                f"{_lengths(images, trajectory)}; pass --frames shortest to use the first {length}",
+            )
+        trajectory.check_finite(name, length)
+        return _Episode(directory, images, trajectory, length)
+
+
+def _read(episode: _Episode, indices: Sequence[int]) -> Iterator[Frame]:
+    trajectory = episode.trajectory
+    pictures = zip(*(images.read(indices) for images in episode.images), strict=True)
+    for index, cameras in zip(indices, pictures, strict=True):
+        clock = trajectory.timestamps
+        yield Frame(
+            index=index,
+            cameras=cameras,
+            state=trajectory.states[index],
+            action=trajectory.actions[index],
+            timestamp=None if clock is None else float(clock[index]),
+        )
+
+
+def _lengths(images: Sequence[layout.Images], trajectory: Trajectory) -> str:
+    # cameras that agree are named once
+    named = images if len(set(map(len, images))) > 1 else images[:1]
+    cameras = [f"{camera.camera} has {len(camera)} frames" for camera in named]
+    return ", ".join([*cameras, f"trajectory.h5 has {len(trajectory)} steps"])
+
+
+def _one_of(option: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{option} is one of {', '.join(allowed)}; got {value!r}")

@@ -1,0 +1,1 @@
+"""LeRobot's data sets, version 2 and 3."""

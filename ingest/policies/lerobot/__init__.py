@@ -1,0 +1,1 @@
+"""Policies of LeRobot: Pi0, Pi0.5, SmolVLA, ACT."""

@@ -1,0 +1,318 @@
+"""What all LeRobot policies have in common: cameras, preprocessing, noise, acting.
+
+A policy's images are its configuration's ``image_features`` that are in the batch, in that order;
+those that are missing come after them, masked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+
+from attnstore.store.errors import UsageError
+from attnstore.store.format.tokens import Token
+
+from ...datasets.lerobot.metadata import camera_name
+from ..base import Batch, Observation, ObservationError, Observer, PhaseShape, PolicyError, Sample
+from ..checkpoint import one_line, unwrap
+from ..fingerprint import digest_directory, digest_parameters
+from ..hooks import HookedPolicy
+from .loading import STATE, LeRobotCheckpoint, check_statistics
+
+TOKENS, TOKENS_MASK = "observation.language.tokens", "observation.language.attention_mask"
+
+
+class LeRobotPolicy(HookedPolicy):
+    """Adapter of one LeRobot policy; subclasses know its family's layout and modules.
+
+    Parameters
+    ----------
+    config
+        LeRobot's configuration.
+    preprocessor
+        LeRobot's preprocessor pipeline.
+    source
+        Where the weights are, or the policy itself.
+    checkpoint
+        Hub id or directory name.
+    cameras
+        Image feature per camera, where they are not called alike.
+    digest_with
+        What else than the checkpoint changes the numbers.
+    """
+
+    family: ClassVar[str]
+    denoiser_steps: bool
+    """Whether intermediate action chunks can be read."""
+    noisy: ClassVar[bool] = True
+    """Whether actions come from noise."""
+
+    def __init__(
+        self,
+        config: Any,
+        preprocessor: Any,
+        source: LeRobotCheckpoint | Any,
+        *,
+        checkpoint: str,
+        cameras: Mapping[str, str] | None = None,
+        digest_with: Mapping[str, str] | None = None,
+    ) -> None:
+        self.config, self.preprocessor, self._source = config, preprocessor, source
+        self.checkpoint, self._cameras = checkpoint, dict(cameras or {})
+        self._digest_with = dict(digest_with or {})
+        self.name = f"lerobot:{self.family}"
+        self.horizon = int(config.chunk_size)
+        self.action_dof = int(config.output_features["action"].shape[0])
+        if int(getattr(config, "n_obs_steps", 1)) != 1:
+            raise PolicyError(
+                f"{checkpoint}: it sees {config.n_obs_steps} observations at once; one is supported"
+            )
+        unknown = sorted(set(self._cameras.values()) - set(config.image_features))
+        if unknown:
+            raise UsageError(
+                f"{checkpoint}: no image feature {unknown[0]!r}; it has "
+                f"{', '.join(config.image_features)}"
+            )
+
+    @cached_property
+    def policy(self) -> Any:
+        """LeRobot's policy, loaded at the first use."""
+        if isinstance(self._source, LeRobotCheckpoint):
+            return self._source.load()
+        return self._source
+
+    @property
+    def model(self) -> Any:
+        """The policy's network."""
+        return unwrap(self.policy.model)
+
+    @property
+    def device(self) -> str:
+        """Device of the weights."""
+        return str(next(self.policy.parameters()).device)
+
+    @property
+    def dtype(self) -> str:
+        """Data type of most weights."""
+        counts: dict[str, int] = {}
+        for parameter in self.policy.parameters():
+            name = str(parameter.dtype).removeprefix("torch.")
+            counts[name] = counts.get(name, 0) + parameter.numel()
+        return max(counts, key=lambda name: counts[name])
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the checkpoint directory, or of the weights of a policy in memory.
+
+        Options that change the numbers are part of it.
+        """
+        if isinstance(self._source, LeRobotCheckpoint):
+            digest = digest_directory(self._source.directory)
+        else:
+            digest = digest_parameters(self.policy)
+        if not self._digest_with:
+            return digest
+        options = json.dumps(self._digest_with, sort_keys=True)
+        return hashlib.sha256(f"{digest} {options}".encode()).hexdigest()
+
+    def prepare(self, observations: Sequence[Observation]) -> Batch:
+        """Run the checkpoint's own preprocessor, and read the layout off its output.
+
+        Raises
+        ------
+        ObservationError
+            If the preprocessor cannot take them.
+        """
+        import torch
+
+        features = self.features(tuple(observations[0].images))
+        for o in observations:
+            wrong = check_statistics(self.checkpoint, self.preprocessor, o.state.size)
+            if wrong is not None:
+                raise ObservationError(wrong)
+        raw: dict[str, Any] = {
+            self._before_rename(feature): torch.stack(
+                [_to_tensor(o.images[camera]) for o in observations]
+            )
+            for camera, feature in features.items()
+        }
+        raw[self._before_rename(STATE)] = torch.from_numpy(
+            np.stack([o.state for o in observations])
+        )
+        raw["task"] = [o.instruction for o in observations]
+        try:
+            inputs = self.preprocessor(raw)
+        except Exception as error:
+            raise ObservationError(
+                f"{self.checkpoint}: LeRobot's preprocessor cannot take the observation "
+                f"({one_line(error)})"
+            ) from error
+        kept = {k: v for k, v in inputs.items() if isinstance(v, torch.Tensor)}
+        seen = [f for f in self.config.image_features if f in kept]
+        cameras = [next((c for c, f in features.items() if f == s), s) for s in seen]
+        samples = tuple(
+            self.sample(kept, row, {c: o.images[c].shape[:2] for c in cameras})
+            for row, o in enumerate(observations)
+        )
+        if self.noisy:
+            noise = torch.stack([self._noise(o.seed) for o in observations])
+            kept["noise"] = noise.to(self.device)
+        return Batch(kept, samples, self.encoded(cameras, len(observations)))
+
+    def act(self, batch: Batch) -> Any:
+        """Predict an action chunk for every observation, as LeRobot does."""
+        # A copy: smolvla's decoding of ALOHA states works in place.
+        inputs = {key: value.clone() for key, value in batch.inputs.items()}
+        if "noise" in inputs:
+            return self.policy.predict_action_chunk(inputs, noise=inputs.pop("noise"))
+        return self.policy.predict_action_chunk(inputs)
+
+    @contextmanager
+    def instrument(self, observer: Observer) -> Iterator[None]:
+        """See `HookedPolicy.instrument`; noisy actions are cut to the real degrees of freedom."""
+        with super().instrument(cast(Observer, _Unpadded(observer, self.action_dof))):
+            yield
+
+    @property
+    @abstractmethod
+    def phases(self) -> Mapping[str, PhaseShape]:
+        """Shape of every phase that will be captured, from the modules."""
+
+    @abstractmethod
+    def sample(
+        self, inputs: Mapping[str, Any], row: int, sizes: Mapping[str, tuple[int, ...]]
+    ) -> Sample:
+        """Return one observation's layouts and geometry.
+
+        Parameters
+        ----------
+        inputs
+            The preprocessor's output.
+        row
+            Which observation of the batch.
+        sizes
+            (height, width) of every camera's image, in the order in which the policy sees them.
+        """
+
+    def encoded(self, cameras: Sequence[str], count: int) -> tuple[tuple[int, str] | None, ...]:
+        """Whose each image through the vision tower is; see `Batch.encoded`."""
+        missing = self.empty_images(len(cameras))
+        places: list[tuple[int, str] | None] = [(r, c) for c in cameras for r in range(count)]
+        return (*places, *[None] * (missing * count))
+
+    def empty_images(self, present: int) -> int:
+        """How many masked images are appended for image features that are not in the batch."""
+        return len(self.config.image_features) - present
+
+    def features(self, cameras: Sequence[str]) -> dict[str, str]:
+        """Return the image feature of every camera: as told, else the one that is called alike.
+
+        Raises
+        ------
+        ObservationError
+            If a camera has none, or two have the same.
+        """
+        known = tuple(self.config.image_features)
+        chosen: dict[str, str] = {}
+        for camera in cameras:
+            alike = [camera, f"observation.images.{camera}", f"observation.{camera}"]
+            renamed = [self._renames.get(name, name) for name in alike]
+            named = (f for f in known if camera_name(f) == camera)
+            feature = self._cameras.get(camera) or next((f for f in renamed if f in known), None)
+            feature = feature or next(named, None)
+            if feature is None or feature in chosen.values():
+                rule = (
+                    "none is called like" if feature is None else "two cameras would have that of"
+                )
+                example = ",".join(f"{c}:{f}" for c, f in zip(cameras, known, strict=False))
+                raise ObservationError(
+                    f"{self.checkpoint} sees {', '.join(known)}; {rule} camera {camera!r}: say "
+                    f"which is which with --policy-option cameras={example}"
+                )
+            chosen[camera] = feature
+        return chosen
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The preprocessor's tokenizer.
+
+        Raises
+        ------
+        PolicyError
+            If it has none.
+        """
+        for step in self.preprocessor.steps:
+            if (found := getattr(step, "input_tokenizer", None)) is not None:
+                return found
+        raise PolicyError(f"{self.checkpoint}: its preprocessor has no tokenizer")
+
+    def text_tokens(self, inputs: Mapping[str, Any], row: int) -> list[Token]:
+        """Return the valid text tokens of one observation.
+
+        Raises
+        ------
+        PolicyError
+            If padding stands between them.
+        """
+        ids = inputs[TOKENS][row].tolist()
+        valid = inputs[TOKENS_MASK][row].bool().tolist()
+        count = sum(valid)
+        if not all(valid[:count]):
+            raise PolicyError(
+                f"{self.checkpoint}: text is padded on the right; its tokenizer pads elsewhere"
+            )
+        return [Token(i, self.token_text(i)) for i in ids[:count]]
+
+    def token_text(self, token_id: int) -> str:
+        """Return a token's string, a word's leading space kept."""
+        return str(self.tokenizer.decode([token_id]))
+
+    @cached_property
+    def _renames(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for step in self.preprocessor.steps:
+            found |= getattr(step, "rename_map", None) or {}
+        return found
+
+    def _before_rename(self, key: str) -> str:
+        return next((old for old, new in self._renames.items() if new == key), key)
+
+    def _noise(self, seed: int) -> Any:
+        import torch
+
+        # On the CPU and in float32 whatever the device: the same seed gives the same noise.
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(self.horizon, int(self.config.max_action_dim), generator=generator)
+
+
+class _Unpadded:
+    """Passes everything on; of noisy actions only the components that are the robot's."""
+
+    def __init__(self, observer: Observer, dof: int) -> None:
+        self._observer, self._dof = observer, dof
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._observer, name)
+
+    def noisy_actions(self, actions: Any) -> None:
+        self._observer.noisy_actions(actions[..., : self._dof])
+
+
+def _to_tensor(image: Any) -> Any:
+    import torch
+
+    # As LeRobot's datasets give it: (channel, height, width), 0..1.
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+def directory_name(checkpoint: str) -> str:
+    """Return what a run calls a checkpoint: a directory's name, or the hub id."""
+    return Path(checkpoint).resolve().name if Path(checkpoint).exists() else checkpoint

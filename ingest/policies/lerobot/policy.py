@@ -1,0 +1,152 @@
+"""LeRobot's policies: the adapter reads a checkpoint's type and chooses the family's.
+
+LeRobot loads the checkpoint and prepares the observation; attnstore only looks on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attnstore.store.errors import UsageError
+
+from ..base import Policy, PolicyError
+from ..checkpoint import check_options, locate
+from .act import LeRobotAct
+from .base import LeRobotPolicy, directory_name
+from .loading import open_checkpoint, policy_type
+from .pi import LeRobotPi0, LeRobotPi05
+from .smolvla import LeRobotSmolVla
+
+FAMILIES: Mapping[str, type[LeRobotPolicy]] = {
+    family.family: family for family in (LeRobotPi0, LeRobotPi05, LeRobotSmolVla, LeRobotAct)
+}
+OPTIONS = ("cameras", "stats", "steps")
+
+
+def load_lerobot(
+    checkpoint: str,
+    *,
+    variant: str | None = None,
+    dtype: str | None = None,
+    device: str = "cpu",
+    revision: str | None = None,
+    options: Mapping[str, str] | None = None,
+) -> Policy:
+    """Load a LeRobot checkpoint; its weights at the first use.
+
+    Parameters
+    ----------
+    checkpoint
+        Local directory or hub id, with ``policy_preprocessor.json``.
+    variant
+        Policy type that the checkpoint must have: ``pi05``; None takes any that is supported.
+    dtype
+        Data type of the weights, for pi0 and pi05.
+    device
+        Torch device.
+    revision
+        Hub revision.
+    options
+        ``cameras=wrist:observation.images.hand,...``: image feature per camera of the dataset where
+        they are not called alike; ``stats=FILE``: statistics (a LeRobotDataset's
+        ``meta/stats.json``) in place of the checkpoint's; ``steps=N``: denoising steps.
+
+    Raises
+    ------
+    UsageError
+        If the variant or an option is not LeRobot's.
+    MissingExtraError
+        If LeRobot is not installed.
+    NotFoundError
+        If there is no such directory.
+    PolicyError
+        If the checkpoint is not one of a supported type.
+    """
+    given = dict(options or {})
+    check_options("lerobot", given, OPTIONS)
+    if variant is not None and variant not in FAMILIES:
+        raise UsageError(f"lerobot's variants are {', '.join(FAMILIES)}; got {variant!r}")
+    steps = given.get("steps")
+    if steps is not None and (not steps.isdecimal() or int(steps) < 1):
+        raise UsageError(f"steps is a whole number of denoising steps, at least 1; got {steps!r}")
+    cameras = parse_cameras(given.get("cameras"))
+    kind = policy_type(checkpoint, Path(locate(checkpoint, revision)))
+    if kind not in FAMILIES:
+        raise PolicyError(
+            f"{checkpoint}: policies of type {kind!r} are not supported; {', '.join(FAMILIES)} are"
+        )
+    if variant not in (None, kind):
+        raise PolicyError(f"{checkpoint}: its config.json is of type {kind!r}, not {variant!r}")
+    source = open_checkpoint(
+        checkpoint,
+        revision=revision,
+        device=device,
+        dtype=dtype,
+        steps=None if steps is None else int(steps),
+        stats=given.get("stats"),
+    )
+    digest_with = {key: value for key, value in given.items() if key != "stats"}
+    if "stats" in given:
+        digest_with["stats"] = Path(given["stats"]).read_text()
+    return FAMILIES[kind](
+        source.config,
+        source.preprocessor,
+        source,
+        checkpoint=directory_name(checkpoint),
+        cameras=cameras,
+        digest_with=digest_with,
+    )
+
+
+def adapt_lerobot(
+    policy: Any,
+    preprocessor: Any,
+    *,
+    checkpoint: str = "in memory",
+    cameras: Mapping[str, str] | None = None,
+) -> LeRobotPolicy:
+    """Adapt a LeRobot policy that is loaded already, compiled or not.
+
+    Parameters
+    ----------
+    policy
+        ``PI05Policy``, ``ACTPolicy``, ..., in evaluation mode.
+    preprocessor
+        Its preprocessor, as ``make_pre_post_processors`` returns it.
+    checkpoint
+        What the run calls it.
+    cameras
+        Image feature per camera, where they are not called alike.
+
+    Raises
+    ------
+    PolicyError
+        If its type is not supported.
+    """
+    kind = str(policy.config.type)
+    if kind not in FAMILIES:
+        raise PolicyError(f"policies of type {kind!r} are not supported; {', '.join(FAMILIES)} are")
+    return FAMILIES[kind](
+        policy.config, preprocessor, policy, checkpoint=checkpoint, cameras=cameras
+    )
+
+
+def parse_cameras(text: str | None) -> dict[str, str]:
+    """Parse ``camera:feature,camera:feature``.
+
+    Examples
+    --------
+    >>> parse_cameras("wrist:observation.images.hand")
+    {'wrist': 'observation.images.hand'}
+    """
+    cameras = {}
+    for pair in (text or "").split(",") if text else ():
+        camera, colon, feature = pair.strip().partition(":")
+        if not colon or not camera or not feature:
+            raise UsageError(
+                f"cameras is CAMERA:FEATURE,...: wrist:observation.images.hand; got {pair!r}"
+            )
+        cameras[camera] = feature
+    return cameras

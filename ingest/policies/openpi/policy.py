@@ -1,0 +1,318 @@
+"""Pi0.5 and Pi0 of openpi's PyTorch port: ``PI0Pytorch``.
+
+Prefix: ``paligemma_with_expert.paligemma.model.language_model.layers[i].self_attn``. Suffix, once
+per denoising step: ``paligemma_with_expert.gemma_expert.model.layers[i].self_attn``, whose queries
+are the action tokens (Pi0: after a state token), and whose keys are the prefix followed by them.
+Sequence: three image inputs of 256 tokens, of which the third is black and masked for a robot with
+two cameras, then the prompt, padded on the right. Observations go through openpi's own transforms.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from attnstore.store.errors import UsageError
+from attnstore.store.format.tokens import TASK
+
+from ...optional import require
+from ..base import Batch, EncoderShape, Observation, PhaseShape, PolicyError
+from ..blocking import Blocked, block_by_mask
+from ..checkpoint import check_options, unwrap
+from ..fingerprint import digest_parameters
+from ..hooks import HookedPolicy, Watched
+from ..vision import vision_shape
+from .checkpoint import OpenpiCheckpoint, describe_norm_stats, openpi
+from .layout import ModelSequence
+from .observation import Sight, stacked
+from .robot import ROLES, Asked, Key
+
+DTYPES = ("bfloat16", "float32")
+SEEN = (*ROLES.values(), "cameras", "state")
+"""Options that say which camera and which part of the state goes where."""
+OPTIONS = (*SEEN, "steps")
+STEPS = 10
+"""openpi's default of ``sample_actions``."""
+
+
+class OpenpiPolicy(HookedPolicy):
+    """Adapter of openpi's PyTorch policies.
+
+    The configuration, the norm stats and the tokenizer are read at once; the weights at the first
+    use of `model`.
+
+    Parameters
+    ----------
+    checkpoint
+        Local directory or hub id of a converted checkpoint: ``model.safetensors`` and ``assets/``.
+    variant
+        Name of openpi's configuration: ``pi05_droid``.
+    dtype
+        ``bfloat16`` as openpi runs it (the default), or ``float32``: the same weights, computed
+        in float32.
+    device
+        Torch device: ``cpu``, ``cuda:0``.
+    revision
+        Hub revision.
+    options
+        ``base=CAMERA``, ``wrist=CAMERA``, ``right_wrist=CAMERA``: the dataset's cameras for
+        ``base_0_rgb``, ``left_wrist_0_rgb``, ``right_wrist_0_rgb``. ``cameras=CAMERA:KEY,...`` and
+        ``state=KEY:LENGTH,...`` name the keys in which openpi's transform takes them. What is not
+        said is found out (`openpi_robot`). ``steps=N``: denoising steps, 10 by default.
+
+    Raises
+    ------
+    UsageError
+        If the configuration, the data type or an option is none of openpi's.
+    MissingExtraError
+        If openpi is not installed.
+    NotFoundError
+        If there is no such directory.
+    PolicyError
+        If the directory is no converted checkpoint with norm stats.
+    """
+
+    name = "openpi"
+    denoiser_steps = True
+
+    def __init__(
+        self,
+        checkpoint: str,
+        *,
+        variant: str | None = None,
+        dtype: str | None = None,
+        device: str = "cpu",
+        revision: str | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
+        if dtype is not None and dtype not in DTYPES:
+            raise UsageError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
+        given = dict(options or {})
+        check_options("openpi", given, OPTIONS)
+        steps = given.get("steps", str(STEPS))
+        if not steps.isdecimal() or int(steps) < 1:
+            raise UsageError(f"steps is a whole number of at least 1; got {steps!r}")
+        require("torch", "ingest", "policy openpi")
+        self._source: OpenpiCheckpoint | None = OpenpiCheckpoint(checkpoint, variant, revision)
+        self.checkpoint = Path(checkpoint).name if Path(checkpoint).exists() else checkpoint
+        self.device, self._dtype = device, dtype
+        self._set_up(
+            self._source.config.model, self._source.transforms(), int(steps), given,
+            self._source.columns(),
+        )  # fmt: skip
+
+    @classmethod
+    def from_policy(
+        cls,
+        policy: Any,
+        *,
+        options: Mapping[str, str] | None = None,
+        checkpoint: str = "in memory",
+    ) -> OpenpiPolicy:
+        """Adapt a policy that ``create_trained_policy`` made, compiled or not.
+
+        Parameters
+        ----------
+        options
+            Which camera and which part of the state goes where, as for the class; no ``steps``.
+
+        Raises
+        ------
+        PolicyError
+            If it is a JAX policy.
+        """
+        if not getattr(policy, "_is_pytorch_model", True):
+            raise PolicyError(
+                "this openpi policy runs in JAX; create it from a checkpoint that is converted to "
+                "PyTorch"
+            )
+        return cls.from_model(
+            policy._model,
+            policy._input_transform.transforms,
+            options=options,
+            steps=int(policy._sample_kwargs.get("num_steps", STEPS)),
+            checkpoint=checkpoint,
+        )
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Any,
+        transforms: Sequence[Any],
+        *,
+        options: Mapping[str, str] | None = None,
+        steps: int = STEPS,
+        checkpoint: str = "in memory",
+    ) -> OpenpiPolicy:
+        """Adapt a loaded ``PI0Pytorch``, compiled or not, and openpi's input transforms for it."""
+        check_options("openpi in memory", options or {}, SEEN)
+        policy = cls.__new__(cls)
+        inner = unwrap(model)
+        policy._source, policy._dtype = None, None
+        policy.checkpoint, policy.device = checkpoint, str(next(inner.parameters()).device)
+        policy.__dict__["model"] = model
+        policy._set_up(inner.config, transforms, steps, options or {}, {})
+        return policy
+
+    def _set_up(
+        self,
+        config: Any,
+        transforms: Sequence[Any],
+        steps: int,
+        options: Mapping[str, str],
+        columns: Mapping[Key, str],
+    ) -> None:
+        self.config, self.steps = config, steps
+        self._seen = {name: options[name] for name in SEEN if name in options}
+        self.horizon, self.action_dof = int(config.action_horizon), int(config.action_dim)
+        keys = openpi("models_pytorch.preprocessing_pytorch").IMAGE_KEYS
+        patch = int(self._vision_config().patch_size)
+        self._sight = Sight(transforms, keys, patch, asked=Asked.parse(self._seen), columns=columns)
+        self._sequence = ModelSequence(config, self._sight.transforms, len(keys))
+
+    @cached_property
+    def model(self) -> Any:
+        """The model, loaded at the first use, in evaluation mode."""
+        assert self._source is not None
+        model = self._source.policy(self.device, self._sight.transforms)._model
+        if self._dtype == "float32":
+            model.paligemma_with_expert.to_bfloat16_for_selected_params("float32")
+        return model.eval()
+
+    @property
+    def dtype(self) -> str:
+        """Data type of the language model's and the expert's weights."""
+        if self._source is not None:
+            return self._dtype or DTYPES[0]
+        weight = self._language_model().layers[0].self_attn.q_proj.weight
+        return str(weight.dtype).removeprefix("torch.")
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of weights, norm stats, configuration, and of options that say what is seen."""
+        if self._source is not None:
+            digest = self._source.digest()
+        else:
+            weights = digest_parameters(unwrap(self.model))
+            stats = describe_norm_stats(self._sight.transforms)
+            digest = hashlib.sha256(f"{weights} {self.config!r} {stats}".encode()).hexdigest()
+        if not self._seen:
+            return digest
+        options = json.dumps(self._seen, sort_keys=True)
+        return hashlib.sha256(f"{digest} {options}".encode()).hexdigest()
+
+    @property
+    def phases(self) -> Mapping[str, PhaseShape]:
+        """Prefix and suffix, from the configuration."""
+        gemma = openpi("models.gemma").get_config
+        text = gemma(self.config.paligemma_variant)
+        expert = gemma(self.config.action_expert_variant)
+        return {
+            "prefix": PhaseShape(text.depth, text.num_heads, None, (TASK,)),
+            "suffix": PhaseShape(expert.depth, expert.num_heads, self.steps, ("action",)),
+        }
+
+    def encoder_shape(self) -> EncoderShape:
+        """Shape of SigLIP, from the configuration."""
+        return vision_shape(self._vision_config())
+
+    def prepare(self, observations: Sequence[Observation]) -> Batch:
+        """Make the model's inputs with openpi's transforms, and read the token layout off them.
+
+        Raises
+        ------
+        UsageError
+            If it is not clear which of the dataset's cameras the policy sees where.
+        ObservationError
+            If the robot state does not fit, or the prompt is too long.
+        PolicyError
+            If openpi takes observations, or does with images, what is not understood.
+        """
+        import torch
+
+        made = [self._sight.inputs(o) for o in observations]
+        slots = [self._sight.slots(o) for o in observations]
+        samples = tuple(self._sequence.sample(*each) for each in zip(made, slots, strict=True))
+        noise = torch.stack([self._noise(o.seed) for o in observations]).to(self.device)
+        tensors = {
+            key: stacked([m[key] for m in made], self.device)
+            for key in ("image", "image_mask", "state", "tokenized_prompt", "tokenized_prompt_mask")
+        }
+        return Batch({**tensors, "noise": noise}, samples, self._sequence.encoded(slots))
+
+    def act(self, batch: Batch) -> Any:
+        """Sample an action chunk for every observation of the batch."""
+        inputs = dict(batch.inputs)
+        noise = inputs.pop("noise")
+        # from_dict replaces the images in the dictionary that it is given.
+        inputs["image"] = dict(inputs["image"])
+        observation = openpi("models.model").Observation.from_dict(inputs)
+        return self.model.sample_actions(
+            self.device, observation, noise=noise, num_steps=self.steps
+        )
+
+    def watched(self) -> Sequence[Watched]:
+        """Self-attention of the language model (prefix) and of the expert (suffix)."""
+        prefix, suffix = self._language_model().layers, self._expert().layers
+        return [
+            *(Watched("prefix", i, unwrap(layer).self_attn) for i, layer in enumerate(prefix)),
+            *(Watched("suffix", i, unwrap(layer).self_attn) for i, layer in enumerate(suffix)),
+        ]
+
+    def encoder(self) -> Any:
+        """SigLIP's vision tower, called once per image input."""
+        return unwrap(self._paligemma().model).vision_tower
+
+    def denoiser(self) -> tuple[Any, int]:
+        """Return the projection that gets the noisy actions at each step."""
+        return unwrap(self.model).action_in_proj, 0
+
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """Eager attention in the language model and the expert.
+
+        openpi sets it at every call, and leaves it so; here it is as before afterwards.
+        """
+        configs = [self._language_model().config, self._expert().config]
+        before = [config._attn_implementation for config in configs]
+        try:
+            for config in configs:
+                config._attn_implementation = "eager"
+            yield
+        finally:
+            for config, implementation in zip(configs, before, strict=True):
+                config._attn_implementation = implementation
+
+    def blocking(self, blocked: Sequence[Sequence[Blocked]]) -> AbstractContextManager[None]:
+        """Block attention through the masks that Gemma's layers get."""
+        return block_by_mask(self.watched(), blocked)
+
+    def _paligemma(self) -> Any:
+        return unwrap(unwrap(unwrap(self.model).paligemma_with_expert).paligemma)
+
+    def _language_model(self) -> Any:
+        return unwrap(unwrap(self._paligemma().model).language_model)
+
+    def _expert(self) -> Any:
+        expert = unwrap(unwrap(self.model).paligemma_with_expert).gemma_expert
+        return unwrap(unwrap(expert).model)
+
+    def _vision_config(self) -> Any:
+        if "model" in self.__dict__:
+            return self._paligemma().config.vision_config
+        from transformers.models.auto import CONFIG_MAPPING
+
+        # openpi changes none of the fields that are read here.
+        return CONFIG_MAPPING["paligemma"]().vision_config
+
+    def _noise(self, seed: int) -> Any:
+        import torch
+
+        # On the CPU and in float32 whatever the device: the same seed gives the same noise.
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(self.horizon, self.action_dof, generator=generator)

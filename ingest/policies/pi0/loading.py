@@ -1,0 +1,64 @@
+"""A Pi0 checkpoint's configuration, processor and weights, through transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from attnstore.store.errors import UsageError
+
+from ...optional import require
+from ..base import PolicyError
+from ..checkpoint import model_type, one_line
+
+
+def read_checkpoint(checkpoint: str, directory: str) -> tuple[Any, Any]:
+    """Return configuration and processor of a checkpoint directory.
+
+    Raises
+    ------
+    PolicyError
+        If it is of another model, or cannot be read.
+    """
+    transformers = require("transformers", "ingest", "policy pi0")
+    # transformers builds a Pi0 of any configuration, with a warning only.
+    if (found := model_type(checkpoint, Path(directory))) != "pi0":
+        raise PolicyError(f"{checkpoint}: its config.json is of {found!r}, not 'pi0'")
+    try:
+        return (
+            transformers.PI0Config.from_pretrained(directory),
+            transformers.AutoProcessor.from_pretrained(directory),
+        )
+    except Exception as error:
+        # Whatever transformers raises for a bad file (OSError, ValueError, KeyError, ...) means
+        # the same to the user.
+        raise PolicyError(
+            f"{checkpoint}: not a readable Pi0 checkpoint ({one_line(error)})"
+        ) from error
+
+
+def checked_steps(text: str | None) -> int | None:
+    """Return option ``steps`` as a number; None where it is not given."""
+    if text is None:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"steps is a whole number of denoising steps, at least 1; got {text!r}")
+    return int(text)
+
+
+def apply_stats(processor: Any, file: str | None) -> None:
+    """Give a processor the state's normalisation that it lacks, from a JSON file."""
+    if file is not None:
+        try:
+            stats = json.loads(Path(file).read_text())
+            processor.state_mean, processor.state_std = stats["state_mean"], stats["state_std"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PolicyError(
+                f"{file}: JSON with state_mean and state_std is expected ({error!r})"
+            ) from None
+    if processor.state_mean is None or processor.state_std is None:
+        raise PolicyError(
+            "the checkpoint's processor has no state_mean and state_std, so a robot state cannot "
+            "be normalised: pass --policy-option stats=FILE with those of the training dataset"
+        )

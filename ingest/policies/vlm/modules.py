@@ -1,0 +1,60 @@
+"""Finding a vision-language model's parts, whatever they are called: decoder, attention, encoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..base import PolicyError
+from ..checkpoint import unwrap
+
+
+def language_model(model: Any) -> Any:
+    """Return the decoder that takes image and text embeddings.
+
+    Raises
+    ------
+    PolicyError
+        If there is none.
+    """
+    found = unwrap(model.get_decoder())
+    if found is None or found is model or not hasattr(found, "layers"):
+        raise PolicyError(
+            f"{type(model).__name__} has no language model with a list of decoder layers; models "
+            "whose decoder takes images and text as one sequence are expected"
+        )
+    return found
+
+
+def self_attention(decoder: Any, layers: int) -> list[Any]:
+    """Return the one self-attention module of every layer of a decoder, in order.
+
+    Raises
+    ------
+    PolicyError
+        If a layer has none, or cross-attention, or if there are more or fewer layers than that.
+    """
+    if len(decoder.layers) != layers:
+        raise PolicyError(
+            f"{type(decoder).__name__} has {len(decoder.layers)} layers, its configuration {layers}"
+        )
+    modules: list[Any] = []
+    for i, layer in enumerate(decoder.layers):
+        found = {
+            name: unwrap(child)
+            for name, child in unwrap(layer).named_children()
+            if type(unwrap(child)).__name__.endswith("Attention")
+        }
+        if len(found) != 1 or "cross" in next(iter(found)):
+            raise PolicyError(
+                f"{type(decoder).__name__} layer {i} has "
+                f"{', '.join(found) or 'no attention module'}: one self-attention is expected in "
+                "every layer (cross-attention and linear attention are not understood)"
+            )
+        modules.extend(found.values())
+    return modules
+
+
+def vision_tower(model: Any) -> Any:
+    """Return the image encoder, or None if the model does not say which it is."""
+    found = unwrap(model.get_encoder(modality="image"))
+    return None if found is model or found is unwrap(model.base_model) else found

@@ -1,0 +1,1 @@
+"""Quantities derived from attention: shares, active heads, structure, rollout, words, similarity, drift."""

@@ -1,0 +1,1 @@
+"""What interventions did: fidelity of maps, and effects on the action."""

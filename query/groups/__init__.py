@@ -1,0 +1,1 @@
+"""Groups of episodes, and runs: whether they differ, and how surely."""

@@ -1,0 +1,310 @@
+"""One number per episode and head: a metric, reduced over keyframes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from attnstore.store.catalog.rows import quoted
+from attnstore.store.errors import SelectionError, UsageError
+from attnstore.store.format.naming import default_group
+from attnstore.store.reader.selection import check_index
+from attnstore.store.rules import standing_step
+from attnstore.store.tables.base import METRICS
+
+from ..resampling import Float, Int
+from ..sql.run import sql_errors
+from .membership import Groups, Member
+
+Reduction = Literal["mean", "max"]
+Align = Literal["none", "time", "progress"]
+WRIST = "hand_camera"
+"""Camera that is compared unless another one is asked for, as in object overlap."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EpisodeValues:
+    """A metric, (episode, test), and which head each test is."""
+
+    values: Float
+    """(episode, test); NaN where an episode has no value."""
+    step: Int
+    """(test,) denoising step; -1 in a one-pass phase."""
+    layer: Int
+    head: Int
+    """(test,); -1 for the mean over heads."""
+    selection: str
+    """What the numbers are, in words."""
+    metric: str
+    phase: str
+    camera: str
+    chosen: str
+    """The rows of ``head_stats`` behind them, as an SQL condition."""
+    over_all: bool
+    """Whether they are means over all keyframes, of which longer episodes have more."""
+
+    def count(self) -> str:
+        """Say how many tests there are.
+
+        ``18 layers × 8 heads = 144 tests``
+        """
+        total = len(self.layer)
+        sizes = {
+            "steps": len(np.unique(self.step)),
+            "layers": len(np.unique(self.layer)),
+            "heads": len(np.unique(self.head[self.head >= 0])),
+        }
+        if sizes["steps"] == 1:
+            del sizes["steps"]
+        if not sizes["heads"]:
+            del sizes["heads"]
+        said = " × ".join(f"{n} {name if n > 1 else name[:-1]}" for name, n in sizes.items())
+        tests = f"{total} test{'' if total == 1 else 's'}"
+        if np.prod(list(sizes.values())) != total:
+            return tests
+        return f"{said} = {tests}"
+
+    def over_heads(self) -> EpisodeValues:
+        """Take the mean over each layer's heads; NaN where a head has no value.
+
+        A head without a value in any episode, since it never looks at the camera, takes no part.
+        """
+        keys = np.stack([self.step, self.layer])
+        layers, at = np.unique(keys, axis=1, return_inverse=True)
+        at = at.reshape(-1)
+        means = []
+        for i in range(layers.shape[1]):
+            heads = self.values[:, at == i]
+            looking = ~np.isnan(heads).all(0)
+            means.append(heads[:, looking].mean(1) if looking.any() else heads[:, 0])
+        return EpisodeValues(
+            np.stack(means, 1), layers[0], layers[1], np.full(layers.shape[1], -1, np.intp),
+            f"{self.selection}, mean over heads", self.metric, self.phase, self.camera,
+            self.chosen, self.over_all,
+        )  # fmt: skip
+
+
+def episode_values(
+    connection: duckdb.DuckDBPyConnection,
+    groups: Groups,
+    metric: str,
+    *,
+    phase: str | None = None,
+    camera: str | None = None,
+    query_group: str | None = None,
+    step: int | Literal["last", "all"] = "last",
+    reduce: Reduction = "mean",
+    window: int | None = None,
+    align: Align = "none",
+) -> EpisodeValues:
+    """Read the numbers: from ``episode_stats`` if over all keyframes, else from ``head_stats``.
+
+    See `attnstore.query.groups.comparison.compare` for the parameters.
+
+    Raises
+    ------
+    SelectionError
+        If a name matches nothing, or an episode is shorter than the window.
+    """
+    if metric not in METRICS:
+        raise SelectionError(f"a metric is one of {', '.join(METRICS)}; got {metric!r}")
+    if reduce not in get_args(Reduction):
+        raise UsageError(f"reduce is 'mean' or 'max'; got {reduce!r}")
+    if align not in get_args(Align):
+        raise UsageError(f"align is 'none', 'time' or 'progress'; got {align!r}")
+    if align == "progress" and (reduce == "max" or window is not None):
+        raise UsageError(
+            "progress aligns means over whole episodes: it takes no window and no maximum, which are "
+            "of the first keyframes; align by time instead"
+        )
+    if align == "time" and window is None:
+        window = min(m.keyframes for m in groups.members)
+    window = _window(connection, groups, reduce, window)
+    runs = sorted({m.run for m in groups.members})
+    chosen = f"variant = 'base' AND run IN ({', '.join(map(quoted, runs))})"
+    said: dict[str, str] = {}
+    for column, wanted in (("phase", phase), ("camera", camera), ("query_group", query_group)):
+        value = _value(connection, column, wanted, chosen)
+        chosen += f" AND {column} = {quoted(value)}"
+        said[column] = value
+    selection = " × ".join([said["phase"], said["camera"], said["query_group"], metric])
+    number = _step(connection, step, chosen, said["phase"])
+    if number is not None:
+        chosen += f" AND step = {number}"
+        selection += f" × step {number}"
+    if window is not None:
+        kind = "maximum" if reduce == "max" else "mean"
+        selection += f", {kind} over the first {window} keyframes"
+    if align == "progress":
+        points = min(m.keyframes for m in groups.members)
+        selection += f", mean over {points} points of equal progress"
+        rows = _rows_at_progress(connection, groups.members, metric, chosen, points)
+    else:
+        rows = _rows(connection, groups.members, metric, chosen, reduce, window)
+    keys = np.stack([rows[name].to_numpy().astype(np.intp) for name in ("step", "layer", "head")])
+    tests, at = np.unique(keys, axis=1, return_inverse=True)
+    number_of = {(m.run, m.episode): i for i, m in enumerate(groups.members)}
+    pairs = zip(rows["run"].to_pylist(), rows["episode"].to_pylist(), strict=True)
+    episode = np.array([number_of[pair] for pair in pairs], np.intp)
+    values = np.full((len(groups.members), tests.shape[1]), np.nan)
+    values[episode, at.reshape(-1)] = rows["value"].to_numpy(zero_copy_only=False)
+    return EpisodeValues(
+        values, tests[0], tests[1], tests[2], selection, metric, said["phase"], said["camera"],
+        chosen, window is None and align == "none",
+    )  # fmt: skip
+
+
+def _window(
+    connection: duckdb.DuckDBPyConnection, groups: Groups, reduce: str, window: int | None
+) -> int | None:
+    """Return how many keyframes count; None for all, which a maximum is never over."""
+    shortest = min(groups.members, key=lambda m: m.keyframes)
+    if window is None:
+        if reduce == "mean":
+            return None
+        window = shortest.keyframes
+    if window < 1:
+        raise UsageError(f"a window has at least 1 keyframe; got {window}")
+    if window > shortest.keyframes:
+        short = sum(m.keyframes < window for m in groups.members)
+        raise SelectionError(
+            f"{short} episodes have fewer than {window} keyframes ({shortest.name} has "
+            f"{shortest.keyframes}): the window must fit all, or leave them out with the "
+            f"condition keyframes >= {window}"
+        )
+    runs = ", ".join(sorted({quoted(m.run) for m in groups.members}))
+    strides = connection.execute(
+        f"SELECT DISTINCT stride FROM runs WHERE run IN ({runs})"
+    ).fetchall()
+    if len(strides) > 1:
+        raise UsageError(
+            "the first keyframes of runs with different strides are not the same time: "
+            + ", ".join(str(s) for (s,) in sorted(strides))
+        )
+    return window
+
+
+def _value(
+    connection: duckdb.DuckDBPyConnection,
+    column: str,
+    wanted: str | None,
+    chosen: str,
+) -> str:
+    """Return the value of a column that is asked for, or its default."""
+    rows = connection.execute(
+        f"SELECT DISTINCT {column} FROM episode_stats WHERE {chosen} ORDER BY 1"
+    ).fetchall()
+    known = [str(value) for (value,) in rows]
+    default = {"phase": "prefix", "camera": WRIST, "query_group": default_group(known)}[column]
+    if wanted is None:
+        wanted = known[0] if len(known) == 1 else default
+    if wanted is None:
+        raise SelectionError(f"which {column} is to be compared? There are: {', '.join(known)}")
+    if wanted not in known:
+        raise SelectionError(f"no {column} {wanted!r}; there are: {', '.join(known) or 'none'}")
+    return wanted
+
+
+def _step(
+    connection: duckdb.DuckDBPyConnection,
+    step: int | Literal["last", "all"],
+    chosen: str,
+    phase: str,
+) -> int | None:
+    """Return the step that is asked for; None for all, and in a one-pass phase."""
+    rows = connection.execute(
+        f"SELECT run, max(step) FROM episode_stats WHERE {chosen} GROUP BY run"
+    ).fetchall()
+    counts = sorted({0 if value is None else int(value) + 1 for _, value in rows})
+    if counts == [0]:
+        if step not in ("last", "all"):
+            raise SelectionError(f"phase {phase} has no steps; got step {step}")
+        return None
+    if len(counts) > 1:
+        raise UsageError(
+            f"the runs have different numbers of steps: {', '.join(map(str, counts))}; a step of "
+            "one is not the same noise as that step of the other"
+        )
+    if step == "all":
+        return None
+    if step == "last":
+        step = standing_step(phase, counts[0]) or 0
+    return check_index(step, counts[0], f"{phase} step")
+
+
+def _rows(
+    connection: duckdb.DuckDBPyConnection,
+    members: tuple[Member, ...],
+    metric: str,
+    chosen: str,
+    reduce: str,
+    window: int | None,
+) -> pa.Table:
+    """Rows (run, episode, step, layer, head, value) of the episodes."""
+    pairs = ", ".join(f"({quoted(m.run)}, {quoted(m.episode)})" for m in members)
+    keys = "run, episode, coalesce(step, -1) AS step, layer, head"
+    if window is None:
+        query = f"SELECT {keys}, {metric}_mean AS value FROM episode_stats WHERE {chosen}"
+    else:
+        function = "max" if reduce == "max" else "avg"
+        # DuckDB orders NaN above every number
+        value = f'{function}("{metric}") FILTER (NOT isnan("{metric}"))'
+        # named apart from the pairs, because the view skips files by them
+        episodes = ", ".join(sorted({quoted(m.episode) for m in members}))
+        query = (
+            f"SELECT {keys}, {value} AS value FROM head_stats WHERE {chosen} "
+            f"AND episode IN ({episodes}) AND keyframe < {window} GROUP BY ALL"
+        )
+    with sql_errors():
+        found = connection.sql(f"FROM ({query}) WHERE (run, episode) IN ({pairs})")
+        return found.to_arrow_table()
+
+
+def progress_weights(keyframes: int, points: int) -> Float:
+    """Weight of each keyframe in the mean over equally spaced points of progress, (keyframe,).
+
+    Values between two keyframes are interpolated linearly; a single point is the middle.
+
+    Examples
+    --------
+    >>> progress_weights(4, 2).tolist(), progress_weights(3, 3).round(2).tolist()
+    ([0.5, 0.0, 0.0, 0.5], [0.33, 0.33, 0.33])
+    """
+    at = np.linspace(0, keyframes - 1, points) if points > 1 else np.array([(keyframes - 1) / 2])
+    hat = np.maximum(1 - np.abs(at[:, None] - np.arange(keyframes)), 0.0)
+    weights: Float = hat.mean(0)
+    return weights
+
+
+def _rows_at_progress(
+    connection: duckdb.DuckDBPyConnection,
+    members: tuple[Member, ...],
+    metric: str,
+    chosen: str,
+    points: int,
+) -> pa.Table:
+    """Rows as of `_rows`, of means over points of progress; of the keyframes that have a value."""
+    lengths = sorted({m.keyframes for m in members})
+    weights = ", ".join(
+        f"({n}, {i}, {w!r}::DOUBLE)"
+        for n in lengths
+        for i, w in enumerate(progress_weights(n, points).tolist())
+        if w > 0
+    )
+    sizes = ", ".join(f"({quoted(m.run)}, {quoted(m.episode)}, {m.keyframes})" for m in members)
+    episodes = ", ".join(sorted({quoted(m.episode) for m in members}))
+    has = f'FILTER (NOT isnan(h."{metric}") AND h."{metric}" IS NOT NULL)'
+    query = (
+        "SELECT h.run, h.episode, coalesce(h.step, -1) AS step, h.layer, h.head, "
+        f'sum(h."{metric}" * w.weight) {has} / sum(w.weight) {has} AS value '
+        f"FROM (SELECT * FROM head_stats WHERE {chosen} AND episode IN ({episodes})) h "
+        f"JOIN (VALUES {sizes}) s(run, episode, keyframes) ON (h.run, h.episode) = (s.run, s.episode) "
+        f"JOIN (VALUES {weights}) w(keyframes, keyframe, weight) "
+        "ON (s.keyframes, h.keyframe) = (w.keyframes, w.keyframe) GROUP BY ALL"
+    )
+    with sql_errors():
+        return connection.sql(query).to_arrow_table()

@@ -1,0 +1,1 @@
+"""Attention on objects: masks, overlap, what an instruction is about, and its course over an episode."""

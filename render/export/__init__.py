@@ -1,0 +1,1 @@
+"""Episodes for other viewers: recordings of Rerun, pages without a server."""

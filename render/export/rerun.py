@@ -1,0 +1,294 @@
+"""An episode as a recording of Rerun (https://rerun.io): one ``.rrd`` file with its own timelines.
+
+::
+
+    instruction                          text, static
+    camera/<camera>                      the keyframe's image, as it was read
+    camera/<camera>/heat/<phase>/L05     heat of the active head at the image's pixels; index = level
+    maps/<phase>/<camera>                tensor (layer, head, row, col) of attention
+    metrics/<metric>/<phase>/<camera>/L05    a scalar per head
+    policy/{actions,actions_recorded,state}  a scalar per component; of a chunk the first action
+
+Timelines: ``keyframe``, ``frame``, ``time`` where the dataset has times, and for every phase with
+steps ``<phase>_step``, which counts steps through the whole episode: keyframe * steps + step.
+"""
+
+from __future__ import annotations
+
+import io
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from attnstore.store.errors import MissingExtraError, NotFoundError
+from attnstore.store.image import read_header
+from attnstore.store.reader.episode import Episode, Reduction
+
+from ..picture import colormap, heatmap
+from ..picture.overlay import DEFAULT_ALPHA
+from ..picture.scale import ColorScale, Limits
+from ..picture.source import check_cameras, check_layers, default_step
+
+APPLICATION = "attnstore"
+METRICS = ("entropy", "camera_mass")
+SHARED = ColorScale("video")
+"""One scale for all keyframes: the same attention has the same colour throughout."""
+POLICY = ("actions", "actions_recorded", "state")
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What goes into a recording; None: all."""
+
+    phases: Sequence[str] | None = None
+    cameras: Sequence[str] | None = None
+    layers: Sequence[int] | None = None
+    metrics: Sequence[str] = METRICS
+    """Columns of ``head_stats``."""
+    reduce: Reduction = "max"
+    """Of maps, over the query tokens."""
+    all_steps: bool = False
+    """Heat and maps of every step; else of the one that pictures show."""
+    cmap: str = colormap.DEFAULT
+    scale: ColorScale = SHARED
+
+
+def write_recording(episode: Episode, out: Path, what: Recorded | None = None) -> Path:
+    """Write an episode as a recording; the file appears when it is complete.
+
+    Raises
+    ------
+    MissingExtraError
+        If rerun-sdk is not installed.
+    SelectionError
+        If the episode has no such phase, camera, layer or metric.
+    """
+    rr = _rerun()
+    what = what or Recorded()
+    writer = _Writer(rr, episode, what)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        writer.stream.save(partial, default_blueprint=writer.blueprint())
+        writer.write()
+        writer.stream.flush()
+        writer.stream.disconnect()
+        partial.replace(out)
+    finally:
+        writer.stream.disconnect()
+        partial.unlink(missing_ok=True)
+    return out
+
+
+class _Writer:
+    """Everything that is checked is checked before the first byte is written."""
+
+    def __init__(self, rr: Any, episode: Episode, what: Recorded) -> None:
+        self.rr, self.episode, self.what = rr, episode, what
+        self.cameras = check_cameras(episode, what.cameras)
+        self.layers = check_layers(episode, what.phases, what.layers)
+        self.metrics = [
+            (metric, phase, camera, episode.stats(metric, phase, camera))
+            for metric in what.metrics
+            for phase in self.layers
+            for camera in self.cameras
+        ]
+        self.stream = rr.RecordingStream(
+            APPLICATION, recording_id=f"{episode.run}/{episode.id}", send_properties=False
+        )
+
+    def write(self) -> None:
+        self.rr.set_log_time_enabled(False, recording=self.stream)
+        self.rr.set_log_tick_enabled(False, recording=self.stream)
+        self.stream.send_recording_name(self.episode.name)
+        self._log("instruction", self._text(), static=True)
+        self._images()
+        for camera in self.cameras:
+            for phase, layers in self.layers.items():
+                self._maps(phase, camera, layers)
+        for metric, phase, camera, values in self.metrics:
+            for layer in self.layers[phase]:
+                self._metric(metric, phase, camera, layer, values[:, :, layer])
+        for name in POLICY:
+            self._policy(name)
+
+    def blueprint(self) -> Any:
+        """How the viewer opens: cameras above, scalars and the instruction below."""
+        views = import_module("rerun.blueprint")
+        phase, layers = next(iter(self.layers.items()))
+        cameras = []
+        for camera in self.cameras:
+            own = self._path("camera", camera)
+            # Of all the heat one layer is shown at first; the others are in the tree to be chosen.
+            heat = self._path("camera", camera, "heat", phase, _layer(layers[len(layers) // 2]))
+            cameras.append(views.Spatial2DView(origin=own, contents=[own, heat], name=camera))
+        below = [
+            views.TimeSeriesView(origin=f"metrics/{metric}", name=metric)
+            for metric in self.what.metrics
+        ]
+        return views.Blueprint(
+            views.Vertical(
+                views.Horizontal(*cameras),
+                views.Horizontal(
+                    *below,
+                    views.TimeSeriesView(origin="policy", name="policy"),
+                    views.TextDocumentView(origin="instruction", name="instruction"),
+                ),
+                row_shares=[3, 2],
+            ),
+            views.TimePanel(timeline="keyframe"),
+        )
+
+    @cached_property
+    def _times(self) -> list[float] | None:
+        rows = self.episode.part.table("keyframes", ["keyframe", "timestamp"])
+        times = rows.sort_by("keyframe")["timestamp"].to_pylist()
+        return None if None in times else times
+
+    def _log(self, entity: str, what: Any, *, static: bool = False) -> None:
+        # Strictly: rerun only warns otherwise, and leaves out what it does not like.
+        self.stream.log(entity, what, static=static, strict=True)
+
+    def _at(self, keyframe: int, phase: str | None = None, step: int = 0) -> None:
+        """Set every timeline, so that what is logged next is found on each."""
+        stream = self.stream
+        stream.set_time("keyframe", sequence=keyframe)
+        stream.set_time("frame", sequence=int(self.episode.frames[keyframe]))
+        if self._times is not None:
+            stream.set_time("time", duration=self._times[keyframe])
+        for other in self.layers:
+            steps = self.episode.steps(other)
+            if steps is not None:
+                at = step if other == phase else 0
+                stream.set_time(f"{other}_step", sequence=keyframe * steps + at)
+
+    def _path(self, *parts: str) -> str:
+        # Names of cameras are the dataset's own.
+        return str(self.rr.new_entity_path(list(parts))).removeprefix("/")
+
+    def _text(self) -> Any:
+        episode = self.episode
+        lines = [
+            episode.instruction or "(no instruction)", "", f"episode {episode.name}",
+            f"outcome {episode.outcome}", f"policy {episode.policy}", f"run {episode.run}",
+        ]  # fmt: skip
+        return self.rr.TextDocument("\n".join(lines), media_type="text/plain")
+
+    def _images(self) -> None:
+        for keyframe in range(len(self.episode.frames)):
+            for camera in self.cameras:
+                try:
+                    data = self.episode.image_bytes(keyframe, camera)
+                except NotFoundError:
+                    continue  # what a camera showed before the episode began
+                self._at(keyframe)
+                image = self.rr.EncodedImage(contents=data, media_type=read_header(data).media_type)
+                self._log(self._path("camera", camera), image)
+
+    def _maps(self, phase: str, camera: str, layers: Sequence[int]) -> None:
+        episode, what = self.episode, self.what
+        steps = episode.steps(phase)
+        shown = 0 if steps is None else default_step(episode, phase, None)
+        for step in range(steps or 1) if what.all_steps else (shown,):
+            maps = episode.maps(phase, camera, layer=list(layers), step=step, reduce=what.reduce)
+            heads = [
+                episode.active_head(phase, camera, layer=n, step=step, reduce=what.reduce)
+                for n in layers
+            ]
+            active = maps[:, np.arange(len(layers)), heads]
+            ends = self._limits(camera, active)
+            for keyframe in range(len(maps)):
+                if np.isnan(maps[keyframe]).all():
+                    continue
+                self._at(keyframe, phase, step)
+                tensor = self.rr.Tensor(maps[keyframe], dim_names=("layer", "head", "row", "col"))
+                self._log(self._path("maps", phase, camera), tensor)
+                self._heat(phase, camera, layers, active[keyframe], ends[keyframe])
+
+    def _limits(self, camera: str, maps: NDArray[np.float32]) -> list[list[Limits]]:
+        """Ends of the colours, by keyframe and layer, of maps (keyframe, layer, row, col)."""
+        geometries = {camera: self.episode.geometry(camera)}
+
+        def ends(values: NDArray[np.float32]) -> Limits:
+            return self.what.scale.limits({camera: values}, geometries)[camera]
+
+        if self.what.scale.scope == "video":
+            return [[ends(maps[:, at]) for at in range(maps.shape[1])]] * len(maps)
+        return [[ends(one) for one in keyframe] for keyframe in maps]
+
+    def _heat(
+        self, phase: str, camera: str, layers: Sequence[int], maps: NDArray[np.float32],
+        ends: Sequence[Limits],
+    ) -> None:  # fmt: skip
+        """Log the heat of every layer's map, (layer, row, col)."""
+        draw = heatmap.sampler(self.episode.geometry(camera)).draw
+        for layer, one, limits in zip(layers, maps, ends, strict=True):
+            data = heat_png(draw(one), limits, self.what.cmap)
+            image = self.rr.EncodedImage(contents=data, media_type="image/png", draw_order=10.0)
+            self._log(self._path("camera", camera, "heat", phase, _layer(layer)), image)
+
+    def _metric(
+        self, metric: str, phase: str, camera: str, layer: int, values: NDArray[np.float32]
+    ) -> None:
+        """Log one metric of a layer's heads, (keyframe, step, head)."""
+        entity = self._path("metrics", metric, phase, camera, _layer(layer))
+        names = [f"H{head:02d}" for head in range(values.shape[-1])]
+        self._log(entity, self.rr.SeriesLines(names=names), static=True)
+        for keyframe, steps in enumerate(values):
+            for step, heads in enumerate(steps):
+                if not np.isnan(heads).all():
+                    self._at(keyframe, phase, step)
+                    self._log(entity, self.rr.Scalars(heads))
+
+    def _policy(self, name: str) -> None:
+        try:
+            values = self.episode.policy_array(name)
+        except NotFoundError:
+            return  # the dataset records none
+        if values.ndim == 3:
+            values = values[:, 0]
+        entity = f"policy/{name}"
+        labels = [f"{name}[{i}]" for i in range(values.shape[-1])]
+        self._log(entity, self.rr.SeriesLines(names=labels), static=True)
+        for keyframe, row in enumerate(values):
+            self._at(keyframe)
+            self._log(entity, self.rr.Scalars(row))
+
+
+def heat_png(heat: NDArray[np.float32], limits: Limits, cmap: str) -> bytes:
+    """Encode heat as a PNG whose palette index is the level, 0..255, transparent where it is low.
+
+    Parameters
+    ----------
+    heat
+        (height, width); NaN has level 0.
+    """
+    picture = Image.fromarray(colormap.levels(heat, *limits))
+    picture.putpalette(np.ascontiguousarray(colormap.table(cmap)).tobytes())
+    opacity = 255 * DEFAULT_ALPHA * np.sqrt(np.linspace(0, 1, 256))
+    data = io.BytesIO()
+    picture.save(data, "PNG", transparency=opacity.round().astype(np.uint8).tobytes())
+    return data.getvalue()
+
+
+def _layer(number: int) -> str:
+    return f"L{number:02d}"
+
+
+def _rerun() -> Any:
+    try:
+        return import_module("rerun")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "rerun":
+            raise
+        raise MissingExtraError(
+            "attnstore export rerun needs rerun-sdk: pip install 'attnstore[rerun]'"
+        ) from error

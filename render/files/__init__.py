@@ -1,0 +1,1 @@
+"""Pictures and videos as files, in the folders that users know."""

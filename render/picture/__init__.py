@@ -1,0 +1,1 @@
+"""From an episode's maps to the pixels of one picture."""

@@ -1,0 +1,105 @@
+"""Chunk and shard shapes, codecs, and the forecast of a run's size.
+
+Shards follow the order in which weights arrive, so nothing is rewritten: one shard per keyframe
+and layer for one-pass phases, one per keyframe and step for stepped ones. Inside a shard a chunk
+is one head's block of 64 query rows and all keys. Measured: docs/decisions/002-chunks.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..format.axes import STEPPED_PHASES
+from ..format.precision import dtype
+
+QUERY_BLOCK = 64
+SHUFFLE = 8
+"""A block's rows are a multiple of this: Blosc shuffles bits only of 8 elements at a time, and leaves
+a block whose number of elements is another unshuffled."""
+MAP_KEYFRAMES = 32
+"""Keyframes in one shard of overview maps; they are kept in memory until it is full."""
+
+EXPECTED_RATIO: Mapping[str, float] = {"float16": 1.13, "log8": 1.13}
+"""Raw stored bytes over compressed bytes for trained attention, the lower end of what was seen: that of
+the packaged policy's blunt heads. Sharp ones reach 1.3."""
+MAP_RATIO: Mapping[str, float] = {"mean": 32 / 13.8, "max": 32 / 8.9}
+"""The same for overview maps, which are rounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkPlan:
+    """Shapes of an array and of its shards and chunks."""
+
+    shape: tuple[int, ...]
+    shard: tuple[int, ...]
+    chunk: tuple[int, ...]
+
+
+def attention_plan(
+    phase: str, keyframes: int, steps: int | None, layers: int, heads: int, query: int, key: int
+) -> ChunkPlan:
+    """Plan a phase's attention array.
+
+    Examples
+    --------
+    >>> attention_plan("prefix", 23, None, 18, 8, 572, 572).shard
+    (1, 1, 8, 576, 572)
+    """
+    rows = min(QUERY_BLOCK, -(-query // SHUFFLE) * SHUFFLE)
+    padded = -(-query // rows) * rows
+    if phase in STEPPED_PHASES:
+        assert steps is not None
+        return ChunkPlan(
+            (keyframes, steps, layers, heads, query, key),
+            (1, 1, layers, heads, padded, key),
+            (1, 1, 1, 1, rows, key),
+        )
+    return ChunkPlan(
+        (keyframes, layers, heads, query, key), (1, 1, heads, padded, key), (1, 1, 1, rows, key)
+    )
+
+
+def map_plan(
+    phase: str, keyframes: int, steps: int | None, layers: int, heads: int, grid: tuple[int, int]
+) -> ChunkPlan:
+    """Plan an overview map: a chunk holds one step and layer of up to 32 keyframes."""
+    block = min(MAP_KEYFRAMES, keyframes)
+    step: tuple[int, ...] = (steps,) if phase in STEPPED_PHASES and steps is not None else ()
+    return ChunkPlan(
+        (keyframes, *step, layers, heads, *grid),
+        (block, *step, layers, heads, *grid),
+        (block, *(1 for _ in step), 1, heads, *grid),
+    )
+
+
+def blosc(precision: str) -> dict[str, Any]:
+    """Blosc settings of attention: zstd level 1; bit shuffle pays for float16 and costs for log8."""
+    size = dtype(precision).itemsize
+    return _zstd(size, "bitshuffle" if size > 1 else "noshuffle")
+
+
+def shuffled(itemsize: int, chunk: Sequence[int]) -> dict[str, Any]:
+    """Blosc settings of rounded numbers: the planes of bits that rounding cleared cost nothing."""
+    return _zstd(itemsize, "shuffle" if math.prod(chunk) % SHUFFLE else "bitshuffle")
+
+
+def _zstd(itemsize: int, shuffle: str) -> dict[str, Any]:
+    return {"cname": "zstd", "clevel": 1, "shuffle": shuffle, "typesize": itemsize}
+
+
+def attention_bytes(
+    layers: int, heads: int, query: int, key: int, steps: int | None, precision: str
+) -> int:
+    """Raw stored bytes of one keyframe of one phase.
+
+    Examples
+    --------
+    Pi0.5's prefix without padding, 572 tokens:
+
+    >>> attention_bytes(18, 8, 572, 572, None, "float16")
+    94228992
+    """
+    return layers * heads * query * key * (steps or 1) * dtype(precision).itemsize

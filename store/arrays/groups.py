@@ -1,0 +1,215 @@
+"""The Zarr groups of an episode: which arrays there are, with dims, coordinates and codecs.
+
+::
+
+    attention.zarr/                     attributes: the episode's description
+      <phase>/attention                 keyframe [step] layer head query key
+      vision/<camera>/attention         keyframe layer head query key
+      maps/<phase>/<group>/<camera>/{mean,max}   keyframe [step] layer head row col   (float32)
+      policy/{actions,actions_recorded,state,denoising}
+
+Every dimension of every group has a numeric coordinate array beside it, and log8 arrays have
+their decoding table ``lut`` beside them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from ..format.axes import attention_dims, map_dims
+from ..format.episode import EpisodeSpec, PhaseSpec, spec_to_json
+from ..format.precision import absent, dtype, log8_table
+from ..format.version import FORMAT_MAJOR, FORMAT_MINOR
+from .chunking import ChunkPlan, attention_plan, blosc, map_plan, shuffled
+
+MAP_REDUCTIONS = ("mean", "max")
+MAP_BITS: Mapping[str, int] = MappingProxyType({"mean": 11, "max": 6})
+"""Significant bits of overview maps, which are plain float32 otherwise: numbers are computed from
+means, pictures are drawn of maxima. Measured: docs/decisions/016-image-statistics.md."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyShapes:
+    """Lengths of the policy arrays' axes."""
+
+    horizon: int
+    """Actions in a chunk."""
+    action_dof: int
+    """The policy's action vector, padding included."""
+    recorded_dof: int
+    """The dataset's recorded action vector."""
+    state_dof: int
+    """The dataset's state vector."""
+    denoising_steps: int | None = None
+    """Intermediate action chunks kept per keyframe; None keeps none."""
+
+
+def create_arrays(path: Path, spec: EpisodeSpec, policy: PolicyShapes) -> None:
+    """Define every array of an episode, empty, with coordinates and consolidated metadata."""
+    root = zarr.open_group(str(path), mode="w-", zarr_format=3)
+    root.attrs.update(
+        {
+            "attnstore_format": [FORMAT_MAJOR, FORMAT_MINOR],
+            "attnstore_episode": spec_to_json(spec),
+        }
+    )
+    for phase in spec.phases.values():
+        _create_phase(root, spec, phase)
+    _create_policy(root, spec, policy)
+    with warnings.catch_warnings():
+        # Zarr warns that the v3 specification has no consolidated metadata yet. Readers that do
+        # not know it ignore it; those that do open an episode in one request.
+        warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
+        zarr.consolidate_metadata(root.store)
+
+
+def _create_phase(root: Any, spec: EpisodeSpec, phase: PhaseSpec) -> None:
+    count = len(spec.frames)
+    plan = attention_plan(
+        phase.phase, count, phase.steps, phase.layers, phase.heads, len(phase.query), len(phase.key)
+    )
+    group = root.create_group(phase.path)
+    dims = attention_dims(phase.phase)
+    description = f"{phase.path} attention weights; rows over key sum to 1; absent tokens are NaN"
+    attributes = {"precision": spec.precision}
+    if spec.precision == "log8":
+        attributes["decode"] = "lut[code]"
+        small_array(group, "lut", log8_table(), ("code",), "decodes log8: weight = lut[code]")
+        small_array(group, "code", np.arange(256, dtype=np.uint8), ("code",), "log8 code")
+    _weights(
+        group, "attention", plan, dims, dtype(spec.precision), blosc(spec.precision),
+        absent(spec.precision), {"description": description, **attributes},
+    )  # fmt: skip
+    _coordinates(group, dims, plan.shape, spec)
+    for camera in phase.cameras:
+        grid = spec.geometry[camera].grid
+        shape = map_plan(phase.phase, count, phase.steps, phase.layers, phase.heads, grid)
+        dims = map_dims(phase.phase)
+        for query_group in phase.query_groups:
+            maps = root.create_group(f"maps/{phase.phase}/{query_group}/{camera}")
+            for reduction in MAP_REDUCTIONS:
+                text = f"{reduction} over the {query_group} tokens of their attention to {camera}"
+                bits = MAP_BITS[reduction]
+                _weights(
+                    maps, reduction, shape, dims, np.dtype(np.float32), shuffled(4, shape.chunk),
+                    float("nan"), {"description": text, "significant_bits": bits},
+                )  # fmt: skip
+            _coordinates(maps, dims, shape.shape, spec)
+
+
+def _create_policy(root: Any, spec: EpisodeSpec, shapes: PolicyShapes) -> None:
+    count = len(spec.frames)
+    group = root.create_group("policy")
+    definitions: dict[str, tuple[Sequence[str], tuple[int, ...], str]] = {
+        "actions": (
+            ("keyframe", "horizon", "action_dof"),
+            (count, shapes.horizon, shapes.action_dof),
+            "the policy's action chunk, in its normalised units",
+        ),
+        "actions_recorded": (
+            ("keyframe", "recorded_dof"),
+            (count, shapes.recorded_dof),
+            "the action recorded in the dataset at the keyframe, in the dataset's units",
+        ),
+        "state": (
+            ("keyframe", "state_dof"),
+            (count, shapes.state_dof),
+            "the robot state recorded at the keyframe, in the dataset's units",
+        ),
+    }
+    if shapes.denoising_steps is not None:
+        definitions["denoising"] = (
+            ("keyframe", "step", "horizon", "action_dof"),
+            (count, shapes.denoising_steps, shapes.horizon, shapes.action_dof),
+            "the action chunk after each denoising step, in the policy's normalised units",
+        )
+    coordinates: dict[str, int] = {}
+    for name, (dims, shape, text) in definitions.items():
+        if 0 in shape:
+            continue
+        array = group.create_array(
+            name,
+            shape=shape,
+            chunks=shape,
+            dtype="float32",
+            compressors=(BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), Crc32cCodec()),
+            fill_value=float("nan"),
+            dimension_names=dims,
+        )
+        array.attrs.update({"description": text, "coordinates": "frame"})
+        coordinates.update(zip(dims, shape, strict=True))
+    _coordinates(group, tuple(coordinates), tuple(coordinates.values()), spec)
+
+
+def _weights(
+    group: Any,
+    name: str,
+    plan: ChunkPlan,
+    dims: Sequence[str],
+    kind: np.dtype[Any],
+    codec: Mapping[str, Any],
+    fill: float,
+    attributes: Mapping[str, Any],
+) -> None:
+    array = group.create_array(
+        name,
+        shape=plan.shape,
+        chunks=plan.chunk,
+        shards=plan.shard,
+        dtype=kind,
+        # crc32c last: without it, flipped bytes inside a Blosc frame decode without an error.
+        compressors=(BloscCodec(**codec), Crc32cCodec()),
+        fill_value=fill,
+        dimension_names=dims,
+    )
+    array.attrs.update({**attributes, "coordinates": "frame"})
+
+
+_COORDINATES: Mapping[str, str] = {
+    "keyframe": "ordinal of the keyframe in the episode",
+    "step": "denoising step, 0 is the noisiest; or decoded token, 0 is the first",
+    "layer": "0-based layer",
+    "head": "0-based head",
+    "query": "attending token, aligned over keyframes; spans are in the root's attributes",
+    "key": "attended token, aligned over keyframes; spans are in the root's attributes",
+    "row": "row of the camera's patch grid, 0 at the top",
+    "col": "column of the camera's patch grid, 0 at the left",
+    "horizon": "action in the chunk",
+    "action_dof": "component of the policy's action vector",
+    "recorded_dof": "component of the dataset's action vector",
+    "state_dof": "component of the dataset's state vector",
+}
+
+
+def _coordinates(group: Any, dims: Sequence[str], shape: Sequence[int], spec: EpisodeSpec) -> None:
+    for dim, length in zip(dims, shape, strict=True):
+        small_array(group, dim, np.arange(length, dtype=np.int32), (dim,), _COORDINATES[dim])
+    frames = np.asarray(spec.frames, np.int32)
+    small_array(group, "frame", frames, ("keyframe",), "frame index in the recording")
+
+
+def small_array(
+    group: Any, name: str, data: NDArray[Any], dims: Sequence[str], description: str
+) -> None:
+    """Write an array of one chunk, checksummed: a coordinate, or a table to decode by."""
+    # Not create_array(data=...): that came with zarr 3.1, and openpi's lock has 3.0.8.
+    array = group.create_array(
+        name,
+        shape=data.shape,
+        dtype=data.dtype,
+        chunks=data.shape,
+        compressors=(Crc32cCodec(),),
+        dimension_names=dims,
+        attributes={"description": description},
+    )
+    array[...] = data

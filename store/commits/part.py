@@ -1,0 +1,326 @@
+"""Reading a committed part: its description, its arrays, its tables, its integrity."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ..arrays.claims import check_frames, has_frames
+from ..arrays.engine import Block, Index, open_block
+from ..arrays.groups import MAP_REDUCTIONS
+from ..errors import IntegrityError, NotFoundError
+from ..format.axes import STEPPED_PHASES
+from ..format.episode import EpisodeSpec, spec_from_json
+from ..format.precision import decode
+from ..image import MOST_PIXELS
+from . import ARRAYS, Commit, StoredFile, StorePaths, hash_file
+from .shards import CheckedBlock, NeedingBlock, touched
+from .vetting import (
+    ITEM_BYTES,
+    REPAIR,
+    TABLE_BYTES,
+    Places,
+    check_shape,
+    check_table,
+    chunk_shape,
+    description,
+)
+
+
+class Part:
+    """A committed part of an episode, opened lazily; safe to share between threads.
+
+    Parameters
+    ----------
+    paths
+        The store.
+    commit
+        Which revision to read.
+    engine
+        ``tensorstore`` or ``zarr``; None is the default of this process.
+    """
+
+    def __init__(self, paths: StorePaths, commit: Commit, *, engine: str | None = None) -> None:
+        self.commit = commit
+        self._paths = paths
+        self.path = commit.directory(paths)
+        self._engine = engine
+        self._blocks: dict[str, Block] = {}
+        self._tables: dict[str, pa.Table] = {}
+
+    @property
+    def paths(self) -> StorePaths:
+        """The store that the part is in."""
+        return self._paths
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open arrays stay in their process; another one opens its own.
+        return {**self.__dict__, "_blocks": {}}
+
+    @cached_property
+    def spec(self) -> EpisodeSpec:
+        """Description of the episode, from the root group's attributes."""
+        name = f"{ARRAYS}/zarr.json"
+        attributes = self.description(name).get("attributes")
+        try:
+            spec = spec_from_json(attributes["attnstore_episode"])  # type: ignore[index]  # caught
+        except (KeyError, TypeError):
+            raise IntegrityError(f"{self._name}: no episode description in {name}") from None
+        for camera, geometry in spec.geometry.items():
+            height, width = geometry.source
+            if height * width > MOST_PIXELS:
+                raise IntegrityError(
+                    f"{self._name}: an image of {width}x{height} of camera {camera} is too large"
+                )
+        return spec
+
+    def description(self, path: str) -> dict[str, Any]:
+        """Read one of the part's ``zarr.json``; see `vetting.description`.
+
+        Raises
+        ------
+        NotFoundError
+            If this part has no such file.
+        IntegrityError
+            If it is not what was committed, or asks for what no reader does.
+        """
+        file = self._listed(path)
+        return description(self._places.read(file), f"{self._name}: {path}")
+
+    def block(self, path: str) -> Block:
+        """Open an array by its path in ``attention.zarr``.
+
+        Raises
+        ------
+        NotFoundError
+            If this part has no such array.
+        IntegrityError
+            If one of its files is missing, has another size than was committed, or is a link; or
+            if the array is none that a reader opens.
+        """
+        return self.array(f"{ARRAYS}/{path}", self._expected_shape(path))
+
+    def array(self, path: str, expected: Sequence[int] | None = None) -> Block:
+        """Open an array by its path in the part; errors are those of `block`.
+
+        Parameters
+        ----------
+        expected
+            Shape that it must have.
+        """
+        block = self._blocks.get(path)
+        if block is None:
+            name = f"{path}/zarr.json"
+            array = self.description(name) if name in self._files else {}
+            if "shape" not in array:
+                raise NotFoundError(f"{self._name}: no array {path.removeprefix(f'{ARRAYS}/')}")
+            if expected is not None:
+                check_shape(f"{self._name}: {path}", array["shape"], expected)
+            directory = self.path / path
+            if not self._paths.partial:
+                self._check_places(f"{path}/")
+            block = open_block(directory, engine=self._engine, description=array)
+            shard = chunk_shape(array, self._name)
+            if has_frames(array["codecs"]):
+                checked = partial(self._check_frames, path, array)
+                block = CheckedBlock(block, self.commit.files, path, shard, checked)
+            if self._paths.partial:
+                block = NeedingBlock(block, shard, partial(self._need_block, path))
+            self._blocks[path] = block
+        return block
+
+    def _expected_shape(self, path: str) -> list[int] | None:
+        """Shape of an array that the episode's description fixes; None of others."""
+        folder, _, name = path.rpartition("/")
+        if folder.startswith("maps/") and name in MAP_REDUCTIONS and folder.count("/") == 3:
+            _, phase, _, camera = folder.split("/")
+            spec, geometry = self.spec.phases.get(phase), self.spec.geometry.get(camera)
+            inner = None if geometry is None else geometry.grid
+        elif name == "attention":
+            spec = self.spec.phases.get(folder)
+            inner = None if spec is None else (len(spec.query), len(spec.key))
+        else:
+            return None
+        if spec is None or inner is None:
+            return None
+        steps = [spec.steps or 0] if spec.phase in STEPPED_PHASES else []
+        return [len(self.spec.frames), *steps, spec.layers, spec.heads, *inner]
+
+    def absent(self, path: str, shard: Sequence[int], index: Index) -> list[StoredFile]:
+        """Files that reading a block would have to bring first; none in a whole store.
+
+        Parameters
+        ----------
+        path
+            Array, by its path in ``attention.zarr``.
+        shard
+            Shape of its shards.
+        index
+            Of the block.
+        """
+        files = touched(self.commit.files, f"{ARRAYS}/{path}", shard, index)
+        return [f for f in files if self._paths.partial and not (self.path / f.path).is_file()]
+
+    def _need_block(self, path: str, shard: Sequence[int], index: Index) -> None:
+        files = touched(self.commit.files, path, shard, index)
+        self._paths.need(self.commit, files)
+        for file in files:
+            self._places.status(file)
+
+    def _check_frames(self, path: str, array: Mapping[str, Any], file: StoredFile) -> None:
+        size = ITEM_BYTES[array["data_type"]]
+        try:
+            check_frames(self.path / file.path, array, size, f"{self._name}: {path}")
+        except OSError as error:
+            raise IntegrityError(
+                f"{self._name}: {file.path} cannot be read ({error.strerror})"
+            ) from None
+
+    @cached_property
+    def _files(self) -> Mapping[str, StoredFile]:
+        return {file.path: file for file in self.commit.files}
+
+    @cached_property
+    def _places(self) -> Places:
+        return Places(self._paths.root, self.path, self._name)
+
+    def _listed(self, path: str) -> StoredFile:
+        """Have a file that the commit lists here; what it does not list does not exist."""
+        file = self._files.get(path)
+        if file is None:
+            raise NotFoundError(f"{self._name}: its commit lists no {path}")
+        self._paths.need(self.commit, [file])
+        return file
+
+    def attention(self, phase: str, index: Index) -> NDArray[np.floating]:
+        """Weights of a block of a phase's attention, decoded; absent tokens are NaN."""
+        return decode(self.block(f"{phase}/attention").read(index), self.spec.precision)
+
+    def map(
+        self, phase: str, group: str, camera: str, reduction: str, index: Index
+    ) -> NDArray[np.floating]:
+        """Values of a block of an overview map, rounded to `attnstore.store.arrays.groups.MAP_BITS`.
+
+        Raises
+        ------
+        NotFoundError
+            If this part has no such map.
+        IntegrityError
+            If its files are damaged, or an attnstore wrote it that is older than the format.
+        """
+        path = f"maps/{phase}/{group}/{camera}/{reduction}"
+        block = self.block(path)
+        if block.dtype != np.float32:
+            raise IntegrityError(
+                f"{self._name}: {path} holds {block.dtype}, overview maps are float32; a development "
+                "version of attnstore wrote it: ingest the episode again"
+            )
+        return block.read(index)
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read a Parquet table; whole tables are kept."""
+        if name in self._tables:
+            table = self._tables[name]
+            return table.select(list(columns)) if columns else table
+        path = self.table_file(name)
+        try:
+            table = pq.read_table(path, columns=list(columns) if columns else None)
+        except (pa.ArrowException, OSError) as error:
+            raise IntegrityError(f"{path}: {str(error).splitlines()[0]}") from None
+        if columns is None:
+            self._tables[name] = table
+        return table
+
+    def table_file(self, name: str) -> Path:
+        """Return a table's Parquet file, compared with the commit, to be read now.
+
+        Raises
+        ------
+        IntegrityError
+            If it is not what was committed, or claims to be larger than any table.
+        """
+        try:
+            path = self._places.check(self._listed(f"{name}.parquet"))
+        except NotFoundError as error:
+            if f"{name}.parquet" in self._files:
+                raise
+            raise IntegrityError(f"{self._name}: {name}.parquet is missing") from error
+        return path
+
+    def check(self, table_bytes: int = TABLE_BYTES) -> None:
+        """Check everything that readers would act on, arrays' chunks apart, before they do.
+
+        Parameters
+        ----------
+        table_bytes
+            Largest table, uncompressed.
+
+        Raises
+        ------
+        IntegrityError
+            With the file, and the rule that it breaks.
+        """
+        for file in self.commit.files:
+            path = self.path / file.path
+            if self._paths.partial and not path.exists():
+                continue  # checked when it comes
+            self._places.status(file)
+            if path.name == "zarr.json":
+                self.description(file.path)
+            elif path.suffix == ".parquet":
+                check_table(path, table_bytes)
+        for name in self._files:
+            folder, _, last = name.removeprefix(f"{ARRAYS}/").rpartition("/")
+            if last == "zarr.json" and (expected := self._expected_shape(folder)) is not None:
+                found = self.description(name).get("shape", ())
+                check_shape(f"{self._name}: {folder}", found, expected)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Check every committed file: its place, its size and its hash; yield (file, reason)."""
+        for file in self.commit.files:
+            path = self.path / file.path
+            try:
+                if not os.path.lexists(path) and not self._paths.expects(self.commit, file):
+                    continue
+                self._places.status(file)
+                if hash_file(path) != file.sha256:
+                    yield file.path, "its bytes differ from what was committed (SHA-256)"
+                elif path.name == "zarr.json":
+                    self.description(file.path)
+            except IntegrityError as error:
+                reason = (
+                    str(error)
+                    .removeprefix(f"{self._name}: {file.path}")
+                    .lstrip(": ")
+                    .partition(REPAIR)[0]
+                )
+                yield file.path, reason.removeprefix("is ").removeprefix("has ")
+            except OSError as error:
+                yield file.path, f"cannot be read: {error.strerror or error}"
+
+    def _check_places(self, below: str) -> None:
+        # To a Zarr reader a shard that is missing (or empty, for zarr-python) is full of NaN.
+        for file in self.commit.files:
+            if file.path.startswith(below):
+                self._places.status(file)
+
+    @property
+    def _name(self) -> str:
+        name: Any = self.commit.summary.get("name", self.commit.episode)
+        return f"{name} ({self.commit.run}, {self.commit.part}, revision {self.commit.revision})"
+
+
+def resolve(path: Path, root: Path) -> Path:
+    """Resolve `path` and refuse one that leaves `root` through a link."""
+    resolved = path.resolve()
+    if not resolved.is_relative_to(root.resolve()):
+        raise IntegrityError(f"{path} leaves the store")
+    return resolved
