@@ -17,7 +17,7 @@ PACKAGES := attnstore ingest store query render
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install links browser lint test test-lerobot test-octo test-openpi test-pins demo bench docs clean
+.PHONY: help install links browser lint test test-lerobot test-octo test-openpi test-pins demo bench docs types clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -33,8 +33,9 @@ lint: links $(VENV)/viewer/.installed  ## style, types, and the direction of imp
 	cd tests && ../$(BIN)/python ../scripts/import_circles.py
 	$(BIN)/node $(VENV)/viewer/node_modules/typescript/bin/tsc -p scripts/viewer/tsconfig.json
 	$(BIN)/node $(VENV)/viewer/node_modules/prettier/bin/prettier.cjs --log-level warn --check \
-	  --config scripts/viewer/package.json 'render/viewer/*.{js,ts,css}'
+	  --config scripts/viewer/package.json 'render/viewer/*.{js,json,ts,css}' render/export/pack/api.js
 	$(BIN)/python scripts/vendor_viewer.py $(VENV)/viewer/node_modules --check
+	$(BIN)/python scripts/viewer_types.py $(VENV)/viewer/node_modules --check
 
 test: lint browser  ## lint, then every test and doctest: what CI runs
 	@# one thread a process: two that wait for each other take ten times the time on a busy machine
@@ -90,6 +91,9 @@ demo: links  ## ingest rollouts of a small trained policy, ask where it looks, a
 
 bench: links $(VENV)/.bench  ## measure size and speed
 	$(BIN)/python -m benchmarks
+
+types: links $(VENV)/viewer/.installed  ## write the viewer's types of the service's answers anew
+	$(BIN)/python scripts/viewer_types.py $(VENV)/viewer/node_modules
 
 docs: links  ## write the generated pages of docs/ anew
 	$(BIN)/python -m docs.generate

@@ -18,8 +18,10 @@ from viewer_fixtures import browser, commit_episode, pixels, planted_episode, se
 import attnstore
 from attnstore.cli import cli
 from attnstore.query import Episode
+from attnstore.query.service import document
+from attnstore.render.export.pack import questions
 from attnstore.render.export.pack.page import OWN_API
-from attnstore.render.export.pack.questions import AVERAGED, PAGE, ROWS, TOGETHER, Question
+from attnstore.render.export.pack.questions import Chosen, Question, of_episode
 from attnstore.render.serving import PAGE as VIEWER
 from attnstore.store.errors import AttnstoreError, NotFoundError, UsageError
 from attnstore.store.opening import create_store
@@ -203,16 +205,68 @@ def test_the_store_beside_it_is_the_sources(packed: Path, source: Path) -> None:
 def test_names_of_questions_are_the_pages(page: Page, packed: Path) -> None:
     show(page, packed)
     asked = [
-        Question("/v1/x", {}),
-        Question("/v1/x", {"where": "a b+c&d=é*~!'()-._/?#%", "limit": 200, "A": "ü"}),
-        Question("/v1/x", {"step": -1, "camera": "top@-1", "a": "", "b": "ﬀ😀"}),
+        Question("stores", {}),
+        Question(
+            "episodes", {"text": "a b+c&d=\u00e9*~!'()-._/?#%\"\\\n", "limit": 200, "A": "\u00fc"}
+        ),
+        Question("maps", {"step": -1, "camera": "top@-1", "a": "", "b": "\ufb00\U0001f600\u2028"}),
     ]
     told = page.evaluate(
-        """async (asked) => { const { keyOf } = await import("viewer/kept.js");
-             return asked.map(([path, pairs]) => keyOf({ path, parameters: Object.fromEntries(pairs) })); }""",
-        [[q.path, list(q.parameters.items())] for q in asked],
+        """async (asked) => { const { keyOf } = await import("viewer/questions.js");
+             return asked.map(([name, parameters]) => keyOf({ name, parameters })); }""",
+        [[q.name, dict(q.parameters)] for q in asked],
     )
-    assert told == [q.keys[0] for q in asked]
+    assert told == [q.key for q in asked]
+
+
+EVERY_VIEW = """async ([{ run, id, store }, limits, steps]) => {
+  const { default: declared } = await import("viewer/questions.json");
+  Object.assign(declared.limits, limits);
+  const asks = await import("viewer/questions.js");
+  const { get } = await import("viewer/api.js");
+  const { read } = await import("viewer/episode.js");
+  const described = asks.episode(store, run, id);
+  const e = read(await get(described), store);
+  const metrics = (await get(asks.metrics())).map((m) => m.name);
+  const questions = [described];
+  for (const keyframe of e.frames.keys())
+    for (const camera of Object.keys(e.cameras)) questions.push(asks.frame(e, keyframe, camera));
+  for (const [phase, { query_groups, cameras, layers, heads, steps: count }] of Object.entries(e.phases))
+    for (const query of ["", ...query_groups])
+      for (const step of steps && count !== null ? [-1, ...Array(count).keys()] : [-1])
+        for (const layer of Array(layers).keys())
+          for (const reduce of ["max", "mean"])
+            for (const keyframe of e.frames.keys()) {
+              const view = { phase, query, step, layer, reduce, keyframe, sinks: false };
+              questions.push(asks.tokens(e, view), asks.sinks(e, view));
+              for (const camera of cameras) {
+                questions.push(asks.activeHead(e, view, camera));
+                for (const head of ["mean", ...Array(heads).keys()]) questions.push(asks.maps(e, view, camera, head));
+                for (const metric of metrics)
+                  questions.push(
+                    asks.matrix(e, view, camera, metric, null), asks.matrix(e, view, camera, metric, keyframe),
+                    asks.trace(e, view, camera, metric));
+              }
+            }
+  return [...new Set(questions.filter(Boolean).map(asks.keyOf))];
+}"""
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["together", "apart"])
+def test_a_pack_has_what_any_view_of_an_episode_asks(
+    page: Page, packed: Path, apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The viewer's own questions of every view, and the writer's list of them: one set."""
+    limits = {"together": 0, "tokens": 0} if apart else {}
+    for name, most in limits.items():
+        monkeypatch.setattr(questions, name.upper(), most)
+    show(page, packed)
+    episode = episode_of(packed / "my lab.attn")
+    place = {"run": episode.run, "id": episode.id, "store": "my-lab"}
+    asked = set(page.evaluate(EVERY_VIEW, [place, limits, apart]))
+    written = {q.key for q in of_episode("my-lab", episode, Chosen(all_steps=apart))}
+    assert asked == written
+    assert len(asked) > 300
 
 
 def test_the_page_and_the_viewer_agree() -> None:
@@ -221,12 +275,19 @@ def test_the_page_and_the_viewer_agree() -> None:
         return set(re.findall(pattern, file.read_text(), re.MULTILINE))
 
     assert exported(OWN_API) == exported(VIEWER / "api.js")
-    questions = (VIEWER / "questions.js").read_text()
-    for name, value in (("TOGETHER", TOGETHER), ("AVERAGED", AVERAGED), ("ROWS", ROWS)):
-        (said,) = re.findall(rf"const {name} = ([\d <]+);", questions)
-        assert eval(said) == value
-    assert f"first.value, {PAGE}" not in questions
-    assert f"episodes(wished, {PAGE})" in (VIEWER / "main.js").read_text()
+
+
+def test_questions_are_the_services() -> None:
+    """Every path, and the endpoint by the question's name: the viewer's types of its answers go by it."""
+    paths = {
+        operation["operationId"]: path
+        for path, item in document()["paths"].items()
+        for operation in item.values()
+    }
+    declared = json.loads((VIEWER / "questions.json").read_text())["questions"]
+    for name, question in declared.items():
+        assert question["path"] == paths[{"generated": "tokens"}.get(name, name)]
+        assert ("pack" in question) != ("absent" in question)
 
 
 def test_a_forecast_writes_nothing(source: Path, packed: Path, tmp_path: Path) -> None:
@@ -250,12 +311,11 @@ def test_a_selection(source: Path, tmp_path: Path, page: Page) -> None:
     settle(page)
     page.get_by_label("Layer", exact=False).and_(page.locator("input[type=range]")).fill("0")
     expect(page.locator(".pane .error").first).to_have_text(
-        "maps of phase suffix, layer 0, step -1 is not in this pack"
+        "maps of phase suffix, layer 0, step 1 is not in this pack"
     )
 
 
 def test_too_large(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from attnstore.render.export.pack.questions import Chosen
     from attnstore.render.export.pack.write import write_pack
 
     run("pull", source, tmp_path / "small")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import jsonschema_rs
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +23,6 @@ from service_fixtures import TOKEN, Server
 import attnstore
 from attnstore.query import Episode, Store
 from attnstore.query.groups.comparison import compare
-from attnstore.query.service import answers
 from attnstore.query.sql.named import named_query
 from attnstore.render import draw
 from attnstore.render.picture.overlay import blend
@@ -88,6 +88,8 @@ class TestLists:
         assert names(outcome="success") == ["10-00-00", "11-00-00"]
         assert names(name="13-00") == ["13-00-00"]
         assert names(where="keyframes = 3", outcome="failure") == ["13-00-00"]
+        assert names(text="FAILURE/") == ["12-00-00", "13-00-00"]
+        assert names(text="it's not there") == []
         assert names(limit=2, offset=1) == ["13-00-00", "10-00-00"]
         assert names(order="keyframes", descending="true", limit=1) == ["11-00-00"]
         page = server.get("/v1/stores/lab/episodes", limit=1, offset=9).json()
@@ -119,7 +121,7 @@ class TestLists:
             )
         some = server.get(f"{base}/tokens", phase="prefix", axis="key", keyframe=1).json()["rows"]
         assert {(r["phase"], r["axis"], r["keyframe"]) for r in some} == {("prefix", "key", 1)}
-        assert server.get(f"{base}/keyframes", phase="prefix").status == 400
+        assert server.get(f"{base}/keyframes", phase="prefix").status == 422
         assert server.get(f"{base}/weights").status == 404
 
     def test_a_misspelt_parameter_is_noticed(self, server: Server, base: str) -> None:
@@ -185,6 +187,11 @@ class TestArrays:
         assert one["coords"]["head"]["values"] == episode.active_head(
             phase, camera, layer=1, keyframe=1
         )
+        mean = server.get(url, phase=phase, camera=camera, layer=1, head="mean", reduce=reduce)
+        assert mean.json()["dims"] == ["keyframe", "row", "col"]
+        found = npy(server, url, phase=phase, camera=camera, layer=1, head="mean", reduce=reduce)
+        expected = episode.maps(phase, camera, layer=1, reduce=reduce).mean(1)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
         words = npy(server, url, phase=phase, camera=camera, query=0, layer=0, head=0)
         np.testing.assert_array_equal(words, episode.maps(phase, camera, query=0, layer=0, head=0))
 
@@ -379,32 +386,6 @@ class TestPictures:
         assert server.get(url, {"Accept": "image/tiff"}, **where).status == 406
         assert server.get(url, alpha=2, **where).status == 422
 
-    def test_videos_by_range(self, server: Server, base: str) -> None:
-        of_text = server.get(f"{base}/video?phase=prefix&layer=1&width=64&query=text")
-        assert (of_text.status, of_text.headers["content-type"]) == (200, "video/webm")
-        no_word = server.get(f"{base}/video?phase=prefix&layer=1&width=64&query=word:zebra")
-        assert no_word.status == 400
-        assert "no word 'zebra' in the instruction" in no_word.json()["error"]["message"]
-        path = f"{base}/video?phase=prefix&layer=1&width=64"
-        whole = server.ask("GET", path)
-        assert (whole.status, whole.headers["content-type"]) == (200, "video/webm")
-        assert whole.body[:4] == b"\x1aE\xdf\xa3"
-        assert of_text.body != whole.body
-        assert whole.headers["accept-ranges"] == "bytes"
-        size = len(whole.body)
-        part = server.ask("GET", path, headers={"Range": "bytes=10-19"})
-        assert (part.status, part.body) == (206, whole.body[10:20])
-        assert part.headers["content-range"] == f"bytes 10-19/{size}"
-        assert server.ask("GET", path, headers={"Range": "bytes=-5"}).body == whole.body[-5:]
-        assert server.ask("GET", path, headers={"Range": f"bytes={size}-"}).status == 416
-        stale = {"Range": "bytes=0-9", "If-Range": '"another"'}
-        assert server.ask("GET", path, headers=stale).status == 200
-        head = server.ask("HEAD", path)
-        assert (head.status, head.body, head.headers["content-length"]) == (200, b"", str(size))
-        known = {"If-None-Match": whole.headers["etag"]}
-        assert server.ask("GET", path, headers=known).status == 304
-        assert server.ask("GET", path + "&head=7").status == 400
-
 
 class TestCaching:
     def test_etags(self, server: Server, base: str) -> None:
@@ -507,25 +488,11 @@ def test_the_page_of_curl_commands(server: Server, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     assert np.load(tmp_path / "slice.npy").ndim == 4
     assert decoded((tmp_path / "overlay.png").read_bytes()).shape == (36, 64, 3)
-    assert (tmp_path / "beginning.webm").stat().st_size == 100
     with pa.ipc.open_stream(tmp_path / "stats.arrows") as stream:
         assert stream.read_all().num_rows > 0
 
 
 class TestOpenApi:
-    def test_examples_are_valid(self) -> None:
-        models = [
-            m
-            for m in vars(answers).values()
-            if isinstance(m, type) and m.__module__ == answers.__name__
-        ]
-        assert len(models) > 12
-        for model in models:
-            examples = model.model_config["json_schema_extra"]["examples"]  # type: ignore[attr-defined]
-            assert examples
-            for example in examples:
-                model.model_validate(example, strict=False)  # type: ignore[attr-defined]
-
     def test_every_endpoint_answers_what_it_says(
         self, server: Server, base: str, store: Store
     ) -> None:
@@ -534,7 +501,7 @@ class TestOpenApi:
         known = {
             "{store}": place, "{run}": run, "{episode}": episode, "{metric}": "entropy",
             "{name}": "camera-by-layer", "{camera}": "hand_camera", "{keyframe}": "0",
-            "{table}": "tokens", "{path}": "attnstore.json",
+            "{path}": "attnstore.json",
         }  # fmt: skip
         asked = 0
         for path, operations in api["paths"].items():
@@ -552,15 +519,30 @@ class TestOpenApi:
                 answer = server.get(path, **parameters)
                 assert answer.status == 200, (path, parameters, answer.body)
                 asked += 1
-                schema = operation["responses"]["200"]["content"].get("application/json", {})
-                name = schema.get("schema", {}).get("$ref", "").rpartition("/")[2]
-                if name:
-                    getattr(answers, name).model_validate(answer.json())
-        assert asked > 18
+                content = operation["responses"]["200"]["content"]
+                media_type = answer.headers["content-type"].partition(";")[0]
+                assert media_type in content, (path, media_type)
+                if media_type == "application/json":
+                    # a field that the document does not know is as wrong as one that is missing
+                    schema = _closed({**content[media_type]["schema"], **api})
+                    jsonschema_rs.validate(schema, answer.json())
+        assert asked > 20
 
     def test_no_page_of_another_host(self, server: Server) -> None:
         assert server.get("/docs").status == 404
         assert server.get("/redoc").status == 404
+
+
+def _closed(schema: Any) -> Any:
+    """The same schema, that allows no properties but those that it names."""
+    if isinstance(schema, list):
+        return [_closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {name: _closed(value) for name, value in schema.items()}
+    if isinstance(schema.get("properties"), dict):
+        closed["additionalProperties"] = False
+    return closed
 
 
 def _examples(schema: dict[str, Any]) -> list[Any]:

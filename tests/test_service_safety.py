@@ -38,7 +38,6 @@ from attnstore.query.service.config import Limits
 from attnstore.query.service.guard.access import Access, Arrival, Head
 from attnstore.query.service.guard.middleware import Guard
 from attnstore.query.service.guard.refusal import Refusal, without_paths
-from attnstore.render.serving import Painter
 from attnstore.store.catalog import refresh
 from attnstore.store.commits import StorePaths, all_commits
 from attnstore.store.commits.part import Part
@@ -749,7 +748,7 @@ def test_the_page_of_a_viewer(good: Path, tmp_path: Path) -> None:
     page.mkdir()
     (page / "index.html").write_text("<!doctype html><title>viewer</title>")
     (tmp_path / "secret").write_text("x")
-    app = create_app(ServiceConfig((good,), TOKEN, page=page), Painter())
+    app = create_app(ServiceConfig((good,), TOKEN, page=page))
 
     def get(path: str, token: str = TOKEN) -> tuple[int, dict[bytes, bytes], bytes]:
         messages: list[Message] = []
@@ -826,7 +825,7 @@ class TestOddRequests:
             answer = server.get(f"{base}/attention", phase="prefix", frame=number)
             assert answer.status == 422
             assert server.get(f"{base}/frames/{number}/hand_camera").status == 422
-        assert server.get(f"{base}/video", phase="prefix", layer=0, fps=1e-9).status == 422
+        assert server.get(f"{base}/overlays/hand_camera", phase="prefix", layer=0).status == 422
         assert server.get(f"/v1/stores/lab/runs/{'x' * 5000}").status == 404
 
     @pytest.mark.parametrize(

@@ -375,8 +375,11 @@ def test_what_is_shown_is_saved(
     monkeypatch.setenv("ATTNSTORE_TOKEN", TOKEN)
     monkeypatch.setenv("ATTNSTORE_CACHE", str(tmp_path))
     page.get_by_role("button", name="Python").click()
-    for query in ("", str(planted.token(next(iter(planted.episodes)), 0))):
-        if query:
+    for query in ("", "sinks", str(planted.token(next(iter(planted.episodes)), 0))):
+        if query == "sinks":
+            show(page, planted, layer=0, head=0, keyframe=1, sinks=1)
+            page.get_by_role("button", name="Python").click()
+        elif query:
             show(
                 page,
                 planted,
@@ -394,6 +397,10 @@ def test_what_is_shown_is_saved(
             np.testing.assert_array_equal(
                 shown, episode.maps("suffix", CAMERAS[0], layer=1, head=1, step=0, reduce="mean")[1]
             )
+            continue
+        if query == "sinks":
+            raw = episode.maps("prefix", CAMERAS[0], layer=0, head=0, keyframe=1)
+            assert np.argwhere(shown != raw).tolist() == [[0, 0]]  # the fixture's one sink
             continue
         said = page.locator(f'[data-camera="{CAMERAS[0]}"] .readout').inner_text()
         assert float(said.split()[1]) == pytest.approx(float(shown[cover_of(0)].max()), rel=5e-3)

@@ -104,10 +104,8 @@ def serve(
         import uvicorn
 
         from attnstore.query.service import LOOPBACK, Limits, ServiceConfig, create_app
-        from attnstore.query.service.guard.connections import (
-            GuardedConnection,
-        )
-        from attnstore.render.serving import PAGE, Painter
+        from attnstore.query.service.guard.connections import GuardedConnection
+        from attnstore.render.serving import PAGE, router
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("attnstore"):
             raise
@@ -122,7 +120,7 @@ def serve(
     )
     hosts = tuple(dict.fromkeys((*LOOPBACK, *named, *(name.lower() for name in allowed))))
     config = ServiceConfig(local, token, hosts, limits, PAGE)
-    app = create_app(config, Painter())
+    app = create_app(config, router)
     listening = _listen(host, port)
     address = _address(host, listening.getsockname()[1])
     _say(config, address, as_json)

@@ -1,6 +1,6 @@
 """The query service: stores over HTTP, read-only and safe. Needs the extra ``attnstore[serve]``.
 
-It must not import `attnstore.render`; what draws is handed to `create_app` (`Pictures`).
+It must not import `attnstore.render`: endpoints that draw are handed to `create_app`.
 """
 
 from __future__ import annotations
@@ -9,24 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .app import create_app
+    from .app import create_app, document
     from .config import LOOPBACK, Limits, ServiceConfig
-    from .pictures import OverlayParameters, Pictures, VideoParameters
 
-__all__ = [
-    "LOOPBACK",
-    "Limits",
-    "OverlayParameters",
-    "Pictures",
-    "ServiceConfig",
-    "VideoParameters",
-    "create_app",
-]
+__all__ = ["LOOPBACK", "Limits", "ServiceConfig", "create_app", "document"]
 
 _HOMES = {
-    "app": ("create_app",),
+    "app": ("create_app", "document"),
     "config": ("LOOPBACK", "Limits", "ServiceConfig"),
-    "pictures": ("OverlayParameters", "Pictures", "VideoParameters"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

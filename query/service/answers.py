@@ -1,174 +1,197 @@
-"""What the service answers with, for OpenAPI: the shape of each JSON, with an example."""
+"""What the service answers with: each JSON is declared here, once.
+
+An endpoint makes one of these, `payload.json_body` writes it, and the OpenAPI document and the viewer's
+types are made from it. They are dataclasses with NumPy arrays in them, not pydantic models: 64 MB of
+weights are written in a second and are never copied into Python's lists.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, GetPydanticSchema, WithJsonSchema
+from pydantic_core import core_schema
+from typing_extensions import TypedDict
+
+from attnstore.store.commits.run import RunConfig
+from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.tokens import Kind
+from attnstore.store.tables.columns import Table
+
+Row = dict[str, Any]
+R = TypeVar("R")
 
 
-def _example(**values: Any) -> ConfigDict:
-    return ConfigDict(json_schema_extra={"examples": [values]})
+def _nested(depth: int, item: Mapping[str, Any]) -> tuple[Any, Any]:
+    schema = dict(item)
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    return GetPydanticSchema(lambda kind, handler: core_schema.any_schema()), WithJsonSchema(schema)
 
 
-def _shown(model: type[BaseModel]) -> Any:
-    """Return a model's example, to be part of another one's."""
-    extra: Any = model.model_config["json_schema_extra"]
-    return extra["examples"][0]
+_INTEGER = {"type": "integer"}
+_NUMBER = {"anyOf": [{"type": "number"}, {"type": "null"}]}  # NaN is null
+Integers = Annotated[NDArray[np.integer[Any]], *_nested(1, _INTEGER)]
+Numbers = Annotated[NDArray[np.floating[Any]], *_nested(1, _NUMBER)]
+NumberRows = Annotated[NDArray[np.floating[Any]], *_nested(2, _NUMBER)]
+Flags = Annotated[NDArray[np.bool_], *_nested(2, {"type": "boolean"})]
+Values = Annotated[
+    NDArray[Any] | float | None, *_nested(0, {"description": "Nested lists; NaN is null."})
+]
 
 
-class Health(BaseModel):
+class Answer:
+    """An answer: its fields' docstrings are their descriptions in the document."""
+
+    __slots__ = ()
+    __pydantic_config__ = ConfigDict(use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Health(Answer):
     """The service is up."""
-
-    model_config = _example(status="ok", version="0.1.0")
 
     status: str
     version: str
 
 
-class StoreAnswer(BaseModel):
+@dataclass(frozen=True, slots=True)
+class StoreAnswer(Answer):
     """A store that is served."""
 
-    model_config = _example(
-        id="toy", store_id="6f2b8c0d", runs=1, episodes=82, keyframes=1886, bytes=2_000_000_000
-    )
-
     id: str
+    """By which the service knows it."""
     store_id: str
+    """Given to the store when it was made."""
     runs: int
     episodes: int
     keyframes: int
     bytes: int
 
 
-class MetricAnswer(BaseModel):
+@dataclass(frozen=True, slots=True)
+class MetricAnswer(Answer):
     """A metric of heads, as in table `head_stats`."""
-
-    model_config = _example(name="entropy", definition="-sum P log P / log N", unit="0..1")
 
     name: str
     definition: str
     unit: str
 
 
-class RunAnswer(BaseModel):
+@dataclass(frozen=True, slots=True)
+class RunAnswer(Answer):
     """One ingest configuration."""
 
-    model_config = _example(
-        run="pi0-ed4655632f", config={"policy": "pi0", "stride": 8, "seed": 0},
-        provenance={"created": "2026-01-02T03:04:05+00:00"},
-    )  # fmt: skip
-
     run: str
-    config: dict[str, Any]
-    provenance: dict[str, Any]
+    config: RunConfig
+    provenance: Mapping[str, Any]
 
 
-class Page(BaseModel):
-    """Some of the rows, and how many there are."""
-
-    model_config = _example(
-        total=82, offset=0, limit=100,
-        rows=[{"run": "pi0-ed4655632f", "episode": "2025-12-10_09-00-39-e63dbc45",
-               "name": "success/2025-12-10/2025-12-10_09-00-39", "outcome": "success"}],
-    )  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class Page(Answer, Generic[R]):
+    """Some of a table's rows, and how many there are."""
 
     total: int
     offset: int
     limit: int
-    rows: list[dict[str, Any]]
+    rows: Sequence[R]
 
 
-class SpanAnswer(BaseModel):
+@dataclass(frozen=True, slots=True)
+class SpanAnswer(Answer):
     """A contiguous run of tokens of one kind on an axis."""
 
-    model_config = _example(
-        name="image:hand_camera", kind="image", start=0, stop=256, camera="hand_camera",
-        grid=[16, 16], role=None,
-    )  # fmt: skip
-
     name: str
-    kind: str
+    kind: Kind
     start: int
     stop: int
     camera: str | None
-    grid: list[int] | None
+    grid: tuple[int, int] | None
     role: str | None
 
 
-class PhaseAnswer(BaseModel):
+@dataclass(frozen=True, slots=True)
+class PhaseAnswer(Answer):
     """A phase's shape and axes."""
-
-    model_config = _example(
-        layers=18, heads=8, steps=None, query_groups=["task"], cameras=["hand_camera"],
-        query=[_shown(SpanAnswer)],
-        key=[_shown(SpanAnswer)],
-    )  # fmt: skip
 
     layers: int
     heads: int
     steps: int | None
-    query_groups: list[str]
-    cameras: list[str]
-    query: list[SpanAnswer]
-    key: list[SpanAnswer]
+    query_groups: Sequence[str]
+    """With statistics and stored maps; the first is meant where none is named."""
+    cameras: Sequence[str]
+    """Among the keys."""
+    query: Sequence[SpanAnswer]
+    key: Sequence[SpanAnswer]
 
 
-class EpisodeAnswer(BaseModel):
-    """What an episode is: everything that a viewer needs to ask for the rest."""
+@dataclass(frozen=True, slots=True)
+class CameraAnswer(Answer):
+    """A camera's image and its patches."""
 
-    model_config = _example(
-        run="pi0-ed4655632f", episode="2025-12-10_09-00-39-e63dbc45",
-        name="success/2025-12-10/2025-12-10_09-00-39", version="1-0123456789ab",
-        outcome="success", task="cube", date="2025-12-10",
-        instruction="put the cube in the bowl", precision="float16", rate=15.0, total_frames=180,
-        frames=[0, 8, 16],
-        cameras={"hand_camera": {"height": 360, "width": 640, "grid": [16, 16],
-                                 "coverage": [[0.0, 1.0]], "geometry": {}}},
-        phases={"prefix": _shown(PhaseAnswer)},
-    )  # fmt: skip
+    height: int
+    """Pixels."""
+    width: int
+    grid: tuple[int, int]
+    """Rows and columns of patches."""
+    coverage: NumberRows
+    """Fraction of each patch that shows image; 0 for letterbox."""
+    geometry: Geometry
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeAnswer(Answer):
+    """What an episode is: everything that is needed to ask for the rest."""
 
     run: str
     episode: str
     name: str
+    """The dataset's own."""
     version: str
+    """Tells this state of the episode from every other; parameter `v`."""
     outcome: str
     task: str | None
     date: str | None
     instruction: str
     precision: str
     rate: float | None
+    """Frames of the recording in a second."""
     total_frames: int | None
-    frames: list[int]
-    cameras: dict[str, dict[str, Any]]
-    phases: dict[str, PhaseAnswer]
+    frames: Integers
+    """Index of each keyframe in the recording."""
+    cameras: Mapping[str, CameraAnswer]
+    phases: Mapping[str, PhaseAnswer]
 
 
-class ArrayAnswer(BaseModel):
-    """An array with names; NaN is null."""
+@dataclass(frozen=True, slots=True)
+class Coordinate(Answer):
+    """Labels along dimensions of an array."""
 
-    model_config = _example(
-        name="prefix_map", dims=["row", "col"], shape=[1, 2], dtype="float32",
-        coords={"layer": {"dims": [], "values": 5}}, attrs={"camera": "hand_camera"},
-        values=[[0.25, None]],
-    )  # fmt: skip
+    dims: Sequence[str]
+    values: Annotated[Any, *_nested(0, {})]
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayAnswer(Answer):
+    """An array with names."""
 
     name: str | None
-    dims: list[str]
-    shape: list[int]
+    dims: Sequence[str]
+    shape: Sequence[int]
     dtype: str
-    coords: dict[str, Any]
-    attrs: dict[str, Any]
-    values: Any
+    coords: Mapping[str, Coordinate]
+    attrs: Mapping[str, Any]
+    values: Values
 
 
-class ActiveHead(BaseModel):
+@dataclass(frozen=True, slots=True)
+class ActiveHead(Answer):
     """The head of a layer whose map varies most, and by how much each does."""
-
-    model_config = _example(
-        phase="suffix", camera="hand_camera", layer=5, step=9, keyframe=None, head=3,
-        variance=[0.0001, 0.0004], chosen_by="variance on the image",
-    )  # fmt: skip
 
     phase: str
     camera: str
@@ -177,18 +200,14 @@ class ActiveHead(BaseModel):
     keyframe: int | None
     head: int | None
     """Null where no keyframe that is asked for has the camera."""
-    variance: list[float | None]
+    variance: Numbers
     """By head."""
     chosen_by: str
 
 
-class Matrix(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Matrix(Answer):
     """A metric of every layer and head."""
-
-    model_config = _example(
-        metric="entropy", definition="-sum P log P / log N", unit="0..1", phase="prefix",
-        camera="hand_camera", query="task", step=0, keyframe=None, values=[[0.5, None]],
-    )  # fmt: skip
 
     metric: str
     definition: str
@@ -198,17 +217,12 @@ class Matrix(BaseModel):
     query: str
     step: int
     keyframe: int | None
-    values: list[list[float | None]]
+    values: NumberRows
 
 
-class Trace(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Trace(Answer):
     """A metric at every keyframe."""
-
-    model_config = _example(
-        metric="drift", definition="Jensen-Shannon divergence", unit="bits, 0..1", phase="prefix",
-        camera="hand_camera", query="task", step=0, layer=5, heads=[3], frames=[0, 8],
-        values=[[None, 0.25]],
-    )  # fmt: skip
 
     metric: str
     definition: str
@@ -218,63 +232,54 @@ class Trace(BaseModel):
     query: str
     step: int
     layer: int
-    heads: list[int]
-    frames: list[int]
-    values: list[list[float | None]]
+    heads: Sequence[int]
+    frames: Integers
+    values: NumberRows
     """By head, then keyframe."""
 
 
-class SqlQuestion(BaseModel):
-    """One SQL query, or the name of a ready-made one."""
+class ColumnAnswer(TypedDict):
+    """A column of a query's rows."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {"query": "select outcome, count(*) as n from episodes group by outcome"},
-                {"named": "camera-by-layer"},
-            ]
-        },
-    )
-
-    query: str | None = None
-    named: str | None = None
+    name: str
+    type: str
 
 
-class SqlAnswer(BaseModel):
+@dataclass(frozen=True, slots=True)
+class SqlAnswer(Answer):
     """A query's rows."""
 
-    model_config = _example(
-        columns=[{"name": "outcome", "type": "VARCHAR"}, {"name": "n", "type": "BIGINT"}],
-        rows=[["success", 80], ["failure", 2]],
-    )
-
-    columns: list[dict[str, str]]
-    rows: list[list[Any]]
+    columns: Sequence[ColumnAnswer]
+    rows: Sequence[Sequence[Any]]
 
 
-class NamedAnswer(BaseModel):
+@dataclass(frozen=True, slots=True)
+class NamedAnswer(Answer):
     """A ready-made question."""
-
-    model_config = _example(
-        name="camera-by-layer", question="Where does each layer look?", sql="select 1"
-    )
 
     name: str
     question: str
     sql: str
 
 
-class CompareAnswer(BaseModel):
-    """Two groups of episodes compared, head by head; see `attnstore.query.groups.comparison`."""
+class ComparedHead(TypedDict):
+    """A head, and how it differs between two groups of episodes."""
 
-    model_config = _example(
-        a="success", b="failure", episodes_a=80, episodes_b=2, metric="entropy", phase="prefix",
-        camera="hand_camera", family="144 tests", conclusive=False, notes=["..."],
-        layers=[0], heads=[0], difference=[[0.01]], cliffs_delta=[[0.2]], p=[[0.5]], q=[[0.9]],
-        significant=[[False]],
-        table=[{"rank": 1, "layer": 0, "head": 0, "p": 0.5}],
-    )  # fmt: skip
+    rank: int
+    layer: int
+    head: int
+    mean_a: float | None
+    mean_b: float | None
+    difference: float | None
+    cliffs_delta: float | None
+    p: float | None
+    q: float | None
+    significant: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CompareAnswer(Answer):
+    """Two groups of episodes compared, head by head; see `attnstore.query.groups.membership.comparison`."""
 
     a: str
     b: str
@@ -284,21 +289,60 @@ class CompareAnswer(BaseModel):
     phase: str
     camera: str
     family: str
+    """Tests that the correction is over."""
     conclusive: bool
-    notes: list[str]
-    layers: list[int]
-    heads: list[int]
-    difference: list[list[float | None]]
-    cliffs_delta: list[list[float | None]]
-    p: list[list[float | None]]
-    q: list[list[float | None]]
-    significant: list[list[bool]]
-    table: list[dict[str, Any]]
+    """Whether so few episodes could show anything."""
+    notes: Sequence[str]
+    layers: Integers
+    heads: Integers
+    difference: NumberRows
+    """By layer, then head, as all that follows."""
+    cliffs_delta: NumberRows
+    p: NumberRows
+    q: NumberRows
+    significant: Flags
+    table: Sequence[ComparedHead]
+    """The heads that differ most, first."""
 
 
-class Failure(BaseModel):
+class FailureReason(TypedDict):
+    """Code and text."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure(Answer):
     """Why a request is not answered."""
 
-    model_config = _example(error={"code": "not_found", "message": "no store 'x'; there are: toy"})
+    error: FailureReason
 
-    error: dict[str, str]
+
+def page_of(rows: list[Row], limit: int, offset: int, total: int | None = None) -> Page[Row]:
+    """Make a page of rows that were selected with ``count(*) over () as total_``."""
+    counts = [row.pop("total_") for row in rows]
+    return Page(total or (counts[0] if counts else 0), offset, limit, rows)
+
+
+def page_model(table: Table) -> Any:
+    """Declare a page of a table's rows, from its columns: names, types, definitions, what may be null."""
+    fields: dict[str, Any] = {}
+    for column in table.columns:
+        kind, unit = _json_type(column.type), f" ({column.unit})" if column.unit else ""
+        if column.nullable or pa.types.is_floating(column.type):
+            kind |= None
+        fields[column.name] = Annotated[kind, Field(description=column.definition + unit)]
+    name = f"{table.name.title().replace('_', '')}Row"
+    row: Any = TypedDict(name, fields)  # type: ignore[misc]  # made at run time
+    return Page[row]
+
+
+def _json_type(kind: pa.DataType) -> Any:
+    if pa.types.is_integer(kind):
+        return int
+    if pa.types.is_floating(kind):
+        return float
+    if pa.types.is_list(kind):
+        return list[_json_type(kind.value_type) | None]  # type: ignore[misc]
+    return str  # timestamps, too

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -20,38 +20,36 @@ from attnstore.store.errors import AttnstoreError
 
 from .answers import Failure
 from .config import ServiceConfig
+from .endpoint import operation_id
 from .guard.access import Access
 from .guard.middleware import Guard
 from .guard.refusal import Refusal, refusal_of
-from .pictures import Pictures
-from .routes import attention as attention_routes
-from .routes import comparison as compare_routes
-from .routes import episodes as episode_routes
-from .routes import files as file_routes
-from .routes import pictures as picture_routes
-from .routes import sql as sql_routes
-from .routes import stores as store_routes
+from .routes import attention, comparison, episodes, files, sql, stores
 from .service import Service
 
 _log = logging.getLogger(__name__)
 
 
-def create_app(config: ServiceConfig, pictures: Pictures) -> FastAPI:
+ROUTERS = tuple(routes.router for routes in (stores, sql, comparison, files, attention, episodes))
+
+
+def create_app(config: ServiceConfig, *more: APIRouter) -> FastAPI:
     """Make the service.
 
     Parameters
     ----------
     config
         The stores, the token, the limits.
-    pictures
-        Draws overlays and videos: ``attnstore.render.serving.Painter``.
+    more
+        Further endpoints: what draws is ``attnstore.render.serving.router``, since this package does
+        not import `attnstore.render`.
 
     Raises
     ------
     NotFoundError
         If one of the stores is none.
     """
-    service = Service(config, pictures)
+    service = Service(config)
     roots = [store.paths.root for store in service.stores.values()]
 
     @asynccontextmanager
@@ -61,18 +59,9 @@ def create_app(config: ServiceConfig, pictures: Pictures) -> FastAPI:
         yield
         service.close()
 
-    app = FastAPI(
-        title="attnstore",
-        version=version("attnstore"),
-        summary="Where a robot policy looks: stores of attention, read-only.",
-        description="Every answer is of committed data. Names of phases, cameras, token groups and "
-        "metrics are those of the Python API.",
-        openapi_url="/v1/openapi.json",
-        # Their pages load scripts from another host.
-        docs_url=None,
-        redoc_url=None,
+    app = _api(
+        more,
         lifespan=lifespan,
-        responses={"4XX": {"model": Failure}},
         middleware=[
             Middleware(
                 Guard, access=Access(config.token, config.hosts), limits=config.limits, roots=roots
@@ -96,13 +85,39 @@ def create_app(config: ServiceConfig, pictures: Pictures) -> FastAPI:
     app.add_exception_handler(AttnstoreError, refuse)
     app.add_exception_handler(RequestValidationError, refuse_parameters)
     app.add_exception_handler(HTTPException, refuse_http)
-    for routes in (
-        store_routes, sql_routes, compare_routes, file_routes, attention_routes, picture_routes,
-        episode_routes,  # last: its lists take every name that is left
-    ):  # fmt: skip
-        app.include_router(routes.router)
     if config.page is not None:
         app.mount("/", StaticFiles(directory=config.page, html=True))
+    return app
+
+
+def document(*more: APIRouter) -> dict[str, Any]:
+    """Return the OpenAPI document of the service; it needs no store.
+
+    Parameters
+    ----------
+    more
+        Further endpoints, as for `create_app`.
+    """
+    return _api(more).openapi()
+
+
+def _api(more: Sequence[APIRouter], **options: Any) -> FastAPI:
+    app = FastAPI(
+        title="attnstore",
+        version=version("attnstore"),
+        summary="Where a robot policy looks: stores of attention, read-only.",
+        description="Every answer is of committed data. Names of phases, cameras, token groups and "
+        "metrics are those of the Python API.",
+        openapi_url="/v1/openapi.json",
+        # Their pages load scripts from another host.
+        docs_url=None,
+        redoc_url=None,
+        responses={"4XX": {"model": Failure}},
+        generate_unique_id_function=operation_id,
+        **options,
+    )
+    for router in (*ROUTERS, *more):
+        app.include_router(router)
     return app
 
 

@@ -20,13 +20,11 @@ class Limits:
     open_requests: int = 128
     """Requests under way at once, slow readers included; further ones get 429."""
     reads: int = 4
-    """Slices, maps and tables that are read at once."""
-    pictures: int = 2
-    """Overlays and videos that are drawn at once."""
+    """Slices and maps that are read, and overlays that are drawn, at once."""
     queries: int = 2
     """The user's SQL statements that run at once, over all stores."""
     waiting: int = 64
-    """Requests that may wait for reads, and for pictures; further ones get 429."""
+    """Requests that may wait for reads; further ones get 429."""
     waiting_queries: int = 32
     """Statements that may wait; further ones get 429."""
     sql_seconds: float = 10.0
@@ -47,8 +45,6 @@ class Limits:
     """Largest table of an episode, uncompressed, that is read."""
     compared_episodes: int = 500
     """Episodes whose maps a difference is computed from."""
-    video_bytes: int = 1 << 30
-    """Drawn videos that are kept on disk."""
 
 
 @dataclass(frozen=True, slots=True)

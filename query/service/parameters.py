@@ -94,7 +94,7 @@ class MapParameters(OfEpisode):
         max_length=2000,
         examples=["active"],
         description="As for attention; `active` is the head whose map, as it is asked for here, "
-        "varies most: at the keyframe or, without one, over the episode.",
+        "varies most: at the keyframe or, without one, over the episode; `mean` is the mean of all.",
     )
     step: Step = None
     reduce: Literal["max", "mean"] = Field("max", description="Over the query tokens.")
@@ -141,16 +141,6 @@ class TraceParameters(OfEpisode):
     head: Number | Literal["active", "all"] = Field("active", description="`all`: a trace each.")
 
 
-class TableParameters(OfEpisode):
-    """Rows of one of the episode's tables."""
-
-    phase: str | None = Field(None, max_length=80, examples=["prefix"])
-    axis: Literal["query", "key", "step"] | None = None
-    keyframe: Number | None = Field(None, examples=[0])
-    limit: int = Field(10_000, ge=1, le=100_000)
-    offset: int = Field(0, ge=0, lt=1 << 31)
-
-
 class EpisodesParameters(Parameters):
     """Which episodes to list."""
 
@@ -160,6 +150,9 @@ class EpisodesParameters(Parameters):
     date: str | None = Field(None, max_length=80)
     name: str | None = Field(None, max_length=400, description="Part of the name.")
     instruction: str | None = Field(None, max_length=400, description="Part of the instruction.")
+    text: str | None = Field(
+        None, max_length=400, description="Part of the name, instruction, task or run."
+    )
     where: str | None = Field(
         None,
         max_length=4000,

@@ -8,7 +8,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import orjson
@@ -16,8 +16,10 @@ import xarray as xr
 from starlette.requests import Request
 from starlette.responses import Response
 
+from .answers import ArrayAnswer, Coordinate
 from .guard.refusal import Refusal
 
+T = TypeVar("T")
 NPY = "application/x-npy"
 JSON = "application/json"
 MEDIA_TYPES = {
@@ -38,6 +40,12 @@ IMMUTABLE = "private, max-age=31536000, immutable"
 _SMALL = 1024
 _TEXT = frozenset({JSON, "application/x-ndjson", "text/csv"})
 _RELEASE = version("attnstore")
+
+
+class Json(Response, Generic[T]):
+    """An answer whose body is a T as JSON, or 304. An endpoint that returns it is documented by T."""
+
+    media_type = JSON
 
 
 def chosen_format(request: Request, offered: Sequence[str], asked: str | None = None) -> str:
@@ -82,20 +90,44 @@ def entity_tag(*identity: object) -> str:
     return f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
 
 
-def unchanged(request: Request, tag: str, headers: Mapping[str, str]) -> Response | None:
-    """Answer 304 if the client has it already."""
+def is_known(request: Request, tag: str) -> bool:
+    """Whether the client has what an entity tag is of."""
     known = {
         t.strip().removeprefix("W/") for t in request.headers.get("if-none-match", "").split(",")
     }
-    if tag in known or "*" in known:
-        return Response(status_code=304, headers={**headers, "ETag": tag})
-    return None
+    return tag in known or "*" in known
 
 
 def respond(
     request: Request, body: bytes, media_type: str, headers: Mapping[str, str] | None = None
 ) -> Response:
     """Answer with bytes; text is compressed if the client takes that."""
+    content, said = _packed(request, body, media_type, headers)
+    # media types of text get their charset from here, and JSON has none
+    kind = f"{media_type}; charset=utf-8" if media_type.startswith("text/") else media_type
+    return Response(content, headers={**said, "Content-Type": kind})
+
+
+def json_body(value: Any) -> bytes:
+    """Write JSON: NaN and infinities are null, NumPy arrays nested lists of short numbers."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+
+
+def respond_json(request: Request, value: T, headers: Mapping[str, str] | None = None) -> Json[T]:
+    """Answer with JSON; without a tag in `headers`, with one of its content, or 304."""
+    body = json_body(value)
+    said = {"Cache-Control": REVALIDATE, **(headers or {})}
+    if "ETag" not in said:
+        said["ETag"] = entity_tag(hashlib.sha256(body).hexdigest())
+        if is_known(request, said["ETag"]):
+            return Json(status_code=304, headers=said)
+    content, said = _packed(request, body, JSON, said)
+    return Json(content, headers=said)
+
+
+def _packed(
+    request: Request, body: bytes, media_type: str, headers: Mapping[str, str] | None
+) -> tuple[bytes, dict[str, str]]:
     said = {"Vary": "Accept, Accept-Encoding", **(headers or {})}
     if media_type in _TEXT and len(body) >= _SMALL and _takes_gzip(request):
         # Level 1: text of numbers shrinks 4 times at 100 MB/s; higher levels gain a tenth.
@@ -104,28 +136,7 @@ def respond(
         said["Content-Encoding"] = "gzip"
         if "ETag" in said:
             said["ETag"] = f"W/{said['ETag'].removeprefix('W/')}"
-    # media types of text get their charset from here, and JSON has none
-    kind = f"{media_type}; charset=utf-8" if media_type.startswith("text/") else media_type
-    return Response(body, headers={**said, "Content-Type": kind})
-
-
-def json_body(value: Any) -> bytes:
-    """Write JSON: NaN and infinities are null, NumPy arrays nested lists of short numbers."""
-    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
-
-
-def respond_json(
-    request: Request, value: Any, headers: Mapping[str, str] | None = None
-) -> Response:
-    """Answer with JSON and a tag of its content, or 304."""
-    body = json_body(value)
-    said = {"Cache-Control": REVALIDATE, **(headers or {})}
-    if "ETag" not in said:
-        said["ETag"] = entity_tag(hashlib.sha256(body).hexdigest())
-        known = unchanged(request, said["ETag"], {"Cache-Control": said["Cache-Control"]})
-        if known is not None:
-            return known
-    return respond(request, body, JSON, said)
+    return body, said
 
 
 def array_body(array: xr.DataArray, form: str) -> tuple[bytes, dict[str, str]]:
@@ -142,23 +153,21 @@ def array_body(array: xr.DataArray, form: str) -> tuple[bytes, dict[str, str]]:
         stream = io.BytesIO()
         np.save(stream, values, allow_pickle=False)
         return stream.getvalue(), headers
-    coords = {
-        str(name): {"dims": list(coord.dims), "values": _plain(coord.values)}
-        for name, coord in array.coords.items()
-    }
     # JSON has no half precision; as float32 a value keeps its shortest spelling.
     shown = values.astype(np.float32) if values.dtype == np.float16 else values
-    return json_body(
-        {
-            "name": array.name,
-            "dims": list(array.dims),
-            "shape": list(values.shape),
-            "dtype": str(values.dtype),
-            "coords": coords,
-            "attrs": array.attrs,
-            "values": shown if shown.ndim else shown.item(),
-        }
-    ), headers
+    answer = ArrayAnswer(
+        name=None if array.name is None else str(array.name),
+        dims=[*map(str, array.dims)],
+        shape=values.shape,
+        dtype=str(values.dtype),
+        coords={
+            str(name): Coordinate([*map(str, coord.dims)], _plain(coord.values))
+            for name, coord in array.coords.items()
+        },
+        attrs={str(name): value for name, value in array.attrs.items()},
+        values=shown if shown.ndim else shown.item(),
+    )
+    return json_body(answer), headers
 
 
 def _plain(values: np.ndarray[Any, Any]) -> Any:

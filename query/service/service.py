@@ -13,12 +13,9 @@ from starlette.requests import Request
 from .config import ServiceConfig
 from .guard.admission import Gate
 from .guard.refusal import Refusal
-from .payload import IMMUTABLE, REVALIDATE, entity_tag
-from .pictures import Pictures
-from .served import OpenEpisode, ServedStore, serve_stores
+from .served import ServedStore, serve_stores
 from .sql.children import Child
 from .sql.sandbox import Form
-from .videos import VideoFolder
 
 T = TypeVar("T")
 
@@ -26,15 +23,11 @@ T = TypeVar("T")
 class Service:
     """What the endpoints share; made by `create_app`."""
 
-    def __init__(self, config: ServiceConfig, pictures: Pictures) -> None:
+    def __init__(self, config: ServiceConfig) -> None:
         limits = config.limits
         self.config = config
-        self.pictures = pictures
         self.stores = serve_stores(config.stores, limits)
-        self.videos = VideoFolder(limits.video_bytes)
         self.reading = Gate("reads", limits.reads, limits.waiting)
-        self.drawing = Gate("pictures", limits.pictures, limits.waiting)
-        self.filming = Gate("videos", 1, limits.waiting, retry_after=5)
         self.listing = Gate("lists", 2, limits.waiting)
         self.asking = Gate(
             "SQL statements", limits.queries, limits.waiting_queries, int(limits.sql_seconds)
@@ -55,13 +48,8 @@ class Service:
                 404, f"no store {id[:80]!r}; there are: {', '.join(self.stores)}"
             ) from None
 
-    async def episode(self, store: str, run: str, episode: str) -> OpenEpisode:
-        """Open an episode, in a thread: it may have to be checked first."""
-        served = self.store(store)
-        return await self.reading.run(lambda: served.episode(run, episode))
-
     async def read(self, work: Callable[[], T]) -> T:
-        """Read from a store, in a thread."""
+        """Read from a store, or draw what was read, in a thread."""
         return await self.reading.run(work)
 
     async def rows(self, store: ServedStore, sql: str) -> list[dict[str, Any]]:
@@ -81,25 +69,10 @@ class Service:
         """Run SQL that the user wrote, or wrote a part of, and return its rows."""
         return _rows(await self.users_sql(store, sql, "json", request))
 
-    def tag(self, request: Request, found: OpenEpisode, form: str) -> dict[str, str]:
-        """Headers of an answer that depends on an episode's data and the request alone."""
-        known = request.query_params.get("v") == found.version
-        identity = (
-            found.version,
-            request.url.path,
-            sorted(request.query_params.multi_items()),
-            form,
-        )
-        return {
-            "ETag": entity_tag(*identity),
-            "Cache-Control": IMMUTABLE if known else REVALIDATE,
-        }
-
     def close(self) -> None:
-        """End processes and remove videos."""
+        """End the processes."""
         for store in self.stores.values():
             store.close()
-        self.videos.close()
 
 
 class _Running:

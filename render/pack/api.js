@@ -1,10 +1,11 @@
 // In place of viewer/api.js in a pack: the answers are in the page. The same exports.
 
-import { keeping, keyOf, Unanswered } from "./kept.js";
+import { keeping, Unanswered } from "./kept.js";
 import { parseNpy } from "./npy.js";
+import { absenceOf, formOf, keyOf } from "./questions.js";
 
 /** The store beside the page. */
-export const addressOf = () => decodeURIComponent(new URL(`./${index.store}`, location.href).pathname);
+export const storeAddress = () => decodeURIComponent(new URL(`./${index.store}`, location.href).pathname);
 
 const kept = keeping(ask);
 export const get = kept.get;
@@ -40,12 +41,13 @@ function rowsOf(chunk) {
   return known;
 }
 
-/** @param {any} question @param {"json" | "array" | "blob"} form */
-async function ask(question, form) {
+/** @param {any} question */
+async function ask(question) {
   const key = keyOf(question);
-  if (form === "json" && index.lists[question.path]) return listed(question);
+  if (question.name === "episodes") return listed(question.parameters);
+  const form = formOf(question);
   const place = { json: index.json, array: index.arrays, blob: index.blobs }[form][key];
-  if (!place) throw new Unanswered(missing(question), 404);
+  if (!place) throw new Unanswered(absenceOf(question) ?? missing(question), 404);
   if (form === "json") return (await rowsOf(place))[key];
   const [chunk, about] = place;
   if (form === "blob") return new Blob([bytesOf(chunk)], { type: about });
@@ -54,20 +56,20 @@ async function ask(question, form) {
 
 const COLLATOR = new Intl.Collator("en");
 
-/** The list of episodes, filtered and in order, as the service does it. @param {any} question */
-async function listed({ path, parameters }) {
-  const key = index.lists[path];
-  const page = (await rowsOf(index.json[key]))[key];
-  const { outcome, where, order, descending } = parameters;
+/** The list of episodes, filtered and in order, as the service does it. @param {any} parameters */
+async function listed({ outcome, text, where, order, descending }) {
+  if (where) throw new Unanswered("conditions in SQL are not in this pack: search for text", 404);
+  const page = (await rowsOf(index.json[index.episodes]))[index.episodes];
   let rows = page.rows;
   if (outcome) rows = rows.filter((/** @type {any} */ r) => r.outcome === outcome);
-  if (where) {
-    const text = where.match(/^contains\(lower\(concat_ws\([^)]*\)\), '((?:[^']|'')*)'\)$/)?.[1];
-    if (text === undefined) throw new Unanswered("conditions in SQL are not in this pack: search for text", 404);
-    const wanted = text.replaceAll("''", "'");
+  if (text)
     rows = rows.filter((/** @type {any} */ r) =>
-      [r.name, r.instruction, r.task, r.run].filter((v) => v !== null).join(" ").toLowerCase().includes(wanted));
-  }
+      [r.name, r.instruction, r.task, r.run]
+        .filter((v) => v !== null)
+        .join(" ")
+        .toLowerCase()
+        .includes(text.toLowerCase()),
+    );
   const sign = descending ? -1 : 1;
   rows = [...rows].sort((a, b) => {
     const [x, y] = [a[order], b[order]];
@@ -79,12 +81,12 @@ async function listed({ path, parameters }) {
 }
 
 /** @param {any} question */
-function missing({ path, parameters }) {
-  const what = path.split("/").at(-1);
-  if (what === "attention") return "weights between tokens are not in this pack: attnstore pull --tier full";
-  if (what === "difference" || what === "compare") return "groups of episodes are compared by attnstore compare; not in this pack";
-  if (what === "maps" && parameters.sink_corrected) return "maps without sinks are not in this pack";
-  if (what === "maps" && parameters.query) return `the maps of ${parameters.query} need the weights, which are not in this pack`;
+function missing({ name, parameters }) {
+  const { query, sink_corrected } = parameters;
+  if (name === "maps" && sink_corrected) return "maps without sinks are not in this pack";
+  const has = () => Object.keys(index.arrays).some((key) => key.includes(JSON.stringify(["query", query])));
+  if (name === "maps" && query && !has())
+    return `the maps of ${query} need the weights, which are not in this pack`;
   const at = ["phase", "layer", "step"].filter((n) => n in parameters).map((n) => `${n} ${parameters[n]}`);
-  return `${what}${at.length ? ` of ${at.join(", ")}` : ""} is not in this pack`;
+  return `${name}${at.length ? ` of ${at.join(", ")}` : ""} is not in this pack`;
 }

@@ -2,9 +2,9 @@
 
 import { get, peek } from "./api.js";
 import { useEffect, useRef, useState } from "./html.js";
-import { keyOf } from "./kept.js";
+import { keyOf } from "./questions.js";
 
-/** @import {Question} from "./types" */
+/** @import {Answered, Asked, Question, QuestionName} from "./types" */
 
 /**
  * @template T
@@ -16,26 +16,26 @@ const NOTHING = Object.freeze({ pending: false });
 
 /**
  * Ask several questions; each answer is there when it comes.
- * @param {(Question | null | undefined)[]} questions null asks nothing
- * @param {"json" | "array" | "blob"} form
- * @returns {Answer<any>[]}
+ * @template {QuestionName} N
+ * @param {(Question<N> | null | undefined)[]} questions null asks nothing
+ * @returns {Answer<Answered<N>>[]}
  */
-export function useAnswers(questions, form = "json") {
-  const keys = questions.map((q) => (q ? `${keyOf(q)} ${q.parameters.v ?? ""}` : ""));
+export function useAnswers(questions) {
+  const keys = questions.map((q) => (q ? `${keyOf(q)} ${/** @type {Asked} */ (q).parameters.v ?? ""}` : ""));
   const all = keys.join("\n");
-  const [known, setKnown] = useState(/** @type {Record<string, Answer<any>>} */ ({}));
+  const [known, setKnown] = useState(/** @type {Record<string, Answer<Answered<N>>>} */ ({}));
   useEffect(() => {
     let wanted = true;
     questions.forEach((question, i) => {
-      if (!question || peek(question, form) !== undefined) return;
-      const note = (/** @type {Answer<any>} */ answer) => {
+      if (!question || peek(question) !== undefined) return;
+      const note = (/** @type {Answer<Answered<N>>} */ answer) => {
         if (wanted)
           setKnown((old) => ({
             ...Object.fromEntries(keys.filter((k) => old[k]).map((k) => [k, old[k]])),
             [keys[i]]: answer,
           }));
       };
-      get(question, form).then(
+      get(question).then(
         (value) => note({ value, pending: false }),
         (error) => note({ error, pending: false }),
       );
@@ -43,12 +43,12 @@ export function useAnswers(questions, form = "json") {
     return () => {
       wanted = false;
     };
-  }, [all, form]);
+  }, [all]);
   // what was shown stays, even if it was dropped in favour of newer answers
-  const held = useRef(/** @type {Record<string, Answer<any>>} */ ({}));
+  const held = useRef(/** @type {Record<string, Answer<Answered<N>>>} */ ({}));
   const answers = questions.map((question, i) => {
     if (!question) return NOTHING;
-    const value = peek(question, form);
+    const value = peek(question);
     return value !== undefined
       ? { value, pending: false }
       : (known[keys[i]] ?? held.current[keys[i]] ?? PENDING);
@@ -59,8 +59,8 @@ export function useAnswers(questions, form = "json") {
 
 /**
  * Ask one question.
- * @param {Question | null | undefined} question
- * @param {"json" | "array" | "blob"} form
- * @returns {Answer<any>}
+ * @template {QuestionName} N
+ * @param {Question<N> | null | undefined} question
+ * @returns {Answer<Answered<N>>}
  */
-export const useAnswer = (question, form = "json") => useAnswers([question], form)[0];
+export const useAnswer = (question) => useAnswers([question])[0];

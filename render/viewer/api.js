@@ -1,13 +1,14 @@
-// The one way to data. Every question is a path below /v1 and parameters; its answer is JSON, an array
-// or a blob. A page that carries its answers with it replaces this module and finds them by `keyOf` of kept.js.
+// The one way to data: questions of questions.js, whose answers are JSON, arrays or blobs. A page that
+// carries its answers with it replaces this module and finds them by `keyOf`.
 
 import { keeping, Unanswered } from "./kept.js";
 import { parseNpy } from "./npy.js";
+import { addressOf, formOf } from "./questions.js";
 
-/** @import {NumberArray, Question} from "./types" */
+/** @import {Asked} from "./types" */
 
 /** What Python opens the store by. @param {string} store */
-export const addressOf = (store) => `${location.origin}/v1/stores/${store}`;
+export const storeAddress = (store) => `${location.origin}/v1/stores/${store}`;
 
 const kept = keeping(ask);
 export const get = kept.get;
@@ -29,12 +30,10 @@ export async function sql(store, query, form = "json") {
   return form === "json" ? response.json() : response.blob();
 }
 
-/**
- * @param {Question} question
- * @param {"json" | "array" | "blob"} form
- */
-async function ask({ path, parameters }, form) {
-  const text = new URLSearchParams(Object.entries(parameters).map(([n, v]) => [n, String(v)]));
+/** @param {Asked} question */
+async function ask(question) {
+  const form = formOf(question);
+  const [path, text] = addressOf(question);
   if (form === "array") text.set("format", "npy");
   // of a browser's few connections, maps come first: everything else is beside the pictures
   const priority = form === "array" ? "high" : "auto";
@@ -42,7 +41,7 @@ async function ask({ path, parameters }, form) {
   if (form === "json") return response.json();
   if (form === "blob") return response.blob();
   const dims = response.headers.get("X-Attnstore-Dims") ?? "";
-  return /** @type {NumberArray} */ (parseNpy(await response.arrayBuffer(), dims.split(",")));
+  return parseNpy(await response.arrayBuffer(), dims.split(","));
 }
 
 /**

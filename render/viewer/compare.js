@@ -15,7 +15,7 @@ import { Pane, shownMap } from "./pane.js";
 import { episodes, isStored, phaseOf } from "./questions.js";
 import { useTicks } from "./timeline.js";
 
-/** @import {Change, Episode, View} from "./types" */
+/** @import {Change, Episode, ListedEpisode, View} from "./types" */
 
 /** Steps of the time slider, and of a playback that takes six seconds. */
 const STEPS = 60;
@@ -88,26 +88,21 @@ function Pair({ e, view, change }) {
   const other = found.episode;
   useEffect(() => {
     if (view.other || !rows.length) return;
-    const rank = (/** @type {any} */ r) =>
+    const rank = (/** @type {ListedEpisode} */ r) =>
       4 * +(r.run === e.run) + 2 * +(r.outcome !== e.outcome) + +(r.task === e.task);
-    const others = rows.filter((/** @type {any} */ r) => r.episode !== e.episode || r.run !== e.run);
+    const others = rows.filter((r) => r.episode !== e.episode || r.run !== e.run);
     const best = others.reduce(
-      (/** @type {any} */ a, /** @type {any} */ b) => (!a || rank(b) > rank(a) ? b : a),
-      null,
+      (a, b) => (!a || rank(b) > rank(a) ? b : a),
+      /** @type {ListedEpisode | null} */ (null),
     );
     if (best) change({ other: best.episode, otherRun: best.run });
   }, [view.other, rows]);
-  const chosen = rows.findIndex(
-    (/** @type {any} */ r) => r.episode === view.other && r.run === view.otherRun,
-  );
+  const chosen = rows.findIndex((r) => r.episode === view.other && r.run === view.otherRun);
   const picker = html`
     <${Menu}
       label="Compared with"
       value=${String(chosen)}
-      options=${rows.map((/** @type {any} */ r, /** @type {number} */ i) => [
-        String(i),
-        `${r.outcome}: ${shortName(r.name)}, ${r.instruction}`,
-      ])}
+      options=${rows.map((r, i) => [String(i), `${r.outcome}: ${shortName(r.name)}, ${r.instruction}`])}
       change=${(/** @type {string} */ index) => {
         const row = rows[Number(index)];
         change({ other: row.episode, otherRun: row.run });

@@ -18,9 +18,7 @@ export function Selection({ e, view, change }) {
   const isToken = /^\d+$/.test(view.query);
   const rows = useAnswer(isToken ? tokens(e, view) : null).value?.rows ?? [];
   if (!queries.some(([value]) => value === view.query)) {
-    const token = rows.find(
-      (/** @type {any} */ r) => r.keyframe === view.keyframe && String(r.index) === view.query,
-    );
+    const token = rows.find((r) => r.keyframe === view.keyframe && String(r.index) === view.query);
     queries.push([
       view.query,
       token ? `“${token.text.trim()}” (${view.query})` : isToken ? `token ${view.query}` : view.query,
@@ -29,7 +27,7 @@ export function Selection({ e, view, change }) {
   // denoising ends with its last step; a text begins with its first token
   const written = view.phase === "decode";
   const words = useAnswer(written ? generated(e) : null).value?.rows ?? [];
-  const word = words.find((/** @type {any} */ r) => r.keyframe === view.keyframe && r.index === view.step);
+  const word = words.find((r) => r.keyframe === view.keyframe && r.index === view.step);
   const stepText = written
     ? `${view.step}${word ? ` “${word.text.trim()}”` : ""}`
     : view.step < 0

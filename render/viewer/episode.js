@@ -4,7 +4,7 @@ import { useAnswer } from "./answers.js";
 import { useMemo } from "./html.js";
 import { episode as asked } from "./questions.js";
 
-/** @import {Camera, Episode, Geometry} from "./types" */
+/** @import {Camera, Described, Episode} from "./types" */
 
 /**
  * @param {string} store
@@ -19,19 +19,15 @@ export function useEpisode(store, run, id) {
 }
 
 /**
- * @param {any} raw
+ * @param {Described} raw
  * @param {string} store
  * @returns {Episode}
  */
 export function read(raw, store) {
   /** @type {Record<string, Camera>} */
   const cameras = {};
-  for (const [name, camera] of Object.entries(/** @type {Record<string, any>} */ (raw.cameras)))
-    cameras[name] = {
-      ...camera,
-      coverage: Float32Array.from(camera.coverage.flat()),
-      geometry: /** @type {Geometry} */ (JSON.parse(camera.geometry)),
-    };
+  for (const [name, camera] of Object.entries(raw.cameras))
+    cameras[name] = { ...camera, coverage: Float32Array.from(camera.coverage.flat(), (v) => v ?? NaN) };
   return { ...raw, store, cameras };
 }
 

@@ -3,14 +3,14 @@
 import { useAnswer } from "./answers.js";
 import { Menu } from "./controls.js";
 import { html, useEffect, useState } from "./html.js";
-import { episodes as asked, stores as listed } from "./questions.js";
+import { episodes as asked, LISTED, stores as listed } from "./questions.js";
 
-/** @import {Change, View} from "./types" */
+/** @import {Change, ListedEpisode, View} from "./types" */
 
-const PAGE = 200;
 const NOTHING = { run: "", episode: "", otherRun: "", other: "" };
+/** @type {View["order"][]} */
 const ORDERS = ["name", "date", "outcome", "task", "keyframes", "committed"];
-/** @type {[string, string, string][]} column, heading, order */
+/** @type {[string, string, View["order"]][]} column, heading, order */
 const COLUMNS = [
   ["name", "Episode", "name"],
   ["keyframes", "Keyframes", "keyframes"],
@@ -19,23 +19,23 @@ const COLUMNS = [
 /** @param {{view: View, change: Change, open: (row: any) => void}} props */
 export function Episodes({ view, change, open }) {
   const stores = useAnswer(listed()).value ?? [];
-  const [limit, setLimit] = useState(PAGE);
+  const [limit, setLimit] = useState(LISTED);
   const draft = useDraft(view.text, (text) => change({ text }));
   const condition = useDraft(view.where, (where) => change({ where }), 600);
   const answer = useAnswer(view.store ? asked(view, limit) : null);
-  const [last, setLast] = useState(/** @type {any} */ (null));
+  const [last, setLast] = useState(/** @type {typeof answer.value | null} */ (null));
   useEffect(() => {
     if (answer.value) setLast(answer.value);
   }, [answer.value]);
   const page = answer.value ?? (answer.error ? null : last);
-  const several = new Set(page?.rows.map((/** @type {any} */ r) => r.run)).size > 1;
-  const markOf = (/** @type {any} */ row) =>
+  const several = new Set(page?.rows.map((r) => r.run)).size > 1;
+  const markOf = (/** @type {ListedEpisode} */ row) =>
     row.episode === view.episode && row.run === view.run
       ? "chosen"
       : row.episode === view.other && row.run === view.otherRun
         ? "other"
         : "";
-  const sort = (/** @type {string} */ order) =>
+  const sort = (/** @type {View["order"]} */ order) =>
     change(view.order === order ? { descending: !view.descending } : { order, descending: false });
   return html`
     <nav class="episodes" aria-label="Episodes">
@@ -46,7 +46,7 @@ export function Episodes({ view, change, open }) {
             <${Menu}
               label="Store"
               value=${view.store}
-              options=${stores.map((/** @type {any} */ s) => [s.id, s.id])}
+              options=${stores.map((s) => [s.id, s.id])}
               change=${(/** @type {string} */ store) => change({ ...NOTHING, store })}
             />
           `
@@ -61,18 +61,20 @@ export function Episodes({ view, change, open }) {
         />
         <div class="field" role="radiogroup" aria-label="Outcome">
           <span class="choice">
-            ${["", "success", "failure", "unknown"].map(
-              (o) => html`
-                <button
-                  type="button"
-                  role="radio"
-                  aria-checked=${view.outcome === o}
-                  onClick=${() => change({ outcome: o })}
-                >
-                  ${o || "all"}
-                </button>
-              `,
-            )}
+            ${
+              /** @type {const} */ (["", "success", "failure", "unknown"]).map(
+                (o) => html`
+                  <button
+                    type="button"
+                    role="radio"
+                    aria-checked=${view.outcome === o}
+                    onClick=${() => change({ outcome: o })}
+                  >
+                    ${o || "all"}
+                  </button>
+                `,
+              )
+            }
           </span>
         </div>
         <label class="field inline">
@@ -132,7 +134,7 @@ export function Episodes({ view, change, open }) {
           </thead>
           <tbody>
             ${page?.rows.map(
-              (/** @type {any} */ row) => html`
+              (/** @type {ListedEpisode} */ row) => html`
                 <tr key=${`${row.run}/${row.episode}`} class=${markOf(row)}>
                   <td>
                     <button
@@ -164,7 +166,7 @@ export function Episodes({ view, change, open }) {
           page &&
           page.total > page.rows.length &&
           html`
-            <button type="button" onClick=${() => setLimit(limit + PAGE)}>
+            <button type="button" onClick=${() => setLimit(limit + LISTED)}>
               ${page.rows.length} of ${page.total}: show more
             </button>
           `

@@ -43,7 +43,7 @@ export async function pixels(e, camera, keyframe, width, height) {
   if (here) return here;
   let promise = coming.get(name);
   if (!promise) {
-    promise = decode(await get(frame(e, keyframe, camera), "blob"), width, height).then((found) => {
+    promise = decode(await get(frame(e, keyframe, camera)), width, height).then((found) => {
       keep(name, found);
       return found;
     });

@@ -11,7 +11,7 @@ import { headText, layerName, weight } from "./numbers.js";
 import { Pane, shownMap } from "./pane.js";
 import { activeHead, comparison, difference, metrics as listed } from "./questions.js";
 
-/** @import {Change, Episode, Maps, View} from "./types" */
+/** @import {Change, Differing, Episode, Maps, View} from "./types" */
 
 /** @param {{e: Episode, view: View, change: Change}} props */
 export function Groups({ e, view, change }) {
@@ -91,7 +91,7 @@ function Heads({ e, view, change }) {
         <${Menu}
           label="Metric"
           value=${view.metric}
-          options=${metrics.map((/** @type {any} */ m) => [m.name, m.name])}
+          options=${metrics.map((m) => [m.name, m.name])}
           change=${(/** @type {string} */ name) => change({ metric: name })}
         />
       </div>
@@ -130,7 +130,7 @@ function Heads({ e, view, change }) {
             </div>
             <div>
               ${found.notes.map(
-                (/** @type {string} */ note) => html`
+                (note) => html`
                   <p class="note">${note}</p>
                 `,
               )}
@@ -146,7 +146,7 @@ function Heads({ e, view, change }) {
                 </thead>
                 <tbody>
                   ${found.table.slice(0, 8).map(
-                    (/** @type {any} */ r) => html`
+                    (r) => html`
                       <tr>
                         <td class="number">${r.layer}</td>
                         <td class="number">${r.head}</td>
@@ -167,16 +167,17 @@ function Heads({ e, view, change }) {
   `;
 }
 
-/** @param {any} answer (group, moment, row, col) */
+/** @param {Differing} answer (group, moment, row, col) */
 function read(answer) {
   const [, moments, rows, cols] = answer.shape;
+  const values = /** @type {(number | null)[][][][]} */ (answer.values);
   /** @returns {Maps} */
   const maps = (/** @type {number} */ group) => ({
     keyframes: moments,
     heads: 1,
     size: rows * cols,
-    data: Float32Array.from(answer.values[group].flat(2), (v) => v ?? NaN),
+    data: Float32Array.from(values[group].flat(2), (v) => v ?? NaN),
   });
-  const { a, b, episodes_a, episodes_b } = answer.attrs;
+  const { a, b, episodes_a, episodes_b } = /** @type {Record<string, any>} */ (answer.attrs);
   return { a: maps(0), b: maps(1), difference: maps(2), names: [a, b], counts: [episodes_a, episodes_b] };
 }

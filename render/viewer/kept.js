@@ -1,8 +1,9 @@
 // Answers that are kept, by the questions' canonical names: wherever they come from.
 
-/** @import {Question} from "./types" */
+import { formOf, keyOf } from "./questions.js";
 
-/** @typedef {"json" | "array" | "blob"} Form */
+/** @import {Answered, Asked, Question, QuestionName} from "./types" */
+
 /** @typedef {{promise: Promise<any>, value?: any}} Entry */
 
 const MOST = 300;
@@ -20,35 +21,23 @@ export class Unanswered extends Error {
 }
 
 /**
- * Canonical name of a question: equal for equal questions, whatever the version of the episode.
- * @param {Question} question
- */
-export function keyOf({ path, parameters }) {
-  const named = Object.entries(parameters).filter(([name]) => name !== "v");
-  const text = new URLSearchParams(named.map(([name, value]) => [name, String(value)]));
-  text.sort();
-  return named.length ? `${path}?${text}` : path;
-}
-
-/**
  * Keep the latest answers of a way to ask.
- * @param {(question: Question, form: Form) => Promise<any>} ask
+ * @param {(question: Asked) => Promise<any>} ask
  */
 export function keeping(ask) {
   /** @type {Map<string, Entry>} */
   const answers = new Map();
-  const nameOf = (/** @type {Question} */ question, /** @type {Form} */ form) =>
-    `${form} ${keyOf(question)} ${question.parameters.v ?? ""}`;
+  const nameOf = (/** @type {Asked} */ question) => `${keyOf(question)} ${question.parameters.v ?? ""}`;
 
   /**
    * Ask, unless the answer is here or on its way.
-   * @param {Question} question
-   * @param {Form} form
-   * @returns {Promise<any>} of JSON, `NumberArray` or `Blob`
+   * @template {QuestionName} N
+   * @param {Question<N>} question
+   * @returns {Promise<Answered<N>>}
    */
-  function get(question, form = "json") {
-    if (form === "blob") return ask(question, form); // kept by who decodes it
-    const name = nameOf(question, form);
+  function get(question) {
+    if (formOf(question) === "blob") return ask(question); // kept by who decodes it
+    const name = nameOf(question);
     const known = answers.get(name);
     if (known) {
       answers.delete(name);
@@ -56,7 +45,7 @@ export function keeping(ask) {
       return known.promise;
     }
     /** @type {Entry} */
-    const entry = { promise: ask(question, form) };
+    const entry = { promise: ask(question) };
     answers.set(name, entry);
     entry.promise.then(
       (value) => (entry.value = value),
@@ -71,11 +60,11 @@ export function keeping(ask) {
 
   /**
    * The answer if it is here already; undefined if not.
-   * @param {Question} question
-   * @param {Form} form
-   * @returns {any}
+   * @template {QuestionName} N
+   * @param {Question<N>} question
+   * @returns {Answered<N> | undefined}
    */
-  const peek = (question, form = "json") => answers.get(nameOf(question, form))?.value;
+  const peek = (question) => answers.get(nameOf(question))?.value;
 
   return { get, peek };
 }

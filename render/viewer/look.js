@@ -19,6 +19,7 @@ import {
   maps as askMaps,
   phaseOf,
   sinks as askSinks,
+  stepOf,
   trace,
 } from "./questions.js";
 import { brushOf, formatBrush } from "./state.js";
@@ -43,19 +44,14 @@ export function useMaps(e, view, cameras) {
     cameras.map((c, i) => {
       if (headsTogether(e, view, c)) return askMaps(e, view, c, 0); // whichever head it will be
       const alone = heads[i];
-      return alone === null || alone === "mean" ? null : askMaps(e, view, c, alone);
+      return alone === null ? null : askMaps(e, view, c, alone);
     }),
-    "array",
   );
   const arrived = useList(answers.map((a) => a.value));
   const maps = useMemo(
     () => arrived.map((value, i) => (value && heads[i] !== null ? ofHead(mapsOf(value), heads[i]) : null)),
     [arrived, heads.join()],
   );
-  const tooMany = (/** @type {string} */ camera, /** @type {number | "mean" | null} */ head) =>
-    head === "mean" && !headsTogether(e, view, camera)
-      ? new Error("The maps of all heads are too many to be averaged here: choose a head.")
-      : undefined;
   const unseen = (/** @type {number} */ i) =>
     active[i].value?.head === null
       ? new Error("No keyframe has this camera: no head is active on it.")
@@ -66,7 +62,7 @@ export function useMaps(e, view, cameras) {
     maps: maps[i],
     chosenBy: active[i].value?.chosen_by,
     pending: active[i].pending || answers[i].pending,
-    error: answers[i].error ?? active[i].error ?? unseen(i) ?? tooMany(camera, heads[i]),
+    error: answers[i].error ?? active[i].error ?? unseen(i),
   }));
 }
 
@@ -225,12 +221,11 @@ function useMasses(e, view, loaded) {
  */
 function useSinks(e, view, loaded) {
   const answer = useAnswer(view.sinks ? askSinks(e, view) : null);
-  const { steps } = phaseOf(e, view);
-  const step = steps === null ? null : view.step < 0 ? steps - 1 : view.step;
+  const step = stepOf(e, view);
   return loaded.map(({ camera, head }) => {
     if (!view.sinks || !answer.value || head === null) return "";
     const found = answer.value.rows.filter(
-      (/** @type {any} */ r) =>
+      (r) =>
         r.camera === camera &&
         r.row !== null &&
         r.layer === view.layer &&
@@ -238,7 +233,7 @@ function useSinks(e, view, loaded) {
         (head === "mean" || r.head === head),
     );
     if (!found.length) return "This head has no sink on this camera: the map is as it is.";
-    const mass = found.reduce((/** @type {number} */ sum, /** @type {any} */ r) => sum + r.mass, 0);
+    const mass = found.reduce((sum, r) => sum + (r.mass ?? 0), 0);
     return head === "mean"
       ? `Sinks of the layer's heads set to the median patch: ${found.length}.`
       : `Sinks set to the median patch: ${found.length}, with ${percent(mass)} of all queries' attention.`;
@@ -253,7 +248,7 @@ function useSinks(e, view, loaded) {
 function useAttending(e, view, brush, loaded) {
   const head = brush ? (loaded.find((one) => one.camera === brush.camera)?.head ?? null) : null;
   const question = brush && head !== null ? attending(e, view, brush, head === "mean" ? null : head) : null;
-  const answer = useAnswer(question, "array");
+  const answer = useAnswer(question);
   const weights = useMemo(
     () =>
       brush && answer.value ? sumOverPatches(answer.value, brush, e.cameras[brush.camera].grid[1]) : null,

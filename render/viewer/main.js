@@ -8,7 +8,7 @@ import { Help } from "./help.js";
 import { html, render, useCallback, useEffect, useRef, useState } from "./html.js";
 import { useKeys } from "./keys.js";
 import { Look } from "./look.js";
-import { episodes, stores } from "./questions.js";
+import { episodes, LISTED, stores } from "./questions.js";
 import { Sql } from "./sql.js";
 import { fitted, formatView, isStep, parseView } from "./state.js";
 import { useTheme } from "./theme.js";
@@ -62,9 +62,11 @@ function Page() {
   const [list, setList] = useState(() => innerWidth > 900);
   const served = useAnswer(wished.store ? null : stores());
   const first = useAnswer(
-    wished.store && !wished.episode ? episodes({ ...wished, text: "", where: "", outcome: "" }, 200) : null,
+    wished.store && !wished.episode
+      ? episodes({ ...wished, text: "", where: "", outcome: "" }, LISTED)
+      : null,
   );
-  const all = useAnswer(wished.store ? episodes(wished, 200) : null);
+  const all = useAnswer(wished.store ? episodes(wished, LISTED) : null);
   const { episode, error } = useEpisode(wished.store, wished.run, wished.episode);
   const view = episode ? fitted(wished, episode) : wished;
 
@@ -85,7 +87,7 @@ function Page() {
   };
   const neighbour = (/** @type {number} */ by) => {
     const rows = all.value?.rows ?? [];
-    const at = rows.findIndex((/** @type {any} */ r) => r.episode === view.episode && r.run === view.run);
+    const at = rows.findIndex((r) => r.episode === view.episode && r.run === view.run);
     const row = rows[at + by];
     if (row) open(row);
   };

@@ -19,7 +19,7 @@ export function HeadMatrix({ e, view, change, keyframe, active }) {
       ? asked(e, view, view.camera, view.metric, view.matrix === "keyframe" ? keyframe : null)
       : null,
   );
-  const metric = metrics.find((/** @type {any} */ m) => m.name === view.metric);
+  const metric = metrics.find((m) => m.name === view.metric);
   const { cameras } = e.phases[view.phase];
   return html`
     <section class="card" aria-label="Layers and heads">
@@ -29,7 +29,7 @@ export function HeadMatrix({ e, view, change, keyframe, active }) {
           label="Metric"
           value=${view.metric}
           title=${metric?.definition ?? ""}
-          options=${metrics.map((/** @type {any} */ m) => [m.name, m.name])}
+          options=${metrics.map((m) => [m.name, m.name])}
           change=${(/** @type {string} */ name) => change({ metric: name })}
         />
         <${Menu}

@@ -29,16 +29,8 @@ export function pythonCall(e, view, camera, head, address) {
     `store = attnstore.open(${literal(address)})  # ATTNSTORE_TOKEN is set; or a path`,
     `episode = store.episode(${literal(e.episode)}, run=${literal(e.run)})  # ${comment(e.name)}`,
     `maps = episode.maps(${literal(view.phase)}, ${literal(camera)}, ${selection}, ` +
-      `reduce=${literal(view.reduce)}${query})`,
+      `reduce=${literal(view.reduce)}${query}${view.sinks ? ", sink_corrected=True" : ""})`,
   ];
-  if (view.sinks && head !== "mean")
-    lines.push(
-      "",
-      "from attnstore.render import sinks",
-      `found = episode.sink_keys(${literal(view.phase)}, ${selection})`,
-      `patches = [(row, col) for camera, row, col, mass in found if camera == ${literal(camera)}]`,
-      `maps = sinks.remove(maps, episode.geometry(${literal(camera)}), patches)`,
-    );
   lines.push(
     head === "mean"
       ? `shown = maps[${view.keyframe}].mean(0)  # (row, col)`

@@ -1,6 +1,6 @@
 // Taking what is shown elsewhere: a picture, numbers, a link, Python.
 
-import { addressOf } from "./api.js";
+import { storeAddress } from "./api.js";
 import { css } from "./colormaps.js";
 import { pixels } from "./frames.js";
 import { blend, heatOf, sampler } from "./heat.js";
@@ -19,7 +19,9 @@ export function Share({ e, view, shown, tables }) {
   const [code, setCode] = useState(false);
   const own = shown.find((one) => one.camera === view.camera) ?? shown[0];
   const python =
-    own && own.headIndex !== null ? pythonCall(e, view, own.camera, own.headIndex, addressOf(e.store)) : "";
+    own && own.headIndex !== null
+      ? pythonCall(e, view, own.camera, own.headIndex, storeAddress(e.store))
+      : "";
   const name = `${e.episode}_${view.phase.replace("/", "-")}_${layerName(view.layer)}_k${view.keyframe}`;
   /** @param {string} what @param {() => void | Promise<void>} action */
   const after = (what, action) => async () => {

@@ -67,9 +67,9 @@ export function Sql({ view, change, open }) {
             label="ready-made"
             inline
             value=""
-            options=${[["", "choose a question …"], ...named.map((/** @type {any} */ q) => [q.name, q.question])]}
+            options=${[["", "choose a question …"], ...named.map((q) => [q.name, q.question])]}
             change=${(/** @type {string} */ name) => {
-              const found = named.find((/** @type {any} */ q) => q.name === name);
+              const found = named.find((q) => q.name === name);
               if (found) (setDraft(found.sql), ask(found.sql));
             }}
           />

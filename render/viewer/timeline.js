@@ -80,10 +80,7 @@ export function Timeline({ e, view, change, playing, play, theme, headOf, ready 
               value=""
               options=${[
                 ["", "add or remove …"],
-                ...known.map((/** @type {any} */ m) => [
-                  m.name,
-                  `${shown.includes(m.name) ? "✓ " : ""}${m.name}`,
-                ]),
+                ...known.map((m) => [m.name, `${shown.includes(m.name) ? "✓ " : ""}${m.name}`]),
               ]}
               change=${toggle}
             />

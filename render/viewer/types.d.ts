@@ -1,22 +1,14 @@
-// What the viewer's modules pass to each other. For the type checker; not shipped.
+// What the viewer's modules pass to each other. For the type checker; not shipped. What the service answers
+// with is in service.d.ts, which is made from its OpenAPI document.
+
+import type declared from "./questions.json";
+import type { components, operations } from "./service";
+
+type Schemas = components["schemas"];
+type Listing = Query<operations["episodes"]>;
 
 export type Pair = [number, number];
 export type Limits = [number, number];
-
-/** `store/format/geometry.py`: every pair is (height, width) or (top, left), in pixels. */
-export interface Geometry {
-  source: Pair;
-  input: Pair;
-  resized: Pair;
-  offset: Pair;
-  grid: Pair;
-  patch: Pair;
-  crop: [number, number, number, number] | null;
-  flip_vertical: boolean;
-  flip_horizontal: boolean;
-  patch_origin: Pair;
-  receptive: Pair | null;
-}
 
 export interface PixelAxis {
   low: Uint16Array;
@@ -38,51 +30,20 @@ export interface Tables {
   keep: Float32Array;
 }
 
-export interface Span {
-  name: string;
-  kind: string;
-  start: number;
-  stop: number;
-  camera: string | null;
-  grid: Pair | null;
-  role: string | null;
-}
+export type Geometry = Schemas["Geometry"];
+export type Span = Schemas["SpanAnswer"];
+export type Phase = Schemas["PhaseAnswer"];
+export type Described = Schemas["EpisodeAnswer"];
+export type Trace = Schemas["Trace"];
+export type SqlRows = Schemas["SqlAnswer"];
+export type Differing = Schemas["ArrayAnswer"];
+export type ListedEpisode = Schemas["EpisodesRow"];
 
-export interface Phase {
-  layers: number;
-  heads: number;
-  steps: number | null;
-  query_groups: string[];
-  cameras: string[];
-  query: Span[];
-  key: Span[];
-}
+/** As the service describes it, its numbers in an array. */
+export type Camera = Omit<Schemas["CameraAnswer"], "coverage"> & { coverage: Float32Array };
 
-export interface Camera {
-  height: number;
-  width: number;
-  grid: Pair;
-  coverage: Float32Array;
-  geometry: Geometry;
-}
-
-export interface Episode {
-  store: string;
-  run: string;
-  episode: string;
-  name: string;
-  version: string;
-  outcome: string;
-  task: string | null;
-  date: string | null;
-  instruction: string;
-  precision: string;
-  rate: number | null;
-  total_frames: number | null;
-  frames: number[];
-  cameras: Record<string, Camera>;
-  phases: Record<string, Phase>;
-}
+/** As the service describes it, and in which store. */
+export type Episode = Omit<Described, "cameras"> & { store: string; cameras: Record<string, Camera> };
 
 /** Some cells of a camera's grid, both ends included. */
 export interface Brush {
@@ -118,9 +79,9 @@ export interface View {
   scale: "frame" | "episode" | "cameras";
   sinks: boolean;
   text: string;
-  outcome: string;
+  outcome: Listing["outcome"] | "";
   where: string;
-  order: string;
+  order: NonNullable<Listing["order"]>;
   descending: boolean;
   sql: string;
   pairing: "episodes" | "groups";
@@ -143,41 +104,33 @@ export interface Maps {
   data: Float32Array;
 }
 
-export interface Question {
-  path: string;
-  parameters: Record<string, string | number | boolean>;
+export type QuestionName = keyof typeof declared.questions;
+type Operation<N extends QuestionName> = operations[N extends "generated"
+  ? "tokens"
+  : Exclude<N, "generated">];
+type Told<O> = O extends { responses: { 200: { content: { "application/json": infer T } } } } ? T : never;
+/** Indices are text to the service: `3`, `0,2`, `0:8`. */
+type Given<P> = {
+  [K in keyof P]: string | null | undefined extends P[K] ? P[K] | number : NonNullable<P[K]>;
+};
+type Path<O> = O extends { parameters: { path: infer P } } ? P : unknown;
+type Query<O> = O extends { parameters: { query?: infer Q } } ? NonNullable<Q> : unknown;
+
+/** A question of which only that is known. */
+export interface Asked {
+  name: QuestionName;
+  parameters: Record<string, any>;
 }
 
-export interface Page {
-  total: number;
-  offset: number;
-  limit: number;
-  rows: Record<string, any>[];
+/** A question, and what its endpoint of the service takes. */
+export interface Question<N extends QuestionName> extends Asked {
+  name: N;
+  parameters: Path<Operation<N>> & Given<Query<Operation<N>>>;
 }
 
-export interface Matrix {
-  metric: string;
-  definition: string;
-  unit: string;
-  values: (number | null)[][];
-}
-
-export interface Trace {
-  metric: string;
-  unit: string;
-  heads: number[];
-  frames: number[];
-  values: (number | null)[][];
-}
-
-export interface Token {
-  index: number;
-  text: string;
-  span: string;
-  role: string | null;
-}
-
-export interface SqlRows {
-  columns: { name: string; type: string }[];
-  rows: any[][];
-}
+/** What a question is answered with. */
+export type Answered<N extends QuestionName> = N extends "maps" | "attention"
+  ? NumberArray
+  : N extends "frame"
+    ? Blob
+    : Told<Operation<N>>;

@@ -18,6 +18,11 @@ class Column:
     optional: bool = False
     """Rows may be added without it: NULL."""
 
+    @property
+    def nullable(self) -> bool:
+        """Whether it may be NULL: its definition says when."""
+        return self.optional or "NULL" in self.definition
+
 
 @dataclass(frozen=True, slots=True)
 class Table:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from fastapi import APIRouter, Query, Request
+from fastapi import Query
 from starlette.responses import Response
 
 from attnstore.store.reader.blocks import Cost, Dimension
@@ -21,6 +21,8 @@ from attnstore.store.rules import (
 )
 
 from ..answers import ActiveHead, ArrayAnswer
+from ..endpoint import EPISODE, Asked, binary
+from ..endpoint import router as new_router
 from ..guard.refusal import Refusal
 from ..parameters import (
     ActiveHeadParameters,
@@ -29,118 +31,71 @@ from ..parameters import (
     parse_group,
     parse_index,
 )
-from ..payload import MEDIA_TYPES, array_body, chosen_format, respond, respond_json, unchanged
-from ..service import service_of
+from ..payload import NPY, Json
 
-router = APIRouter(prefix="/v1/stores/{store}/episodes/{run}/{episode}")
-FORMS = ("json", "npy")
-NPY_TOO: dict[int | str, dict[str, Any]] = {
-    200: {
-        "model": ArrayAnswer,
-        "content": {MEDIA_TYPES["npy"]: {"schema": {"type": "string", "format": "binary"}}},
-    }
-}
+router = new_router(EPISODE)
 
 
-@router.get("/attention", responses=NPY_TOO)
+@router.get("/attention", responses=binary(NPY))
 async def attention(
-    request: Request,
-    store: str,
-    run: str,
-    episode: str,
-    parameters: Annotated[SliceParameters, Query()],
-) -> Response:
+    asked: Asked, parameters: Annotated[SliceParameters, Query()]
+) -> Json[ArrayAnswer] | Response:
     """Return a slice of the attention weights, as `Episode.attention` does."""
-    service = service_of(request)
-    found = await service.episode(store, run, episode)
-    form = chosen_format(request, FORMS, parameters.format)
-    headers = service.tag(request, found, form)
-    if (known := unchanged(request, headers["ETag"], headers)) is not None:
-        return known
-    most = service.config.limits.slice_bytes
+    p, episode, most = parameters, asked.episode, asked.service.config.limits.slice_bytes
 
-    def read() -> tuple[bytes, dict[str, str]]:
-        p = parameters
+    def read() -> xr.DataArray:
         # by name, in one dictionary: what `explain` and `attention` both take
         chosen: dict[str, Any] = {
             name: parse_index(getattr(p, name), name) for name in ("step", "layer", "head")
         }
         chosen |= {name: parse_group(getattr(p, name), name) for name in ("query", "key")}
         keyframe = parse_index(p.keyframe, "keyframe")
-        opened = found.episode
         if p.frame is not None and keyframe is None:
-            keyframe = opened.keyframe_of(p.frame)
+            keyframe = episode.keyframe_of(p.frame)
         elif p.frame is not None:
             raise Refusal(400, f"give keyframe or frame; got {p.keyframe} and {p.frame}")
-        _check_cost(opened.explain(p.phase, keyframe=keyframe, **chosen), most)
-        array = opened.attention(p.phase, keyframe=keyframe, **chosen, max_bytes=most)
-        return array_body(array, form)
+        _check_cost(episode.explain(p.phase, keyframe=keyframe, **chosen), most)
+        return episode.attention(p.phase, keyframe=keyframe, **chosen, max_bytes=most)
 
-    body, more = await service.read(read)
-    return respond(request, body, MEDIA_TYPES[form], {**headers, **more})
+    return await asked.array(p.format, read)
 
 
-@router.get("/maps", responses=NPY_TOO)
+@router.get("/maps", responses=binary(NPY))
 async def maps(
-    request: Request,
-    store: str,
-    run: str,
-    episode: str,
-    parameters: Annotated[MapParameters, Query()],
-) -> Response:
+    asked: Asked, parameters: Annotated[MapParameters, Query()]
+) -> Json[ArrayAnswer] | Response:
     """Return maps of attention over a camera's patches, as `Episode.maps` and `Episode.map` do."""
-    service = service_of(request)
-    found = await service.episode(store, run, episode)
-    form = chosen_format(request, FORMS, parameters.format)
-    headers = service.tag(request, found, form)
-    if (known := unchanged(request, headers["ETag"], headers)) is not None:
-        return known
-
-    def read() -> tuple[bytes, dict[str, str]]:
-        array = read_maps(found.episode, parameters, service.config.limits.slice_bytes)
-        return array_body(array, form)
-
-    body, more = await service.read(read)
-    return respond(request, body, MEDIA_TYPES[form], {**headers, **more})
+    most = asked.service.config.limits.slice_bytes
+    return await asked.array(parameters.format, lambda: read_maps(asked.episode, parameters, most))
 
 
-@router.get("/active-head", response_model=ActiveHead)
+@router.get("/active-head")
 async def active_head(
-    request: Request,
-    store: str,
-    run: str,
-    episode: str,
-    parameters: Annotated[ActiveHeadParameters, Query()],
-) -> Response:
+    asked: Asked, parameters: Annotated[ActiveHeadParameters, Query()]
+) -> Json[ActiveHead]:
     """Return the head of a layer whose map varies most, as `Episode.active_head` does."""
-    service = service_of(request)
-    found = await service.episode(store, run, episode)
-    headers = service.tag(request, found, "json")
-    if (known := unchanged(request, headers["ETag"], headers)) is not None:
-        return known
-    most = service.config.limits.slice_bytes
+    p, episode, most = parameters, asked.episode, asked.service.config.limits.slice_bytes
 
-    def read() -> dict[str, Any]:
-        p, opened = parameters, found.episode
-        spec = opened.phase(p.phase)
+    def read() -> ActiveHead:
+        spec = episode.phase(p.phase)
         query = map_group(p.query)
         step = standing_step(p.phase, spec.steps) if p.step is None else p.step
-        _check_heads(opened, p, p.layer, p.keyframe, step, query, most)
-        variance = opened.map_variance(
+        _check_heads(episode, p, p.layer, p.keyframe, step, query, most)
+        variance = episode.map_variance(
             p.phase, p.camera, layer=p.layer, step=step, keyframe=p.keyframe, query=query,
             reduce=p.reduce, sink_corrected=p.sink_corrected, active=p.active,
         )  # fmt: skip
         if p.keyframe is None:
             variance = mean_over_keyframes(variance)
         head = int(active_heads(variance))
-        return {
-            "phase": p.phase, "camera": p.camera, "layer": p.layer, "step": step,
-            "keyframe": p.keyframe, "head": None if head == NO_HEAD else head,
-            "variance": np.ascontiguousarray(variance, np.float32),
-            "chosen_by": describe_active(p.active),
-        }  # fmt: skip
+        return ActiveHead(
+            phase=p.phase, camera=p.camera, layer=p.layer, step=step, keyframe=p.keyframe,
+            head=None if head == NO_HEAD else head,
+            variance=np.ascontiguousarray(variance, np.float32),
+            chosen_by=describe_active(p.active),
+        )  # fmt: skip
 
-    return respond_json(request, await service.read(read), headers)
+    return await asked.json(read)
 
 
 def read_maps(episode: Episode, parameters: MapParameters, most: int) -> xr.DataArray:
@@ -160,22 +115,30 @@ def read_maps(episode: Episode, parameters: MapParameters, most: int) -> xr.Data
             sink_corrected=p.sink_corrected, active=p.active,
         )  # fmt: skip
     else:
-        head = parse_index(p.head, "head")
+        head = parse_index(None if p.head == "mean" else p.head, "head")
     chosen: dict[str, Any] = {"keyframe": keyframe, "layer": layer, "head": head}
     at_step = step if spec.steps is not None else None
-    _check_cost(
-        episode.explain(p.phase, camera=p.camera, step=at_step, query=query, **chosen), most
-    )
-    values = episode.maps(
-        p.phase, p.camera, step=step, reduce=p.reduce, query=query,
-        sink_corrected=p.sink_corrected, max_bytes=most, **chosen,
-    )  # fmt: skip
+    averaged = spec.heads if p.head == "mean" else 1
+    cost = episode.explain(p.phase, camera=p.camera, step=at_step, query=query, **chosen)
+    _check_cost(cost, most, averaged)
+    asked: dict[str, Any] = {
+        "step": step, "reduce": p.reduce, "query": query, "sink_corrected": p.sink_corrected,
+        "max_bytes": most,
+    }  # fmt: skip
+    if p.head == "mean":
+        # A head at a time: all of them may be more than fits.
+        each = [{**chosen, "head": number} for number in range(spec.heads)]
+        values = sum(episode.maps(p.phase, p.camera, **asked, **one) for one in each)
+        values = np.asarray(values / np.float32(spec.heads), np.float32)
+    else:
+        values = episode.maps(p.phase, p.camera, **asked, **chosen)
     geometry = episode.geometry(p.camera)
     dimensions = {
         "keyframe": Dimension.of(keyframe, len(episode.frames), "keyframe"),
         "layer": Dimension.of(layer, spec.layers, f"{p.phase} layer"),
-        "head": Dimension.of(head, spec.heads, f"{p.phase} head"),
     }
+    if p.head != "mean":
+        dimensions["head"] = Dimension.of(head, spec.heads, f"{p.phase} head")
     coords: dict[str, Any] = {}
     for name, dimension in dimensions.items():
         at_ = dimension.positions
@@ -188,6 +151,8 @@ def read_maps(episode: Episode, parameters: MapParameters, most: int) -> xr.Data
         "phase": p.phase, "camera": p.camera, "reduce": p.reduce, "geometry": geometry.to_json(),
         "sink_corrected": p.sink_corrected,
     }  # fmt: skip
+    if p.head == "mean":
+        attributes["head"] = "mean"
     if spec.steps is not None and step is not None:
         attributes["step"] = check_index(step, spec.steps, f"{p.phase} step")
     return xr.DataArray(
@@ -218,8 +183,8 @@ def _check_heads(
     )
 
 
-def _check_cost(cost: Cost, most: int) -> None:
-    size = 4 * int(np.prod(cost.shape, dtype=np.int64))
+def _check_cost(cost: Cost, most: int, averaged: int = 1) -> None:
+    size = 4 * int(np.prod(cost.shape, dtype=np.int64)) // averaged
     if max(size, cost.decoded_bytes // 16) > most:
         raise Refusal(
             413,

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import xarray as xr
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from numpy.typing import NDArray
 from pydantic import Field
 from starlette.responses import Response
@@ -17,16 +17,18 @@ from starlette.responses import Response
 from attnstore.store.catalog.rows import quoted
 
 from ...groups.comparison import Comparison, compare
-from ...groups.difference import difference
+from ...groups.difference import difference as mean_difference
 from ...sql.store import Store
 from ..answers import ArrayAnswer, CompareAnswer
+from ..endpoint import binary
+from ..endpoint import router as new_router
 from ..guard.refusal import Refusal
 from ..parameters import Number, Parameters, Step
-from ..payload import MEDIA_TYPES, array_body, chosen_format, respond, respond_json
+from ..payload import MEDIA_TYPES, NPY, Json, array_body, chosen_format, respond, respond_json
 from ..served import ServedStore
 from ..service import Service, service_of
 
-router = APIRouter(prefix="/v1/stores/{store}")
+router = new_router("/v1/stores/{store}")
 
 
 class GroupParameters(Parameters):
@@ -41,7 +43,7 @@ class GroupParameters(Parameters):
 
 
 class CompareParameters(GroupParameters):
-    """What is compared; see `attnstore.query.groups.comparison.compare`."""
+    """What is compared; see `attnstore.query.groups.membership.comparison.compare`."""
 
     metric: str = Field(max_length=80, examples=["entropy"])
     phase: str | None = Field(None, max_length=80)
@@ -83,17 +85,17 @@ class Chosen:
     labels: tuple[str, str]
 
 
-@router.get("/compare", response_model=CompareAnswer)
-async def compare_heads(
+@router.get("/compare")
+async def comparison(
     request: Request, store: str, parameters: Annotated[CompareParameters, Query()]
-) -> Response:
+) -> Json[CompareAnswer]:
     """Compare a metric of every head between two groups of episodes."""
     service = service_of(request)
     served = service.store(store)
     chosen = await _choose(service, served, request, parameters)
     p = parameters
 
-    def read() -> dict[str, Any]:
+    def read() -> CompareAnswer:
         # Nothing that a client wrote goes into this SQL: it is not run in the sandbox.
         groups: dict[str, Any] = {"a": _condition(chosen.a), "b": _condition(chosen.b)}
         if p.by is not None:
@@ -109,10 +111,10 @@ async def compare_heads(
     return respond_json(request, await service.read(read))
 
 
-@router.get("/difference", response_model=ArrayAnswer)
-async def difference_map(
+@router.get("/difference", responses=binary(NPY))
+async def difference(
     request: Request, store: str, parameters: Annotated[DifferenceParameters, Query()]
-) -> Response:
+) -> Json[ArrayAnswer] | Response:
     """Return mean maps of two groups and their difference, aligned by normalised time.
 
     (group, moment, row, col); groups are `a`, `b` and `difference`.
@@ -127,7 +129,7 @@ async def difference_map(
 
     def read() -> xr.DataArray:
         groups = [list(_maps(served, ids, parameters)) for ids in (chosen.a, chosen.b)]
-        found = difference(groups[0], groups[1], parameters.moments)
+        found = mean_difference(groups[0], groups[1], parameters.moments)
         return xr.DataArray(
             np.stack([found.a, found.b, found.values]).astype(np.float32),
             {"group": ["a", "b", "difference"], "time": ("moment", found.time)},
@@ -216,7 +218,7 @@ def _maps(
         yield maps if head is not None else np.asarray(maps.mean(1))
 
 
-def _compared(found: Comparison, chosen: Chosen) -> dict[str, Any]:
+def _compared(found: Comparison, chosen: Chosen) -> CompareAnswer:
     keys = found.values
     layers, heads = np.unique(keys.layer), np.unique(keys.head)
     at = (np.searchsorted(layers, keys.layer), np.searchsorted(heads, keys.head))
@@ -230,23 +232,23 @@ def _compared(found: Comparison, chosen: Chosen) -> dict[str, Any]:
     columns = ("rank", "layer", "head", "mean_a", "mean_b", "difference", "cliffs_delta", "p", "q",
                "significant")  # fmt: skip
     notes = [note.replace(found.groups.a, chosen.labels[0]) for note in found.notes]
-    return {
-        "a": chosen.labels[0],
-        "b": chosen.labels[1],
-        "episodes_a": len(chosen.a),
-        "episodes_b": len(chosen.b),
-        "metric": keys.metric,
-        "phase": keys.phase,
-        "camera": keys.camera,
-        "family": found.family,
-        "conclusive": bool(found.attainable.conclusive),
-        "notes": [note.replace(found.groups.b, chosen.labels[1]) for note in notes],
-        "layers": layers,
-        "heads": heads,
-        "difference": matrix(results["difference"], np.nan),
-        "cliffs_delta": matrix(results["cliffs_delta"], np.nan),
-        "p": matrix(results["p"], np.nan),
-        "q": matrix(found.q, np.nan),
-        "significant": matrix(found.significant, False),
-        "table": found.table().select(columns).slice(0, 200).to_pylist(),
-    }
+    return CompareAnswer(
+        a=chosen.labels[0],
+        b=chosen.labels[1],
+        episodes_a=len(chosen.a),
+        episodes_b=len(chosen.b),
+        metric=keys.metric,
+        phase=keys.phase,
+        camera=keys.camera,
+        family=found.family,
+        conclusive=bool(found.attainable.conclusive),
+        notes=[note.replace(found.groups.b, chosen.labels[1]) for note in notes],
+        layers=layers,
+        heads=heads,
+        difference=matrix(results["difference"], np.nan),
+        cliffs_delta=matrix(results["cliffs_delta"], np.nan),
+        p=matrix(results["p"], np.nan),
+        q=matrix(found.q, np.nan),
+        significant=matrix(found.significant, False),
+        table=found.table().select(columns).slice(0, 200).to_pylist(),
+    )

@@ -1,97 +1,95 @@
-"""One episode: what it is, its small tables, its metrics."""
+"""One episode: what it is, its images, its small tables, its metrics."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
+from fastapi import Query
 from numpy.typing import NDArray
+from pydantic import Field
 from starlette.responses import Response
 
 from attnstore.store.catalog.rows import quoted
 from attnstore.store.errors import SelectionError
 from attnstore.store.format.tokens import Span
+from attnstore.store.image import read_header
 from attnstore.store.reader.episode import Episode
 from attnstore.store.reader.selection import check_index
 from attnstore.store.rules import mean_over_keyframes, standing_step
-from attnstore.store.tables.base import METRICS
+from attnstore.store.tables.base import METRICS, TABLES
 
-from ..answers import EpisodeAnswer, Matrix, Page, Trace
+from ..answers import (
+    CameraAnswer,
+    EpisodeAnswer,
+    Matrix,
+    Page,
+    PhaseAnswer,
+    Row,
+    SpanAnswer,
+    Trace,
+    page_model,
+    page_of,
+)
+from ..endpoint import EPISODE, Asked, AskedEpisode, binary
+from ..endpoint import router as new_router
 from ..guard.refusal import Refusal
-from ..parameters import MatrixParameters, OfEpisode, TableParameters, TraceParameters
-from ..payload import respond_json, unchanged
-from ..served import OpenEpisode
-from ..service import service_of
+from ..parameters import MatrixParameters, Number, OfEpisode, TraceParameters
+from ..payload import Json
 
-router = APIRouter(prefix="/v1/stores/{store}/episodes/{run}/{episode}")
-TABLES = {
-    "keyframes": 'keyframe',
-    "tokens": 'phase, axis, keyframe, "index"',
-    "spans": 'phase, axis, keyframe, start',
-    "sinks": 'phase, step, layer, head, "key"',
-}  # fmt: skip
-"""Tables that are listed, and the order of their rows."""
+router = new_router(EPISODE)
 
 
-@router.get("", response_model=EpisodeAnswer)
-async def describe(
-    request: Request, store: str, run: str, episode: str, parameters: Annotated[OfEpisode, Query()]
-) -> Response:
+@router.get("")
+async def episode(asked: Asked, parameters: Annotated[OfEpisode, Query()]) -> Json[EpisodeAnswer]:
     """Describe an episode: frames, cameras, phases, axes."""
-    service = service_of(request)
-    found = await service.episode(store, run, episode)
-    headers = service.tag(request, found, "json")
-    return unchanged(request, headers["ETag"], headers) or respond_json(
-        request, _description(found), headers
-    )
+    return await asked.json(lambda: _description(asked))
 
 
-@router.get("/metrics/{metric}/matrix", response_model=Matrix)
+@router.get(
+    "/frames/{keyframe}/{camera}",
+    response_class=Response,
+    responses=binary("image/jpeg", "image/png"),
+)
+async def frame(
+    asked: Asked, keyframe: Number, camera: str, parameters: Annotated[OfEpisode, Query()]
+) -> Response:
+    """Return a keyframe's camera image: JPEG or PNG, whose pixels are those that the policy saw."""
+
+    def read() -> tuple[bytes, str, dict[str, str]]:
+        data = asked.episode.image_bytes(keyframe, camera)
+        # What the store says of the type is not believed: it could say text/html.
+        return data, read_header(data).media_type, {}
+
+    return await asked.encoded("frame", read)
+
+
+@router.get("/metrics/{metric}/matrix")
 async def matrix(
-    request: Request,
-    store: str,
-    run: str,
-    episode: str,
-    metric: str,
-    parameters: Annotated[MatrixParameters, Query()],
-) -> Response:
+    asked: Asked, metric: str, parameters: Annotated[MatrixParameters, Query()]
+) -> Json[Matrix]:
     """Return a metric of every layer and head: at a keyframe, or over the episode."""
-    service = service_of(request)
-    found = await service.episode(store, run, episode)
-    headers = service.tag(request, found, "json")
-    if (known := unchanged(request, headers["ETag"], headers)) is not None:
-        return known
+    p = parameters
 
-    def read() -> dict[str, Any]:
-        values, about = _metric(found.episode, metric, parameters)
-        if parameters.keyframe is None:
-            over = _over_keyframes(values, parameters.reduce)
+    def read() -> Matrix:
+        values, about = _metric(asked.episode, metric, p)
+        if p.keyframe is None:
+            over = _over_keyframes(values, p.reduce)
         else:
-            over = values[check_index(parameters.keyframe, len(values), "keyframe")]
-        return {**about, "keyframe": parameters.keyframe, "values": np.ascontiguousarray(over)}
+            over = values[check_index(p.keyframe, len(values), "keyframe")]
+        return Matrix(**about, keyframe=p.keyframe, values=np.ascontiguousarray(over))
 
-    return respond_json(request, await service.read(read), headers)
+    return await asked.json(read)
 
 
-@router.get("/metrics/{metric}/trace", response_model=Trace)
+@router.get("/metrics/{metric}/trace")
 async def trace(
-    request: Request,
-    store: str,
-    run: str,
-    episode: str,
-    metric: str,
-    parameters: Annotated[TraceParameters, Query()],
-) -> Response:
+    asked: Asked, metric: str, parameters: Annotated[TraceParameters, Query()]
+) -> Json[Trace]:
     """Return a metric at every keyframe: of one head, or of all heads of a layer."""
-    service = service_of(request)
-    found = await service.episode(store, run, episode)
-    headers = service.tag(request, found, "json")
-    if (known := unchanged(request, headers["ETag"], headers)) is not None:
-        return known
+    p, opened = parameters, asked.episode
 
-    def read() -> dict[str, Any]:
-        opened, p = found.episode, parameters
+    def read() -> Trace:
         values, about = _metric(opened, metric, p)
         layer = check_index(p.layer, values.shape[1], f"{p.phase} layer")
         if p.head == "all":
@@ -107,101 +105,121 @@ async def trace(
         else:
             heads = [check_index(int(p.head), values.shape[2], f"{p.phase} head")]
         shown = np.ascontiguousarray(values[:, layer, heads].T)
-        return {**about, "layer": layer, "heads": heads, "frames": opened.frames, "values": shown}
+        return Trace(**about, layer=layer, heads=heads, frames=opened.frames, values=shown)
 
-    return respond_json(request, await service.read(read), headers)
-
-
-@router.get("/{table}", response_model=Page)
-async def table(
-    request: Request,
-    store: str,
-    run: str,
-    episode: str,
-    table: str,
-    parameters: Annotated[TableParameters, Query()],
-) -> Response:
-    """List rows of an episode's `keyframes`, `tokens`, `spans` or `sinks`."""
-    service = service_of(request)
-    if table not in TABLES:
-        raise Refusal(404, f"an episode's lists are {', '.join(TABLES)}; got {table[:80]!r}")
-    found = await service.episode(store, run, episode)
-    headers = service.tag(request, found, "json")
-    if (known := unchanged(request, headers["ETag"], headers)) is not None:
-        return known
-    conditions = [f"run = {quoted(run)}", f"episode = {quoted(episode)}"]
-    allowed = {
-        "keyframes": ("keyframe",), "tokens": ("phase", "axis", "keyframe"),
-        "spans": ("phase", "axis", "keyframe"), "sinks": ("phase",),
-    }[table]  # fmt: skip
-    for name in ("phase", "axis", "keyframe"):
-        value = getattr(parameters, name)
-        if value is None:
-            continue
-        if name not in allowed:
-            raise Refusal(400, f"{table} are listed by {', '.join(allowed)}, not by {name}")
-        conditions.append(f"{name} = {quoted(str(value))}")
-    rows = await service.rows(
-        service.store(store),
-        f"select *, count(*) over () as total_ from {table} where {' and '.join(conditions)} "
-        f"order by {TABLES[table]} limit {parameters.limit} offset {parameters.offset}",
-    )
-    total = rows[0]["total_"] if rows else 0
-    shown = [{k: v for k, v in row.items() if k != "total_"} for row in rows]
-    answer = {"total": total, "offset": parameters.offset, "limit": parameters.limit}
-    return respond_json(request, {**answer, "rows": shown}, headers)
+    return await asked.json(read)
 
 
-def _description(found: OpenEpisode) -> dict[str, Any]:
-    episode, spec = found.episode, found.episode.spec
-    return {
-        "run": episode.run,
-        "episode": episode.id,
-        "name": episode.name,
-        "version": found.version,
-        "outcome": episode.outcome,
-        "task": spec.task,
-        "date": episode.date,
-        "instruction": episode.instruction,
-        "precision": spec.precision,
-        "rate": spec.rate,
-        "total_frames": spec.total_frames,
-        "frames": episode.frames,
-        "cameras": {
-            camera: {
-                "height": geometry.source[0],
-                "width": geometry.source[1],
-                "grid": list(geometry.grid),
-                "coverage": np.ascontiguousarray(geometry.coverage()),
-                "geometry": geometry.to_json(),
-            }
+class RowsParameters(OfEpisode):
+    """Which rows."""
+
+    limit: int = Field(10_000, ge=1, le=100_000)
+    offset: int = Field(0, ge=0, lt=1 << 31)
+
+
+class KeyframeRows(RowsParameters):
+    """Rows of a keyframe, or of all."""
+
+    keyframe: Number | None = Field(None, examples=[0])
+
+
+class PhaseRows(RowsParameters):
+    """Rows of a phase, or of all."""
+
+    phase: str | None = Field(None, max_length=80, examples=["prefix"])
+
+
+class AxisRows(KeyframeRows, PhaseRows):
+    """Rows of an axis of a phase."""
+
+    axis: Literal["query", "key", "step"] | None = None
+
+
+@router.get("/keyframes", response_model=page_model(TABLES["keyframes"]))
+async def keyframes(asked: Asked, parameters: Annotated[KeyframeRows, Query()]) -> Json[Page[Row]]:
+    """List an episode's rows of table `keyframes`."""
+    return await _rows(asked, "keyframes", parameters, "keyframe")
+
+
+@router.get("/tokens", response_model=page_model(TABLES["tokens"]))
+async def tokens(asked: Asked, parameters: Annotated[AxisRows, Query()]) -> Json[Page[Row]]:
+    """List an episode's rows of table `tokens`."""
+    return await _rows(asked, "tokens", parameters, 'phase, axis, keyframe, "index"')
+
+
+@router.get("/spans", response_model=page_model(TABLES["spans"]))
+async def spans(asked: Asked, parameters: Annotated[AxisRows, Query()]) -> Json[Page[Row]]:
+    """List an episode's rows of table `spans`."""
+    return await _rows(asked, "spans", parameters, "phase, axis, keyframe, start")
+
+
+@router.get("/sinks", response_model=page_model(TABLES["sinks"]))
+async def sinks(asked: Asked, parameters: Annotated[PhaseRows, Query()]) -> Json[Page[Row]]:
+    """List an episode's rows of table `sinks`."""
+    return await _rows(asked, "sinks", parameters, 'phase, step, layer, head, "key"')
+
+
+async def _rows(asked: AskedEpisode, table: str, p: RowsParameters, order: str) -> Json[Page[Row]]:
+    equal = {"run": asked.episode.run, "episode": asked.episode.id}
+    equal |= p.model_dump(exclude={"v", "limit", "offset"}, exclude_none=True)
+    conditions = " and ".join(f"{name} = {quoted(str(value))}" for name, value in equal.items())
+
+    async def read() -> Page[Row]:
+        rows = await asked.service.rows(
+            asked.store,
+            f"select *, count(*) over () as total_ from {table} where {conditions} "
+            f"order by {order} limit {p.limit} offset {p.offset}",
+        )
+        return page_of(rows, p.limit, p.offset)
+
+    return await asked.json_of(read)
+
+
+def _description(asked: AskedEpisode) -> EpisodeAnswer:
+    episode, spec = asked.episode, asked.episode.spec
+    return EpisodeAnswer(
+        run=episode.run,
+        episode=episode.id,
+        name=episode.name,
+        version=asked.version,
+        outcome=episode.outcome,
+        task=spec.task,
+        date=episode.date,
+        instruction=episode.instruction,
+        precision=spec.precision,
+        rate=spec.rate,
+        total_frames=spec.total_frames,
+        frames=episode.frames,
+        cameras={
+            camera: CameraAnswer(
+                height=geometry.source[0],
+                width=geometry.source[1],
+                grid=geometry.grid,
+                coverage=np.ascontiguousarray(geometry.coverage()),
+                geometry=geometry,
+            )
             for camera, geometry in spec.geometry.items()
         },
-        "phases": {
-            path: {
-                "layers": phase.layers,
-                "heads": phase.heads,
-                "steps": phase.steps,
-                "query_groups": list(phase.query_groups),
-                "cameras": list(phase.cameras),
-                "query": [_span(s) for s in phase.query],
-                "key": [_span(s) for s in phase.key],
-            }
+        phases={
+            path: PhaseAnswer(
+                layers=phase.layers,
+                heads=phase.heads,
+                steps=phase.steps,
+                query_groups=phase.query_groups,
+                cameras=phase.cameras,
+                query=[_span(s) for s in phase.query],
+                key=[_span(s) for s in phase.key],
+            )
             for path, phase in spec.phases.items()
         },
-    }
+    )
 
 
-def _span(span: Span) -> dict[str, Any]:
-    return {
-        "name": span.name,
-        "kind": span.kind,
-        "start": span.start,
-        "stop": span.stop,
-        "camera": span.camera,
-        "grid": None if span.grid is None else list(span.grid),
-        "role": span.role,
-    }
+def _span(span: Span) -> SpanAnswer:
+    return SpanAnswer(
+        name=span.name, kind=span.kind, start=span.start, stop=span.stop, camera=span.camera,
+        grid=span.grid, role=span.role,
+    )  # fmt: skip
 
 
 def _metric(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from starlette.responses import FileResponse, Response
 
 from attnstore.store.catalog import NAME as GENERATION
@@ -22,20 +22,22 @@ from attnstore.store.commits import MARKER, SAFE
 from attnstore.store.commits.layout import ENTRY
 from attnstore.store.commits.part import resolve
 
+from ..endpoint import BINARY
+from ..endpoint import router as new_router
 from ..guard.refusal import Refusal
 from ..parameters import Parameters
-from ..payload import IMMUTABLE, REVALIDATE, unchanged
+from ..payload import IMMUTABLE, REVALIDATE, is_known
 from ..served import ServedStore
 from ..service import service_of
 
-router = APIRouter(prefix="/v1/stores/{store}")
-_BINARY: Any = {"schema": {"type": "string", "format": "binary"}}
+router = new_router("/v1/stores/{store}")
 _TYPES = {".json": "application/json"}
 
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/octet-stream": _BINARY}},
+    200: {"content": {"application/octet-stream": BINARY, "application/json": {"schema": {}}}},
     206: {"description": "A part of the file, as header Range asked for"},
+    416: {"description": "The range lies outside the file"},
 }
 
 
@@ -49,8 +51,8 @@ async def file(
     served = service.store(store)
     found, digest, fixed = await service.read(lambda: _find(served, path))
     headers = {"ETag": f'"{digest}"', "Cache-Control": IMMUTABLE if fixed else REVALIDATE}
-    if (known := unchanged(request, headers["ETag"], headers)) is not None:
-        return known
+    if is_known(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
     kind = _TYPES.get(found.suffix, "application/octet-stream")
     return FileResponse(found, media_type=kind, headers=headers)
 

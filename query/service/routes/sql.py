@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
+from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from ...sql.named import NAMED, named_query
-from ..answers import NamedAnswer, SqlAnswer, SqlQuestion
+from ..answers import NamedAnswer, SqlAnswer
+from ..endpoint import binary
+from ..endpoint import router as new_router
 from ..guard.refusal import Refusal
 from ..parameters import Parameters
-from ..payload import MEDIA_TYPES, chosen_format, respond, respond_json
+from ..payload import MEDIA_TYPES, Json, chosen_format, respond, respond_json
 from ..service import service_of
 from ..sql.sandbox import FORMS, Form
 
-router = APIRouter(prefix="/v1/stores/{store}")
-_BINARY: Any = {"schema": {"type": "string", "format": "binary"}}
-ROWS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "model": SqlAnswer,
-        "content": {MEDIA_TYPES[form]: _BINARY for form in FORMS if form != "json"},
-    }
-}
+router = new_router("/v1/stores/{store}")
+ROWS = binary(*(MEDIA_TYPES[form] for form in FORMS if form != "json"))
+
+
+class SqlQuestion(BaseModel):
+    """One SQL query, or the name of a ready-made one."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"query": "select outcome, count(*) as n from episodes group by outcome"},
+                {"named": "camera-by-layer"},
+            ]
+        },
+    )
+
+    query: str | None = None
+    named: str | None = None
 
 
 class SqlParameters(Parameters):
@@ -31,20 +45,19 @@ class SqlParameters(Parameters):
     format: Literal["json", "ndjson", "csv", "arrow", "parquet"] | None = None
 
 
-@router.get("/queries", response_model=list[NamedAnswer])
+@router.get("/queries")
 async def queries(
     request: Request, store: str, parameters: Annotated[Parameters, Query()]
-) -> Response:
+) -> Json[list[NamedAnswer]]:
     """List the ready-made questions."""
     service_of(request).store(store)
-    shown = [{"name": q.name, "question": q.question, "sql": q.sql} for q in NAMED.values()]
-    return respond_json(request, shown)
+    return respond_json(request, [NamedAnswer(q.name, q.question, q.sql) for q in NAMED.values()])
 
 
 @router.get("/queries/{name}", responses=ROWS)
 async def query(
     request: Request, store: str, name: str, parameters: Annotated[SqlParameters, Query()]
-) -> Response:
+) -> Json[SqlAnswer] | Response:
     """Ask a ready-made question."""
     return await _ask(request, store, named_query(name).sql, parameters)
 
@@ -55,7 +68,7 @@ async def sql(
     store: str,
     question: SqlQuestion,
     parameters: Annotated[SqlParameters, Query()],
-) -> Response:
+) -> Json[SqlAnswer] | Response:
     """Run one query, `SELECT` or alike, on the tables of docs/schema.md.
 
     It runs in a process of its own, that can read nothing else, and is stopped after a time.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 import orjson
 
@@ -102,13 +103,13 @@ async def _collect(
         for question in questions:
             headers, body = await _ask(application, token, question)
             if question.form == "json":
-                rows |= dict.fromkeys(question.keys, orjson.loads(body))
+                rows[question.key] = orjson.loads(body)
             elif question.form == "array":
                 # No time of packing in it: the same store gives the same page.
                 place = answers.add(gzip.compress(body, GZIP, mtime=0)), headers["x-attnstore-dims"]
-                answers.arrays |= dict.fromkeys(question.keys, place)
+                answers.arrays[question.key] = place
             else:
-                answers.blobs[question.keys[0]] = answers.add(body), headers["content-type"]
+                answers.blobs[question.key] = answers.add(body), headers["content-type"]
             asked += 1
             progress(asked)
         name = answers.add(gzip.compress(orjson.dumps(rows), GZIP, mtime=0))
@@ -118,10 +119,12 @@ async def _collect(
 async def _ask(
     application: Application, token: str, question: Question
 ) -> tuple[dict[str, str], bytes]:
-    query = question.query + ("&format=npy" if question.form == "array" else "")
+    path, query = question.address
+    if question.form == "array":
+        query += "&format=npy"
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET",
-        "scheme": "http", "path": _unquoted(question.path), "raw_path": question.path.encode(),
+        "scheme": "http", "path": unquote(path), "raw_path": path.encode(),
         "query_string": query.encode(), "root_path": "",
         "headers": [(b"host", b"localhost"), (b"authorization", f"Bearer {token}".encode())],
         "server": ("localhost", 80), "client": ("127.0.0.1", 1),
@@ -148,14 +151,8 @@ async def _ask(
     await application(scope, receive, send)
     body = b"".join(pieces)
     if said["status"] != 200:
-        raise AttnstoreError(f"{question.keys[0]}: {_message(body)}")
+        raise AttnstoreError(f"{path}?{query}: {_message(body)}")
     return said["headers"], body
-
-
-def _unquoted(path: str) -> str:
-    from urllib.parse import unquote
-
-    return unquote(path)
 
 
 def _message(body: bytes) -> str:

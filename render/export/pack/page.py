@@ -16,6 +16,7 @@ from urllib.parse import quote
 import orjson
 
 from .answers import Answers
+from .questions import Question
 
 OWN_API = Path(__file__).with_name("api.js")
 API, MAIN = "api.js", "main.js"
@@ -23,14 +24,16 @@ POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; "
     "img-src data: blob:; connect-src 'none'; base-uri 'none'; form-action 'none'"
 )
-_IMPORT = re.compile(r"""((?:\bfrom|\bimport)\s*)(["'])(\.{1,2}/[^"'\n]+\.js)\2""")
+_IMPORT = re.compile(
+    r"""((?:\bfrom|\bimport)\s*)(["'])(\.{1,2}/[^"'\n]+\.js(?:on)?)\2(?:\s*with \{[^}]*\})?"""
+)
 _STYLE = re.compile(r'<link rel="stylesheet" href="([^"]+)">')
 _ICON = re.compile(r'<link rel="icon" href="([^"]+)" type="([^"]+)">')
 _PRELOAD = re.compile(r'\s*<link rel="modulepreload" href="[^"]+">')
 _MAIN = re.compile(rf'<script type="module" src="{re.escape(MAIN)}"></script>')
 
 
-def write_page(viewer: Path, answers: Answers, store: str, lists: dict[str, str]) -> Iterator[str]:
+def write_page(viewer: Path, answers: Answers, store: str, listed: Question) -> Iterator[str]:
     """Yield the pieces of the page.
 
     Parameters
@@ -39,8 +42,8 @@ def write_page(viewer: Path, answers: Answers, store: str, lists: dict[str, str]
         Directory of the viewer.
     store
         Name of the store's directory, beside the page.
-    lists
-        By path of a list that the page filters itself, the question that has all its rows.
+    listed
+        The question that has all episodes, which the page filters itself.
     """
     page = (viewer / "index.html").read_text()
     page = _STYLE.sub(lambda m: f"<style>{(viewer / m[1]).read_text()}</style>", page)
@@ -53,8 +56,8 @@ def write_page(viewer: Path, answers: Answers, store: str, lists: dict[str, str]
     modules = orjson.dumps({"imports": dict(_modules(viewer))}).decode()
     yield f'<script type="importmap">{modules}</script>\n'
     index = {
-        "json": answers.json, "arrays": answers.arrays, "blobs": answers.blobs, "lists": lists,
-        "store": quote(store),
+        "json": answers.json, "arrays": answers.arrays, "blobs": answers.blobs,
+        "episodes": listed.key, "store": quote(store),
     }  # fmt: skip
     # Names of episodes are the dataset's own, and must not end the element.
     text = orjson.dumps(index).decode().replace("<", "\\u003c")
@@ -82,6 +85,13 @@ def _modules(viewer: Path) -> Iterator[tuple[str, str]]:
 
         text = _IMPORT.sub(named, source)
         yield f"viewer/{place}", _encoded("text/javascript", text.encode())
+    for file in sorted(viewer.rglob("*.json")):
+        # As a script: a page that may make no request may not load a module of data either.
+        text = f"export default {file.read_text()}"
+        yield (
+            f"viewer/{file.relative_to(viewer).as_posix()}",
+            _encoded("text/javascript", text.encode()),
+        )
 
 
 def _joined(folder: PurePosixPath, relative: str) -> str:

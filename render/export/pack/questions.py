@@ -1,53 +1,61 @@
 """Everything that the viewer may ask of an episode whose maps tier is here.
 
-The viewer's own list is ``viewer/questions.js``; a question that is missing here is answered by "not
-in this pack", which a test that goes through the page would see.
+The questions are the viewer's own, ``viewer/questions.json``: their paths, and by parameter which
+values a pack has answers for. Here is what the names of those values mean for an episode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
-from urllib.parse import quote, quote_plus
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import quote, urlencode
 
 from attnstore.store.format.episode import PhaseSpec
 from attnstore.store.reader.episode import Episode
 from attnstore.store.rules import standing_step
 from attnstore.store.tables.base import METRICS
 
-TOGETHER, AVERAGED = 24 << 20, 56 << 20
-"""Bytes up to which the viewer asks for all heads of a layer at once; and where it takes their mean."""
-ROWS = 4000
-"""Tokens that it asks for at once."""
-PAGE = 200
-"""Episodes that it lists."""
+from ...serving import PAGE
 
-Form = Literal["json", "array", "blob"]
+_DECLARED = json.loads((PAGE / "questions.json").read_text(encoding="utf-8"))
+LISTED: int = _DECLARED["limits"]["listed"]
+"""Episodes that the viewer lists."""
+TOGETHER: int = _DECLARED["limits"]["together"]
+"""Bytes up to which the viewer asks for the maps of all heads of a layer at once."""
+TOKENS: int = _DECLARED["limits"]["tokens"]
+"""Tokens that it asks for at once."""
+Parameter = str | int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A path of the service and its parameters."""
+    """A question of the viewer; equal questions have equal keys."""
 
-    path: str
+    name: str
     parameters: Mapping[str, str | int]
-    form: Form = "json"
-    group: str | None = None
-    """Query group that is meant where none is named; to name it is the same question."""
 
     @property
-    def query(self) -> str:
-        """Its parameters as a URL has them."""
-        return _query(self.parameters)
+    def form(self) -> str:
+        """``json``, ``array`` or ``blob``."""
+        return str(_DECLARED["questions"][self.name].get("form", "json"))
 
     @property
-    def keys(self) -> list[str]:
-        """Its names, as ``keyOf`` of ``viewer/kept.js`` spells them."""
-        every = [self.parameters]
-        if self.group is not None:
-            every.append({**self.parameters, "query": self.group})
-        return [f"{self.path}?{_query(each)}" if each else self.path for each in every]
+    def key(self) -> str:
+        """Canonical name, as ``keyOf`` of ``viewer/kept.js`` spells it."""
+        named = sorted((name, str(value)) for name, value in self.parameters.items())
+        return json.dumps([self.name, *named], ensure_ascii=False, separators=(",", ":"))
+
+    @property
+    def address(self) -> tuple[str, str]:
+        """Path of the service, and the query string."""
+        template: str = _DECLARED["questions"][self.name]["path"]
+        rest, path = dict(self.parameters), template
+        for name in self.parameters:
+            if f"{{{name}}}" in template:
+                path = path.replace(f"{{{name}}}", quote(str(rest.pop(name)), safe=""))
+        return path, urlencode(rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,35 +65,105 @@ class Chosen:
     phases: Sequence[str] | None = None
     layers: Sequence[int] | None = None
     all_steps: bool = False
-    """Every step of denoising, and not only the last."""
+    """Every step of denoising, and not only the one that stands for the phase."""
 
 
 def of_store(store: str) -> Iterator[Question]:
     """Yield what is asked of a store as a whole."""
-    yield Question("/v1/stores", {})
-    yield Question("/v1/metrics", {})
-    yield Question(f"{_store(store)}/queries", {})
-    yield Question(f"{_store(store)}/episodes", {"limit": PAGE, "order": "name"})
+    return _of(None, {"store": store}, _Values(None, Chosen()))
 
 
 def of_episode(store: str, episode: Episode, chosen: Chosen) -> Iterator[Question]:
     """Yield what is asked of one episode."""
-    base = f"{_store(store)}/episodes/{_part(episode.run)}/{_part(episode.id)}"
-    keyframes = range(len(episode.frames))
-    yield Question(base, {})
-    for camera in episode.spec.geometry:
-        for keyframe in keyframes:
-            yield Question(f"{base}/frames/{keyframe}/{_part(camera)}", {}, "blob")
-    for path, spec in phases_of(episode, chosen).items():
-        top = path.partition("/")[0]
-        yield Question(f"{base}/sinks", {"phase": top})
-        texts = [span for span in spec.query if span.kind == "text"]
-        count = len(keyframes) * sum(len(span) for span in texts)
-        which = [{"limit": ROWS}] if count <= ROWS else [{"keyframe": k} for k in keyframes]
-        for each in which if count else ():
-            yield Question(f"{base}/tokens", {"phase": top, "axis": "query", **each})
-        for camera in spec.cameras:
-            yield from _of_camera(base, episode, path, camera, chosen)
+    place = {"store": store, "run": episode.run, "episode": episode.id}
+    return _of("{episode}", place, _Values(episode, chosen))
+
+
+def list_of(store: str) -> Question:
+    """Return the question whose answer is the list of all episodes."""
+    return next(question for question in of_store(store) if question.name == "episodes")
+
+
+def _of(about: str | None, place: Mapping[str, str], values: _Values) -> Iterator[Question]:
+    asked = set()
+    for name, declared in _DECLARED["questions"].items():
+        path = declared["path"]
+        if "pack" not in declared or ("{episode}" in path) != (about is not None):
+            continue
+        own = {key: value for key, value in place.items() if f"{{{key}}}" in path}
+        for parameters in values.combinations(declared["pack"]):
+            question = Question(name, {**own, **parameters})
+            if question.key not in asked:
+                asked.add(question.key)
+                yield question
+
+
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """What parameters of questions may be, given those before them."""
+
+    episode: Episode | None
+    chosen: Chosen
+    spec: PhaseSpec | None = None
+    camera: str | None = None
+
+    def combinations(self, pack: Mapping[str, Any]) -> Iterator[dict[str, str | int]]:
+        """Yield every choice of a value for each parameter; None leaves the parameter out."""
+        if not pack:
+            yield {}
+            return
+        (name, which), *rest = pack.items()
+        for value, given in self._of(which):
+            for others in given.combinations(dict(rest)):
+                yield others if value is None else {name: value, **others}
+
+    def _of(self, which: Any) -> Iterable[tuple[Parameter, _Values]]:
+        if isinstance(which, list):
+            return ((value, self) for value in which)
+        if which == "listed":
+            return [(LISTED, self)]
+        if which == "metrics":
+            return ((name, self) for name in METRICS)
+        assert self.episode is not None
+        if which.startswith("phases"):
+            return self._phases(self.episode, which)
+        if which == "cameras":
+            found = self.spec.cameras if self.spec else self.episode.spec.geometry
+            return ((camera, replace(self, camera=camera)) for camera in found)
+        return ((value, self) for value in self._numbers(self.episode, which))
+
+    def _phases(self, episode: Episode, which: str) -> Iterator[tuple[str, _Values]]:
+        for path, spec in phases_of(episode, self.chosen).items():
+            given = replace(self, spec=spec)
+            if which == "phases":
+                yield path, given
+            elif (
+                which == "phases by name"
+                or (which == "phases with text" and _texts(spec))
+                or (which == "phases that write" and spec.phase == "decode")
+            ):
+                yield spec.phase, given
+
+    def _numbers(self, episode: Episode, which: str) -> Iterable[Parameter]:
+        keyframes, spec = range(len(episode.frames)), self.spec
+        if which == "keyframes":
+            return keyframes
+        if which == "keyframes or none":
+            return [None, *keyframes]
+        assert spec is not None
+        if which == "keyframes if many tokens":
+            return keyframes if len(keyframes) * _texts(spec) > TOKENS else [None]
+        if which == "groups":
+            return spec.query_groups
+        if which == "layers":
+            return layers_of(spec, self.chosen)
+        if which == "steps":
+            return steps_of(spec, self.chosen)
+        assert which == "heads", which
+        assert self.camera is not None
+        rows, cols = episode.spec.geometry[self.camera].grid
+        together = 4 * len(keyframes) * spec.heads * rows * cols <= TOGETHER
+        return [None] if together else ["mean", *range(spec.heads)]
 
 
 def phases_of(episode: Episode, chosen: Chosen) -> dict[str, PhaseSpec]:
@@ -104,66 +182,12 @@ def layers_of(spec: PhaseSpec, chosen: Chosen) -> Sequence[int]:
     return [layer for layer in chosen.layers if layer < spec.layers]
 
 
-def steps_of(spec: PhaseSpec, chosen: Chosen) -> list[dict[str, int]]:
-    """Steps as the viewer names them: -1 is the last of a suffix; none in a one-pass phase."""
+def steps_of(spec: PhaseSpec, chosen: Chosen) -> Sequence[int | None]:
+    """Steps of a phase whose maps are there; None in a one-pass phase."""
     if spec.steps is None:
-        return [{}]
-    standing = standing_step(spec.phase, spec.steps)
-    others = [s for s in range(spec.steps) if s != standing] if chosen.all_steps else []
-    return [{"step": -1 if standing else 0}, *({"step": s} for s in others)]
+        return [None]
+    return range(spec.steps) if chosen.all_steps else [standing_step(spec.phase, spec.steps)]
 
 
-def _of_camera(
-    base: str, episode: Episode, path: str, camera: str, chosen: Chosen
-) -> Iterator[Question]:
-    spec, keyframes = episode.spec.phases[path], range(len(episode.frames))
-    first, *others = spec.query_groups
-    groups: list[tuple[dict[str, str], str | None]] = [({}, first)]
-    groups += [({"query": group}, None) for group in others]
-    layers = layers_of(spec, chosen)
-    rows, cols = episode.spec.geometry[camera].grid
-    size = 4 * len(keyframes) * spec.heads * rows * cols
-    heads: list[dict[str, int]] = [{}] if size <= AVERAGED else []
-    if size > TOGETHER:
-        heads += [{"head": head} for head in range(spec.heads)]
-    for step in steps_of(spec, chosen):
-        at: dict[str, Any] = {"phase": path, "camera": camera, **step}
-        for group, meant in groups:
-            given = {**at, **group}
-            for layer in layers:
-                for head in heads:
-                    for reduce in ("max", "mean"):
-                        asked = {**given, **head, "layer": layer, "reduce": reduce}
-                        yield Question(f"{base}/maps", asked, "array", meant)
-                for reduce in ("max", "mean"):
-                    asked = {**given, "layer": layer, "reduce": reduce}
-                    yield Question(f"{base}/active-head", asked, group=meant)
-            for metric in METRICS:
-                measured = f"{base}/metrics/{_part(metric)}"
-                yield Question(f"{measured}/matrix", given, group=meant)
-                for keyframe in keyframes:
-                    yield Question(
-                        f"{measured}/matrix", {**given, "keyframe": keyframe}, group=meant
-                    )
-                for layer in layers:
-                    asked = {**given, "layer": layer, "head": "all"}
-                    yield Question(f"{measured}/trace", asked, group=meant)
-
-
-def _store(store: str) -> str:
-    return f"/v1/stores/{_part(store)}"
-
-
-def _part(name: str) -> str:
-    """As JavaScript's ``encodeURIComponent``."""
-    return quote(name, safe="!'()*-._~")
-
-
-def _query(parameters: Mapping[str, str | int]) -> str:
-    pairs = sorted((name, str(value)) for name, value in parameters.items())
-    return "&".join(f"{_form(name)}={_form(value)}" for name, value in pairs)
-
-
-def _form(text: str) -> str:
-    """As JavaScript's ``URLSearchParams``."""
-    return quote_plus(text, safe="*").replace("~", "%7E")
+def _texts(spec: PhaseSpec) -> int:
+    return sum(len(span) for span in spec.query if span.kind == "text")

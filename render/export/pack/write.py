@@ -12,11 +12,20 @@ from attnstore.query.service import ServiceConfig, create_app
 from attnstore.store.errors import UsageError
 from attnstore.store.reader.episode import Episode
 
-from ...serving import PAGE, Painter
+from ...serving import PAGE
 from .answers import Answers, collect, new_token, too_large
 from .page import licences, write_page
-from .questions import PAGE as LISTED
-from .questions import Chosen, Question, layers_of, of_episode, of_store, phases_of, steps_of
+from .questions import (
+    LISTED,
+    Chosen,
+    Question,
+    layers_of,
+    list_of,
+    of_episode,
+    of_store,
+    phases_of,
+    steps_of,
+)
 
 INDEX, LICENCES = "index.html", "LICENSES.txt"
 _SHRINKS = 0.35
@@ -76,7 +85,7 @@ def write_pack(
     if len(commits) > LISTED:
         raise UsageError(f"a page lists at most {LISTED} episodes; got {len(commits)}")
     token = new_token()
-    application = create_app(ServiceConfig((store,), token), Painter())
+    application = create_app(ServiceConfig((store,), token))
     service = application.state.service
     (name,) = service.stores
     answers = Answers(most)
@@ -90,11 +99,10 @@ def write_pack(
         collect(application, token, groups(), answers, progress)
     finally:
         service.close()
-    listed = list(of_store(name))[-1]
     partial = out / f".{INDEX}.{uuid.uuid4().hex[:8]}"
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(write_page(PAGE, answers, store.name, {listed.path: listed.keys[0]}))
+            file.writelines(write_page(PAGE, answers, store.name, list_of(name)))
         size = partial.stat().st_size
         if size > most:
             raise UsageError(too_large(size, most))

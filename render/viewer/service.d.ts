@@ -1,0 +1,2059 @@
+// Made by scripts/viewer_types.py from the service's OpenAPI document. Do not edit.
+
+export interface paths {
+  "/v1/health": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Health
+     * @description Say that the service is up. The one endpoint that needs no token.
+     */
+    get: operations["health"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Stores
+     * @description List the stores.
+     */
+    get: operations["stores"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/metrics": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Metrics
+     * @description List the metrics of heads: definitions and units.
+     */
+    get: operations["metrics"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Store
+     * @description Describe a store.
+     */
+    get: operations["store"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/runs": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Runs
+     * @description List the runs: table `runs`.
+     */
+    get: operations["runs"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/runs/{run}": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Run
+     * @description Return a run's configuration and provenance.
+     */
+    get: operations["run"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/episodes": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Episodes
+     * @description List episodes: table `episodes`, filtered, in pages.
+     */
+    get: operations["episodes"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/queries": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Queries
+     * @description List the ready-made questions.
+     */
+    get: operations["queries"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/queries/{name}": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Query
+     * @description Ask a ready-made question.
+     */
+    get: operations["query"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/sql": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    get?: never;
+    put?: never;
+    /**
+     * Sql
+     * @description Run one query, `SELECT` or alike, on the tables of docs/schema.md.
+     *
+     *     It runs in a process of its own, that can read nothing else, and is stopped after a time.
+     */
+    post: operations["sql"];
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/compare": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Comparison
+     * @description Compare a metric of every head between two groups of episodes.
+     */
+    get: operations["comparison"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/difference": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Difference
+     * @description Return mean maps of two groups and their difference, aligned by normalised time.
+     *
+     *     (group, moment, row, col); groups are `a`, `b` and `difference`.
+     */
+    get: operations["difference"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/files/{path}": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * File
+     * @description Return a file of the store: its marker, a run, a commit, or a file that a commit lists.
+     */
+    get: operations["file"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    /**
+     * File
+     * @description Return a file of the store: its marker, a run, a commit, or a file that a commit lists.
+     */
+    head: operations["file_head"];
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/episodes/{run}/{episode}/attention": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Attention
+     * @description Return a slice of the attention weights, as `Episode.attention` does.
+     */
+    get: operations["attention"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/episodes/{run}/{episode}/maps": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Maps
+     * @description Return maps of attention over a camera's patches, as `Episode.maps` and `Episode.map` do.
+     */
+    get: operations["maps"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/episodes/{run}/{episode}/active-head": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Active Head
+     * @description Return the head of a layer whose map varies most, as `Episode.active_head` does.
+     */
+    get: operations["active_head"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/episodes/{run}/{episode}": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Episode
+     * @description Describe an episode: frames, cameras, phases, axes.
+     */
+    get: operations["episode"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/episodes/{run}/{episode}/frames/{keyframe}/{camera}": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Frame
+     * @description Return a keyframe's camera image: JPEG or PNG, whose pixels are those that the policy saw.
+     */
+    get: operations["frame"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/episodes/{run}/{episode}/metrics/{metric}/matrix": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Matrix
+     * @description Return a metric of every layer and head: at a keyframe, or over the episode.
+     */
+    get: operations["matrix"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/episodes/{run}/{episode}/metrics/{metric}/trace": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Trace
+     * @description Return a metric at every keyframe: of one head, or of all heads of a layer.
+     */
+    get: operations["trace"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/episodes/{run}/{episode}/keyframes": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Keyframes
+     * @description List an episode's rows of table `keyframes`.
+     */
+    get: operations["keyframes"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/episodes/{run}/{episode}/tokens": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Tokens
+     * @description List an episode's rows of table `tokens`.
+     */
+    get: operations["tokens"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/episodes/{run}/{episode}/spans": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Spans
+     * @description List an episode's rows of table `spans`.
+     */
+    get: operations["spans"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/episodes/{run}/{episode}/sinks": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Sinks
+     * @description List an episode's rows of table `sinks`.
+     */
+    get: operations["sinks"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+}
+export type webhooks = Record<string, never>;
+export interface components {
+  schemas: {
+    /** @description The head of a layer whose map varies most, and by how much each does. */
+    ActiveHead: {
+      phase: string;
+      camera: string;
+      layer: number;
+      step: number | null;
+      keyframe: number | null;
+      /** @description Null where no keyframe that is asked for has the camera. */
+      head: number | null;
+      /** @description By head. */
+      variance: (number | null)[];
+      chosen_by: string;
+    };
+    /** @description An array with names. */
+    ArrayAnswer: {
+      name: string | null;
+      dims: string[];
+      shape: number[];
+      dtype: string;
+      coords: {
+        [key: string]: components["schemas"]["Coordinate"];
+      };
+      attrs: {
+        [key: string]: unknown;
+      };
+      /** @description Nested lists; NaN is null. */
+      values: unknown;
+    };
+    /** @description A camera's image and its patches. */
+    CameraAnswer: {
+      /** @description Pixels. */
+      height: number;
+      width: number;
+      /** @description Rows and columns of patches. */
+      grid: [number, number];
+      /** @description Fraction of each patch that shows image; 0 for letterbox. */
+      coverage: (number | null)[][];
+      geometry: components["schemas"]["Geometry"];
+    };
+    /** @description A column of a query's rows. */
+    ColumnAnswer: {
+      name: string;
+      type: string;
+    };
+    /** @description Two groups of episodes compared, head by head; see `attnstore.query.groups.membership.comparison`. */
+    CompareAnswer: {
+      a: string;
+      b: string;
+      episodes_a: number;
+      episodes_b: number;
+      metric: string;
+      phase: string;
+      camera: string;
+      /** @description Tests that the correction is over. */
+      family: string;
+      /** @description Whether so few episodes could show anything. */
+      conclusive: boolean;
+      notes: string[];
+      layers: number[];
+      heads: number[];
+      /** @description By layer, then head, as all that follows. */
+      difference: (number | null)[][];
+      cliffs_delta: (number | null)[][];
+      p: (number | null)[][];
+      q: (number | null)[][];
+      significant: boolean[][];
+      /** @description The heads that differ most, first. */
+      table: components["schemas"]["ComparedHead"][];
+    };
+    /** @description A head, and how it differs between two groups of episodes. */
+    ComparedHead: {
+      rank: number;
+      layer: number;
+      head: number;
+      mean_a: number | null;
+      mean_b: number | null;
+      difference: number | null;
+      cliffs_delta: number | null;
+      p: number | null;
+      q: number | null;
+      significant: boolean;
+    };
+    /** @description Labels along dimensions of an array. */
+    Coordinate: {
+      dims: string[];
+      values: unknown;
+    };
+    /** @description What an episode is: everything that is needed to ask for the rest. */
+    EpisodeAnswer: {
+      run: string;
+      episode: string;
+      /** @description The dataset's own. */
+      name: string;
+      /** @description Tells this state of the episode from every other; parameter `v`. */
+      version: string;
+      outcome: string;
+      task: string | null;
+      date: string | null;
+      instruction: string;
+      precision: string;
+      /** @description Frames of the recording in a second. */
+      rate: number | null;
+      total_frames: number | null;
+      /** @description Index of each keyframe in the recording. */
+      frames: number[];
+      cameras: {
+        [key: string]: components["schemas"]["CameraAnswer"];
+      };
+      phases: {
+        [key: string]: components["schemas"]["PhaseAnswer"];
+      };
+    };
+    EpisodesRow: {
+      /** @description id of the run */
+      run: string;
+      /** @description id of the episode */
+      episode: string;
+      /** @description the dataset's own name */
+      name: string;
+      /** @description success, failure or unknown */
+      outcome: string;
+      /** @description the task in words, as recorded */
+      instruction: string;
+      /** @description the dataset's task name; NULL if it has none */
+      task: string | null;
+      /** @description the dataset's date; NULL if it has none */
+      date: string | null;
+      /** @description frames per second of the recording; NULL if not recorded (1/s) */
+      rate: number | null;
+      /** @description length of the recording (frames) */
+      frames: number;
+      /** @description frames at which the policy was evaluated */
+      keyframes: number;
+      /** @description stored precision: float16 or log8 */
+      precision: string;
+      /** @description revision of the base part */
+      revision: number;
+      /** @description id of the attempt that holds the base part's files */
+      attempt: string;
+      /** @description when the base part was committed (UTC) */
+      committed: string;
+      /** @description size of the base part's files (bytes) */
+      bytes: number;
+    };
+    /** @description Why a request is not answered. */
+    Failure: {
+      error: components["schemas"]["FailureReason"];
+    };
+    /** @description Code and text. */
+    FailureReason: {
+      code: string;
+      message: string;
+    };
+    /**
+     * @description How a camera's image became a grid of patches.
+     *
+     *     Every pair is ``(height, width)`` or ``(top, left)``, in pixels.
+     *
+     *     Examples
+     *     --------
+     *     A 1280x720 camera letterboxed into 224x224, patches of 14 pixels:
+     *
+     *     >>> g = Geometry.letterbox((720, 1280), (224, 224), (14, 14))
+     *     >>> g.resized, g.offset
+     *     ((126, 224), (49, 0))
+     *     >>> float(g.coverage()[3, 0]), float(g.coverage()[4, 0]), float(g.coverage()[2, 0])
+     *     (0.5, 1.0, 0.0)
+     */
+    Geometry: {
+      /** @description Size of the camera's image. */
+      source: [number, number];
+      /** @description Size of what the vision encoder sees, padding included. */
+      input: [number, number];
+      /** @description Size of the cropped image after the resize, inside the input. */
+      resized: [number, number];
+      /** @description Top-left corner of the resized image inside the input. */
+      offset: [number, number];
+      /** @description Rows and columns of patches. */
+      grid: [number, number];
+      /** @description Distance between neighbouring patches, in input pixels. */
+      patch: [number, number];
+      /**
+       * @description (top, left, height, width) of the source that is used; None is all of it. Fractions of a pixel
+       *     where the crop is taken after a resize.
+       */
+      crop?: [number, number, number, number] | null;
+      /** @default false */
+      flip_vertical: boolean;
+      /** @default false */
+      flip_horizontal: boolean;
+      /**
+       * @description Top-left corner of patch (0, 0) in input pixels; (-7.5, -7.5) if centred on pixel (0, 0).
+       * @default [
+       *       0,
+       *       0
+       *     ]
+       */
+      patch_origin: [number, number];
+      /** @description Size of what a patch is computed from, centred on the patch; None: of the patch itself. */
+      receptive?: [number, number] | null;
+    };
+    /** @description The service is up. */
+    Health: {
+      status: string;
+      version: string;
+    };
+    KeyframesRow: {
+      /** @description id of the run */
+      run: string;
+      /** @description id of the episode; its own name is in table episodes */
+      episode: string;
+      /** @description 'base', or the intervention on the observation */
+      variant: string;
+      /** @description ordinal of the keyframe in the episode */
+      keyframe: number;
+      /** @description frame index in the recording */
+      frame: number;
+      /** @description time since the first frame; NULL if not recorded (s) */
+      timestamp: number | null;
+      /** @description the prompt that the policy got */
+      instruction: string;
+      /** @description seed of the initial noise */
+      seed: number;
+      /** @description recorded robot state (dataset units) */
+      state: (number | null)[];
+      /** @description recorded action (dataset units) */
+      action_recorded: (number | null)[];
+      /** @description smallest sum of an attention row over keys, all phases */
+      row_sum_min: number | null;
+      /** @description largest sum of an attention row over keys, all phases */
+      row_sum_max: number | null;
+      /** @description text that the policy generated, without markers such as end-of-sequence; NULL if it generates none */
+      generated: string | null;
+    };
+    /** @description A metric of every layer and head. */
+    Matrix: {
+      metric: string;
+      definition: string;
+      unit: string;
+      phase: string;
+      camera: string;
+      query: string;
+      step: number;
+      keyframe: number | null;
+      values: (number | null)[][];
+    };
+    /** @description A metric of heads, as in table `head_stats`. */
+    MetricAnswer: {
+      name: string;
+      definition: string;
+      unit: string;
+    };
+    /** @description A ready-made question. */
+    NamedAnswer: {
+      name: string;
+      question: string;
+      sql: string;
+    };
+    /** @description Some of a table's rows, and how many there are. */
+    Page_EpisodesRow_: {
+      total: number;
+      offset: number;
+      limit: number;
+      rows: components["schemas"]["EpisodesRow"][];
+    };
+    /** @description Some of a table's rows, and how many there are. */
+    Page_KeyframesRow_: {
+      total: number;
+      offset: number;
+      limit: number;
+      rows: components["schemas"]["KeyframesRow"][];
+    };
+    /** @description Some of a table's rows, and how many there are. */
+    Page_RunsRow_: {
+      total: number;
+      offset: number;
+      limit: number;
+      rows: components["schemas"]["RunsRow"][];
+    };
+    /** @description Some of a table's rows, and how many there are. */
+    Page_SinksRow_: {
+      total: number;
+      offset: number;
+      limit: number;
+      rows: components["schemas"]["SinksRow"][];
+    };
+    /** @description Some of a table's rows, and how many there are. */
+    Page_SpansRow_: {
+      total: number;
+      offset: number;
+      limit: number;
+      rows: components["schemas"]["SpansRow"][];
+    };
+    /** @description Some of a table's rows, and how many there are. */
+    Page_TokensRow_: {
+      total: number;
+      offset: number;
+      limit: number;
+      rows: components["schemas"]["TokensRow"][];
+    };
+    /** @description A phase's shape and axes. */
+    PhaseAnswer: {
+      layers: number;
+      heads: number;
+      steps: number | null;
+      /** @description With statistics and stored maps; the first is meant where none is named. */
+      query_groups: string[];
+      /** @description Among the keys. */
+      cameras: string[];
+      query: components["schemas"]["SpanAnswer"][];
+      key: components["schemas"]["SpanAnswer"][];
+    };
+    /** @description One ingest configuration. */
+    RunAnswer: {
+      run: string;
+      config: components["schemas"]["RunConfig"];
+      provenance: {
+        [key: string]: unknown;
+      };
+    };
+    /**
+     * @description What changes the numbers of a run.
+     *
+     *     Two ingests with an equal configuration are the same run: the second resumes the first. The
+     *     code's version, the host and the time are provenance and are kept beside it.
+     */
+    RunConfig: {
+      /** @description Adapter and variant: ``pi0``, ``openpi:pi05_droid``. */
+      policy: string;
+      /** @description Hub id or directory name, for people; the digest decides. */
+      checkpoint: string;
+      /** @description SHA-256 over the checkpoint's weights and configuration. */
+      checkpoint_digest: string;
+      /** @description Data type of the policy's weights: ``bfloat16``, ``float32``. */
+      dtype: string;
+      /** @description Reader and dataset name: ``droid:toy_cube``. */
+      dataset: string;
+      /** @description In the order in which the policy gets them. */
+      cameras: string[];
+      /** @description Frames between keyframes. */
+      stride: number;
+      /** @description Stored precision: ``float16`` or ``log8``. */
+      precision: string;
+      /** @description Base of every keyframe's noise seed. */
+      seed: number;
+      /** @description Further adapter options that change numbers; JSON values. */
+      options?: {
+        [key: string]: unknown;
+      };
+      /** @default 2 */
+      semantics: number;
+    };
+    RunsRow: {
+      /** @description id of the run */
+      run: string;
+      /** @description adapter and variant */
+      policy: string;
+      /** @description hub id or directory name */
+      checkpoint: string;
+      /** @description SHA-256 over the checkpoint's weights and configuration */
+      checkpoint_digest: string;
+      /** @description data type of the policy's weights */
+      dtype: string;
+      /** @description reader and dataset name */
+      dataset: string;
+      /** @description in the order in which the policy gets them */
+      cameras: (string | null)[];
+      /** @description distance between keyframes (frames) */
+      stride: number;
+      /** @description stored precision: float16 or log8 */
+      precision: string;
+      /** @description base of every keyframe's noise seed */
+      seed: number;
+      /** @description JSON of further options that change numbers */
+      options: string;
+      /** @description version of the definitions of the numbers */
+      semantics: number;
+      /** @description JSON of what does not change numbers: code, host, versions */
+      provenance: string;
+      /** @description when the run was first recorded (UTC) */
+      created: string;
+    };
+    SinksRow: {
+      /** @description id of the run */
+      run: string;
+      /** @description id of the episode; its own name is in table episodes */
+      episode: string;
+      /** @description 'base', or the intervention on the observation */
+      variant: string;
+      /** @description prefix, suffix, joint, decode or vision */
+      phase: string;
+      /** @description denoising step, 0 = noisiest, or generated token (phase decode), 0 = first; NULL in one-pass phases */
+      step: number | null;
+      /** @description 0-based layer */
+      layer: number;
+      /** @description 0-based head */
+      head: number;
+      /** @description index on the stored key axis */
+      key: number;
+      /** @description span that the key is in */
+      span: string;
+      /** @description the token's string; NULL for other kinds */
+      text: string | null;
+      /** @description of image tokens, and of every token of a camera's encoder (phase vision): the dataset's camera name; else NULL */
+      camera: string | null;
+      /** @description patch row; NULL outside images */
+      row: number | null;
+      /** @description patch column; NULL outside images */
+      col: number | null;
+      /** @description share of the keyframes above the threshold (0..1) */
+      fraction: number | null;
+      /** @description mean attention of all valid queries to this key, over keyframes (0..1) */
+      mass: number | null;
+    };
+    /** @description A contiguous run of tokens of one kind on an axis. */
+    SpanAnswer: {
+      name: string;
+      /** @enum {string} */
+      kind: "image" | "text" | "state" | "action" | "readout" | "other";
+      start: number;
+      stop: number;
+      camera: string | null;
+      grid: [number, number] | null;
+      role: string | null;
+    };
+    SpansRow: {
+      /** @description id of the run */
+      run: string;
+      /** @description id of the episode; its own name is in table episodes */
+      episode: string;
+      /** @description ordinal of the keyframe in the episode */
+      keyframe: number;
+      /** @description prefix, suffix, joint, decode or vision */
+      phase: string;
+      /** @description query or key */
+      axis: string;
+      /** @description name, unique on its axis */
+      span: string;
+      /** @description image, text, state, action, readout or other */
+      kind: string;
+      /** @description task (the instruction), repeated (the instruction beside the images once more), state, generated, template (all other text, such as BOS, labels, a newline) or padding (of an instruction, where the model attends to it); NULL for tokens that are no text */
+      role: string | null;
+      /** @description of image tokens, and of every token of a camera's encoder (phase vision): the dataset's camera name; else NULL */
+      camera: string | null;
+      /** @description first index on the stored axis */
+      start: number;
+      /** @description one past the last index that exists at this keyframe */
+      stop: number;
+      /** @description one past the last index kept for the span in this episode */
+      reserved_stop: number;
+      /** @description rows of the patch grid; NULL for tokens of no image */
+      rows: number | null;
+      /** @description columns of the patch grid; NULL for tokens of no image */
+      cols: number | null;
+      /** @description first index in the model's own sequence, padding included */
+      model_start: number;
+    };
+    /** @description A query's rows. */
+    SqlAnswer: {
+      columns: components["schemas"]["ColumnAnswer"][];
+      rows: unknown[][];
+    };
+    /**
+     * @description One SQL query, or the name of a ready-made one.
+     * @example {
+     *       "query": "select outcome, count(*) as n from episodes group by outcome"
+     *     }
+     * @example {
+     *       "named": "camera-by-layer"
+     *     }
+     */
+    SqlQuestion: {
+      query?: string | null;
+      named?: string | null;
+    };
+    /** @description A store that is served. */
+    StoreAnswer: {
+      /** @description By which the service knows it. */
+      id: string;
+      /** @description Given to the store when it was made. */
+      store_id: string;
+      runs: number;
+      episodes: number;
+      keyframes: number;
+      bytes: number;
+    };
+    TokensRow: {
+      /** @description id of the run */
+      run: string;
+      /** @description id of the episode; its own name is in table episodes */
+      episode: string;
+      /** @description ordinal of the keyframe in the episode */
+      keyframe: number;
+      /** @description prefix, suffix, joint, decode or vision */
+      phase: string;
+      /** @description query or key; step: the token that a step of phase decode chose */
+      axis: string;
+      /** @description index on the stored axis */
+      index: number;
+      /** @description span that the token is in */
+      span: string;
+      /** @description as in spans */
+      role: string;
+      /** @description vocabulary index */
+      token_id: number;
+      /** @description the string that the token stands for */
+      text: string;
+    };
+    /** @description A metric at every keyframe. */
+    Trace: {
+      metric: string;
+      definition: string;
+      unit: string;
+      phase: string;
+      camera: string;
+      query: string;
+      step: number;
+      layer: number;
+      heads: number[];
+      frames: number[];
+      /** @description By head, then keyframe. */
+      values: (number | null)[][];
+    };
+  };
+  responses: never;
+  parameters: never;
+  requestBodies: never;
+  headers: never;
+  pathItems: never;
+}
+export type $defs = Record<string, never>;
+export interface operations {
+  health: {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Health"];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  stores: {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["StoreAnswer"][];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  metrics: {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["MetricAnswer"][];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  store: {
+    parameters: {
+      query?: never;
+      header?: never;
+      path: {
+        store: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["StoreAnswer"];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  runs: {
+    parameters: {
+      query?: never;
+      header?: never;
+      path: {
+        store: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Page_RunsRow_"];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  run: {
+    parameters: {
+      query?: never;
+      header?: never;
+      path: {
+        store: string;
+        run: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["RunAnswer"];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  episodes: {
+    parameters: {
+      query?: {
+        run?: string | null;
+        outcome?: ("success" | "failure" | "unknown") | null;
+        task?: string | null;
+        date?: string | null;
+        /** @description Part of the name. */
+        name?: string | null;
+        /** @description Part of the instruction. */
+        instruction?: string | null;
+        /** @description Part of the name, instruction, task or run. */
+        text?: string | null;
+        /** @description SQL condition on table `episodes`. */
+        where?: string | null;
+        order?: "name" | "date" | "outcome" | "task" | "keyframes" | "committed";
+        descending?: boolean;
+        limit?: number;
+        offset?: number;
+      };
+      header?: never;
+      path: {
+        store: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Page_EpisodesRow_"];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  queries: {
+    parameters: {
+      query?: never;
+      header?: never;
+      path: {
+        store: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["NamedAnswer"][];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  query: {
+    parameters: {
+      query?: {
+        format?: ("json" | "ndjson" | "csv" | "arrow" | "parquet") | null;
+      };
+      header?: never;
+      path: {
+        store: string;
+        name: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["SqlAnswer"];
+          "application/x-ndjson": string;
+          "text/csv": string;
+          "application/vnd.apache.arrow.stream": string;
+          "application/vnd.apache.parquet": string;
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  sql: {
+    parameters: {
+      query?: {
+        format?: ("json" | "ndjson" | "csv" | "arrow" | "parquet") | null;
+      };
+      header?: never;
+      path: {
+        store: string;
+      };
+      cookie?: never;
+    };
+    requestBody: {
+      content: {
+        "application/json": components["schemas"]["SqlQuestion"];
+      };
+    };
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["SqlAnswer"];
+          "application/x-ndjson": string;
+          "text/csv": string;
+          "application/vnd.apache.arrow.stream": string;
+          "application/vnd.apache.parquet": string;
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  comparison: {
+    parameters: {
+      query: {
+        /** @description Column of `episodes` with two values. */
+        by?: ("outcome" | "task" | "date" | "instruction" | "run") | null;
+        /** @description SQL condition, instead of `by`. */
+        a?: string | null;
+        /** @description SQL condition, instead of `by`. */
+        b?: string | null;
+        /** @description SQL condition for both groups. */
+        where?: string | null;
+        metric: string;
+        phase?: string | null;
+        camera?: string | null;
+        /** @description A stored query group. */
+        query?: string | null;
+        step?: number | "last";
+        reduce?: "mean" | "max";
+        window?: number | null;
+        /** @description What keyframes of episodes of different lengths have in common. */
+        align?: "none" | "time" | "progress";
+        permutations?: number;
+        bootstraps?: number;
+        alpha?: number;
+        seed?: number;
+      };
+      header?: never;
+      path: {
+        store: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["CompareAnswer"];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  difference: {
+    parameters: {
+      query: {
+        /** @description Column of `episodes` with two values. */
+        by?: ("outcome" | "task" | "date" | "instruction" | "run") | null;
+        /** @description SQL condition, instead of `by`. */
+        a?: string | null;
+        /** @description SQL condition, instead of `by`. */
+        b?: string | null;
+        /** @description SQL condition for both groups. */
+        where?: string | null;
+        phase: string;
+        camera: string;
+        layer: number;
+        /** @description A head, or the mean over heads. */
+        head?: number | "mean";
+        /** @description Denoising step, negative ones from the end. By default the last; of decode the first, which every keyframe has. */
+        step?: number | null;
+        reduce?: "max" | "mean";
+        query?: string | null;
+        /** @description Points of normalised time, 0 to 1. */
+        moments?: number;
+        format?: ("npy" | "json") | null;
+      };
+      header?: never;
+      path: {
+        store: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["ArrayAnswer"];
+          "application/x-npy": string;
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  file: {
+    parameters: {
+      query?: never;
+      header?: never;
+      path: {
+        store: string;
+        path: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/octet-stream": string;
+          "application/json": unknown;
+        };
+      };
+      /** @description A part of the file, as header Range asked for */
+      206: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content?: never;
+      };
+      /** @description The range lies outside the file */
+      416: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content?: never;
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  file_head: {
+    parameters: {
+      query?: never;
+      header?: never;
+      path: {
+        store: string;
+        path: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/octet-stream": string;
+          "application/json": unknown;
+        };
+      };
+      /** @description A part of the file, as header Range asked for */
+      206: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content?: never;
+      };
+      /** @description The range lies outside the file */
+      416: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content?: never;
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  attention: {
+    parameters: {
+      query: {
+        /** @description The episode's `version`. If it is the current one, the answer may be kept for ever. */
+        v?: string | null;
+        /** @description prefix, suffix, ... */
+        phase: string;
+        /** @description An index (its dimension is dropped), indices `0,3,5`, a range `0:8`, or nothing for all. Negative ones count from the end. */
+        keyframe?: string | null;
+        /** @description Frame of the recording, instead of keyframe. */
+        frame?: number | null;
+        /** @description An index (its dimension is dropped), indices `0,3,5`, a range `0:8`, or nothing for all. Negative ones count from the end. */
+        step?: string | null;
+        /** @description An index (its dimension is dropped), indices `0,3,5`, a range `0:8`, or nothing for all. Negative ones count from the end. */
+        layer?: string | null;
+        /** @description An index (its dimension is dropped), indices `0,3,5`, a range `0:8`, or nothing for all. Negative ones count from the end. */
+        head?: string | null;
+        /** @description A group of tokens: a kind (`text`, `image`, `action`), a role (`task`, `state`), a span (`image:hand_camera`), a word (`word:cube`), a range in one (`action:0:5`), or indices. */
+        query?: string | null;
+        /** @description A group of tokens: a kind (`text`, `image`, `action`), a role (`task`, `state`), a span (`image:hand_camera`), a word (`word:cube`), a range in one (`action:0:5`), or indices. */
+        key?: string | null;
+        /** @description Instead of Accept. */
+        format?: ("npy" | "json") | null;
+      };
+      header?: never;
+      path: {
+        store: string;
+        run: string;
+        episode: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["ArrayAnswer"];
+          "application/x-npy": string;
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  maps: {
+    parameters: {
+      query: {
+        /** @description The episode's `version`. If it is the current one, the answer may be kept for ever. */
+        v?: string | null;
+        phase: string;
+        camera: string;
+        /** @description An index (its dimension is dropped), indices `0,3,5`, a range `0:8`, or nothing for all. Negative ones count from the end. */
+        layer?: string | null;
+        /** @description As for attention; `active` is the head whose map, as it is asked for here, varies most: at the keyframe or, without one, over the episode; `mean` is the mean of all. */
+        head?: string | null;
+        /** @description Denoising step, negative ones from the end. By default the last; of decode the first, which every keyframe has. */
+        step?: number | null;
+        /** @description Over the query tokens. */
+        reduce?: "max" | "mean";
+        /** @description An index (its dimension is dropped), indices `0,3,5`, a range `0:8`, or nothing for all. Negative ones count from the end. */
+        keyframe?: string | null;
+        /** @description A group of tokens: a kind (`text`, `image`, `action`), a role (`task`, `state`), a span (`image:hand_camera`), a word (`word:cube`), a range in one (`action:0:5`), or indices. */
+        query?: string | null;
+        /** @description Take attention sinks out. */
+        sink_corrected?: boolean;
+        /** @description What makes a head the active one: the variance of its map over the patches that show image, or (`lab`) over the whole grid, letterbox included. */
+        active?: "image" | "lab";
+        /** @description Instead of Accept. */
+        format?: ("npy" | "json") | null;
+      };
+      header?: never;
+      path: {
+        store: string;
+        run: string;
+        episode: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["ArrayAnswer"];
+          "application/x-npy": string;
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  active_head: {
+    parameters: {
+      query: {
+        /** @description The episode's `version`. If it is the current one, the answer may be kept for ever. */
+        v?: string | null;
+        phase: string;
+        camera: string;
+        layer: number;
+        /** @description Denoising step, negative ones from the end. By default the last; of decode the first, which every keyframe has. */
+        step?: number | null;
+        /** @description Over the query tokens. */
+        reduce?: "max" | "mean";
+        /** @description One keyframe; else over the episode. */
+        keyframe?: number | null;
+        /** @description A group of tokens: a kind (`text`, `image`, `action`), a role (`task`, `state`), a span (`image:hand_camera`), a word (`word:cube`), a range in one (`action:0:5`), or indices. */
+        query?: string | null;
+        /** @description Take attention sinks out. */
+        sink_corrected?: boolean;
+        /** @description What makes a head the active one: the variance of its map over the patches that show image, or (`lab`) over the whole grid, letterbox included. */
+        active?: "image" | "lab";
+      };
+      header?: never;
+      path: {
+        store: string;
+        run: string;
+        episode: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["ActiveHead"];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  episode: {
+    parameters: {
+      query?: {
+        /** @description The episode's `version`. If it is the current one, the answer may be kept for ever. */
+        v?: string | null;
+      };
+      header?: never;
+      path: {
+        store: string;
+        run: string;
+        episode: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["EpisodeAnswer"];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  frame: {
+    parameters: {
+      query?: {
+        /** @description The episode's `version`. If it is the current one, the answer may be kept for ever. */
+        v?: string | null;
+      };
+      header?: never;
+      path: {
+        keyframe: number;
+        camera: string;
+        store: string;
+        run: string;
+        episode: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "image/jpeg": string;
+          "image/png": string;
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  matrix: {
+    parameters: {
+      query: {
+        /** @description The episode's `version`. If it is the current one, the answer may be kept for ever. */
+        v?: string | null;
+        phase: string;
+        camera: string;
+        /** @description A stored query group. */
+        query?: string | null;
+        /** @description Denoising step, negative ones from the end. By default the last; of decode the first, which every keyframe has. */
+        step?: number | null;
+        /** @description One keyframe; else over the episode. */
+        keyframe?: number | null;
+        /** @description Over the keyframes. */
+        reduce?: "mean" | "max";
+      };
+      header?: never;
+      path: {
+        metric: string;
+        store: string;
+        run: string;
+        episode: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Matrix"];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  trace: {
+    parameters: {
+      query: {
+        /** @description The episode's `version`. If it is the current one, the answer may be kept for ever. */
+        v?: string | null;
+        phase: string;
+        camera: string;
+        /** @description A stored query group. */
+        query?: string | null;
+        /** @description Denoising step, negative ones from the end. By default the last; of decode the first, which every keyframe has. */
+        step?: number | null;
+        layer: number;
+        /** @description `all`: a trace each. */
+        head?: number | ("active" | "all");
+      };
+      header?: never;
+      path: {
+        metric: string;
+        store: string;
+        run: string;
+        episode: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Trace"];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  keyframes: {
+    parameters: {
+      query?: {
+        /** @description The episode's `version`. If it is the current one, the answer may be kept for ever. */
+        v?: string | null;
+        limit?: number;
+        offset?: number;
+        keyframe?: number | null;
+      };
+      header?: never;
+      path: {
+        store: string;
+        run: string;
+        episode: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Page_KeyframesRow_"];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  tokens: {
+    parameters: {
+      query?: {
+        /** @description The episode's `version`. If it is the current one, the answer may be kept for ever. */
+        v?: string | null;
+        limit?: number;
+        offset?: number;
+        phase?: string | null;
+        keyframe?: number | null;
+        axis?: ("query" | "key" | "step") | null;
+      };
+      header?: never;
+      path: {
+        store: string;
+        run: string;
+        episode: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Page_TokensRow_"];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  spans: {
+    parameters: {
+      query?: {
+        /** @description The episode's `version`. If it is the current one, the answer may be kept for ever. */
+        v?: string | null;
+        limit?: number;
+        offset?: number;
+        phase?: string | null;
+        keyframe?: number | null;
+        axis?: ("query" | "key" | "step") | null;
+      };
+      header?: never;
+      path: {
+        store: string;
+        run: string;
+        episode: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Page_SpansRow_"];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  sinks: {
+    parameters: {
+      query?: {
+        /** @description The episode's `version`. If it is the current one, the answer may be kept for ever. */
+        v?: string | null;
+        limit?: number;
+        offset?: number;
+        phase?: string | null;
+      };
+      header?: never;
+      path: {
+        store: string;
+        run: string;
+        episode: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Page_SinksRow_"];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+}
