@@ -622,8 +622,8 @@ export interface components {
       date: string | null;
       /** @description frames per second of the recording; NULL if not recorded (1/s) */
       rate: number | null;
-      /** @description length of the recording (frames) */
-      frames: number;
+      /** @description length of the recording; NULL if not recorded (frames) */
+      frames: number | null;
       /** @description frames at which the policy was evaluated */
       keyframes: number;
       /** @description stored precision: float16 or log8 */
@@ -872,8 +872,8 @@ export interface components {
       semantics: number;
       /** @description JSON of what does not change numbers: code, host, versions */
       provenance: string;
-      /** @description when the run was first recorded (UTC) */
-      created: string;
+      /** @description when the run was first recorded; NULL if its file does not say (UTC) */
+      created: string | null;
     };
     SinksRow: {
       /** @description id of the run */

@@ -46,7 +46,12 @@ _TABLES = (
             Column("options", _S, "JSON of further options that change numbers"),
             Column("semantics", _I16, "version of the definitions of the numbers"),
             Column("provenance", _S, "JSON of what does not change numbers: code, host, versions"),
-            Column("created", _TIME, "when the run was first recorded", "UTC"),
+            Column(
+                "created",
+                _TIME,
+                "when the run was first recorded; NULL if its file does not say",
+                "UTC",
+            ),
         ),
     ),
     Table(
@@ -61,7 +66,7 @@ _TABLES = (
             Column("task", _S, "the dataset's task name; NULL if it has none"),
             Column("date", _S, "the dataset's date; NULL if it has none"),
             Column("rate", _F64, "frames per second of the recording; NULL if not recorded", "1/s"),
-            Column("frames", _I32, "length of the recording", "frames"),
+            Column("frames", _I32, "length of the recording; NULL if not recorded", "frames"),
             Column("keyframes", _I32, "frames at which the policy was evaluated"),
             Column("precision", _S, "stored precision: float16 or log8"),
             Column("revision", _I32, "revision of the base part"),
