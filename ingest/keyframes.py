@@ -11,6 +11,7 @@ from attnstore.store.format.axes import split_path
 from attnstore.store.format.episode import EpisodeSpec, PhaseSpec
 from attnstore.store.format.geometry import Geometry
 from attnstore.store.format.tokens import AlignedAxis, TokenLayout
+from attnstore.store.json_text import json_value
 
 from .datasets.base import EpisodeInfo, Frame
 from .encoders import all_layouts, all_shapes
@@ -105,7 +106,7 @@ def describe_episode(
         date=info.date,
         rate=info.rate,
         total_frames=info.frames,
-        attributes=dict(info.attributes),
+        attributes=json_value(info.attributes),
     )
     steps = [s.steps for s in policy.phases.values() if s.steps is not None]
     kept = steps[0] if steps and policy.denoiser_steps else None

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 
 def parse_json(data: bytes) -> Any:
@@ -31,6 +35,31 @@ def parse_json(data: bytes) -> Any:
         return json.loads(data, object_pairs_hook=_once)
     except RecursionError:
         raise ValueError("brackets nest too deep") from None
+
+
+def json_value(value: Any) -> Any:
+    """Return what is nearest to a value in JSON: None for NaN, a text for what JSON has no word for.
+
+    Examples
+    --------
+    >>> json_value({"rate": float("nan"), 3: (np.float32(0.5), b"robot")})
+    {'rate': None, '3': [0.5, 'robot']}
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, list | tuple):
+        return [json_value(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): json_value(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()  # half a surrogate pair
+    if value is None or isinstance(value, int | float):
+        return value
+    return str(value)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ prefix, suffix and decode, and a second run of the store has more steps than the
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
+from PIL import Image
 from playwright.sync_api import Browser, expect
 from service_fixtures import TOKEN, Server, start, stop
 from store_fixtures import CAMERAS, SOURCE, write_episode
@@ -36,6 +38,7 @@ from attnstore.query.objects.role_lift import role_lifts
 from attnstore.query.sql.chosen import choose
 from attnstore.query.sql.named import named_query
 from attnstore.render import render_images, render_videos
+from attnstore.render.picture import colormap, heatmap
 from attnstore.render.picture.track import LayerMaps
 from attnstore.render.report.document import Table
 from attnstore.render.report.looking import heads as heads_section
@@ -324,17 +327,54 @@ def test_the_viewer(
     reduce: Reduction, query: str,
 ) -> None:  # fmt: skip
     oracle = oracles[0]
+    named = [query] if query else []
     page = browser.new_page()
     page.goto(
         f"{server.url}/?token={TOKEN}#store=s&run={run}&episode={oracle.episode.id}"
         f"&phase={phase}&layer=1&reduce={reduce}&query={query}"
     )
     for number, camera in enumerate(CAMERAS):
-        head = oracle.heads("image", phase, camera, reduce, *([query] if query else []))[1]
+        head = oracle.heads("image", phase, camera, reduce, *named)[1]
         label = page.locator(".pane .quiet", has_text="L01").nth(number)
         expect(label).to_contain_text(f"L01 H{head:02d} (active)", timeout=20_000)
         assert "variance on the image" in (label.get_attribute("title") or "")
+    page.get_by_label("Active by").select_option("lab")
+    for number, camera in enumerate(CAMERAS):
+        head = oracle.heads("lab", phase, camera, reduce, *named)[1]
+        label = page.locator(".pane .quiet", has_text="L01").nth(number)
+        expect(label).to_have_attribute("title", re.compile("padding included"), timeout=20_000)
+        expect(label).to_contain_text(f"L01 H{head:02d} (active)")
+    expect(page).to_have_url(re.compile("active=lab"))
     page.close()
+
+
+@pytest.mark.parametrize("active", ["image", "lab"])
+def test_a_rerun_recording(
+    store: Store, episodes: list[Episode], oracles: list[Oracle], tmp_path: Path, active: Active
+) -> None:
+    from rerun.chunk import RrdReader
+
+    file = tmp_path / "one.rrd"
+    arguments = ["export", "rerun", str(store.paths.root), "--run", episodes[0].run]
+    arguments += ["--episode", episodes[0].name, "--phase", "prefix", "--reduce", "mean"]
+    result = CliRunner().invoke(cli, [*arguments, "--active", active, "--out", str(file)])
+    assert result.exit_code == 0, result.output
+    found = {}
+    for chunk in RrdReader(file).stream().to_chunks():
+        name = chunk.entity_path.removeprefix("/")
+        if "/heat/" in name:
+            found.setdefault(name, []).extend(chunk.to_record_batch().to_pylist())
+    for camera in CAMERAS:
+        for layer, head in enumerate(oracles[0].heads(active, "prefix", camera, "mean")):
+            maps = episodes[0].maps("prefix", camera, layer=layer, head=head, reduce="mean")
+            geometry = episodes[0].geometry(camera)
+            top = np.nanmax(maps[:, geometry.coverage() > 0])
+            rows = found[f"camera/{camera}/heat/prefix/L{layer:02d}"]
+            for row in rows:
+                (blob,) = row["EncodedImage:blob"]
+                shown = np.asarray(Image.open(io.BytesIO(bytes(blob))), int)
+                heat = heatmap.sampler(geometry).draw(maps[row["keyframe"]])
+                assert np.abs(shown - colormap.levels(heat, 0, top)).max() <= 1
 
 
 def test_pictures_are_drawn_where_a_camera_is_missing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import shutil
@@ -31,6 +32,7 @@ from lerobot_fixture_datasets import (
     write_v30,
     write_video,
 )
+from PIL import Image
 
 from attnstore.ingest.datasets.lerobot.dataset import LeRobotDataset
 from attnstore.ingest.datasets.lerobot.outcome import read_outcomes
@@ -442,6 +444,53 @@ class TestImageCells:
         with pytest.raises(EpisodeError, match="frame 2 has no image"):
             list(dataset.frames("episode_000000", [2]))
         assert len(list(dataset.frames("episode_000001", [2]))) == 1
+
+    @pytest.mark.parametrize(
+        ("damage", "said"),
+        [
+            (lambda _: None, f"frame 11 has no image: {WRIST} of frame 11"),
+            (lambda cell: {"bytes": None, "path": None}, "frame 11 has no image"),
+            (
+                lambda cell: {"bytes": cell["bytes"][:-9], "path": None},
+                "frame 11 in .* is not a comp",
+            ),
+            (lambda cell: {"bytes": b"", "path": None}, "frame 11 in .* is not a complete image"),
+            (
+                lambda cell: {"bytes": png(np.zeros((8, 9, 3), np.uint8)), "path": None},
+                "is 9x8 at frame 11, 64x48 before",
+            ),
+        ],
+    )
+    def test_a_hole_where_no_keyframe_is(
+        self, roots: Any, tmp_path: Path, damage: Callable[[Any], Any], said: str
+    ) -> None:
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        root = self.cells(
+            roots["v3.0", True],
+            tmp_path,
+            lambda c: pa.array([*c[:11], damage(c[11]), *c[12:]], kind),
+        )
+        dataset = LeRobotDataset(root)
+        with pytest.raises(EpisodeError, match=said):
+            dataset.info("episode_000000")
+        assert dataset.info("episode_000001").frames == LENGTHS[1]
+
+    def test_a_turned_picture_has_its_turned_size(self, roots: Any, tmp_path: Path) -> None:
+        def turned(cells: list[Any]) -> Any:
+            rgb = Content().picture(0, WRIST, 11).transpose(1, 0, 2)
+            stored = io.BytesIO()
+            exif = Image.Exif()
+            exif[0x0112] = 6
+            Image.fromarray(rgb).save(stored, "PNG", exif=exif)
+            return pa.array(
+                [c["bytes"] if i != 11 else stored.getvalue() for i, c in enumerate(cells)]
+            )
+
+        root = self.cells(roots["v3.0", True], tmp_path, turned)
+        dataset = LeRobotDataset(root, cameras=["wrist"])
+        assert dataset.info("episode_000000").frames == LENGTHS[0]
+        (frame,) = dataset.frames("episode_000000", [11])
+        assert frame.cameras[0].rgb.shape == (48, 64, 3)
 
 
 @pytest.fixture

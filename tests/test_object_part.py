@@ -398,14 +398,38 @@ def test_command_on_one_episode(store: Store, dataset: Path) -> None:
     assert [(e["status"], e["revision"]) for e in events] == [("committed", 2)]
 
 
-def test_command_projects_the_gripper_where_it_can(store: Store, dataset: Path) -> None:
+def test_a_source_that_the_dataset_does_not_have_is_left_out(store: Store, dataset: Path) -> None:
     result, events = run(store, dataset)
-    expected = {
-        (name, s) for name in NAMES for s in (("detector", "committed"), ("gripper", "failed"))
-    }
-    assert {(e["name"], (e["source"], e["status"])) for e in events} == expected
-    assert "calibration.json and trajectory.h5 are missing" in str(result.exception)
+    assert result.exit_code == 0, result.output
+    found = {(e["name"], e["source"], e["status"]) for e in events}
+    assert found == {(name, "detector", "committed") for name in NAMES}
+    assert "gripper: left out, no episode has calibration.json" in result.stderr
+    # asked for, it is missing
+    result, _ = run(store, dataset, "--source", "gripper")
     assert isinstance(result.exception, PartialError)
+    assert "calibration.json and trajectory.h5 are missing" in str(result.exception)
+
+
+def test_what_one_episode_has_the_others_lack(store: Store, dataset: Path) -> None:
+    (dataset / NAMES[0] / "calibration.json").write_text("{}")
+    result, events = run(store, dataset)
+    assert {(e["name"], e["source"], e["status"]) for e in events} == {
+        (name, *of) for name in NAMES for of in (("detector", "committed"), ("gripper", "failed"))
+    }
+    assert f"{NAMES[0]}: gripper: the gripper cannot be projected: trajectory.h5" in str(
+        result.exception
+    )
+    assert f"{NAMES[1]}: gripper: the gripper cannot be projected: calibration.json and" in str(
+        result.exception
+    )
+
+
+def test_a_dataset_without_masks_says_what_to_give(store: Store, dataset: Path) -> None:
+    for name in NAMES:
+        (dataset / name / "dinox_info.json").unlink()
+    result, _ = run(store, dataset)
+    assert isinstance(result.exception, NotFoundError)
+    assert "dinox_info.json or coco_masks.json, or calibration.json" in str(result.exception)
 
 
 def test_command_refusals(store: Store, dataset: Path, tmp_path: Path) -> None:
@@ -422,6 +446,10 @@ def test_command_refusals(store: Store, dataset: Path, tmp_path: Path) -> None:
     assert isinstance(result.exception, NotFoundError)
     result, _ = run(store, dataset, "--threshold", "0")
     assert result.exit_code == 2
+    for option in ("--threshold", "--tool-offset"):
+        result, _ = run(store, dataset, option, "nan")
+        assert isinstance(result.exception, UsageError), result.output
+        assert f"{option} takes a finite number; got 'nan'" in str(result.exception)
 
 
 def test_a_real_policy_on_the_sample(checkpoint: Path, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from attnstore.store.commits.run import save_run
 from attnstore.store.commits.writer import EpisodeWriter
 from attnstore.store.errors import AttnstoreError, SelectionError, UsageError
 from attnstore.store.opening import create_store
+from attnstore.store.rules import Active
 
 NAME = "success/2025-01-01/2025-01-01_10-00-00"
 CAMERA = CAMERAS[0]
@@ -176,6 +177,30 @@ def test_by_default_it_is_a_webm(a: Episode, b: Episode, tmp_path: Path) -> None
 
 def pair_of(scene: PairScene) -> Pair:
     return scene.load(LAYER, None)
+
+
+@pytest.mark.parametrize("active", ["image", "lab"])
+def test_the_head_is_active_by_the_rule_that_is_asked(
+    a: Episode, b: Episode, active: Active
+) -> None:
+    drawing = Drawing("prefix", "mean", None)
+    scene = PairScene(a, b, drawing, diff_episodes(a, b, reduce="mean"), LOOK, active)
+    heads = [{c: int(h[0]) for c, h in scene.load(n, None).tracks[0].heads.items()} for n in (0, 1)]
+    expected = []
+    for layer in (0, 1):
+        maps = {c: a.maps("prefix", c, layer=layer, reduce="mean").astype(float) for c in CAMERAS}
+        weights = {c: a.geometry(c).coverage() for c in CAMERAS}
+        if active == "lab":
+            weights = {c: np.ones_like(w) for c, w in weights.items()}
+        expected.append({c: most_varied(maps[c], weights[c]) for c in CAMERAS})
+    assert heads == expected
+
+
+def most_varied(maps: NDArray[Any], weight: NDArray[Any]) -> int:
+    """Head whose map, (keyframe, head, row, col), varies most over the keyframes."""
+    mean = (maps * weight).sum((-2, -1)) / weight.sum()
+    square = (maps**2 * weight).sum((-2, -1)) / weight.sum()
+    return int((square - mean**2).mean(0).argmax())
 
 
 @pytest.mark.parametrize("reduce", ["max", "mean"])

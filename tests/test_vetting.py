@@ -26,7 +26,7 @@ from attnstore.store.catalog import connect
 from attnstore.store.catalog.rows import run_row
 from attnstore.store.commits import StorePaths, all_commits
 from attnstore.store.commits.entry import commit_of, facts
-from attnstore.store.commits.files import parse_json
+from attnstore.store.commits.files import parse_json, to_json
 from attnstore.store.commits.part import Part
 from attnstore.store.commits.run import load_run, run_ids
 from attnstore.store.commits.verify import verify
@@ -230,7 +230,7 @@ def test_json_of_anything(data: bytes) -> None:
         value = parse_json(data, "x")
     except IntegrityError:
         return
-    json.dumps(value, ensure_ascii=False).encode()  # can be written again
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # can be written again
     assert value == json.loads(data)
 
 
@@ -243,6 +243,14 @@ def test_json_has_a_depth() -> None:
         parse_json(nested(66), "x")
     with pytest.raises(IntegrityError, match="not JSON"):
         parse_json(b'{"a": "\\ud800"}', "x")
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e999", "[[-1E+400]]"])
+def test_json_has_no_number_that_is_not_finite(text: str) -> None:
+    with pytest.raises(IntegrityError, match="x: not JSON"):
+        parse_json(f'{{"a": {text}}}'.encode(), "x")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        to_json({"a": json.loads(text)})
 
 
 CHUNK = "attention.zarr/prefix/attention"

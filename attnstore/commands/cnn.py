@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -14,6 +15,7 @@ from attnstore.store.errors import UsageError
 
 from .options import (
     EpisodeChoice,
+    FiniteNumber,
     NumberList,
     StoreGroup,
     add_options,
@@ -44,11 +46,18 @@ def cnn() -> None:
 
 def _values(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
     try:
-        return None if value is None else tuple(float(v) for v in value.split(","))
+        return None if value is None else tuple(_finite(v) for v in value.split(","))
     except ValueError:
         raise click.BadParameter(
             f"numbers such as 0.485,0.456,0.406 are expected; got {value!r}"
         ) from None
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,19 +232,19 @@ def layers(network: NetworkChoice, as_json: bool) -> None:
               metavar="PIXELS", help="Of the image that is made.")  # fmt: skip
 @click.option("--iterations", type=click.IntRange(min=1), default=100, show_default=True,
               help="Steps of the ascent.")  # fmt: skip
-@click.option("--rate", type=float, default=0.1, show_default=True,
+@click.option("--rate", type=FiniteNumber(), default=0.1, show_default=True,
               help="RMS of a step, in the network's units (standard deviations of pixels).")  # fmt: skip
-@click.option("--blur", type=click.FloatRange(min=0), default=0.5, show_default=True,
+@click.option("--blur", type=FiniteNumber(min=0), default=0.5, show_default=True,
               metavar="PIXELS", help="Gaussian blur of the image; 0: none.")  # fmt: skip
 @click.option("--blur-every", type=click.IntRange(min=1), default=4, show_default=True,
               metavar="ITERATIONS", help="Iterations from one blur to the next.")  # fmt: skip
-@click.option("--clip", type=click.FloatRange(min=0), default=0.0, show_default=True,
+@click.option("--clip", type=FiniteNumber(min=0), default=0.0, show_default=True,
               metavar="RMS", help="Limit of a pixel's gradient, in RMS of the gradient; 0: none.")  # fmt: skip
-@click.option("--decay", type=click.FloatRange(0, 1, max_open=True), default=0.005,
+@click.option("--decay", type=FiniteNumber(0, 1, max_open=True), default=0.005,
               show_default=True, help="L2 decay: share of the image lost at an iteration.")  # fmt: skip
 @click.option("--jitter", type=click.IntRange(min=0), default=4, show_default=True,
               metavar="PIXELS", help="The image is rolled by up to this, and back.")  # fmt: skip
-@click.option("--noise", type=click.FloatRange(min=0), default=0.1, show_default=True,
+@click.option("--noise", type=FiniteNumber(min=0), default=0.1, show_default=True,
               help="Standard deviation of the start.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Of the start and of the jitter.")  # fmt: skip

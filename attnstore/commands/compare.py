@@ -12,10 +12,12 @@ from attnstore.store.errors import NotFoundError, UsageError
 from .compare_text import Form, print_comparison, print_divergence, write_rows
 from .options import (
     EpisodeChoice,
+    FiniteNumber,
     OutputPath,
     StepNumber,
     StoreGroup,
     StoreName,
+    active_option,
     add_options,
     episode_options,
     json_option,
@@ -27,6 +29,7 @@ from .output import console, say, say_written
 
 if TYPE_CHECKING:
     from attnstore.query import Store
+    from attnstore.store.rules import Active
 
 PICTURES = (".png", ".jpg", ".webp")
 Step = int | Literal["last", "all"]
@@ -143,7 +146,7 @@ _PRINTED = (
 )
 @click.option(
     "--alpha",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=FiniteNumber(0, 1, min_open=True, max_open=True),
     default=0.05,
     show_default=True,
     help="False discovery rate.",
@@ -249,6 +252,7 @@ def _form(as_json: bool, as_csv: bool) -> Form:
     type=OutputPath(directory=True),
     help="Draw both runs' overlays side by side, a video for every layer.",
 )
+@active_option
 def runs(
     store: StoreName,
     run_a: str,
@@ -264,6 +268,7 @@ def runs(
     as_csv: bool,
     out: Path | None,
     videos: Path | None,
+    active: Active,
 ) -> None:
     """Say how far apart two runs' maps of the same frames are.
 
@@ -282,6 +287,8 @@ def runs(
         raise UsageError("compare runs names both runs as arguments: it takes no --run")
     if layers is not None and videos is None:
         raise UsageError("--layers goes with --videos; the table has every layer")
+    if active != "image" and videos is None:
+        raise UsageError("--active goes with --videos; the table has every head")
     if videos is not None and step == "all":
         raise UsageError("--videos draws one step: give --step last or a number")
     if videos is not None and query is not None:
@@ -319,7 +326,7 @@ def runs(
             written = render_side_by_side(
                 a, b, videos, layers=None if layers is None else list(layers),
                 phase=phase or default_phase(a, b), reduce="mean", cameras=cameras,
-                step=None if step is None else int(step),
+                step=None if step is None else int(step), active=active,
             )  # fmt: skip
         say_written(written, videos, a.name, False)
 

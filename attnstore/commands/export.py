@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +15,7 @@ from .options import (
     OutputPath,
     StoreGroup,
     StoreName,
+    active_option,
     cameras_option,
     episode_options,
     json_option,
@@ -23,6 +25,9 @@ from .options import (
     store_to_read,
 )
 from .output import print_json, say, size_text
+
+if TYPE_CHECKING:
+    from attnstore.store.rules import Active
 
 
 @click.group(cls=StoreGroup)
@@ -105,6 +110,7 @@ def lerobot(
               help="Of maps, over the query tokens.")  # fmt: skip
 @click.option("--all-steps", is_flag=True,
               help="Heat and maps of every step, and not only of the one that pictures show.")  # fmt: skip
+@active_option
 @click.option("--cmap", default="inferno", show_default=True, help="Colour map of the heat.")
 @click.option("--scale", metavar="frame|video|LOW:HIGH", default="video", show_default=True,
               help="Ends of the colours: per keyframe, one for all, or fixed.")  # fmt: skip
@@ -112,7 +118,7 @@ def lerobot(
 def rerun(
     store: StoreName, out: Path, episodes: EpisodeChoice, layers: tuple[int, ...] | None,
     phases: tuple[str, ...], cameras: tuple[str, ...], metrics: tuple[str, ...], reduce: str,
-    all_steps: bool, cmap: str, scale: str, as_json: bool,
+    all_steps: bool, active: Active, cmap: str, scale: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Write an episode as a recording for Rerun: images, heat, maps, metrics and actions.
 
@@ -131,7 +137,7 @@ def rerun(
     what = Recorded(
         phases or None, cameras or None, None if layers is None else list(layers), metrics,
         reduce,  # type: ignore[arg-type]  # click checked it
-        all_steps, cmap, ColorScale.parse(scale),
+        all_steps, cmap, ColorScale.parse(scale), active,
     )  # fmt: skip
     write_recording(episodes.open_one(open_for_reading(store)), out, what)
     size = out.stat().st_size

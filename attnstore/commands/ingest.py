@@ -13,6 +13,7 @@ import click
 from attnstore.store.errors import AttnstoreError, UsageError
 
 from .options import (
+    FiniteNumber,
     StoreCommand,
     StoreGroup,
     adapter_options,
@@ -286,7 +287,7 @@ def droid(
 )
 @click.option(
     "--tolerance",
-    type=float,
+    type=FiniteNumber(),
     default=1e-4,
     show_default=True,
     help="Seconds that a video frame may be off its row's time.",

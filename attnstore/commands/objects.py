@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attnstore.store.errors import ConflictError, EpisodeError, PartialError, SelectionError
+from attnstore.store.errors import (
+    ConflictError,
+    EpisodeError,
+    NotFoundError,
+    PartialError,
+    SelectionError,
+)
 
 from .options import (
     EpisodeChoice,
+    FiniteNumber,
     StoreGroup,
     episode_options,
     json_option,
@@ -42,16 +49,16 @@ def objects() -> None:
               help="Camera whose masks they are.  [default: hand_camera, or the only one]")  # fmt: skip
 @click.option("--source", "sources", type=click.Choice(SOURCES), multiple=True,
               help="Masks of a detector, or the gripper projected from the recorded pose.  "
-                   "[default: both]")  # fmt: skip
+                   "[default: those that the dataset has]")  # fmt: skip
 @episode_options
 @phases_option
-@click.option("--threshold", type=click.FloatRange(0, 1, min_open=True), default=0.3,
+@click.option("--threshold", type=FiniteNumber(0, 1, min_open=True), default=0.3,
               show_default=True, help="Share of a map's maximum that counts as bright, for iou.")  # fmt: skip
 @click.option("--within", type=click.IntRange(min=0), default=0, show_default=True, metavar="FRAMES",
               help="A keyframe without masks takes those of the nearest frame this close.")  # fmt: skip
 @click.option("--tier", type=click.Choice(["maps", "full"]), default="maps", show_default=True,
               help="Read the overview maps (within 0.05 %), or all weights at the run's precision.")  # fmt: skip
-@click.option("--tool-offset", type=float, default=0.0, show_default=True, metavar="METRES",
+@click.option("--tool-offset", type=FiniteNumber(), default=0.0, show_default=True, metavar="METRES",
               help="From the recorded pose to the fingertips along its z; about 0.15 if the wrist "
                    "was recorded, as DROID's robots do.")  # fmt: skip
 @click.option("--redo", is_flag=True, help="Compute what is there with the same inputs, too.")
@@ -68,8 +75,9 @@ def add(
     """Compare maps of attention with masks of objects, and commit the numbers.
 
     Adds the tables object_stats and object_masks, one part per source, camera and parameters.
-    What is there already with the same inputs is skipped, so the same command resumes. Episodes
-    without masks are named, the others go on, and the exit code is then 5.
+    What is there already with the same inputs is skipped, so the same command resumes. A source of
+    which the dataset has no file is left out, and that is said. Episodes that lack what others have
+    are named, the others go on, and the exit code is then 5.
 
     The gripper is a proxy of three boxes: look at the pictures of --out before you trust it.
 
@@ -91,7 +99,7 @@ def add(
             source, camera, threshold, within, tier,  # type: ignore[arg-type]  # click's choices
             tool_offset if source == "gripper" else 0.0,
         )
-        for source in dict.fromkeys(sources or SOURCES)
+        for source in dict.fromkeys(sources or _sources(chosen, root, camera))
     ]  # fmt: skip
     done = []
     with console().status("") as status:
@@ -146,6 +154,34 @@ def _camera(episodes: list[Episode], asked: str | None) -> str:
         )
         raise SelectionError(f"{what}; there are: {', '.join(known)}")
     return camera
+
+
+def _sources(episodes: list[Episode], root: Path, camera: str) -> list[str]:
+    """Return the sources of which an episode has a file; say which are left out."""
+    from attnstore.query.objects.options import SOURCES, mask_files
+    from attnstore.query.objects.part import find_episode
+
+    wanted = {source: mask_files(source, Path(), camera) for source in SOURCES}
+    found = set()
+    directories = []
+    for episode in episodes:
+        try:
+            directories.append(find_episode(root, episode.name))
+        except EpisodeError:
+            continue  # named when its turn comes
+    for source in SOURCES:
+        if any(f.is_file() for d in directories for f in mask_files(source, d, camera)):
+            found.add(source)
+    names = {source: " or ".join(f.name for f in files) for source, files in wanted.items()}
+    if directories and not found:
+        raise NotFoundError(
+            f"no episode of {root.name} has masks of {camera}: put beside an episode's recordings "
+            f"{names['detector']}, or {names['gripper']} for the projected gripper"
+        )
+    for source in SOURCES:
+        if found and source not in found:
+            say(f"{source}: left out, no episode has {names[source]}")
+    return [source for source in SOURCES if source in found or not found]
 
 
 def _add_one(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import os
 import re
 import tomllib
@@ -243,6 +244,22 @@ class NumberList(click.ParamType):  # type: ignore[type-arg]  # generic since cl
                 )
             numbers |= set(range(int(ends[1]), int(ends[2] or ends[1]) + 1))
         return tuple(sorted(numbers))
+
+
+class FiniteNumber(click.FloatRange):
+    """A number within limits: click compares NaN with them, and lets it through."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Parse the text."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            raise _mistake(param, f"takes a finite number; got {value!r}")
+        return number
+
+    def _describe_range(self) -> str:
+        return "" if self.min is None and self.max is None else super()._describe_range()
 
 
 class StepNumber(click.ParamType):  # type: ignore[type-arg]  # as above

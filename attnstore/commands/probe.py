@@ -14,6 +14,7 @@ from attnstore.store.errors import UsageError
 
 from .options import (
     EpisodeChoice,
+    FiniteNumber,
     StepNumber,
     StoreGroup,
     active_option,
@@ -119,7 +120,7 @@ _PASS = grouped(
     ),
     click.option(
         "--tolerance",
-        type=click.FloatRange(min=0),
+        type=FiniteNumber(min=0),
         help="How far the base may be from the stored actions, relative to their length.  "
         "[default: by data type]",
     ),
@@ -166,7 +167,7 @@ _MAP = grouped(
     _MAP,
     click.option(
         "--share",
-        type=click.FloatRange(0, 0.5, min_open=True),
+        type=FiniteNumber(0, 0.5, min_open=True),
         default=0.1,
         show_default=True,
         help="Share of each image's pixels that is replaced.",

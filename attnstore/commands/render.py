@@ -15,6 +15,7 @@ from attnstore.store.format.tokens import WORD
 
 from .options import (
     EpisodeChoice,
+    FiniteNumber,
     NumberList,
     StoreGroup,
     StoreName,
@@ -162,7 +163,7 @@ _DRAWING = grouped(
         show_default=True,
         help="Between patches.",
     ),
-    click.option("--alpha", type=click.FloatRange(0, 1), help="Opacity of the strongest heat."),
+    click.option("--alpha", type=FiniteNumber(0, 1), help="Opacity of the strongest heat."),
     click.option(
         "--blend",
         type=click.Choice(["spotlight", "proportional", "constant"]),
@@ -236,7 +237,7 @@ def images(
     type=click.Choice(["vp9", "av1", "h264", "mjpeg"]),
     help="vp9 and av1 in .webm, h264 in .mp4, mjpeg in .avi.  [default: vp9; h264 in Octo's layout]",
 )
-@click.option("--fps", type=click.FloatRange(min=0.1), help="Keyframes a second.")
+@click.option("--fps", type=FiniteNumber(min=0.1), help="Keyframes a second.")
 def videos(
     store: StoreName,
     out: Path,

@@ -15,7 +15,7 @@ import click
 
 from attnstore.store.errors import MissingExtraError, UsageError
 
-from .options import StoreCommand, StoreName, stores_to_read
+from .options import FiniteNumber, StoreCommand, StoreName, stores_to_read
 from .output import console
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ TOKEN = "ATTNSTORE_TOKEN"  # the variable's name
 )
 @click.option(
     "--sql-seconds",
-    type=click.FloatRange(0.1, 3600),
+    type=FiniteNumber(0.1, 3600),
     default=10,
     show_default=True,
     help="Time that an SQL statement may take.",

@@ -14,6 +14,7 @@ from attnstore.store.errors import IntegrityError, UsageError
 
 from .options import (
     EpisodeChoice,
+    FiniteNumber,
     StoreCommand,
     StoreGroup,
     StoreName,
@@ -95,7 +96,7 @@ def verify(store: StoreName, episodes: EpisodeChoice, as_json: bool) -> None:
 @store_to_write
 @click.option(
     "--lease",
-    type=click.FloatRange(min=0),
+    type=FiniteNumber(min=0),
     default=24.0,
     show_default=True,
     metavar="HOURS",

@@ -245,6 +245,8 @@ def read_white_list(file: Path) -> frozenset[int] | None:
     """
     if not file.exists():
         return None
+    if not file.is_file():
+        raise ValueError("not a file")
     raw = read_json(file)
     # JSON's true is an int in Python.
     if not isinstance(raw, list) or any(type(n) is not int or n < 0 for n in raw):

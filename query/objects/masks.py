@@ -133,6 +133,8 @@ class DetectorMasks:
 
     def _array(self, file: Path, where: str) -> Mask:
         name = file.relative_to(self.file.parent).as_posix()
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            raise self._error(f"{where}: {name} is not a file")
         try:
             # Mapped and not loaded: a header that promises terabytes costs nothing.
             array = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -177,6 +179,12 @@ class DetectorMasks:
         return EpisodeError(self.episode, f"{self.file.name}: {reason}")
 
 
+def detector_files(directory: Path, camera: str) -> tuple[Path, Path]:
+    """Files that may hold a camera's detections: in the lab's form, and in COCO's."""
+    suffix = "" if camera == HAND_CAMERA else f"_{camera}"
+    return directory / f"dinox_info{suffix}.json", directory / f"coco_masks{suffix}.json"
+
+
 def open_detector_masks(episode: str, directory: Path, camera: str) -> DetectorMasks:
     """Open the masks of one camera of an episode.
 
@@ -194,11 +202,10 @@ def open_detector_masks(episode: str, directory: Path, camera: str) -> DetectorM
     EpisodeError
         If there are none, or a JSON file is not what it should be.
     """
-    suffix = "" if camera == HAND_CAMERA else f"_{camera}"
     folder = directory / "masks"
-    if suffix:
+    if camera != HAND_CAMERA:
         folder /= camera
-    detector, coco = directory / f"dinox_info{suffix}.json", directory / f"coco_masks{suffix}.json"
+    detector, coco = detector_files(directory, camera)
     file = next((f for f in (detector, coco) if f.is_file()), None)
     if file is None:
         raise EpisodeError(

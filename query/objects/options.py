@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,13 +12,21 @@ from typing import Literal, get_args
 from attnstore.store.errors import UsageError
 
 from .gripper import open_gripper_masks
-from .masks import HAND_CAMERA, MaskSource, open_detector_masks
+from .masks import HAND_CAMERA, MaskSource, detector_files, open_detector_masks
 from .overlap import DEFAULT_THRESHOLD, OBJECT_SEMANTICS
+from .recording import CALIBRATION
 
 Source = Literal["detector", "gripper"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 Tier = Literal["maps", "full"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
+
+
+def mask_files(source: Source, directory: Path, camera: str) -> tuple[Path, ...]:
+    """Files of an episode that say that it has masks of a source; one of them is enough."""
+    if source == "detector":
+        return detector_files(directory, camera)
+    return (directory / CALIBRATION,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,8 @@ class ObjectOptions:
             raise UsageError(f"a tier is one of {', '.join(TIERS)}; got {self.tier!r}")
         if not 0 < self.threshold <= 1:
             raise UsageError(f"the threshold is more than 0 and at most 1; got {self.threshold}")
+        if not math.isfinite(self.tool_offset):
+            raise UsageError(f"the tool offset is finite, in metres; got {self.tool_offset}")
         if self.within < 0:
             raise UsageError(f"within is a number of frames, at least 0; got {self.within}")
 

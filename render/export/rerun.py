@@ -31,6 +31,7 @@ from PIL import Image
 from attnstore.store.errors import MissingExtraError, NotFoundError
 from attnstore.store.image import read_header
 from attnstore.store.reader.episode import Episode, Reduction
+from attnstore.store.rules import Active
 
 from ..picture import colormap, heatmap
 from ..picture.overlay import DEFAULT_ALPHA
@@ -59,6 +60,8 @@ class Recorded:
     """Heat and maps of every step; else of the one that pictures show."""
     cmap: str = colormap.DEFAULT
     scale: ColorScale = SHARED
+    active: Active = "image"
+    """What makes a head the most active one, whose heat is shown: see `attnstore.store.rules`."""
 
 
 def write_recording(episode: Episode, out: Path, what: Recorded | None = None) -> Path:
@@ -200,7 +203,9 @@ class _Writer:
         for step in range(steps or 1) if what.all_steps else (shown,):
             maps = episode.maps(phase, camera, layer=list(layers), step=step, reduce=what.reduce)
             heads = [
-                episode.active_head(phase, camera, layer=n, step=step, reduce=what.reduce)
+                episode.active_head(
+                    phase, camera, layer=n, step=step, reduce=what.reduce, active=what.active
+                )
                 for n in layers
             ]
             active = maps[:, np.arange(len(layers)), heads]

@@ -21,7 +21,7 @@ from attnstore.query.groups.run_diff import diff_episodes
 from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.format.geometry import Geometry
 from attnstore.store.reader.episode import Episode
-from attnstore.store.rules import describe_active
+from attnstore.store.rules import Active, describe_active
 
 from ..picture import heatmap
 from ..picture.drawing import Drawing, Reduction
@@ -51,6 +51,7 @@ def render_side_by_side(
     heads: Literal["active"] | int = "active",
     step: int | None = None,
     reduce: Reduction = "max",
+    active: Active = "image",
     look: Look | None = None,
     codec: str = "vp9",
     fps: float = video.DEFAULT_FPS,
@@ -74,6 +75,8 @@ def render_side_by_side(
         Denoising step, negative from the end; ignored in one-pass phases.
     reduce
         ``max`` or ``mean`` over the query tokens, for the overlays and their divergence.
+    active
+        What makes a head the most active one: see `attnstore.store.rules`.
     codec
         See `attnstore.render.files.video.CODECS`.
     fps
@@ -107,7 +110,7 @@ def render_side_by_side(
         a, b, phase=phase, cameras=None if cameras is None else list(dict.fromkeys(cameras)),
         step="last" if a.steps(phase) is None or step is None else step, reduce=reduce,
     ).squeeze("step")  # fmt: skip
-    scene = PairScene(a, b, drawing, divergence, look or Look())
+    scene = PairScene(a, b, drawing, divergence, look or Look(), active)
     folder = EpisodeFolder.of(out, a.name, a.outcome, a.date)
     workers = pool.default_workers()
     threads = max(1, workers // len(chosen))
@@ -152,12 +155,21 @@ class PairScene:
     ----------
     divergence
         (camera, keyframe, layer, head) of what is drawn; its cameras and frames are drawn.
+    active
+        What makes a head the most active one.
     """
 
     def __init__(
-        self, a: Episode, b: Episode, drawing: Drawing, divergence: xr.DataArray, look: Look
+        self,
+        a: Episode,
+        b: Episode,
+        drawing: Drawing,
+        divergence: xr.DataArray,
+        look: Look,
+        active: Active = "image",
     ) -> None:
         self.episodes = (a, b)
+        self.active = active
         self.drawing = drawing
         self.divergence = divergence
         self.cameras = tuple(str(camera) for camera in divergence["camera"].values)
@@ -193,7 +205,9 @@ class PairScene:
         phase, step = self.drawing.phase, self.drawing.step
         reduce = self.drawing.reduce
         shown = {
-            c: first.active_head(phase, c, layer=layer, step=step, reduce=reduce)
+            c: first.active_head(
+                phase, c, layer=layer, step=step, reduce=reduce, active=self.active
+            )
             if head is None
             else head
             for c in self.cameras
@@ -265,7 +279,7 @@ class PairScene:
             first.outcome,
             describe(first, self.drawing),
             "one scale for both runs",
-            f"most active by {describe_active()}",
+            f"most active by {describe_active(self.active)}",
         ]
         if same_instruction:
             parts.insert(1, short_name(first))

@@ -72,6 +72,21 @@ export function Selection({ e, view, change }) {
         change=${(/** @type {string} */ head) => change({ head })}
       />
       ${
+        view.head === "active" &&
+        html`
+          <${Menu}
+            label="Active by"
+            value=${view.active}
+            title="The head whose map varies most: over the patches that show image, or over the whole grid, padding included"
+            options=${[
+              ["image", "the image"],
+              ["lab", "whole grid (lab)"],
+            ]}
+            change=${(/** @type {any} */ active) => change({ active })}
+          />
+        `
+      }
+      ${
         steps !== null &&
         html`
           <${Slider}

@@ -127,6 +127,7 @@ export const activeHead = (e, view, camera) =>
     layer: view.layer,
     step: stepOf(e, view),
     reduce: view.reduce,
+    active: view.active,
     query: queryOf(e, view),
     sink_corrected: view.sinks || null,
   });

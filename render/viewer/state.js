@@ -17,6 +17,7 @@ export const START = Object.freeze({
   reduce: "max",
   layer: 0,
   head: "active",
+  active: "image",
   step: -1,
   keyframe: 0,
   brush: "",
@@ -44,6 +45,7 @@ export const START = Object.freeze({
 const CHOICES = {
   view: ["look", "compare", "sql"],
   reduce: ["max", "mean"],
+  active: ["image", "lab"],
   matrix: ["episode", "keyframe"],
   cmap: NAMES,
   blend: ["spotlight", "proportional", "constant"],

@@ -65,6 +65,7 @@ export interface View {
   reduce: "max" | "mean";
   layer: number;
   head: string;
+  active: "image" | "lab";
   step: number;
   keyframe: number;
   brush: string;

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import stat
 import uuid
@@ -88,10 +89,11 @@ def parse_json(data: bytes, name: object) -> dict[str, Any]:
     Raises
     ------
     IntegrityError
-        If it is not a JSON object, is nested deeper than `MAX_DEPTH`, or holds half a character.
+        If it is not a JSON object, is nested deeper than `MAX_DEPTH`, or holds half a character or a
+        number that is not finite.
     """
     try:
-        value = json.loads(data.decode())
+        value = json.loads(data.decode(), parse_constant=_no_number, parse_float=_finite)
         # Half a surrogate pair, spelled \ud800: text that nothing can write again.
         if b"\\u" in data:
             json.dumps(value, ensure_ascii=False).encode()
@@ -102,6 +104,16 @@ def parse_json(data: bytes, name: object) -> dict[str, Any]:
     if _deeper(data, value):
         raise IntegrityError(f"{name}: nested deeper than {MAX_DEPTH} levels")
     return value
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON's")
+
+
+def _finite(text: str) -> float:
+    """Read a number; 1e999 is none that anybody could write again."""
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text[:40])
 
 
 def _deeper(data: bytes, value: Any) -> bool:
@@ -187,8 +199,15 @@ def hash_and_sync(file: Path) -> tuple[int, str]:
 
 
 def to_json(value: Mapping[str, Any]) -> bytes:
-    """Spell a JSON object as the store's files do."""
-    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    """Spell a JSON object as the store's files do.
+
+    Raises
+    ------
+    ValueError
+        If it holds a number that is not finite: JSON has none, and other readers refuse it.
+    """
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return f"{text}\n".encode()
 
 
 def create_exclusive(path: Path, data: bytes | Mapping[str, Any]) -> bool:

@@ -97,6 +97,8 @@ def load_run(paths: StorePaths, run: str) -> tuple[RunConfig, dict[str, Any]]:
         ) from None
     try:
         raw = dict(value["config"])
+        if not isinstance(raw["cameras"], list):  # a text is a sequence, too
+            raise TypeError(f"cameras are a list; got {raw['cameras']!r:.60}")
         raw["cameras"] = tuple(raw["cameras"])
         return RunConfig(**raw), {**value.get("provenance", {}), "created": value.get("created")}
     except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.errors import EpisodeError
+from attnstore.store.json_text import json_value
 
 from ...optional import require
 
@@ -93,7 +94,7 @@ def read_trajectory(episode: str, path: Path) -> Trajectory:
                 columns[ACTION[1]] = _rows(episode, file, ACTION[1], ndim=1)
             if CLOCK in file:
                 columns[CLOCK] = _rows(episode, file, CLOCK, ndim=1)
-            attributes = {str(key): _json(value) for key, value in file.attrs.items()}
+            attributes = {str(key): json_value(value) for key, value in file.attrs.items()}
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         reason = " ".join(str(error).replace(str(path), path.name).split())[:200]
         raise EpisodeError(
@@ -160,17 +161,3 @@ def _seconds(milliseconds: NDArray[Any] | None) -> NDArray[np.float64] | None:
         seconds = (milliseconds - milliseconds[0]).astype(np.float64) / 1000.0
     forward = np.isfinite(seconds).all() and (np.diff(seconds) > 0).all()
     return seconds if forward else None
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, list):
-        return [_json(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None  # JSON has no NaN
-    if value is None or isinstance(value, str | int | float):
-        return value
-    return str(value)

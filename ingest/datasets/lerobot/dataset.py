@@ -145,7 +145,7 @@ class LeRobotDataset:
         return names[: self._limit]
 
     def info(self, name: str) -> EpisodeInfo:
-        """Check an episode and describe it; of its videos only the last frame is looked for.
+        """Check an episode and describe it: embedded images by their headers, videos by their ends.
 
         Attributes hold ``episode_index``, ``robot``, ``format`` and ``columns`` (per camera).
 
@@ -161,6 +161,8 @@ class LeRobotDataset:
         for camera in self._cameras(recording, rows):
             if isinstance(camera, _Timed):
                 camera.video.check([float(rows.times[0]), float(rows.times[-1])])
+            else:
+                camera.check()
         text = instruction(name, self._tasks, rows.tasks)
         return EpisodeInfo(
             name=name,

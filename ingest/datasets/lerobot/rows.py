@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.errors import EpisodeError
+from attnstore.store.image import read_header
 
 from ..base import CameraFrame
 from ..stills import refused, still
@@ -134,13 +135,18 @@ def read_columns(
             chosen &= np.asarray([value in among for value in values], bool)
         return pq.read_table(path, columns=wanted, partitioning=None).filter(pa.array(chosen))
     except (OSError, pa.ArrowException) as error:
-        # Arrow's reasons may carry the absolute path
-        reason = " ".join(str(error).replace(str(path), recording.data).split())[:200]
-        raise EpisodeError(
-            recording.name,
-            f"{recording.data} ({path.stat().st_size} bytes) is not readable as Parquet: {reason}; "
-            "copy the file again",
-        ) from error
+        raise unreadable(path, recording, error) from error
+
+
+def unreadable(path: Path, recording: Recording, error: Exception) -> EpisodeError:
+    """Return the error of an episode whose Parquet file cannot be read."""
+    # Arrow's reasons may carry the absolute path
+    reason = " ".join(str(error).replace(str(path), recording.data).split())[:200]
+    return EpisodeError(
+        recording.name,
+        f"{recording.data} ({path.stat().st_size} bytes) is not readable as Parquet: {reason}; "
+        "copy the file again",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,24 +174,78 @@ class EmbeddedImages:
         table = read_columns(self.path, self.recording, [FRAME, self.column], frames)
         numbers = _scalars(self.recording, table, FRAME)
         cells = dict(zip(numbers, table[self.column].to_pylist(), strict=True))
-        first: tuple[int, ...] | None = None
+        first: tuple[int, int] | None = None
         for frame in frames:
             data = self._bytes(frame, cells.get(frame))
             try:
                 picture = still(self.camera, data, upright=True)
             except (OSError, ValueError, TypeError) as error:
-                where = f"{self.column} of frame {frame} in {self.recording.data}"
-                raise EpisodeError(self.recording.name, refused(where, error)) from error
-            rgb = picture.rgb
-            first = first or rgb.shape
-            if rgb.shape != first:
-                raise EpisodeError(
-                    self.recording.name,
-                    f"all frames of a camera have one size: {self.column} is "
-                    f"{rgb.shape[1]}x{rgb.shape[0]} at frame {frame}, {first[1]}x{first[0]} "
-                    "before; export the dataset again",
-                )
+                raise self._undecodable(frame, error) from error
+            height, width = picture.rgb.shape[:2]
+            first = self._same_size(frame, (width, height), first)
             yield picture
+
+    def check(self) -> None:
+        """Check that every frame has an image, all of one size, without decoding them.
+
+        Also of those that no keyframe shows: a hole is a fault of the recording, wherever it is.
+
+        Raises
+        ------
+        EpisodeError
+            If one has none, or its header says that it is incomplete, is none that is taken, or
+            differs in size from those before it.
+        """
+        first: tuple[int, int] | None = None
+        for frame, cell in self._all():
+            try:
+                header = read_header(self._bytes(frame, cell))
+            except (OSError, ValueError, TypeError) as error:
+                raise self._undecodable(frame, error) from error
+            size = header.width, header.height
+            if header.orientation > 4:  # turned by a quarter
+                size = size[::-1]
+            first = self._same_size(frame, size, first)
+
+    def _all(self) -> Iterator[tuple[int, Any]]:
+        """Yield every frame's number and cell, some frames at a time: an episode may be gigabytes."""
+        import pyarrow as pa
+        import pyarrow.dataset as ds
+
+        # the column is there and the numbers are those of the rows: `read_rows` has seen them
+        index = self.recording.index
+        try:
+            parquet = ds.dataset(self.path, format="parquet", partitioning=None)
+            whole = pa.types.is_integer(parquet.schema.field(EPISODE).type)
+            scanned = parquet.scanner(
+                columns=[EPISODE, FRAME, self.column],
+                filter=ds.field(EPISODE) == index if whole else None,
+                batch_size=64, batch_readahead=1,
+            )  # fmt: skip
+            for batch in scanned.to_batches():
+                rows = pa.Table.from_batches([batch])
+                episodes, frames = (_scalars(self.recording, rows, c) for c in (EPISODE, FRAME))
+                for episode, frame, cell in zip(episodes, frames, rows[self.column], strict=True):
+                    if episode == index:
+                        yield int(frame), cell.as_py()
+        except (OSError, pa.ArrowException) as error:
+            raise unreadable(self.path, self.recording, error) from error
+
+    def _undecodable(self, frame: int, error: Exception) -> EpisodeError:
+        where = f"{self.column} of frame {frame} in {self.recording.data}"
+        return EpisodeError(self.recording.name, refused(where, error))
+
+    def _same_size(
+        self, frame: int, size: tuple[int, int], first: tuple[int, int] | None
+    ) -> tuple[int, int]:
+        """Return the first frame's size, (width, height)."""
+        if first is None or size == first:
+            return size
+        raise EpisodeError(
+            self.recording.name,
+            f"all frames of a camera have one size: {self.column} is {size[0]}x{size[1]} at frame "
+            f"{frame}, {first[0]}x{first[1]} before; export the dataset again",
+        )
 
     def _bytes(self, frame: int, cell: Any) -> bytes:
         """Return an image file's bytes: the cell's own, or those of the file that it names."""
