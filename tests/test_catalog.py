@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -16,10 +17,11 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from store_fixtures import flip_byte, sealed, write_episode
+from store_fixtures import flip_byte, run_config, sealed, write_episode
 
 import attnstore.store.catalog.generations  # noqa: F401  by its own name below
 from attnstore.store.catalog import Generation, connect, generations, rebuild, refresh
+from attnstore.store.catalog.rows import catalog_part
 from attnstore.store.catalog.tables import CATALOG, COPIED, VIEWED
 from attnstore.store.commits import (
     Attempt,
@@ -30,7 +32,8 @@ from attnstore.store.commits import (
     register_run,
     remove_part,
 )
-from attnstore.store.errors import UsageError
+from attnstore.store.commits.run import save_run
+from attnstore.store.errors import IntegrityError, UsageError
 from attnstore.store.opening import create_store
 from attnstore.store.tables.inventory import ALL_TABLES, TABLES
 from attnstore.store.tables.ledger import LEDGER
@@ -424,7 +427,8 @@ import json, os, sys
 from pathlib import Path
 import pyarrow, duckdb
 from attnstore.store.catalog import connect, generations, refresh
-from attnstore.store.errors import UsageError
+from attnstore.store.commits.run import save_run
+from attnstore.store.errors import IntegrityError, UsageError
 from attnstore.store.opening import open_store
 
 if os.getuid() == 0:
@@ -496,6 +500,77 @@ def test_a_part_whose_table_is_missing_is_named_and_left_out(paths: StorePaths) 
     write_episode(paths, "b", replace=True, **SMALL)
     with connect(paths) as connection:
         assert connection.sql("SELECT episode FROM unreadable").fetchall() == [(other.episode,)]
+
+
+def left_out(paths: StorePaths) -> set[str]:
+    with connect(paths) as connection:
+        rows = connection.sql("SELECT coalesce(episode, run) FROM unreadable").fetchall()
+        kept = {e for (e,) in connection.sql("SELECT episode FROM episodes").fetchall()}
+    return {name for (name,) in rows if name not in kept}
+
+
+def test_what_was_left_out_is_there_once_its_file_is(paths: StorePaths) -> None:
+    one, other = (write_episode(paths, name, **SMALL) for name in ("b", "c"))
+    table = one.directory(paths) / "sinks.parquet"
+    whole = table.read_bytes()
+    table.unlink()
+    (other.directory(paths) / "tokens.parquet").write_bytes(b"PAR1 torn")
+    config = paths.run_file(save_run(paths, run_config(99), {}))
+    honest = config.read_bytes()
+    config.write_bytes(b"{}")
+    assert left_out(paths) == {one.episode, other.episode, config.stem}
+    table.write_bytes(whole)
+    assert left_out(paths) == {other.episode, config.stem}
+    config.write_bytes(honest)
+    assert left_out(paths) == {other.episode}
+    with connect(paths) as connection:
+        runs = connection.sql("SELECT run FROM runs").fetchall()
+        assert runs.count((config.stem,)) == 1
+        for name in COPIED:
+            sql = f"SELECT count(*) FROM {name} WHERE episode = ?"
+            ((rows,),) = connection.execute(sql, [one.episode]).fetchall()
+            assert rows == pq.read_metadata(one.directory(paths) / f"{name}.parquet").num_rows
+    assert len(generations(paths)) == 3
+
+
+def test_another_release_tries_again(paths: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = write_episode(paths, "b", **SMALL)
+    tried = []
+
+    def older(*arguments: Any) -> Any:
+        tried.append(arguments[1].episode)
+        if arguments[1].episode == commit.episode:
+            raise IntegrityError("not of my time")
+        return catalog_part(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("attnstore.store.catalog.changes.catalog_part", older)
+        assert left_out(paths) == {commit.episode}
+        for _ in range(3):  # twice by this process, and then it knows
+            assert left_out(paths) == {commit.episode}
+        assert tried.count(commit.episode) == 2
+    assert left_out(paths) == {commit.episode}
+    monkeypatch.setattr(module, "_tried", {})  # another process
+    assert left_out(paths) == set()
+    assert len(generations(paths)) == 2
+
+
+def test_a_store_that_cannot_be_written_is_read_as_it_is_now(
+    paths: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = write_episode(paths, "b", **SMALL)
+    table = commit.directory(paths) / "sinks.parquet"
+    whole = table.read_bytes()
+    table.unlink()
+    assert left_out(paths) == {commit.episode}
+    table.write_bytes(whole)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    monkeypatch.setattr(module, "_publish", full)
+    for _ in range(2):
+        assert left_out(paths) == set()
 
 
 def test_unreadable_commits_and_runs_are_named(paths: StorePaths) -> None:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from ..commits import Commit, Fact, Key, StorePaths, Unreadable, log_of
-from ..commits.log import check_known, version
+from ..commits import SAFE, Commit, Fact, Key, StorePaths, Unreadable, log_of
+from ..commits.log import MOST_RECHECKED, check_known, version
 from ..errors import AttnstoreError
-from .rows import CatalogPart, append, catalog_part, delete_parts, insert_parts, run_row
+from .rows import (
+    CatalogPart,
+    append,
+    catalog_part,
+    create_tables,
+    delete_parts,
+    insert_parts,
+    run_row,
+)
 from .tables import CATALOG, DATABASE
 
 BATCH = 500
@@ -78,8 +86,88 @@ def is_current(paths: StorePaths, known: Known) -> bool:
     return log_of(paths).shows(known.head, known.tip, known.unreadable)
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A part, or a run's file, that a generation has not, though the log names it."""
+
+    run: str
+    episode: str | None
+    part: str | None
+    attempt: str | None
+
+    def state(self, paths: StorePaths) -> Hashable:
+        """What it is made from, as far as a look at the directory says."""
+        names = [n for n in (self.run, self.episode, self.part, self.attempt) if n is not None]
+        if not all(SAFE.fullmatch(name) for name in names):
+            return None
+        if self.episode is None:
+            files = [paths.run_file(self.run)]
+        else:
+            folder = paths.data / self.run / self.episode / f"{self.part}.{self.attempt}"
+            files = sorted(folder.glob("*.parquet"))
+        return tuple((file.name, _stat(file)) for file in files)
+
+    @property
+    def key(self) -> Key:
+        """(run, episode, part)."""
+        return self.run, str(self.episode), str(self.part)
+
+
+def read_left_out(connection: duckdb.DuckDBPyConnection) -> list[LeftOut]:
+    """Read what the attached generation left out."""
+    rows = connection.execute(
+        f"SELECT DISTINCT u.run, u.episode, u.part, l.attempt FROM {DATABASE}.main.unreadable u "
+        f"LEFT JOIN {DATABASE}.main.log l ON l.number = u.number AND l.kind = 'commit' "
+        f"WHERE u.digest IS NULL AND u.run IS NOT NULL ORDER BY ALL LIMIT {MOST_RECHECKED}"
+    ).fetchall()
+    return [LeftOut(*row) for row in rows]
+
+
+def readable_again(
+    paths: StorePaths, known: Known, facts: Callable[[], list[Fact]], left: Iterable[LeftOut]
+) -> list[LeftOut]:
+    """Try again to read what a generation left out; return what can be read now."""
+    found = []
+    log = log_of(paths)
+    if log.head < known.head:
+        log.seed(known.head, known.tip, facts(), known.unreadable)
+    history = log.update(thorough=True)
+    with duckdb.connect() as connection:
+        connection.execute(f"ATTACH ':memory:' AS {DATABASE}")
+        create_tables(connection)
+        for each in left:
+            try:
+                if each.episode is None:
+                    run_row(paths, each.run)
+                    found.append(each)
+                    continue
+                revision = history.latest(*each.key)
+                if revision is None:
+                    continue
+                check_known(paths, history, each.key)
+                commit = log.commit(revision)
+                insert_parts(connection, paths.root, [catalog_part(paths, commit, 0)])
+            except (AttnstoreError, OSError):
+                continue
+            sql = f"FROM {DATABASE}.main.commits WHERE (run, episode, part) = (?, ?, ?)"
+            if connection.execute(sql, list(each.key)).fetchall():
+                found.append(each)
+    return found
+
+
+def _stat(file: Path) -> Hashable:
+    try:
+        status = file.stat()
+    except OSError as error:
+        return error.errno
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def changes_since(
-    paths: StorePaths, known: Known | None, facts: Callable[[], list[Fact]] = list
+    paths: StorePaths,
+    known: Known | None,
+    facts: Callable[[], list[Fact]] = list,
+    again: Sequence[LeftOut] = (),
 ) -> Changes:
     """Compare the log with what a generation includes; only new entries are read.
 
@@ -89,6 +177,8 @@ def changes_since(
         What the generation was made from; None for one to be made from nothing.
     facts
         Returns what the generation has of the log, if this process has not read it itself.
+    again
+        What the generation left out, and has to be read now.
     """
     log = log_of(paths)
     if known is not None and not log.holds(known.head, known.tip):
@@ -109,6 +199,7 @@ def changes_since(
     changes.facts = [f for f in history.facts if f.number > since]
     bad_keys = {u.key for u in history.unreadable.values() if u.key is not None and not since}
     touched = {f.key for f in changes.facts if f.kind in ("commit", "removal")} | bad_keys
+    touched |= {each.key for each in again if each.episode is not None}
     latest = {key: r for key in sorted(touched) if (r := history.latest(*key)) is not None}
     changes.gone = sorted(touched) if since else []
     for (key, revision), commit in zip(
@@ -124,7 +215,8 @@ def changes_since(
             if revision.number not in history.unreadable:
                 row = {**ids, "number": revision.number, "reason": str(error)}
                 changes.unreadable.append(row)
-    for run in sorted({str(f.run) for f in changes.facts if f.kind == "run"}):
+    runs = {str(f.run) for f in changes.facts if f.kind == "run"}
+    for run in sorted(runs | {each.run for each in again if each.episode is None}):
         try:
             changes.runs.append(run_row(paths, run))
         except AttnstoreError as error:
@@ -148,6 +240,11 @@ def apply(connection: duckdb.DuckDBPyConnection, root: Path, changes: Changes) -
     delete_parts(connection, changes.gone)
     for start in range(0, len(changes.parts), BATCH):
         insert_parts(connection, root, changes.parts[start : start + BATCH])
+    for row in changes.runs:
+        connection.execute(
+            f"DELETE FROM {DATABASE}.main.unreadable WHERE run = ? AND part IS NULL "
+            "AND digest IS NULL", [row["run"]]
+        )  # fmt: skip
     append(connection, "runs", changes.runs)
     append(connection, "unreadable", changes.unreadable)
     names = [c.name for c in CATALOG["log"].columns]

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,18 @@ import duckdb
 
 from ..commits import StorePaths, log_of, replace_file, sync_directory
 from ..errors import IntegrityError, UsageError
-from .changes import Changes, Known, apply, changes_since, is_current, read_facts, read_known
+from .changes import (
+    Changes,
+    Known,
+    LeftOut,
+    apply,
+    changes_since,
+    is_current,
+    read_facts,
+    read_known,
+    read_left_out,
+    readable_again,
+)
 from .foreign import attach_vetted, copy_rows
 from .rows import create_tables, quoted
 from .tables import DATABASE
@@ -38,6 +50,9 @@ KEPT = 2
 LONG = 1000
 """Entries of a log that is worth a catalog to read."""
 _log = logging.getLogger(__name__)
+_tried: dict[tuple[Path, LeftOut], Hashable] = {}
+"""What could not be read, as it was when it was last tried."""
+_MOST_TRIED = 1000
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -118,16 +133,16 @@ def attach_current(
     The generation; or, if the store cannot be written, the reason: the catalog is then in memory.
     """
     made = None
+    again: list[LeftOut] = []
     while True:
         newest, known = _attach_newest(connection, paths)
         # What was made here a moment ago shows what was committed when it was asked for.
-        if (
-            newest is not None
-            and known is not None
-            and ((made is not None and newest.number >= made.number) or is_current(paths, known))
-        ):
-            return newest
-        changes = changes_since(paths, known, lambda: read_facts(connection))
+        if newest is not None and known is not None:
+            if made is not None and newest.number >= made.number:
+                return newest
+            if is_current(paths, known) and not (again := _repaired(connection, paths, known)):
+                return newest
+        changes = changes_since(paths, known, lambda: read_facts(connection), again)
         if newest is not None:
             connection.execute(f"DETACH {DATABASE}")
         base = newest if changes.since else None
@@ -142,6 +157,28 @@ def attach_current(
                 raise
             _attach_in_memory(connection, paths, base, changes)
             return error
+
+
+def _repaired(
+    connection: duckdb.DuckDBPyConnection, paths: StorePaths, known: Known
+) -> list[LeftOut]:
+    """Return what the attached generation left out and can be read now.
+
+    A process tries each once, since another release may read what that one did not, and then
+    whenever its files are others than before.
+    """
+    left = []
+    for each in read_left_out(connection):
+        place, state = (paths.root, each), each.state(paths)
+        if place not in _tried or _tried[place] != state:
+            _tried[place] = state
+            left.append(each)
+    found = readable_again(paths, known, lambda: read_facts(connection), left) if left else []
+    for each in found:
+        _tried.pop((paths.root, each), None)
+    while len(_tried) > _MOST_TRIED:
+        _tried.pop(next(iter(_tried)))
+    return found
 
 
 def seed_log(paths: StorePaths) -> None:
