@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 
 MOST_PIXELS = 1 << 25
 """Largest image: one of 8K UHD fits. Decoded it takes 134 MB in a browser."""
+LFS = b"version https://git-lfs"
+"""How a pointer of Git LFS begins, which a clone may have instead of a file."""
 JPEG, PNG, WEBP = "image/jpeg", "image/png", "image/webp"
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -394,6 +396,8 @@ def _unknown(data: bytes) -> ImageError:
     name = next((name for start, name in _NAMES.items() if data.startswith(start)), None)
     if data[4:8] == b"ftyp":
         name = "AVIF or HEIF"
+    if data.startswith(LFS):
+        return DamagedImageError("a pointer of Git LFS is there instead (git lfs pull)")
     if name is not None:
         return UnsupportedImageError(f"{name}; an image is JPEG, PNG or WebP: store it so")
     return DamagedImageError("empty" if not data else "neither JPEG, PNG nor WebP")

@@ -359,7 +359,7 @@ def test_a_rerun_recording(
     arguments += ["--episode", episodes[0].name, "--phase", "prefix", "--reduce", "mean"]
     result = CliRunner().invoke(cli, [*arguments, "--active", active, "--out", str(file)])
     assert result.exit_code == 0, result.output
-    found = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for chunk in RrdReader(file).stream().to_chunks():
         name = chunk.entity_path.removeprefix("/")
         if "/heat/" in name:
@@ -374,7 +374,7 @@ def test_a_rerun_recording(
                 (blob,) = row["EncodedImage:blob"]
                 shown = np.asarray(Image.open(io.BytesIO(bytes(blob))), int)
                 heat = heatmap.sampler(geometry).draw(maps[row["keyframe"]])
-                assert np.abs(shown - colormap.levels(heat, 0, top)).max() <= 1
+                assert np.abs(shown - colormap.levels(heat, 0.0, float(top))).max() <= 1
 
 
 def test_pictures_are_drawn_where_a_camera_is_missing(

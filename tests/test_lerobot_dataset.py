@@ -292,6 +292,40 @@ class TestBroken:
         assert "has 16 rows of this episode, meta/ says 17, and row 0 is frame 1" in reason
         LeRobotDataset(copied).info("episode_000001")
 
+    @pytest.mark.parametrize(
+        ("change", "repair"),
+        [
+            (lambda v: [f + 1 for f in v], "row 0 is frame 1; subtract 1 from frame_index"),
+            (lambda v: [1, 0, *v[2:]], "row 0 is frame 1; sort its rows by frame_index"),
+            (lambda v: [0, 0, *v[2:]], "row 1 is frame 0; copy the file again"),
+        ],
+    )
+    def test_frames_in_another_order(
+        self, copied: Path, change: Callable[[list[int]], list[int]], repair: str
+    ) -> None:
+        def edit(table: Any) -> Any:
+            place = table.schema.get_field_index("frame_index")
+            numbers = change(table["frame_index"].to_pylist())
+            return table.set_column(place, "frame_index", pa.array(numbers, pa.int64()))
+
+        edit_rows(copied, edit)
+        assert repair in problem(copied)
+
+    @pytest.mark.parametrize("factor", [1e3, 1e9, 1e-3])
+    def test_times_in_another_unit(
+        self, roots: dict[tuple[str, bool], Path], tmp_path: Path, factor: float
+    ) -> None:
+        root = Path(shutil.copytree(roots["v3.0", True], tmp_path / "d"))
+
+        def edit(table: Any) -> Any:
+            place = table.schema.get_field_index("timestamp")
+            times = [t * factor for t in table["timestamp"].to_pylist()]
+            return table.set_column(place, "timestamp", pa.array(times, pa.float64()))
+
+        edit_rows(root, edit)
+        said = f"step by {factor / FPS:g}, and at fps 10 of meta/info.json frames are 0.1 s apart"
+        assert said in problem(root, cameras=["wrist"])
+
     def test_missing_column(self, copied: Path) -> None:
         edit_rows(copied, lambda t: t.drop_columns(["timestamp"]))
         assert "has no column timestamp; it has observation.state" in problem(copied)
@@ -314,6 +348,26 @@ class TestBroken:
         pq.write_table(pa.table({"task_index": [1], "task": [" "]}), tasks)
         assert "task 0 is not in meta/" in problem(copied)
         assert "task 1 is empty" in problem(copied, 1)
+
+    @pytest.mark.parametrize(
+        "texts",
+        [
+            pa.array(TASKS).dictionary_encode(),
+            pa.array(TASKS, pa.large_string()),
+            pa.array(TASKS, pa.string_view()),
+        ],
+        ids=["dictionary", "large_string", "string_view"],
+    )
+    def test_texts_of_tasks_as_others_write_them(self, copied: Path, texts: Any) -> None:
+        tasks = copied / "meta" / "tasks.parquet"
+        pq.write_table(pa.table({"task_index": [0, 1], "task": texts}), tasks)
+        assert LeRobotDataset(copied).info("episode_000001").instruction == TASKS[1]
+
+    @pytest.mark.parametrize("file", [DATA, "meta/episodes/chunk-000/file-000.parquet"])
+    def test_a_clone_without_its_large_files(self, copied: Path, file: str) -> None:
+        (copied / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+        with pytest.raises(AttnstoreError, match="git lfs pull"):
+            LeRobotDataset(copied).info(LeRobotDataset(copied).episode_names()[0])
 
     def test_a_damaged_image_in_parquet(
         self, roots: dict[tuple[str, bool], Path], tmp_path: Path

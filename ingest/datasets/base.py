@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.errors import UsageError
+from attnstore.store.image import LFS
 
 OUTCOMES = ("success", "failure", "unknown")
 VideoFrames = Literal["jpeg", "png"]
@@ -102,6 +104,17 @@ class Dataset(Protocol):
             If an image cannot be decoded or a value is missing.
         """
         ...
+
+
+def copy_again(path: Path) -> str:
+    """Say how to repair a file that is damaged: a clone without Git LFS has pointers in its place."""
+    try:
+        with path.open("rb") as file:
+            if file.read(len(LFS)) == LFS:
+                return "it is a pointer of Git LFS, and `git lfs pull` brings the file"
+    except OSError:
+        pass
+    return "copy the file again"
 
 
 def check_frames(name: str, length: int, indices: Sequence[int]) -> None:

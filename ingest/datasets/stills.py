@@ -50,6 +50,8 @@ class Stills:
         """
         first: tuple[int, int] | None = None
         for path in self.paths:
+            if path.exists() and not path.is_file():  # a pipe would be waited for
+                raise self._undecodable(path, DamagedImageError("no file"))
             try:
                 if first is None:
                     read_header(path.read_bytes())

@@ -15,7 +15,7 @@ from PIL import Image
 from attnstore.store.errors import EpisodeError, UsageError
 from attnstore.store.image import encode_png
 
-from .base import CameraFrame, VideoFrames
+from .base import CameraFrame, VideoFrames, copy_again
 from .video_pixels import Pixels, VideoFormatError, check_format, picture_stream
 
 JPEG_QUALITY = 95
@@ -138,7 +138,7 @@ def open_video(episode: str, camera: str, path: Path) -> Video:
     """
     import av
 
-    repair = "copy the file again"
+    repair = copy_again(path)
     where = f"recordings/{path.name} ({path.stat().st_size} bytes)"
     try:
         with av.open(str(path), metadata_errors="replace") as container:

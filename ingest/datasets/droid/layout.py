@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -222,6 +223,10 @@ def _check_start(episode: str, camera: str, numbered: Mapping[int, Path]) -> Non
 
 def _missing_camera(directory: Path, camera: str) -> str:
     recordings = directory / "recordings"
+    video = recordings / f"{camera}.mp4"
+    if os.path.lexists(video):  # and no file, or it would have been read
+        what = "a link to nothing" if not video.exists() else "no file"
+        return f"recordings/{video.name} is {what}; restore the recording"
     there = [
         other
         for other in CAMERAS

@@ -14,6 +14,7 @@ from attnstore.store.errors import EpisodeError
 from attnstore.store.json_text import json_value
 
 from ...optional import require
+from ..base import copy_again
 
 JOINTS = "observation/robot_state/joint_positions"
 GRIPPER = "observation/robot_state/gripper_position"
@@ -100,7 +101,7 @@ def read_trajectory(episode: str, path: Path) -> Trajectory:
         raise EpisodeError(
             episode,
             f"trajectory.h5 ({path.stat().st_size} bytes) is not readable as HDF5: {reason}; "
-            "copy the file again",
+            f"{copy_again(path)}",
         ) from error
     for key, values in columns.items():
         if len(values) != len(joints):

@@ -303,6 +303,7 @@ class LeRobotDataset:
     def _rows(self, recording: Recording) -> EpisodeRows:
         path = self._file(recording, recording.data)
         rows = read_rows(path, recording, self._state, self._action)
+        rows.check_clock(recording.name, recording.data, self._recorded.fps)
         rows.check_finite(recording.name, self._state)
         return rows
 

@@ -18,6 +18,7 @@ from attnstore.store.errors import AttnstoreError, EpisodeError
 from attnstore.store.format.views import named
 from attnstore.store.json_text import parse_json
 
+from ..base import copy_again
 from .files import INFO, DatasetFiles
 
 _log = logging.getLogger(__name__)
@@ -377,7 +378,8 @@ def _packed_rows(files: DatasetFiles, unread: list[str]) -> Iterator[tuple[str, 
                 names = [n for n in file.schema_arrow.names if not n.startswith("stats/")]
                 rows = file.read(columns=names).to_pylist()
         except (OSError, ValueError, pa.ArrowException) as error:
-            unread.append(f"{where} is not readable as Parquet: {_told(error, path, where)}")
+            told = _told(error, path, where)[:100]
+            unread.append(f"{where} is not readable as Parquet: {told}; {copy_again(path)}")
             continue
         for number, row in enumerate(rows):
             yield f"row {number} of {where}", row
@@ -394,11 +396,7 @@ def _packed_tasks(path: Path) -> Iterator[tuple[Any, Any]]:
     except pa.ArrowException as error:
         raise ValueError(_told(error, path, path.name)) from None
     # pandas wrote the tasks as its index, whose column is called `task` in some versions only
-    texts = [
-        field.name
-        for field in table.schema
-        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-    ]
+    texts = [field.name for field in table.schema if _is_text(field.type)]
     (column,) = ["task"] if "task" in texts else texts if len(texts) == 1 else [None]
     if column is None or table.schema.names.count(column) != 1:
         raise ValueError(
@@ -406,6 +404,17 @@ def _packed_tasks(path: Path) -> Iterator[tuple[Any, Any]]:
         )
     indices = [scalar(value) for value in table["task_index"].to_pylist()]
     return zip(indices, table[column].to_pylist(), strict=True)
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):  # as pandas writes a categorical column
+        kind = kind.value_type
+    return any(
+        test(kind)
+        for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    )
 
 
 def _json_rows(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from attnstore.store.errors import EpisodeError
 from attnstore.store.image import read_header
 
-from ..base import CameraFrame
+from ..base import CameraFrame, copy_again
 from ..stills import refused, still
 from .metadata import Recording, is_whole, scalar
 
@@ -31,6 +31,25 @@ class EpisodeRows:
     """(frame, state_dof)."""
     actions: NDArray[np.float32]
     """(frame, action_dof)."""
+
+    def check_clock(self, episode: str, data: str, fps: float) -> None:
+        """Check that the times are seconds, as far as the frame rate tells.
+
+        Raises
+        ------
+        EpisodeError
+            If they step a hundred times more, or less, than that: as milliseconds and
+            nanoseconds do.
+        """
+        if len(self.times) < 2:
+            return
+        step = float(np.median(np.diff(self.times)))
+        if not 0.01 < step * fps < 100:
+            raise EpisodeError(
+                episode,
+                f"times are in seconds: those in {data} step by {step:g}, and at fps {fps:g} of "
+                f"meta/info.json frames are {1 / fps:g} s apart; write {TIME} in seconds",
+            )
 
     def check_finite(self, episode: str, columns: Sequence[str]) -> None:
         """Check the states.
@@ -72,12 +91,17 @@ def read_rows(
     frames = _scalars(recording, table, FRAME)
     if len(frames) != recording.length or frames != list(range(recording.length)):
         wrong = next((i for i, frame in enumerate(frames) if frame != i), len(frames))
+        repair = "copy the file again"
+        if len(frames) == recording.length and (first := min(frames)):
+            if frames == list(range(int(first), int(first) + len(frames))):
+                repair = f"subtract {first:g} from {FRAME}, if that is the first frame recorded"
+        elif sorted(frames) == list(range(recording.length)):
+            repair = f"sort its rows by {FRAME}"
         raise EpisodeError(
             recording.name,
             f"frames are numbered 0 to length - 1: {recording.data} has {len(frames)} rows of this "
             f"episode, meta/ says {recording.length}, and row {wrong} is "
-            f"{f'frame {frames[wrong]}' if wrong < len(frames) else 'missing'}; copy the file "
-            "again",
+            f"{f'frame {frames[wrong]:g}' if wrong < len(frames) else 'missing'}; {repair}",
         )
     if not recording.length:
         raise EpisodeError(recording.name, "an episode has frames: this one has none; leave it out")
@@ -145,7 +169,7 @@ def unreadable(path: Path, recording: Recording, error: Exception) -> EpisodeErr
     return EpisodeError(
         recording.name,
         f"{recording.data} ({path.stat().st_size} bytes) is not readable as Parquet: {reason}; "
-        "copy the file again",
+        f"{copy_again(path)}",
     )
 
 

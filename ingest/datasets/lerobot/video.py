@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from attnstore.store.errors import EpisodeError
 
-from ..base import CameraFrame, VideoFrames
+from ..base import CameraFrame, VideoFrames, copy_again
 from ..video import REORDER, ascending_runs, encode
 from ..video_pixels import Pixels, VideoFormatError, check_format, picture_stream
 
@@ -65,8 +65,8 @@ class TimedVideo:
         except av.FFmpegError as error:
             raise EpisodeError(
                 self.episode,
-                f"{self.where} ({size} bytes) is not a readable video: {error.strerror}; copy the "
-                "file again",
+                f"{self.where} ({size} bytes) is not a readable video: {error.strerror}; "
+                f"{copy_again(self.path)}",
             ) from error
 
     def _look_for(self, container: Any, stream: Any, time: float, first: float, size: int) -> None:
