@@ -55,10 +55,29 @@ def prepare(policy: Policy, observations: Sequence[Observation]) -> Batch:
         If the policy cannot take them, in whatever way.
     """
     try:
-        return policy.prepare(observations)
+        batch = policy.prepare(observations)
+        _check_vocabulary(policy, batch)
+        return batch
     except ObservationError:
         raise
     except Exception as error:
         if concerns_all(error) and not isinstance(error, PolicyError):
             raise
         raise ObservationError(f"the policy cannot take the observation: {told(error)}") from error
+
+
+def _check_vocabulary(policy: Policy, batch: Batch) -> None:
+    """Check that the model knows every token: on a GPU an unknown one ends the whole process."""
+    known = getattr(policy, "vocabulary", None)
+    if known is None:
+        return
+    for sample in batch.samples:
+        for layout in sample.layouts.values():
+            for span in layout.key.spans:
+                strange = next((t for t in span.tokens if t.id >= known), None)
+                if strange is not None:
+                    raise ObservationError(
+                        f"the tokenizer makes {strange.text!r} token {strange.id}, and the model has "
+                        f"{known}: write the instruction without it, or take the tokenizer of this "
+                        "checkpoint"
+                    )

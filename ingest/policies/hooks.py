@@ -65,6 +65,11 @@ class HookedPolicy(ABC):
     def eager(self) -> AbstractContextManager[None]:
         """Make the watched modules return weights; whatever it changes, it restores."""
 
+    @property
+    def vocabulary(self) -> int | None:
+        """How many tokens the model has embeddings of; None if the tokenizer can give no other."""
+        return None
+
     def encoder(self) -> torch.nn.Module | None:
         """Return the vision tower, called with one image per row; None if it cannot be watched."""
         return None

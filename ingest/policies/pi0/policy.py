@@ -195,6 +195,12 @@ class Pi0Policy(PretrainedPolicy):
             *(Watched("suffix", i, unwrap(layer).self_attn) for i, layer in enumerate(suffix)),
         ]
 
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the language model's embedding."""
+        core = unwrap(unwrap(self.model).model)
+        return int(unwrap(unwrap(core.vlm).get_input_embeddings()).num_embeddings)
+
     def encoder(self) -> Any:
         """SigLIP's vision tower."""
         return unwrap(unwrap(unwrap(self.model).model).vlm).vision_tower

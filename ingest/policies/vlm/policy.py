@@ -240,6 +240,11 @@ class VlmPolicy(PretrainedPolicy):
         ids = generate_ids(unwrap(self.model), inputs, self.steps, self._passes)
         return [self._written(row) for row in ids]
 
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the language model's embedding."""
+        return int(unwrap(unwrap(self.model).get_input_embeddings()).num_embeddings)
+
     def watched(self) -> Sequence[Watched]:
         """Self-attention of the language model's decoder layers; `Passes` names their phases."""
         layers = self.phases[PREFIX].layers
