@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -596,6 +597,19 @@ class TestOneEpisodeFails:
         assert all("contains '<image>'" in reason for reason in plan.broken.values())
         assert len(plan.pending) == 1
         assert plan.stored_bytes > 0
+
+    def test_a_token_that_the_model_does_not_know(self, policy: Pi0Policy, ram_path: Path) -> None:
+        strange = copy.copy(policy)
+        strange.processor = copy.deepcopy(policy.processor)
+        strange.processor.tokenizer.add_tokens(["<loc9999>"])
+        number = strange.processor.tokenizer.convert_tokens_to_ids("<loc9999>")
+        assert number == policy.vocabulary
+        root = write_droid(ram_path / "toy", (3, 3), ("go to <loc9999>", "wipe"))
+        dataset = DroidDataset(root)
+        plan = make_plan(make_job(ram_path / "s", strange, dataset), strange, dataset)
+        (reason,) = plan.broken.values()
+        assert f"'<loc9999>' token {number}, and the model has {number}" in reason
+        assert len(plan.pending) == 1
 
     def test_a_reader_that_gives_too_few_frames(
         self, policy: Pi0Policy, recordings: Path, ram_path: Path
