@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import math
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import orjson
 
 from attnstore.query import open as open_for_reading
 from attnstore.query.service import ServiceConfig, create_app
@@ -13,7 +18,7 @@ from attnstore.store.errors import UsageError
 from attnstore.store.reader.episode import Episode
 
 from ...serving import PAGE
-from .answers import Answers, collect, new_token, too_large
+from .answers import GZIP, Answers, collect, new_token, too_large
 from .page import licences, write_page
 from .questions import (
     LISTED,
@@ -23,15 +28,16 @@ from .questions import (
     list_of,
     of_episode,
     of_store,
-    phases_of,
-    steps_of,
 )
 
 INDEX, LICENCES = "index.html", "LICENSES.txt"
-_SHRINKS = 0.35
-"""Size of a map in a page, of its float32 values': measured on trained attention in log8."""
-_METRIC_BYTES = 4.0
-"""Bytes in a page of a number of a metric's answers."""
+_CHUNK_BYTES = 62
+"""Around a chunk in the page."""
+_ANSWER_BYTES, _NUMBER_BYTES = 85, 7.0
+"""Of a JSON answer, and of each of a metric's numbers in it, compressed: as on trained attention."""
+_INDEXED = {"json": 20, "array": 48, "blob": 35}
+"""Bytes after a question's name in the page's index, by its form."""
+_TRIED_LAYERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +52,60 @@ class Packed:
 
 
 def estimate(episodes: list[Episode], chosen: Chosen) -> int:
-    """Guess the size of a page, in bytes: within a factor of two."""
-    total = 1 << 19
+    """Forecast the size of a page, in bytes: within a tenth on trained attention.
+
+    The maps of each run's first episode are compressed to see how far they shrink.
+    """
+    tried: dict[tuple[Any, ...], float] = {}
+    total: float = sum(len(piece) for piece in write_page(PAGE, Answers(0), "", list_of("")))
     for episode in episodes:
-        count = len(episode.frames)
-        images = sum(len(episode.image_bytes(k, c)) for k in range(count) for c in episode.cameras)
-        total += images * 4 // 3
-        for spec in phases_of(episode, chosen).values():
-            steps, layers = len(steps_of(spec, chosen)), len(layers_of(spec, chosen))
-            for camera in spec.cameras:
-                rows, cols = episode.spec.geometry[camera].grid
-                groups = len(spec.query_groups) * steps
-                values = count * layers * spec.heads * rows * cols * groups
-                total += int(2 * 4 * values * _SHRINKS * 4 / 3)
-                total += int(2 * 10 * count * spec.layers * spec.heads * groups * _METRIC_BYTES)
-    return total
+        for question in of_episode("", episode, chosen):
+            total += len(orjson.dumps(question.key)) + _INDEXED[question.form]
+            asked = question.parameters
+            if question.form == "array":
+                names = ("phase", "camera", "query", "reduce")
+                key = (episode.run, *(asked[name] for name in names))
+                if key not in tried:
+                    tried[key] = _try_maps(episode, chosen, asked)
+                shrunk = 4 * _numbers(episode, question) * tried[key]
+                total += _CHUNK_BYTES + shrunk * 4 / 3
+            elif question.form == "json":
+                total += _ANSWER_BYTES + _numbers(episode, question) * _NUMBER_BYTES
+            else:
+                size = len(episode.image_bytes(int(asked["keyframe"]), str(asked["camera"])))
+                total += _CHUNK_BYTES + size * 4 / 3
+    return int(total)
+
+
+def _numbers(episode: Episode, question: Question) -> int:
+    """Count the values of maps or of a metric that an answer holds."""
+    if question.name not in ("maps", "matrix", "trace"):
+        return 0
+    asked, frames = question.parameters, len(episode.frames)
+    spec = episode.spec.phases[str(asked["phase"])]
+    if question.name == "matrix":
+        return spec.layers * spec.heads
+    if question.name == "trace":
+        return frames * spec.heads
+    grid = episode.spec.geometry[str(asked["camera"])].grid
+    return frames * math.prod(grid) * (1 if "head" in asked else spec.heads)
+
+
+def _try_maps(episode: Episode, chosen: Chosen, asked: Mapping[str, Any]) -> float:
+    """Compress maps of some layers; returns their size over that of their float32 values."""
+    layers = layers_of(episode.spec.phases[asked["phase"]], chosen)
+    whole = packed = 0
+    for layer in layers[:: -(-len(layers) // _TRIED_LAYERS)]:
+        maps = episode.maps(
+            asked["phase"],
+            asked["camera"],
+            layer=layer,
+            reduce=asked["reduce"],
+            query=asked["query"],
+        )
+        whole += maps.nbytes
+        packed += len(gzip.compress(maps.tobytes(), GZIP))
+    return packed / whole
 
 
 def write_pack(
