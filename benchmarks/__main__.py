@@ -14,7 +14,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 NAMES = (
-    "writer", "size", "slices", "tables", "chunks", "rendering", "capture", "sql", "objects", "rollout",
+    "writer", "size", "slices", "tables", "maps", "chunks", "rendering", "capture", "sql", "objects", "rollout",
     "service", "viewer", "cnn", "probe", "compare",
 )  # fmt: skip
 

@@ -14,6 +14,7 @@ TITLES = {
     "slices": "Slices",
     "rendering": "Rendering",
     "tables": "Tables and maps",
+    "maps": "Precision of overview maps",
     "sql": "Queries",
     "service": "Query service",
     "viewer": "Viewer",

@@ -57,7 +57,7 @@ def figures(name: str, directory: Path) -> dict[str, Any]:
         ("writer", ["float16: written per core", "log8: written per core"]),
         ("size", ["bfloat16 model: log8 smaller than HDF5", "float32 model: HDF5 gzip-4, size"]),
         ("slices", ["float16: one head's text rows, NumPy, cached"]),
-        ("tables", ["head_stats", "maps and frames", "files"]),
+        ("tables", ["head_stats", "overview maps: mean of suffix", "files"]),
         ("chunks", ["prefix float16 zstd-1 bitshuffle (1,1,1,64,K): raw float16 over it"]),
         ("sql", ["layer x head x outcome over episode_stats", "one map, 2 episodes"]),
         ("objects", ["maps: a keyframe", "full: a keyframe, CPU"]),
@@ -80,6 +80,21 @@ def test_runs(name: str, expected: list[str], tmp_path: Path) -> None:
     found = figures(name, tmp_path)
     assert set(expected) <= set(found)
     assert all(f.value > 0 for f in found.values() if f.unit not in ("dB",))
+
+
+@pytest.mark.usefixtures("untrained")
+def test_maps_are_held_against_unrounded_ones(tmp_path: Path) -> None:
+    found = {name: f.value for name, f in figures("maps", tmp_path).items()}
+    assert [v for name, v in found.items() if name.startswith("mean, float32:")][:4] == [0] * 4
+    off, size = (
+        [found[f"mean, {bits} significant bits: {what}"] for bits in (7, 11)]
+        for what in ("iou off by more than 1%", "packaged")
+    )
+    assert off[0] > off[1] > 0
+    assert size[1] - size[0] == pytest.approx(4, abs=0.5)
+    assert found["mean, log8: lift off by more than 10%"] > 0
+    # 6 bits are within 2 ** -6 of themselves
+    assert 2 < found["max, 6 significant bits: colour off by at most"] < 255 / 64
 
 
 def test_capture_runs(tmp_path: Path) -> None:
