@@ -22,19 +22,19 @@ from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
 from zarr.storage import MemoryStore
 
 import attnstore
-from attnstore.ingest.datasets.droid import DroidDataset
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.episode import EpisodeJob, ingest_episode
 from attnstore.ingest.plan import describe_run
 from attnstore.ingest.policies.registry import load_policy
 from attnstore.query import Episode
-from attnstore.query.masks import open_detector_masks
-from attnstore.query.objects import PatchCover, cover_patches, object_metrics
+from attnstore.query.objects.masks import open_detector_masks
+from attnstore.query.objects.overlap import PatchCover, cover_patches, object_metrics
 from attnstore.sample import checkpoint_path, episodes_path
-from attnstore.store import precision
-from attnstore.store.arrays import MAP_BITS
-from attnstore.store.chunking import blosc, shuffled
+from attnstore.store.arrays.chunking import blosc, shuffled
+from attnstore.store.arrays.groups import MAP_BITS
+from attnstore.store.commits.run import save_run
+from attnstore.store.format import precision
 from attnstore.store.opening import create_store
-from attnstore.store.run import save_run
 
 from .measure import Figure, Setting
 from .replay import ingest, shape_of
@@ -77,7 +77,7 @@ class Stored:
 
 
 def run(setting: Setting) -> list[Figure]:
-    with mock.patch("attnstore.store.writer.MAP_BITS", UNROUNDED):
+    with mock.patch("attnstore.store.commits.writer.MAP_BITS", UNROUNDED):
         episodes = _ingest_packaged(setting.directory / "packaged.attn", 1 if setting.toy else None)
         large = ingest(setting.directory / "unrounded", KEYFRAMES, **shape_of(setting.toy))
     packaged = [each for episode in episodes for each in _stored(episode)]

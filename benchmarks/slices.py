@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from attnstore.query import Episode
-from attnstore.store.arrays.groups import engine
+from attnstore.store.arrays import engine
 
 from .labs import TEXT_SLOTS, padded_length, padded_prefix, read_hdf5, save_hdf5
 from .measure import Figure, Setting

@@ -15,7 +15,7 @@ from typing import Any
 
 import attnstore
 from attnstore.query import Episode
-from attnstore.store.arrays.groups import engine
+from attnstore.store.arrays import engine
 from attnstore.store.catalog import refresh
 from attnstore.store.commits import Commit, StorePaths, commit_draft, slug
 from attnstore.store.commits.run import load_run, save_run

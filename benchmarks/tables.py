@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnstore.store.arrays import MAP_REDUCTIONS
+from attnstore.store.arrays.groups import MAP_REDUCTIONS
 
 from .measure import Figure, Setting, size_of
 from .replay import ingest, shape_of
