@@ -225,6 +225,7 @@ EVERY_VIEW = """async ([{ run, id, store }, limits, steps]) => {
   const asks = await import("viewer/questions.js");
   const { get } = await import("viewer/api.js");
   const { read } = await import("viewer/episode.js");
+  const { START } = await import("viewer/state.js");
   const described = asks.episode(store, run, id);
   const e = read(await get(described), store);
   const metrics = (await get(asks.metrics())).map((m) => m.name);
@@ -237,10 +238,10 @@ EVERY_VIEW = """async ([{ run, id, store }, limits, steps]) => {
         for (const layer of Array(layers).keys())
           for (const reduce of ["max", "mean"])
             for (const keyframe of e.frames.keys()) {
-              const view = { phase, query, step, layer, reduce, keyframe, sinks: false };
+              const view = { ...START, phase, query, step, layer, reduce, keyframe };
               questions.push(asks.tokens(e, view), asks.sinks(e, view));
               for (const camera of cameras) {
-                questions.push(asks.activeHead(e, view, camera));
+                for (const active of ["image", "lab"]) questions.push(asks.activeHead(e, { ...view, active }, camera));
                 for (const head of ["mean", ...Array(heads).keys()]) questions.push(asks.maps(e, view, camera, head));
                 for (const metric of metrics)
                   questions.push(

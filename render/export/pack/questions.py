@@ -70,13 +70,13 @@ class Chosen:
 
 def of_store(store: str) -> Iterator[Question]:
     """Yield what is asked of a store as a whole."""
-    return _of(None, {"store": store}, _Values(None, Chosen()))
+    return _of({"store": store}, _Values(None, Chosen()))
 
 
 def of_episode(store: str, episode: Episode, chosen: Chosen) -> Iterator[Question]:
     """Yield what is asked of one episode."""
     place = {"store": store, "run": episode.run, "episode": episode.id}
-    return _of("{episode}", place, _Values(episode, chosen))
+    return _of(place, _Values(episode, chosen))
 
 
 def list_of(store: str) -> Question:
@@ -84,11 +84,12 @@ def list_of(store: str) -> Question:
     return next(question for question in of_store(store) if question.name == "episodes")
 
 
-def _of(about: str | None, place: Mapping[str, str], values: _Values) -> Iterator[Question]:
+def _of(place: Mapping[str, str], values: _Values) -> Iterator[Question]:
     asked = set()
     for name, declared in _DECLARED["questions"].items():
         path = declared["path"]
-        if "pack" not in declared or ("{episode}" in path) != (about is not None):
+        about_episode = "{episode}" in path
+        if "pack" not in declared or about_episode != (values.episode is not None):
             continue
         own = {key: value for key, value in place.items() if f"{{{key}}}" in path}
         for parameters in values.combinations(declared["pack"]):
