@@ -8,6 +8,8 @@ JOBS   ?= auto
 VENV   := .venv
 OCTO_VENV ?= .venv-octo
 PINS ?= openpi
+PINS_TESTS ?= tests
+PINS_PYTHON ?= $(firstword $(if $(filter lerobot,$(PINS)),$(shell command -v python3.12)) $(BIN)/python)
 LEROBOT_PYTHON ?= $(firstword $(wildcard $(addsuffix /bin/python,$(abspath $(LEROBOT)) $(abspath $(LEROBOT))/.venv)))
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 OPENPI_PYTHON ?= $(abspath $(OPENPI))/.venv/bin/python
@@ -78,13 +80,17 @@ test-openpi: links  ## the same contract on openpi itself: make test-openpi OPEN
 	cd tests && OPENPI="$(abspath $(OPENPI))" HF_HUB_OFFLINE=1 PYTHONPATH="$$(ls -d ../build/__editable__.attnstore-*)" \
 	  $(OPENPI_PYTHON) -m pytest -q -p no:cacheprovider -W ignore openpi_real.py
 
-test-pins: links  ## write and read a store with other libraries: make test-pins PINS=openpi (or lowest)
-	@# without torch: what a laptop has; constraints/PINS.txt says the versions
-	@test -x .venv-pins/$(PINS)/bin/python || $(PYTHON) -m venv .venv-pins/$(PINS)
-	.venv-pins/$(PINS)/bin/python -m pip install --quiet -c constraints/$(PINS).txt pytest hypothesis h5py psutil \
-	  $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"])')
-	PYTHONPATH="$$(ls -d build/__editable__.attnstore-*)" .venv-pins/$(PINS)/bin/python -m pytest -q \
-	  -p no:cacheprovider -o filterwarnings= tests/test_writer.py
+test-pins: links  ## without torch, with other versions: make test-pins PINS=openpi (or lerobot, octo, lowest)
+	@test -f constraints/$(PINS).txt || { echo "no constraints/$(PINS).txt: PINS is one of" \
+	  $(filter-out ci,$(basename $(notdir $(wildcard constraints/*.txt)))) >&2; exit 1; }
+	@# the wheel, as users get it; from an sdist, since setuptools leaves in build/ what it built before
+	@rm -rf build/pins && $(BIN)/uv build --quiet --out-dir build/pins
+	@$(BIN)/uv venv --quiet --allow-existing --python $(PINS_PYTHON) .venv-pins/$(PINS)
+	@$(BIN)/uv pip install --quiet --python .venv-pins/$(PINS)/bin/python --constraints constraints/$(PINS).txt \
+	  --reinstall-package attnstore --group pins "$$(ls build/pins/*.whl)[serve,http,dask]"
+	@# other versions warn of other things: here warnings are not errors
+	OMP_NUM_THREADS=1 .venv-pins/$(PINS)/bin/pytest -q -n $(JOBS) --maxprocesses 8 --timeout 900 \
+	  -p no:cacheprovider -o filterwarnings= $(PINS_TESTS)
 
 demo: links  ## ingest rollouts of a small trained policy, ask where it looks, and draw it
 	$(BIN)/attnstore demo

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import os
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -18,3 +21,38 @@ settings.load_profile("attnstore")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One process per core already; threads of torch and BLAS on top only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A laptop reads stores without these, so `make test-pins` runs without them. A test module that
+# imports one, itself or through another module of this folder, is left out there, and said to be.
+# What the product imports is no excuse: it has to do without.
+TESTS = Path(__file__).parent
+ABSENT = {
+    library
+    for library in ("torch", "torchvision", "transformers", "jax", "flax", "playwright")
+    if find_spec(library) is None
+}
+
+
+def imported(module: Path) -> set[str]:
+    """What a test module imports when it is loaded: top-level names, siblings' imports included."""
+    names: set[str] = set()
+    for statement in ast.parse(module.read_bytes()).body:
+        if isinstance(statement, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in statement.names}
+        elif isinstance(statement, ast.ImportFrom) and statement.module is not None:
+            names.add(statement.module.partition(".")[0])
+    siblings = [TESTS / f"{name}.py" for name in names]
+    return names.union(*(imported(s) for s in siblings if s.exists()))
+
+
+collect_ignore = (
+    sorted(m.name for m in TESTS.glob("test_*.py") if imported(m) & ABSENT) if ABSENT else []
+)
+
+
+def pytest_report_header() -> list[str]:
+    """What is left out, and why."""
+    if not ABSENT:
+        return []
+    modules = ", ".join(m.removesuffix(".py") for m in collect_ignore)
+    return [f"not installed: {', '.join(sorted(ABSENT))}; left out: {modules}"]

@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import attnstore
 
@@ -53,6 +55,22 @@ def test_the_base_install_has_no_model_library() -> None:
     base = [r for r in metadata.requires("attnstore") or [] if "extra ==" not in r]
     assert base
     assert not [r for r in base if r.startswith(("torch", "transformers", "jax", "h5py"))]
+
+
+def test_the_lowest_versions_are_the_floors_that_users_are_told() -> None:
+    """`make test-pins PINS=lowest` runs what pyproject promises."""
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    told = PYPROJECT["project"]["dependencies"] + [
+        r for extra in ("ingest", "serve", "s3", "gcs", "http", "dask") for r in extras[extra]
+    ]
+    floors = {}
+    for requirement in map(Requirement, told):
+        (floor,) = requirement.specifier
+        assert floor.operator == ">=", f"{requirement} has no floor"
+        floors[requirement.name] = Version(floor.version)
+    lines = (ROOT / "constraints" / "lowest.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert {name: Version(pin) for name, pin in pins.items()} == floors
 
 
 def test_entry_points_lead_somewhere() -> None:
