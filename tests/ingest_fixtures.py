@@ -42,6 +42,7 @@ CHUNK = 5
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Pi0 as transformers saves it; not to be changed."""
+    pytest.importorskip("torch", reason="a model's test needs torch")
     directory = tmp_path_factory.mktemp("checkpoint") / "tiny-pi0"
     model, processor = build_tiny_pi0(layers=LAYERS, steps=STEPS, chunk=CHUNK)
     model.save_pretrained(directory)
@@ -318,6 +319,7 @@ class Zygote:
 @pytest.fixture(scope="session")
 def zygote() -> Iterator[Zygote]:
     """One for all tests of a process."""
+    pytest.importorskip("torch", reason="a model's test needs torch")
     zygote = Zygote()
     yield zygote
     zygote.close()
