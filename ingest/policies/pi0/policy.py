@@ -247,17 +247,17 @@ class Pi0Policy(PretrainedPolicy):
         return None if mean is None else int(np.size(mean))
 
     def _check_state(self, state: NDArray[np.float32]) -> None:
-        length, known = state.size, np.size(self.processor.state_mean)
+        length, known = state.size, np.asarray(self.processor.state_mean).size
         if length > self.processor.max_state_dim:
             raise ObservationError(
                 f"the robot state has {length} components, the policy takes at most "
                 f"{self.processor.max_state_dim}"
             )
-        if length != known or np.size(self.processor.state_std) != known:
+        if length != known or np.asarray(self.processor.state_std).size != known:
             # torch would stretch statistics of length 1 over any state.
             raise ObservationError(
                 f"the robot state has {length} components, the processor's state_mean has {known} "
-                f"and its state_std {np.size(self.processor.state_std)}"
+                f"and its state_std {np.asarray(self.processor.state_std).size}"
             )
 
     def _check_instruction(self, instruction: str) -> None:
