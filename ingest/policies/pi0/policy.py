@@ -244,7 +244,7 @@ class Pi0Policy(PretrainedPolicy):
     def real_dof(self) -> int | None:
         """Components of an action that are not padding, from the processor's statistics."""
         mean = getattr(self.processor, "actions_mean", None)
-        return None if mean is None else int(np.size(mean))
+        return None if mean is None else np.asarray(mean).size
 
     def _check_state(self, state: NDArray[np.float32]) -> None:
         length, known = state.size, np.asarray(self.processor.state_mean).size
