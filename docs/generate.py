@@ -88,8 +88,10 @@ def schema() -> str:
         "",
         "`attention.zarr` beside the Parquet files is a Zarr v3 group with a subgroup per phase,",
         "and in the phase `vision`, which `attnstore ingest ... --vision` brings, one per camera.",
-        "Every dimension has a coordinate array of its name. Absent tokens are NaN; at precision",
-        "`log8` the array holds codes, and the array `lut` beside it decodes them: `lut[code]`.",
+        "Dimensions are named and count from 0; the root's array `frame` has the frame index of each",
+        "keyframe, and its attributes the spans of tokens. Absent tokens are NaN; at precision `log8`",
+        "the array holds codes, and the root's array `lut` decodes them: `lut[code]`. A file is a",
+        "keyframe of a phase: a shard of chunks of one head's 64 query rows and all keys.",
         "Maps are float32, rounded to "
         f"{MAP_BITS['mean']} significant bits (`mean`) and {MAP_BITS['max']} (`max`) before compression: "
         f"within {100 * rounding_error(MAP_BITS['mean']).relative:.2f} % and "
@@ -102,6 +104,8 @@ def schema() -> str:
             f"| `maps/{p}/<query group>/<camera>/mean`, `…/max` | {', '.join(map_dims(p))} |"
             for p in PHASES
         ),
+        "| `frame` | keyframe |",
+        "| `lut` (`log8` only) | code |",
         "| `policy/actions` | keyframe, horizon, action_dof |",
         "| `policy/actions_recorded` | keyframe, recorded_dof |",
         "| `policy/state` | keyframe, state_dof |",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -20,10 +21,19 @@ from attnstore.store.commits import StorePaths
 
 
 class FileServer:
-    """``python -m http.server`` on a directory, in this process, that keeps what was asked."""
+    """``python -m http.server`` on a directory, in this process, that keeps what was asked.
 
-    def __init__(self, directory: Path) -> None:
+    Parameters
+    ----------
+    ranges
+        Answer header ``Range``, as every web server but Python's own does.
+    """
+
+    def __init__(self, directory: Path, *, ranges: bool = True) -> None:
         self.requests: list[str] = []
+        self.sent = 0
+        self.lies: dict[str, bytes] = {}
+        """What it says of a path instead."""
         self.delay = 0.0
         asked = self
 
@@ -33,7 +43,26 @@ class FileServer:
             def do_GET(self) -> None:
                 asked.requests.append(self.path)
                 time.sleep(asked.delay)
-                super().do_GET()
+                file = Path(self.translate_path(self.path))
+                data = asked.lies.get(self.path.lstrip("/"))
+                if data is None:
+                    if not file.is_file():
+                        super().do_GET()
+                        return
+                    data = file.read_bytes()
+                wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+                part = data
+                if ranges and wanted is not None:
+                    start, last = map(int, wanted.groups())
+                    part = data[start : last + 1]
+                    self.send_response(206)
+                    self.send_header("Content-Range", f"bytes {start}-{last}/{len(data)}")
+                else:
+                    self.send_response(200)
+                self.send_header("Content-Length", str(len(part)))
+                self.end_headers()
+                self.wfile.write(part)
+                asked.sent += len(part)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -49,14 +78,19 @@ class FileServer:
         found, self.requests[:] = list(self.requests), []
         return found
 
+    def take_sent(self) -> int:
+        """Return the bytes of files sent since the last call."""
+        found, self.sent = self.sent, 0
+        return found
+
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
 
 
 @contextmanager
-def file_server(directory: Path) -> Iterator[FileServer]:
-    server = FileServer(directory)
+def file_server(directory: Path, *, ranges: bool = True) -> Iterator[FileServer]:
+    server = FileServer(directory, ranges=ranges)
     try:
         yield server
     finally:

@@ -241,7 +241,7 @@ def test_explain_counts_what_a_read_touches(stored: Stored) -> None:
     cheap = episode.explain("prefix", camera="hand_camera", layer=1)
     assert (cheap.tier, cheap.chunks, cheap.shards) == ("maps", 1, 1)
     words = episode.explain("prefix", camera="hand_camera", layer=1, query="text")
-    # One head is one chunk: 3 keyframes x 2 heads, in one shard per keyframe and layer.
+    # One head is one chunk: 3 keyframes x 2 heads, in one shard per keyframe.
     assert (words.tier, words.chunks, words.shards) == ("full", KEYFRAMES * HEADS, KEYFRAMES)
     assert "full tier, prefix/attention" in str(words)
 

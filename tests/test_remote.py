@@ -26,9 +26,9 @@ from store_fixtures import flip_byte, write_episode
 
 import attnstore
 from attnstore.cli import cli
+from attnstore.store.arrays.shards import Grid
 from attnstore.store.catalog import generations, refresh
-from attnstore.store.commits import StoredFile, StorePaths, all_commits, read_json, remove_part
-from attnstore.store.commits.shards import touched
+from attnstore.store.commits import StorePaths, all_commits, read_json, remove_part
 from attnstore.store.errors import (
     AttnstoreError,
     IntegrityError,
@@ -124,6 +124,20 @@ def test_a_file_server_gives_the_answers_of_the_path(paths: StorePaths, server: 
     server.take()
     assert_same_answers(attnstore.open(paths.root), there)
     assert server.take() == [], "what was fetched is kept"
+
+
+def test_a_server_that_knows_no_ranges(paths: StorePaths, cache: Path) -> None:
+    """Python's own: whole files, compared with their SHA-256."""
+    (file,) = paths.data.glob("*/e1-*/base.*/attention.zarr/prefix/attention/c/0/0/0/0/0")
+    with file_server(paths.root, ranges=False) as server:
+        assert_same_answers(attnstore.open(paths.root), attnstore.open(server.url))
+        there = attnstore.open(server.url)
+        server.take()
+        assert_same_answers(attnstore.open(paths.root), there)
+        assert server.take() == []
+        flip_byte(file, file.stat().st_size // 2)
+        with pytest.raises(IntegrityError, match="SHA-256"):
+            there.episode("e1").values("prefix", layer=0, keyframe=0)
 
 
 @pytest.mark.parametrize("engine", ["tensorstore", "zarr"])
@@ -267,41 +281,65 @@ def test_only_files_of_the_episodes_asked_for(paths: StorePaths, server: FileSer
     assert len([r for r in server.take() if r.endswith(".parquet")]) == 2
 
 
-def test_only_shards_that_are_touched(paths: StorePaths, server: FileServer) -> None:
+def test_only_chunks_that_are_touched(paths: StorePaths, server: FileServer) -> None:
     episode = attnstore.open(server.url).episode("e1")
-    cost = episode.explain("prefix", layer=0, keyframe=1)
     shard = next(
         f for f in episode.part.commit.files if f.path.endswith("prefix/attention/c/1/0/0/0/0")
     )
-    assert cost.missing_bytes == shard.size + metadata_size(episode, "prefix/attention")
+    cost = episode.explain("prefix", layer=0, head=1, keyframe=1)
+    # 2 layers x 2 heads, each one chunk; the index has 16 bytes for each and a CRC.
+    index = 16 * 4 + 4
+    assert cost.missing_bytes == index + round((shard.size - index) / 4)
     assert f"{cost.missing_bytes / 1e6:.2f} MB not here yet" in str(cost)
     server.take()
-    episode.values("prefix", layer=0, keyframe=1)
-    assert [r.partition("/c/")[2] for r in server.take() if "/c/" in r] == ["1/0/0/0/0"]
-    assert episode.explain("prefix", layer=0, keyframe=1).missing_bytes == 0
+    server.take_sent()
+    here = attnstore.open(paths.root).episode("e1")
+    for _ in range(2):
+        found = episode.values("prefix", layer=0, head=1, keyframe=1)
+        np.testing.assert_array_equal(found, here.values("prefix", layer=0, head=1, keyframe=1))
+    assert [r.partition("/c/")[2] for r in server.take() if "/c/" in r] == ["1/0/0/0/0"] * 2
+    assert index + shard.size / 8 < server.take_sent() < index + shard.size / 2
+    assert episode.explain("prefix", layer=0, head=1, keyframe=1).missing_bytes == 0
+    # Now that the index is here, the forecast is exact.
+    rest = episode.explain("prefix", keyframe=1).missing_bytes
+    np.testing.assert_array_equal(
+        episode.values("prefix", keyframe=1), here.values("prefix", keyframe=1)
+    )
+    assert rest <= server.take_sent() <= rest + shard.size / 2, (
+        "and a chunk that was here, between them"
+    )
     assert episode.explain("suffix", camera="hand_camera", layer=0, head=0).missing_bytes > 0
     assert attnstore.open(paths.root).episode("e1").explain("suffix").missing_bytes == 0
 
 
-def metadata_size(episode: attnstore.Episode, array: str) -> int:
-    name = f"attention.zarr/{array}/zarr.json"
-    return next(f.size for f in episode.part.commit.files if f.path == name)
+def test_a_cut_list_of_pieces_is_no_harm(
+    paths: StorePaths, server: FileServer, cache: Path
+) -> None:
+    """A process may be killed between the bytes and their record, or within it."""
+    expected = attnstore.open(paths.root).episode("e1").values("prefix")
+    attnstore.open(server.url).episode("e1").values("prefix", layer=0)
+    for record in cache.rglob("*.have"):
+        record.write_bytes(record.read_bytes()[:-5])
+    np.testing.assert_array_equal(
+        attnstore.open(server.url).episode("e1").values("prefix"), expected
+    )
 
 
-def test_touched_shards_by_counting() -> None:
-    files = [StoredFile(f"a/x/c/{i}/{j}", 1, "") for i in range(4) for j in range(3)]
-    files += [StoredFile("a/x/zarr.json", 1, ""), StoredFile("a/xy/c/0/0", 1, "")]
-    blocks: list[tuple[int | slice, int | slice]] = [
-        (slice(5, 11), slice(0, 4)), (slice(None), 7), (0, slice(4, None)),
+def test_touched_chunks_by_counting() -> None:
+    grid = Grid((20, 12), (6, 8), (3, 2), 2, True, True, True, True)
+    blocks: list[tuple[int | slice, ...]] = [
+        (slice(5, 11), slice(0, 4)), (slice(None), 7), (0, slice(4, None)), (slice(19, 20),),
+        (slice(3, 3), 0),
     ]  # fmt: skip
-    for rows, cols in blocks:
+    for index in blocks:
+        rows, cols = np.indices(grid.shape)
         chosen = {
-            f"a/x/c/{r // 5}/{c // 4}"
-            for r in np.atleast_1d(np.arange(20)[rows])
-            for c in np.atleast_1d(np.arange(12)[cols])
+            ((int(r) // 6, int(c) // 8), (int(r) % 6 // 3, int(c) % 8 // 2))
+            for r, c in zip(rows[index].flat, cols[index].flat, strict=True)
         }
-        found = {f.path for f in touched(files, "a/x", (5, 4), (rows, cols))}
-        assert found == chosen | {"a/x/zarr.json"}
+        found = [(at, (i, j)) for at, (a, b) in grid.touched(index) for i in a for j in b]
+        assert len(found) == len(set(found))
+        assert set(found) == chosen
 
 
 @pytest.mark.parametrize(
@@ -311,9 +349,9 @@ def test_damaged_bytes_are_never_used(paths: StorePaths, server: FileServer, tab
     (file,) = paths.data.glob(f"*/e1-*/base.*/{table}")
     flip_byte(file, file.stat().st_size // 2)
     store = attnstore.open(server.url)
-    with pytest.raises(IntegrityError, match="SHA-256"):
+    with pytest.raises(IntegrityError, match="SHA-256|CRC-32C"):
         if "attention" in table:
-            store.episode("e1").values("prefix", layer=0, keyframe=0)
+            store.episode("e1").values("prefix", keyframe=0)
         else:
             store.episode("e1").stats("entropy", "prefix", "hand_camera")
     assert not list(store.paths.data.rglob(file.name)), "it is not kept"
@@ -548,7 +586,7 @@ def test_threads_that_need_one_file_fetch_it_once(paths: StorePaths, server: Fil
         thread.start()
     for thread in threads:
         thread.join()
-    assert len([r for r in server.take() if "/c/" in r]) == 1
+    assert len([r for r in server.take() if "/c/" in r]) == 2, "the index, and a layer's chunks"
 
 
 def test_another_process_opens_its_own_connection(paths: StorePaths, server: FileServer) -> None:
@@ -577,39 +615,16 @@ def test_commits_lists_what_the_path_lists(paths: StorePaths, server: FileServer
     assert list(attnstore.open(server.url).commits()) == list(all_commits(paths))
 
 
-class LyingServer(FileServer):
-    """A file server that says something else about one file."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
-        self.lies: dict[str, bytes] = {}
-        honest, lies = self._server.RequestHandlerClass, self.lies
-
-        class Handler(honest.func):  # type: ignore[name-defined,misc]  # a partial
-            def do_GET(self) -> None:
-                body = lies.get(self.path.lstrip("/"))
-                if body is None:
-                    super().do_GET()
-                    return
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-        self._server.RequestHandlerClass = functools.partial(Handler, directory=str(directory))
-
-
 @pytest.fixture(scope="module")
-def liar(template: Path) -> Iterator[LyingServer]:
-    server = LyingServer(template)
-    yield server
-    server.close()
+def liar(template: Path) -> Iterator[FileServer]:
+    with file_server(template) as server:
+        yield server
 
 
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_a_server_that_lies_about_a_file(
-    template: Path, liar: LyingServer, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+    template: Path, liar: FileServer, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     """Whatever it says: one of our errors, or the honest numbers, if a commit lists the file."""
     files = sorted(str(f.relative_to(template)) for f in template.rglob("*") if f.is_file())

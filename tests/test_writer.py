@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from store_fixtures import (
@@ -23,15 +24,26 @@ from store_fixtures import (
     write_episode,
     write_rows,
 )
+from zarr.codecs import BloscCodec, Crc32cCodec
 
+from attnstore.store.arrays.chunking import attention_plan, blosc
 from attnstore.store.arrays.engine import open_block
 from attnstore.store.arrays.groups import MAP_BITS
-from attnstore.store.commits import ARRAYS, Attempt, Commit, StorePaths, latest_commit, slug
+from attnstore.store.arrays.shards import ShardWriter
+from attnstore.store.commits import (
+    ARRAYS,
+    Attempt,
+    Commit,
+    StorePaths,
+    hash_file,
+    latest_commit,
+    slug,
+)
 from attnstore.store.commits.part import Part
 from attnstore.store.commits.run import save_run
 from attnstore.store.commits.writer import EpisodeWriter, shard_path
 from attnstore.store.errors import ConflictError, IntegrityError, NotFoundError
-from attnstore.store.format.precision import decode, encode
+from attnstore.store.format.precision import absent, decode, encode
 from attnstore.store.opening import create_store
 from attnstore.store.tables.inventory import TABLES
 
@@ -135,7 +147,7 @@ def test_both_engines_write_the_same_bytes_that_decode(
 
 
 def test_layers_may_come_from_many_threads_in_any_order(paths: StorePaths) -> None:
-    """As ingest gives them: a step's layers meet in one shard."""
+    """As ingest gives them: a keyframe's layers and steps meet in one shard."""
     episode = random_episode(keyframes=4, layers=6, heads=2, steps=4)
     blocks = list(episode.weights.items())
     random.Random(0).shuffle(blocks)
@@ -204,8 +216,8 @@ def drop_a_layer_of_a_step(episode: RandomEpisode) -> None:
     ("drop", "named"),
     [
         (drop_a_layer, "1 blocks did not arrive: prefix 1 0"),
-        (drop_a_step, "1 blocks did not arrive: suffix 2 1"),
-        (drop_a_layer_of_a_step, "1 blocks did not arrive: suffix 2 1"),
+        (drop_a_step, "2 blocks did not arrive: suffix 2 1 0; suffix 2 1 1"),
+        (drop_a_layer_of_a_step, "1 blocks did not arrive: suffix 2 1 0"),
     ],
 )
 def test_an_incomplete_episode_is_not_committed(
@@ -289,28 +301,81 @@ def test_a_missing_or_truncated_shard_is_not_read_as_absent_tokens(
     paths: StorePaths, engine: str, length: int | None
 ) -> None:
     part = Part(paths, write_episode(paths, "a", keyframes=1), engine=engine)
-    file = shard_path(part.path, "prefix", 0, 1)
+    file = shard_path(part.path, "prefix", 0)
     if length is None:
         file.unlink()
     else:
         os.truncate(file, length)
     expected = "is missing" if length is None else f"has {length} bytes, .* were committed"
-    with pytest.raises(IntegrityError, match=f"prefix/attention/c/0/1/0/0/0 {expected}"):
+    with pytest.raises(IntegrityError, match=f"prefix/attention/c/0/0/0/0/0 {expected}"):
         part.attention("prefix", (0, 1))
 
 
-def test_shards_are_where_the_format_says(paths: StorePaths) -> None:
+def test_a_keyframe_of_a_phase_is_one_file(paths: StorePaths) -> None:
     part = Part(paths, write_episode(paths, "a", keyframes=2))
-    for phase, second in (("prefix", 1), ("suffix", 0)):
-        file = shard_path(part.path, phase, 1, second)
-        assert file.relative_to(part.path).as_posix() in {f.path for f in part.commit.files}
+    listed = {f.path for f in part.commit.files if "/attention/c/" in f.path}
+    assert listed == {
+        shard_path(part.path, phase, keyframe).relative_to(part.path).as_posix()
+        for phase in GROUPS
+        for keyframe in range(2)
+    }
 
 
-def test_a_written_block_is_readable_before_the_commit(paths: StorePaths) -> None:
-    """Probes read the base weights of the keyframe that is being worked on."""
-    episode = random_episode(keyframes=1)
+def test_a_keyframe_is_readable_before_the_commit(paths: StorePaths) -> None:
+    """As soon as it has all its layers, with the digest that the commit will list."""
+    episode = random_episode(keyframes=2)
     writer = begin(paths, episode)
-    weights, layout = episode.weights["prefix", 0, 0, None], episode.layouts[0]["prefix"]
-    writer.write_attention("prefix", 0, 0, encode(weights, "float16"), layout)
-    stored = open_block(writer.path / "prefix" / "attention").read((0, 0))
-    np.testing.assert_array_equal(stored, weights.astype(np.float16))
+    of_first = {k: w for k, w in episode.weights.items() if k[1] == 0 and k[0] == "prefix"}
+    file = shard_path(writer.attempt.path, "prefix", 0)
+    for (phase, keyframe, layer, _), weights in of_first.items():
+        assert file.exists() == (layer > 0)
+        layout = episode.layouts[0][phase]
+        writer.write_attention(phase, keyframe, layer, encode(weights, "float16"), layout)
+    stored = open_block(writer.path / "prefix" / "attention").read((0,))
+    np.testing.assert_array_equal(stored, episode.padded("prefix")[0].astype(np.float16))
+    with pytest.raises(ValueError, match="prefix 0 1 was written before"):
+        writer.write_attention("prefix", 0, 1, encode(weights, "float16"), layout)
+
+
+@pytest.mark.parametrize("precision", ["float16", "log8"])
+def test_a_shard_is_what_zarr_itself_would_write(tmp_path: Path, precision: str) -> None:
+    """Chunk for chunk, apart from their order in the file; blocks of fill value have none."""
+    shape = (1, 3, 4, 11, 7)
+    plan = attention_plan("prefix", 1, None, *shape[1:])
+    weights = np.random.default_rng(0).random(shape[1:], np.float32)
+    weights[1, :2] = np.nan
+    coded = encode(weights, precision)
+    fill = np.asarray(absent(precision), coded.dtype)
+    array = zarr.create_array(
+        str(tmp_path / "theirs"), shape=plan.shape, chunks=plan.chunk, shards=plan.shard,
+        dtype=coded.dtype, fill_value=fill,
+        compressors=(BloscCodec(**blosc(precision)), Crc32cCodec()),
+    )  # fmt: skip
+    array[0] = coded
+    file = tmp_path / "ours"
+    writer = ShardWriter(file, plan, blosc(precision), fill)
+    for layer in (2, 0, 1):
+        writer.add((0, layer), coded[layer])
+    finished = writer.close()
+    assert finished == (file.stat().st_size, hash_file(file))
+    (theirs,) = (f for f in (tmp_path / "theirs" / "c").rglob("*") if f.is_file())
+    one, other = _chunks(file, 3 * 4), _chunks(theirs, 3 * 4)
+    assert one == other
+    assert [i for i, chunk in enumerate(one) if chunk is None] == [4, 5]
+    shutil.copyfile(file, theirs)
+    np.testing.assert_array_equal(array[0], coded)
+
+
+def _chunks(file: Path, count: int) -> list[bytes | None]:
+    data = file.read_bytes()
+    index = np.frombuffer(data[-16 * count - 4 : -4], "<u8").reshape(count, 2).tolist()
+    return [None if at == (1 << 64) - 1 else data[at : at + size] for at, size in index]
+
+
+def test_a_shard_of_nothing_has_no_file(tmp_path: Path) -> None:
+    plan = attention_plan("prefix", 1, None, 1, 1, 8, 8)
+    fill = np.asarray(np.nan, np.float16)
+    writer = ShardWriter(tmp_path / "shard", plan, blosc("float16"), fill)
+    writer.add((0, 0), np.full((1, 8, 8), np.nan, np.float16))
+    assert writer.close() is None
+    assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,8 @@
 """Chunk and shard shapes, codecs, and the forecast of a run's size.
 
-Shards follow the order in which weights arrive, so nothing is rewritten: one shard per keyframe
-and layer for one-pass phases, one per keyframe and step for stepped ones. Inside a shard a chunk
-is one head's block of 64 query rows and all keys. Measured: docs/decisions/002-chunks.md.
+A shard is a keyframe of a phase: its encoded chunks, appended as their layers arrive, so nothing is
+rewritten (docs/decisions/022-few-files.md). Inside it a chunk is one head's block of 64 query rows and
+all keys. Measured: docs/decisions/002-chunks.md.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from ..format.axes import STEPPED_PHASES
 from ..format.precision import dtype
 
 QUERY_BLOCK = 64
+LEAST_ROWS = 16
+"""Where a head has fewer query rows, a chunk holds several heads: the index of a shard has 16 bytes for
+each chunk, and phase ``decode`` has one row a step."""
 SHUFFLE = 8
 """A block's rows are a multiple of this: Blosc shuffles bits only of 8 elements at a time, and leaves
 a block whose number of elements is another unshuffled."""
@@ -46,19 +49,27 @@ def attention_plan(
     Examples
     --------
     >>> attention_plan("prefix", 23, None, 18, 8, 572, 572).shard
-    (1, 1, 8, 576, 572)
+    (1, 18, 8, 576, 572)
+    >>> attention_plan("decode", 23, 60, 32, 32, 1, 330).chunk
+    (1, 1, 1, 16, 1, 330)
     """
-    rows = min(QUERY_BLOCK, -(-query // SHUFFLE) * SHUFFLE)
+    together = max(
+        h for h in range(1, heads + 1) if heads % h == 0 and (h == 1 or h * query <= LEAST_ROWS)
+    )
+    multiple = SHUFFLE // math.gcd(SHUFFLE, together)
+    rows = min(QUERY_BLOCK, -(-query // multiple) * multiple)
     padded = -(-query // rows) * rows
     if phase in STEPPED_PHASES:
         assert steps is not None
         return ChunkPlan(
             (keyframes, steps, layers, heads, query, key),
-            (1, 1, layers, heads, padded, key),
-            (1, 1, 1, 1, rows, key),
+            (1, steps, layers, heads, padded, key),
+            (1, 1, 1, together, rows, key),
         )
     return ChunkPlan(
-        (keyframes, layers, heads, query, key), (1, 1, heads, padded, key), (1, 1, 1, rows, key)
+        (keyframes, layers, heads, query, key),
+        (1, layers, heads, padded, key),
+        (1, 1, together, rows, key),
     )
 
 

@@ -5,80 +5,58 @@ decoders allocate as much before they find that it is not true, or that it is: z
 thousandfold. An array's chunk has one size, which its description says; a page's bytes are counted
 in its file's footer.
 
-Sources: the header of c-blosc 1 (README_CHUNK_FORMAT.rst), the index of Zarr's sharding codec
-(zarr-specs, v3 codecs), ``PageHeader`` of parquet.thrift in Thrift's compact protocol.
+Sources: the header of c-blosc 1 (README_CHUNK_FORMAT.rst), ``PageHeader`` of parquet.thrift in Thrift's
+compact protocol.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import struct
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import IntegrityError
 
 _BLOSC_HEADER = struct.Struct("<4B3I")
-_ABSENT = (1 << 64) - 1
+FRAME_HEADER = _BLOSC_HEADER.size
+"""Bytes of a Blosc frame's header."""
 _HEADER_BYTES = 1 << 10
 _LONGEST_HEADER = 1 << 20
 """Longest header of a page: it may hold the least and the greatest text of its column."""
 _DEPTH = 8
 
 
-def check_frames(file: Path, array: Mapping[str, Any], item_bytes: int, name: str) -> None:
-    """Check what the Blosc frames of a chunk's or a shard's file claim.
+def check_frame(descriptor: int, offset: int, length: int, expected: int, name: str) -> None:
+    """Check what a compressed chunk claims to become.
 
     Parameters
     ----------
-    file
-        Of one chunk, or one shard.
-    array
-        Its array, from `vetting.description`.
-    item_bytes
-        Size of a number.
+    descriptor
+        Of its file.
+    offset, length
+        Its place in the file.
+    expected
+        Bytes of a chunk of its array.
     name
-        Of the array, for messages.
+        For messages.
 
     Raises
     ------
     IntegrityError
-        If a frame would become anything but one chunk of the array.
+        If it would become anything but one chunk of the array.
     """
-    outer = array["chunk_grid"]["configuration"]["chunk_shape"]
-    codec = array["codecs"][0]
-    sharded = isinstance(codec, dict) and codec.get("name") == "sharding_indexed"
-    inner = codec["configuration"] if sharded else {"chunk_shape": outer, "codecs": array["codecs"]}
-    if not has_frames(inner["codecs"]):
-        return
-    expected = math.prod(inner["chunk_shape"]) * item_bytes
-    checksum = 4 * (len(inner.get("index_codecs", ())) - 1) if sharded else 0
-    count = math.prod(n // m for n, m in zip(outer, inner["chunk_shape"], strict=True))
-    with file.open("rb", buffering=0) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        places: Iterator[tuple[int, ...]] = iter([(0, size)])
-        if sharded:
-            start = size - 16 * count - checksum
-            index = os.pread(stream.fileno(), 16 * count, max(start, 0))
-            if start < 0 or len(index) != 16 * count:
-                raise IntegrityError(f"{name}: {file.name} is too short for the index of a shard")
-            places = struct.iter_unpack("<2Q", index)
-        for offset, length in places:
-            if offset == length == _ABSENT:
-                continue
-            if offset + length > size or length < _BLOSC_HEADER.size:
-                raise IntegrityError(f"{name}: a chunk lies outside its shard")
-            found = os.pread(stream.fileno(), _BLOSC_HEADER.size, offset)
-            if len(found) != _BLOSC_HEADER.size:
-                raise IntegrityError(f"{name}: {file.name} ended while it was read")
-            claimed = _BLOSC_HEADER.unpack(found)[4]
-            if claimed != expected:
-                raise IntegrityError(
-                    f"{name}: a compressed chunk claims to be {claimed} bytes, chunks of this array "
-                    f"have {expected}"
-                )
+    if length < FRAME_HEADER:
+        raise IntegrityError(f"{name}: a chunk of {length} bytes is too short")
+    found = os.pread(descriptor, FRAME_HEADER, offset)
+    if len(found) != FRAME_HEADER:
+        raise IntegrityError(f"{name} ended while it was read")
+    claimed = _BLOSC_HEADER.unpack(found)[4]
+    if claimed != expected:
+        raise IntegrityError(
+            f"{name}: a compressed chunk claims to be {claimed} bytes, chunks of this array "
+            f"have {expected}"
+        )
 
 
 def has_frames(codecs: Any) -> bool:

@@ -3,13 +3,16 @@
 ::
 
     attention.zarr/                     attributes: the episode's description
+      frame                             keyframe
+      lut                               code   (log8 only)
       <phase>/attention                 keyframe [step] layer head query key
       vision/<camera>/attention         keyframe layer head query key
       maps/<phase>/<group>/<camera>/{mean,max}   keyframe [step] layer head row col   (float32)
       policy/{actions,actions_recorded,state,denoising}
 
-Every dimension of every group has a numeric coordinate array beside it, and log8 arrays have
-their decoding table ``lut`` beside them.
+Dimensions that count from 0 have no coordinate array: a Zarr reader's own numbering is theirs, and each
+would be two files. The root has those that say more: the frame of each keyframe, and the table that
+decodes log8.
 """
 
 from __future__ import annotations
@@ -63,6 +66,10 @@ def create_arrays(path: Path, spec: EpisodeSpec, policy: PolicyShapes) -> None:
             "attnstore_episode": spec_to_json(spec),
         }
     )
+    frames = np.asarray(spec.frames, np.int32)
+    small_array(root, "frame", frames, ("keyframe",), "frame index in the recording")
+    if spec.precision == "log8":
+        small_array(root, "lut", log8_table(), ("code",), "decodes log8: weight = lut[code]")
     for phase in spec.phases.values():
         _create_phase(root, spec, phase)
     _create_policy(root, spec, policy)
@@ -73,24 +80,27 @@ def create_arrays(path: Path, spec: EpisodeSpec, policy: PolicyShapes) -> None:
         zarr.consolidate_metadata(root.store)
 
 
+def plan_phase(phase: PhaseSpec, keyframes: int) -> ChunkPlan:
+    """Plan the attention array of a phase."""
+    return attention_plan(
+        phase.phase, keyframes, phase.steps, phase.layers, phase.heads, len(phase.query),
+        len(phase.key),
+    )  # fmt: skip
+
+
 def _create_phase(root: Any, spec: EpisodeSpec, phase: PhaseSpec) -> None:
     count = len(spec.frames)
-    plan = attention_plan(
-        phase.phase, count, phase.steps, phase.layers, phase.heads, len(phase.query), len(phase.key)
-    )
+    plan = plan_phase(phase, count)
     group = root.create_group(phase.path)
     dims = attention_dims(phase.phase)
     description = f"{phase.path} attention weights; rows over key sum to 1; absent tokens are NaN"
     attributes = {"precision": spec.precision}
     if spec.precision == "log8":
         attributes["decode"] = "lut[code]"
-        small_array(group, "lut", log8_table(), ("code",), "decodes log8: weight = lut[code]")
-        small_array(group, "code", np.arange(256, dtype=np.uint8), ("code",), "log8 code")
     _weights(
         group, "attention", plan, dims, dtype(spec.precision), blosc(spec.precision),
         absent(spec.precision), {"description": description, **attributes},
     )  # fmt: skip
-    _coordinates(group, dims, plan.shape, spec)
     for camera in phase.cameras:
         grid = spec.geometry[camera].grid
         shape = map_plan(phase.phase, count, phase.steps, phase.layers, phase.heads, grid)
@@ -104,7 +114,6 @@ def _create_phase(root: Any, spec: EpisodeSpec, phase: PhaseSpec) -> None:
                     maps, reduction, shape, dims, np.dtype(np.float32), shuffled(4, shape.chunk),
                     float("nan"), {"description": text, "significant_bits": bits},
                 )  # fmt: skip
-            _coordinates(maps, dims, shape.shape, spec)
 
 
 def _create_policy(root: Any, spec: EpisodeSpec, shapes: PolicyShapes) -> None:
@@ -133,7 +142,6 @@ def _create_policy(root: Any, spec: EpisodeSpec, shapes: PolicyShapes) -> None:
             (count, shapes.denoising_steps, shapes.horizon, shapes.action_dof),
             "the action chunk after each denoising step, in the policy's normalised units",
         )
-    coordinates: dict[str, int] = {}
     for name, (dims, shape, text) in definitions.items():
         if 0 in shape:
             continue
@@ -146,9 +154,7 @@ def _create_policy(root: Any, spec: EpisodeSpec, shapes: PolicyShapes) -> None:
             fill_value=float("nan"),
             dimension_names=dims,
         )
-        array.attrs.update({"description": text, "coordinates": "frame"})
-        coordinates.update(zip(dims, shape, strict=True))
-    _coordinates(group, tuple(coordinates), tuple(coordinates.values()), spec)
+        array.attrs.update({"description": text})
 
 
 def _weights(
@@ -172,30 +178,7 @@ def _weights(
         fill_value=fill,
         dimension_names=dims,
     )
-    array.attrs.update({**attributes, "coordinates": "frame"})
-
-
-_COORDINATES: Mapping[str, str] = {
-    "keyframe": "ordinal of the keyframe in the episode",
-    "step": "denoising step, 0 is the noisiest; or decoded token, 0 is the first",
-    "layer": "0-based layer",
-    "head": "0-based head",
-    "query": "attending token, aligned over keyframes; spans are in the root's attributes",
-    "key": "attended token, aligned over keyframes; spans are in the root's attributes",
-    "row": "row of the camera's patch grid, 0 at the top",
-    "col": "column of the camera's patch grid, 0 at the left",
-    "horizon": "action in the chunk",
-    "action_dof": "component of the policy's action vector",
-    "recorded_dof": "component of the dataset's action vector",
-    "state_dof": "component of the dataset's state vector",
-}
-
-
-def _coordinates(group: Any, dims: Sequence[str], shape: Sequence[int], spec: EpisodeSpec) -> None:
-    for dim, length in zip(dims, shape, strict=True):
-        small_array(group, dim, np.arange(length, dtype=np.int32), (dim,), _COORDINATES[dim])
-    frames = np.asarray(spec.frames, np.int32)
-    small_array(group, "frame", frames, ("keyframe",), "frame index in the recording")
+    array.attrs.update(attributes)
 
 
 def small_array(

@@ -19,7 +19,7 @@ from .files import (
     replace_file,
     sync_directory,
 )
-from .holding import StorePaths
+from .holding import Pieces, StorePaths
 from .layout import (
     ARRAYS,
     ATTEMPT_FILE,
@@ -59,6 +59,7 @@ __all__ = [
     "Key",
     "Layout",
     "Log",
+    "Pieces",
     "Revision",
     "StorePaths",
     "StoredFile",

@@ -45,10 +45,9 @@ class Attempt:
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "created": now()}
         (self.path / ATTEMPT_FILE).write_text(json.dumps(owner))
 
-    def finished(self, file: Path) -> None:
-        """Hash a file that will not change any more, and make it durable, ahead of `publish`."""
-        relative = file.relative_to(self.path).as_posix()
-        self._digests[relative] = hash_and_sync(file)
+    def finished(self, file: Path, size: int, sha256: str) -> None:
+        """Take over what a file's writer knows of it: it is durable and will not change any more."""
+        self._digests[file.relative_to(self.path).as_posix()] = size, sha256
 
     def discard(self) -> None:
         """Delete what was written; for a writer that gives up."""

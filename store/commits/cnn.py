@@ -115,10 +115,7 @@ _DIMS: Mapping[str, tuple[tuple[str, ...], str, str]] = {
 }  # fmt: skip
 _COORDINATES = {
     "filter": "channel of the convolution's output",
-    "channel": "channel of the network's input",
-    "row": "row, 0 at the top", "col": "column, 0 at the left",
-    "height": "row of the input image", "width": "column of the input image",
-    "color": "red, green, blue", "keyframe": "ordinal of the keyframe in this part",
+    "keyframe": "ordinal of the keyframe in this part",
     "iteration": "steps of the ascent that were done",
 }  # fmt: skip
 
@@ -141,7 +138,7 @@ def create_array(
     path
         The group.
     coordinates
-        Values along dimensions that do not just count: filters, iterations.
+        Values along dimensions that do not just count: filters, iterations; the others have no array.
 
     Returns
     -------
@@ -166,9 +163,9 @@ def create_array(
         dimension_names=dims,
         attributes={"description": text},
     )
-    for dim, length in zip(dims, shape, strict=True):
-        if dim not in root:
-            values = np.asarray(coordinates.get(dim, range(length)), np.int32)
+    for dim in dims:
+        if dim in coordinates and dim not in root:
+            values = np.asarray(coordinates[dim], np.int32)
             small_array(root, dim, values, (dim,), _COORDINATES[dim])
     return array
 

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Protocol
 
 from .entry import Commit, StoredFile
 from .layout import Layout
 
-if TYPE_CHECKING:
-    pass
+
+class Pieces(Protocol):
+    """What is here of the files of one commit, of which pieces are enough."""
+
+    @property
+    def directory(self) -> Path:
+        """Where the files are, with holes for what is not here."""
+        ...
+
+    def missing(self, file: StoredFile, pieces: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Return those of the (start, stop) of a file's bytes that are not here."""
+        ...
+
+    def bring(
+        self,
+        file: StoredFile,
+        pieces: Iterable[tuple[int, int]],
+        check: Callable[[int, bytes], None],
+    ) -> None:
+        """Have pieces of a file here; `check` raises if the bytes at a start are not to be kept."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +78,10 @@ class StorePaths(Layout):
 
         A whole store does nothing: its readers check what they open.
         """
+
+    def pieces(self, commit: Commit) -> Pieces | None:
+        """Return what has pieces of a commit's files here; None where files are had whole."""
+        return None
 
     def need_entry(self, number: int) -> None:
         """Have an entry of the log here before it is read."""

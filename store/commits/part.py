@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..arrays.claims import check_frames, has_frames
 from ..arrays.engine import Block, Index, open_block
 from ..arrays.groups import MAP_REDUCTIONS
+from ..arrays.shards import Grid
 from ..errors import IntegrityError, NotFoundError
 from ..format.axes import STEPPED_PHASES
 from ..format.episode import EpisodeSpec, spec_from_json
 from ..format.precision import decode
 from ..image import MOST_PIXELS
-from . import ARRAYS, Commit, StoredFile, StorePaths, hash_file
-from .shards import CheckedBlock, NeedingBlock, touched
+from . import ARRAYS, Commit, StoredFile, StorePaths, hash_file, replace_file
+from .checked import CheckedBlock
 from .vetting import (
-    ITEM_BYTES,
     REPAIR,
     TABLE_BYTES,
     Places,
     check_shape,
     check_table,
-    chunk_shape,
     description,
 )
 
@@ -124,16 +122,7 @@ class Part:
                 raise NotFoundError(f"{self._name}: no array {path.removeprefix(f'{ARRAYS}/')}")
             if expected is not None:
                 check_shape(f"{self._name}: {path}", array["shape"], expected)
-            directory = self.path / path
-            if not self._paths.partial:
-                self._check_places(f"{path}/")
-            block = open_block(directory, engine=self._engine, description=array)
-            shard = chunk_shape(array, self._name)
-            if has_frames(array["codecs"]):
-                checked = partial(self._check_frames, path, array)
-                block = CheckedBlock(block, self.commit.files, path, shard, checked)
-            if self._paths.partial:
-                block = NeedingBlock(block, shard, partial(self._need_block, path))
+            block = self._checked_block(path, array)
             self._blocks[path] = block
         return block
 
@@ -154,35 +143,37 @@ class Part:
         steps = [spec.steps or 0] if spec.phase in STEPPED_PHASES else []
         return [len(self.spec.frames), *steps, spec.layers, spec.heads, *inner]
 
-    def absent(self, path: str, shard: Sequence[int], index: Index) -> list[StoredFile]:
-        """Files that reading a block would have to bring first; none in a whole store.
+    def _checked_block(self, path: str, array: Mapping[str, Any]) -> Block:
+        grid, directory = Grid.of(array), self.path / path
+        below = len(path) + 1
+        files = {f.path[below:]: f for f in self.commit.files if f.path.startswith(f"{path}/")}
+        need, pieces = None, None
+        if self._paths.partial:
+            need = self._need_files
+            if grid.sharded and (of_part := self._paths.pieces(self.commit)) is not None:
+                pieces, directory = of_part, of_part.directory / path
+                # zarr-python reads the description itself.
+                replace_file(directory / "zarr.json", self._places.read(files["zarr.json"]))
+        else:
+            self._check_places(f"{path}/")
+        block = open_block(directory, engine=self._engine, description=array)
+        if need is None and not grid.framed:
+            return block
+        return CheckedBlock(block, grid, directory, files, f"{self._name}: {path}", need, pieces)
 
-        Parameters
-        ----------
-        path
-            Array, by its path in ``attention.zarr``.
-        shard
-            Shape of its shards.
-        index
-            Of the block.
-        """
-        files = touched(self.commit.files, f"{ARRAYS}/{path}", shard, index)
-        return [f for f in files if self._paths.partial and not (self.path / f.path).is_file()]
+    def grid(self, path: str) -> Grid:
+        """How an array is cut into files and chunks, by its path in ``attention.zarr``."""
+        return Grid.of(self.description(f"{ARRAYS}/{path}/zarr.json"))
 
-    def _need_block(self, path: str, shard: Sequence[int], index: Index) -> None:
-        files = touched(self.commit.files, path, shard, index)
+    def absent_bytes(self, path: str, index: Index) -> int:
+        """Bytes that reading a block would have to bring first; see `CheckedBlock.absent_bytes`."""
+        block = self.block(path)
+        return block.absent_bytes(index) if isinstance(block, CheckedBlock) else 0
+
+    def _need_files(self, files: Sequence[StoredFile]) -> None:
         self._paths.need(self.commit, files)
         for file in files:
             self._places.status(file)
-
-    def _check_frames(self, path: str, array: Mapping[str, Any], file: StoredFile) -> None:
-        size = ITEM_BYTES[array["data_type"]]
-        try:
-            check_frames(self.path / file.path, array, size, f"{self._name}: {path}")
-        except OSError as error:
-            raise IntegrityError(
-                f"{self._name}: {file.path} cannot be read ({error.strerror})"
-            ) from None
 
     @cached_property
     def _files(self) -> Mapping[str, StoredFile]:

@@ -24,22 +24,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..arrays.claims import check_pages, has_frames
+from ..arrays.shards import ITEM_BYTES
 from ..errors import IntegrityError
 from . import StoredFile, hash_file
 from .files import parse_json
 
-ITEM_BYTES: Mapping[str, int] = {
-    "bool": 1, "int8": 1, "int16": 2, "int32": 4, "int64": 8, "uint8": 1, "uint16": 2,
-    "uint32": 4, "uint64": 8, "float16": 2, "float32": 4, "float64": 8,
-}  # fmt: skip
-"""Core data types of Zarr v3 and their size; others, objects above all, are not opened."""
 CODECS = ("bytes", "blosc", "crc32c", "sharding_indexed")
 """What the format writes. Of general compressors a chunk may ask for any amount of memory."""
 ORDERS = [
     ["bytes", *blosc, *checksum] for blosc in ([], ["blosc"]) for checksum in ([], ["crc32c"])
 ]
 CHUNK_BYTES = 1 << 30
-"""Largest chunk or shard that a reader would allocate, decoded."""
+"""Largest chunk that a reader would allocate, decoded."""
 SHARD_CHUNKS = 1 << 20
 """Most chunks in a shard: its index has 16 bytes for each."""
 ELEMENTS = 1 << 48
@@ -219,8 +215,6 @@ def _check_array(node: Mapping[str, Any], name: str) -> None:
     chunk = _regular(node, name)
     if len(chunk) != len(shape):
         raise IntegrityError(f"{name}: a regular grid of chunks with {len(shape)} sizes is needed")
-    if math.prod(chunk) * ITEM_BYTES[kind] > CHUNK_BYTES:
-        raise IntegrityError(f"{name}: a chunk has {math.prod(chunk)} elements, which is too large")
     keys = _object(node.get("chunk_key_encoding"), name)
     separator = _object(keys.get("configuration", {}), name).get("separator", "/")
     if keys.get("name") != "default" or separator != "/":
@@ -233,6 +227,10 @@ def _check_array(node: Mapping[str, Any], name: str) -> None:
     ):  # fmt: skip
         raise IntegrityError(f"{name}: dimension_names are not {len(shape)} names")
     _check_codecs(node.get("codecs"), name, chunk)
+    # A shard is never decoded as one: its chunks are.
+    inner = _chunk_of_shard(node["codecs"]) or chunk
+    if math.prod(inner) * ITEM_BYTES[kind] > CHUNK_BYTES:
+        raise IntegrityError(f"{name}: a chunk has {math.prod(inner)} elements, which is too large")
 
 
 def _regular(node: Mapping[str, Any], name: str) -> list[int]:
@@ -242,9 +240,11 @@ def _regular(node: Mapping[str, Any], name: str) -> list[int]:
     return _sizes(_object(grid.get("configuration"), name).get("chunk_shape"), name, "chunk_shape")
 
 
-def chunk_shape(array: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    """Shape of an array's shards, of its chunks if it has none, from its `description`."""
-    return tuple(_regular(array, name))
+def _chunk_of_shard(codecs: Sequence[Any]) -> list[int] | None:
+    first = codecs[0] if codecs else None
+    if isinstance(first, dict) and first.get("name") == "sharding_indexed":
+        return list(first["configuration"]["chunk_shape"])
+    return None
 
 
 def _check_codecs(codecs: Any, name: str, shard: Sequence[int] | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..arrays.chunking import MAP_KEYFRAMES
+from ..arrays.chunking import MAP_KEYFRAMES, blosc
 from ..arrays.engine import Block, open_block
-from ..arrays.groups import MAP_BITS, MAP_REDUCTIONS, PolicyShapes, create_arrays
+from ..arrays.groups import MAP_BITS, MAP_REDUCTIONS, PolicyShapes, create_arrays, plan_phase
+from ..arrays.shards import ShardWriter
 from ..format.axes import STEPPED_PHASES
 from ..format.episode import EpisodeSpec, PhaseSpec
 from ..format.precision import absent, check_weights, dtype, round_significant
@@ -45,7 +47,8 @@ class EpisodeWriter:
         self.path = attempt.path / ARRAYS
         create_arrays(self.path, spec, policy)
         self._blocks: dict[str, Block] = {}
-        self._steps: dict[tuple[str, int, int], tuple[Stored, set[int]]] = {}
+        self._shards: dict[tuple[str, int], ShardWriter] = {}
+        self._arrived: Counter[tuple[str, int]] = Counter()
         self._maps: dict[tuple[str, int], tuple[Stored, set[int]]] = {}
         self._written: set[tuple[str | int, ...]] = set()
         self._rows: dict[str, list[pa.Table]] = {}
@@ -80,33 +83,55 @@ class EpisodeWriter:
             raise ValueError(
                 f"{phase} layer {layer}: weights are {weights.shape}, the layout is {expected}"
             )
-        block = self._block(f"{phase}/attention")
-        if phase not in STEPPED_PHASES:
-            block.write((keyframe, layer), self._align(spec, weights, layout))
-            self._finished(f"{phase}/attention/c/{keyframe}/{layer}/0/0/0")
-            self._written.add((phase, keyframe, layer))
-            return
-        assert step is not None
-        key = (phase, keyframe, step)
+        at = (layer,) if phase not in STEPPED_PHASES else (step, layer)
+        key = (phase, keyframe, *at)
         with self._lock:
-            if key not in self._steps:
-                self._steps[key] = (self._empty(spec, (spec.layers, spec.heads)), set())
-            buffer, seen = self._steps[key]
-        self._put(spec, buffer[layer], weights, layout)
+            if key in self._written:
+                raise ValueError(f"{' '.join(map(str, key))} was written before")
+            shard = self._shard(spec, keyframe)
+        shard.add((0, *at), self._align(spec, weights, layout))
         with self._lock:
-            seen.add(layer)
-            # Of the threads that add layers, one finds the step complete and writes it.
-            complete = len(seen) == spec.layers
-            if complete:
-                del self._steps[key]
-        if complete:
-            block.write((keyframe, step), buffer)
-            self._finished(f"{phase}/attention/c/{keyframe}/{step}/0/0/0/0")
-            self._written.add((phase, keyframe, step))
+            self._written.add(key)
+            self._arrived[phase, keyframe] += 1
+        self._close_if_whole(spec, keyframe)
 
     def end_steps(self, phase: str, keyframe: int, steps: int) -> None:
         """Say that a keyframe has only its first `steps` steps; the others stay absent."""
-        self._ended[phase, keyframe] = steps
+        with self._lock:
+            self._ended[phase, keyframe] = steps
+        self._close_if_whole(self.spec.phases[phase], keyframe)
+
+    def _shard(self, spec: PhaseSpec, keyframe: int) -> ShardWriter:
+        key = (spec.path, keyframe)
+        if key not in self._shards:
+            precision = self.spec.precision
+            self._shards[key] = ShardWriter(
+                shard_path(self.attempt.path, spec.path, keyframe),
+                plan_phase(spec, len(self.spec.frames)),
+                blosc(precision),
+                np.asarray(absent(precision), dtype(precision)),
+            )
+        return self._shards[key]
+
+    def _close_if_whole(self, spec: PhaseSpec, keyframe: int) -> None:
+        """Finish the shard of a keyframe that has all its layers, and steps."""
+        key = (spec.path, keyframe)
+        with self._lock:
+            # Of the threads that add layers, one finds the keyframe complete.
+            if key not in self._shards or self._arrived[key] < len(self._blocks_of(spec, keyframe)):
+                return
+            shard = self._shards.pop(key)
+        finished = shard.close()
+        if finished is not None:
+            self.attempt.finished(shard.file, *finished)
+
+    def _blocks_of(self, spec: PhaseSpec, keyframe: int) -> list[tuple[int, ...]]:
+        """What a keyframe has of a phase: (layer,), or (step, layer)."""
+        layers = range(spec.layers)
+        if spec.steps is None:
+            return [(layer,) for layer in layers]
+        steps = self._ended.get((spec.path, keyframe), spec.steps)
+        return [(step, layer) for step in range(steps) for layer in layers]
 
     def write_map(
         self, phase: str, group: str, camera: str, reduction: str, keyframe: int, values: Stored
@@ -231,15 +256,12 @@ class EpisodeWriter:
             self._files[table].write_table(pa.concat_tables(blocks))
 
     def _expected(self) -> set[tuple[str | int, ...]]:
-        """Every shard of attention (phase, keyframe, layer or step) and of maps (path, start)."""
+        """Every block of attention (phase, keyframe, [step], layer) and of maps (path, start)."""
         keyframes = range(len(self.spec.frames))
         expected: set[tuple[str | int, ...]] = set()
         for phase in self.spec.phases.values():
-            count = phase.layers if phase.steps is None else phase.steps
             expected.update(
-                (phase.path, k, s)
-                for k in keyframes
-                for s in range(self._ended.get((phase.path, k), count))
+                (phase.path, k, *at) for k in keyframes for at in self._blocks_of(phase, k)
             )
             expected.update(
                 (f"maps/{phase.phase}/{group}/{camera}/{reduction}", start)
@@ -256,28 +278,15 @@ class EpisodeWriter:
                 self._blocks[path] = open_block(self.path / path, writable=True)
             return self._blocks[path]
 
-    def _finished(self, relative: str) -> None:
-        file = self.path / relative
-        # A block that holds nothing but the fill value has no file.
-        if file.is_file():
-            self.attempt.finished(file)
-
-    def _empty(self, spec: PhaseSpec, leading: tuple[int, ...]) -> Stored:
-        shape = (*leading, len(spec.query), len(spec.key))
-        return np.full(shape, absent(self.spec.precision), dtype(self.spec.precision))
-
     def _align(self, spec: PhaseSpec, weights: Stored, layout: TokenLayout) -> Stored:
         if _same(spec.query.spans, layout.query) and _same(spec.key.spans, layout.key):
             return weights
-        buffer = self._empty(spec, (spec.heads,))
-        self._put(spec, buffer, weights, layout)
-        return buffer
-
-    @staticmethod
-    def _put(spec: PhaseSpec, buffer: Stored, weights: Stored, layout: TokenLayout) -> None:
+        shape = (spec.heads, len(spec.query), len(spec.key))
+        buffer = np.full(shape, absent(self.spec.precision), dtype(self.spec.precision))
         for stored_q, compact_q in spec.query.place(layout.query):
             for stored_k, compact_k in spec.key.place(layout.key):
                 buffer[:, stored_q, stored_k] = weights[:, compact_q, compact_k]
+        return buffer
 
 
 def _definition(table: str) -> Table:
@@ -288,7 +297,7 @@ def _same(aligned: Sequence[Any], axis: Axis) -> bool:
     return [(s.name, s.start, s.stop) for s in aligned] == [(s.name, s.start, s.stop) for s in axis]
 
 
-def shard_path(root: Path, phase: str, keyframe: int, second: int) -> Path:
-    """File of one shard: `second` is the layer of a one-pass phase, the step of a stepped one."""
-    zeros = "0/0/0/0" if phase in STEPPED_PHASES else "0/0/0"
-    return root / ARRAYS / phase / "attention" / "c" / str(keyframe) / str(second) / zeros
+def shard_path(root: Path, phase: str, keyframe: int) -> Path:
+    """File of one shard, below a part's directory."""
+    zeros = "0/0/0/0/0" if phase in STEPPED_PHASES else "0/0/0/0"
+    return root / ARRAYS / phase / "attention" / "c" / str(keyframe) / zeros

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from ..arrays.chunking import attention_plan, map_plan
 from ..commits.part import Part
 from ..errors import SelectionError
 from ..format.axes import attention_dims, map_dims
@@ -155,32 +153,20 @@ class AttentionSlices(EpisodeDescription):
         if camera is not None and group in spec.query_groups:
             self._check_camera(camera)
             grid = self.spec.geometry[camera].grid
-            plan = map_plan(spec.phase, len(self.frames), spec.steps, spec.layers, spec.heads, grid)
             if step is None:
                 step = standing_step(spec.phase, spec.steps)
             block = self._map_block(spec, grid, keyframe, step, layer, head)
             path = f"maps/{spec.phase}/{group}/{camera}/max"
-            found = cost(block, "maps", path, plan.chunk, plan.shard, plan.shape, 4)
-            return self._with_missing(found, plan.shard, block)
+            return self._cost(block, "maps", path, 4)
         if camera is not None:
             key, query = f"image:{camera}", group
         block = self._block(spec, keyframe, None, step, layer, head, query, key)
-        plan = attention_plan(
-            spec.phase,
-            len(self.frames),
-            spec.steps,
-            spec.layers,
-            spec.heads,
-            len(spec.query),
-            len(spec.key),
-        )
-        path = f"{spec.path}/attention"
-        found = cost(block, "full", path, plan.chunk, plan.shard, plan.shape, self._itemsize)
-        return self._with_missing(found, plan.shard, block)
+        return self._cost(block, "full", f"{spec.path}/attention", self._itemsize)
 
-    def _with_missing(self, found: Cost, shard: Sequence[int], block: Block) -> Cost:
-        absent = self.part.absent(found.array, shard, block.index)
-        return replace(found, missing_bytes=sum(file.size for file in absent))
+    def _cost(self, block: Block, tier: str, path: str, itemsize: int) -> Cost:
+        grid = self.part.grid(path)
+        found = cost(block, tier, path, grid.chunk, grid.shard, grid.shape, itemsize)
+        return replace(found, missing_bytes=self.part.absent_bytes(path, block.index))
 
     @property
     def _itemsize(self) -> int:

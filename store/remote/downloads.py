@@ -62,6 +62,18 @@ def fetch_from(files: Any, name: str, target: Path, limit: int, said: str) -> No
     tried(once, said)
 
 
+def range_from(files: Any, name: str, start: int, stop: int, said: str) -> bytes:
+    """Fetch a part of a file of an object store, as `Transport.fetch_range`."""
+
+    def once() -> bytes:
+        data = bytes(files.cat_file(name, start=start, end=stop))
+        if len(data) != stop - start:
+            raise IntegrityError(f"{said}: {len(data)} bytes came, {stop - start} were asked for")
+        return data
+
+    return tried(once, said)
+
+
 def tried(request: Callable[[], T], said: str) -> T:
     """Make a request, again if it fails for a reason that may pass; one-line errors."""
     for pause in (*PAUSES, None):

@@ -89,7 +89,7 @@ def at_once(function: Callable[[T], R], arguments: Sequence[T]) -> list[R]:
 def _fetch(
     transport: Transport, wanted: Wanted, scratch: Path, durable: bool
 ) -> AttnstoreError | None:
-    with _one_at_a_time(str(wanted.target)):
+    with one_at_a_time(str(wanted.target)):
         if wanted.is_here():
             return None
         try:
@@ -195,7 +195,7 @@ _locks: WeakValueDictionary[str, _Lock] = WeakValueDictionary()
 _registry = threading.Lock()
 
 
-def _one_at_a_time(name: str) -> _Lock:
+def one_at_a_time(name: str) -> _Lock:
     """Lock of a name: two threads that read one shard download it once."""
     with _registry:
         lock = _locks.get(name)

@@ -9,8 +9,8 @@ from typing import Any
 from urllib.parse import quote
 
 from ..commits import MARKER, MAX_JSON
-from ..errors import AttnstoreError, NotFoundError
-from .downloads import fetch_from, file_system
+from ..errors import AttnstoreError, IntegrityError, NotFoundError
+from .downloads import fetch_from, file_system, tried
 from .token import token_for
 from .transport import Transport, shown
 
@@ -40,6 +40,7 @@ class FileServer:
         self.url = shown(url).rstrip("/")
         self._base = url.rstrip("/")
         self._token = token
+        self.ranges = True
         headers = {"Accept-Encoding": "identity"}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
@@ -57,6 +58,33 @@ class FileServer:
         """Write a whole file to `target`."""
         fetch_from(self._files, f"{self._base}/{quote(path)}", target, limit, f"{self.url}/{path}")
 
+    def fetch_range(self, path: str, start: int, stop: int, size: int) -> bytes | None:
+        """Return bytes `start` to `stop` of a file; None if the server gives whole files alone."""
+        from fsspec.asyn import sync
+
+        if not self.ranges:
+            return None
+        said = f"{self.url}/{path}"
+
+        async def request() -> bytes | None:
+            url = self._files.encode_url(f"{self._base}/{quote(path)}")
+            session = await self._files.set_session()
+            async with session.get(url, headers={"Range": f"bytes={start}-{stop - 1}"}) as answer:
+                self._files._raise_not_found_for_status(answer, url)
+                if answer.status != 206:
+                    return None
+                place = answer.headers.get("Content-Range", "")
+                if place != f"bytes {start}-{stop - 1}/{size}":
+                    raise IntegrityError(
+                        f"{said}: the server has {place or 'no Content-Range'} where bytes "
+                        f"{start}-{stop - 1} of {size} were asked for"
+                    )
+                return bytes(await answer.content.readexactly(stop - start))
+
+        data: bytes | None = tried(lambda: sync(self._files.loop, request), said)
+        self.ranges = data is not None
+        return data
+
     def read(self, path: str, limit: int = MAX_JSON) -> bytes:
         """Return the content of a small file."""
         with tempfile.TemporaryDirectory(prefix="attnstore-") as folder:
@@ -71,6 +99,10 @@ class Service(FileServer):
     def fetch(self, path: str, target: Path, limit: int) -> None:
         """Write a whole file to `target`."""
         super().fetch(f"files/{path}", target, limit)
+
+    def fetch_range(self, path: str, start: int, stop: int, size: int) -> bytes | None:
+        """Return bytes `start` to `stop` of a file; None if the server gives whole files alone."""
+        return super().fetch_range(f"files/{path}", start, stop, size)
 
 
 def _service(server: FileServer) -> Service | None:

@@ -27,6 +27,7 @@ from ..commits import (
     MAX_JSON,
     Commit,
     Layout,
+    Pieces,
     StoredFile,
     StorePaths,
     check_id,
@@ -39,6 +40,7 @@ from ..commits import (
 from ..errors import AttnstoreError, DeniedError, IntegrityError, NotFoundError, UsageError
 from .fetching import Wanted, at_once, fetch_all, place_file, remove_abandoned
 from .local import Directory
+from .pieces import PiecesOf
 from .token import token_for
 from .transport import Transport, shown, split_token
 
@@ -155,6 +157,20 @@ class MirrorPaths(StorePaths):
                 )
             if fetched.error is not None:
                 raise fetched.error
+
+    def pieces(self, commit: Commit) -> Pieces | None:
+        """Return what fetches pieces of a commit's shards; None if the server gives whole files."""
+        if not self.transport.ranges:
+            return None
+        directory = commit.directory(self)
+        below = directory.relative_to(self.root)
+
+        def whole(file: StoredFile) -> Path:
+            self.need(commit, [file])
+            return directory / file.path
+
+        place = self.root / "pieces" / below.relative_to("data")
+        return PiecesOf(self.transport, below.as_posix(), place, whole)
 
     def need_entry(self, number: int) -> None:
         """Fetch an entry of the log that is not here.

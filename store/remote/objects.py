@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .downloads import fetch_from, file_system
+from .downloads import fetch_from, file_system, range_from
 from .transport import shown
 
 
 class ObjectStore:
     """A bucket's prefix; a `Transport`."""
+
+    ranges = True
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -29,3 +31,7 @@ class ObjectStore:
     def fetch(self, path: str, target: Path, limit: int) -> None:
         """Write a whole file to `target`."""
         fetch_from(self._files, f"{self._prefix}/{path}", target, limit, f"{self.url}/{path}")
+
+    def fetch_range(self, path: str, start: int, stop: int, size: int) -> bytes:
+        """Return bytes `start` to `stop` of a file."""
+        return range_from(self._files, f"{self._prefix}/{path}", start, stop, f"{self.url}/{path}")

@@ -1,10 +1,10 @@
 """What a store elsewhere has to offer, and how its URL is opened.
 
-A store that is not on this machine is read through a `Transport`, which fetches files whole, and
-does nothing else. What is committed needs no listing: the log's entries have numbers, and the one
-after the last is not there. Files are immutable and every file of a part is verified against its
-commit (`attnstore.store.remote.fetching`), so a transport is trusted with nothing but to try. There
-is no read of a byte range: of a range no SHA-256 is known.
+A store that is not on this machine is read through a `Transport`, which fetches files, whole or a part
+of their bytes, and does nothing else. What is committed needs no listing: the log's entries have
+numbers, and the one after the last is not there. Files are immutable, every whole file of a part is
+verified against its commit (`attnstore.store.remote.fetching`) and every piece of a shard by its
+CRC-32C (`attnstore.store.remote.pieces`), so a transport is trusted with nothing but to try.
 
 ========================  ===========================================================
 ``s3://``, ``gs://``      object stores through fsspec
@@ -21,7 +21,8 @@ Bearer``, not to where a server redirects, and is in no message and no name of a
 recognised by ``GET URL/v1/stores`` answering a JSON array of objects that have an ``id``, when
 there is no ``URL/attnstore.json``. Of several stores one is named as ``URL/v1/stores/<id>``. Below
 that it offers ``GET files/<path>``: any file of the store, by its path relative to the store,
-immutable but for ``attnstore.json`` and ``catalog/newest.json``; 404 if there is none.
+immutable but for ``attnstore.json`` and ``catalog/newest.json``; 404 if there is none; with header
+``Range``, 206 and those bytes.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Transport(Protocol):
 
     url: str
     """For messages: without a password."""
+    ranges: bool
+    """Whether parts of files can be had, as far as it is known."""
 
     def fetch(self, path: str, target: Path, limit: int) -> None:
         """Write a whole file to `target`.
@@ -59,6 +62,25 @@ class Transport(Protocol):
             If it is larger than `limit`.
         AttnstoreError
             If it cannot be had; it is worth another try.
+        """
+        ...
+
+    def fetch_range(self, path: str, start: int, stop: int, size: int) -> bytes | None:
+        """Return bytes `start` to `stop` of a file.
+
+        Parameters
+        ----------
+        size
+            Of the whole file; one of another size is refused where the server says it.
+
+        Returns
+        -------
+        The bytes; None if the server gives whole files alone, which `ranges` says from then on.
+
+        Raises
+        ------
+        NotFoundError, DeniedError, IntegrityError, AttnstoreError
+            As `fetch`.
         """
         ...
 
