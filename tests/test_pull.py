@@ -115,7 +115,7 @@ def test_tiers_of_a_real_part(paths: StorePaths) -> None:
     }  # fmt: skip
     assert {"frames.parquet", "head_stats.parquet"} < by_tier["maps"]
     assert all("/attention/c/" in name for name in by_tier["full"])
-    assert len(by_tier["full"]) == 2 * 2 + 2 * 2, "prefix: keyframe, layer; suffix: keyframe, step"
+    assert len(by_tier["full"]) == 2 + 2, "a keyframe of a phase is a file"
 
 
 @pytest.mark.parametrize("tier", TIERS)

@@ -141,10 +141,9 @@ class CheckedBlock:
             return
         places, checked = self._shards.get(path) or self._open(path, file)
         inside = _inside(chunks)
-        new = ~checked[inside]
-        if not new.any():
+        if checked[inside].all():
             return
-        wanted = self._wanted(places[inside][new])
+        wanted = self._wanted(places[inside][~checked[inside]])
         if self._pieces is not None:
             self._pieces.bring(file, wanted, self._check_chunk)
         if grid.framed and wanted:
@@ -194,5 +193,5 @@ class CheckedBlock:
         return f"{self._name}: {path}"
 
 
-def _inside(chunks: Sequence[range]) -> tuple[NDArray[np.intp], ...]:
-    return np.ix_(*(np.arange(c.start, c.stop) for c in chunks))
+def _inside(chunks: Sequence[range]) -> tuple[slice, ...]:
+    return tuple(slice(c.start, c.stop) for c in chunks)
