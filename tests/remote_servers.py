@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import io
 import os
 import re
 import socket
@@ -44,19 +45,19 @@ class FileServer:
                 asked.requests.append(self.path)
                 time.sleep(asked.delay)
                 file = Path(self.translate_path(self.path))
-                data = asked.lies.get(self.path.lstrip("/"))
-                if data is None:
-                    if not file.is_file():
-                        super().do_GET()
-                        return
-                    data = file.read_bytes()
+                lie = asked.lies.get(self.path.lstrip("/"))
+                if lie is None and not file.is_file():
+                    super().do_GET()
+                    return
                 wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-                part = data
-                if ranges and wanted is not None:
-                    start, last = map(int, wanted.groups())
-                    part = data[start : last + 1]
+                with file.open("rb") if lie is None else io.BytesIO(lie) as stream:
+                    size = stream.seek(0, os.SEEK_END)
+                    start, last = map(int, wanted.groups()) if ranges and wanted else (0, size - 1)
+                    stream.seek(start)
+                    part = stream.read(last + 1 - start)
+                if ranges and wanted:
                     self.send_response(206)
-                    self.send_header("Content-Range", f"bytes {start}-{last}/{len(data)}")
+                    self.send_header("Content-Range", f"bytes {start}-{last}/{size}")
                 else:
                     self.send_response(200)
                 self.send_header("Content-Length", str(len(part)))
