@@ -210,7 +210,7 @@ def assert_same_store(one: Path, other: Path) -> None:
         assert a.spec == b.spec
         left, right = arrays_of(a), arrays_of(b)
         assert sorted(left) == sorted(right)
-        assert len(left) > 20
+        assert len(left) > 12
         for path, values in left.items():
             np.testing.assert_array_equal(values, right[path], err_msg=f"{name} {path}")
         for table in TABLES:
