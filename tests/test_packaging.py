@@ -70,7 +70,6 @@ def test_the_lowest_versions_are_the_floors_that_users_are_told() -> None:
         floors[requirement.name] = Version(floor.version)
     lines = (ROOT / "constraints" / "lowest.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(line.partition(" ")[0].split("==") for line in lines if not line.startswith("#"))
-    del pins["numcodecs"]  # Zarr's, not ours
     assert {name: Version(pin) for name, pin in pins.items()} == floors
 
 
