@@ -95,6 +95,7 @@ objects.add_command(timeline)
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; errors become one line on stderr and an exit code."""
+    _fill_streams()
     for stream in (sys.stdout, sys.stderr):
         # What a terminal or a file cannot spell is escaped; it ends nothing.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -117,6 +118,21 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _say(_spell(caught.error))
         _end(1)
     _end(code if isinstance(code, int) else 0)
+
+
+def _fill_streams() -> None:
+    """Have something in place of a closed stdin, stdout or stderr (`attnstore ls >&-`).
+
+    Otherwise the next file that is opened gets its number, and what is printed goes into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDONLY if number == 0 else os.O_WRONLY)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            mode = "r" if number == 0 else "w"
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
 
 
 def _say(message: str) -> None:

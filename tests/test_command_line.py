@@ -131,6 +131,12 @@ class TestOutputThatCannotBeWritten:
         process = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
         assert_one_line(process, 1, "No space left on device")
 
+    @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+    def test_a_closed_stdout(self, root: Path, closed: str) -> None:
+        command = f"{sys.executable} -m attnstore ls {root} {closed}"
+        process = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+        assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
+
 
 NAMES = [
     "a?b.attn", "a#b.attn", "a b.attn", "a%20b.attn", "a:b.attn", "lab*.attn", "[x].attn",

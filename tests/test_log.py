@@ -177,7 +177,11 @@ def as_device(file: Path) -> None:
     file.symlink_to("/dev/zero")
 
 
-@pytest.mark.parametrize("make", [as_pipe, as_socket, as_directory, as_device])
+def as_circle(file: Path) -> None:
+    file.symlink_to(file.name)
+
+
+@pytest.mark.parametrize("make", [as_pipe, as_socket, as_directory, as_device, as_circle])
 @pytest.mark.timeout(60)
 def test_what_is_no_file_is_named_and_never_waited_for(paths: StorePaths, make: object) -> None:
     publish(paths, "a")

@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -262,6 +263,38 @@ def test_servers_that_do_not_say_404(
         assert "a web page instead of attnstore.json" in said
     elif missing == 200:
         assert "nobody knows what is committed" in said
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "says"),
+    [
+        (500, {}, "the server answers 500 (Internal Server Error)"),
+        (302, {"Location": "/attnstore.json"}, "the server redirects in a circle"),
+        (302, {"Location": "file:///etc/passwd"}, "redirects to file:///etc/passwd, which is no"),
+        (200, {"Content-Length": "900"}, "ended within the file, or the server announces more"),
+    ],
+)
+def test_what_a_server_does_is_said(status: int, headers: dict[str, str], says: str) -> None:
+    class Wrong(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Wrong) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{httpd.server_port}"
+        try:
+            with pytest.raises(AttnstoreError, match=re.escape(says)) as raised:
+                attnstore.open(url)
+        finally:
+            httpd.shutdown()
+    assert str(raised.value).count(url) == 1
 
 
 def test_only_files_of_the_episodes_asked_for(paths: StorePaths, server: FileServer) -> None:

@@ -107,9 +107,10 @@ def pull(
         for line in failed:
             click.echo(f"not pulled: {line}", err=True)
         count = len(plan.parts) + len(plan.unreadable) + len(entries)
+        others = f"the others are in {dest}, and " if len(failed) < count else ""
         raise PartialError(
-            f"{len(failed)} of {count} parts were not pulled; the others are in {dest}, "
-            "and the same command tries these again"
+            f"{len(failed)} of {count} parts were not pulled; {others}the same command tries these "
+            "again"
         )
 
 

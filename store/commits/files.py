@@ -54,6 +54,8 @@ def open_regular(path: Path) -> io.BufferedReader:
     except OSError as error:
         if error.errno in (errno.ENXIO, errno.ENODEV):
             raise IntegrityError(f"{path} is a socket or a device and no file") from None
+        if error.errno == errno.ELOOP:
+            raise IntegrityError(f"{path} is a link that leads to itself and no file") from None
         raise
     try:
         mode = os.fstat(descriptor).st_mode

@@ -97,9 +97,25 @@ def tried(request: Callable[[], T], said: str) -> T:
                     "ATTNSTORE_TOKEN_HOSTS names it"
                 ) from None
             if pause is None:
-                raise AttnstoreError(f"{said}: {first_line(error)}") from None
+                raise AttnstoreError(f"{said}: {_failure(error)}") from None
             time.sleep(pause)
     raise AssertionError("unreachable")
+
+
+def _failure(error: BaseException) -> str:
+    """Say why a request failed; aiohttp's own words name the address once more, and little else."""
+    status = getattr(error, "status", None)
+    kind = type(error).__name__
+    if kind == "TooManyRedirects":
+        return "the server redirects in a circle"
+    if "Redirect" in kind:
+        return f"the server redirects to {first_line(error)}, which is no address of a store"
+    if isinstance(status, int) and status >= 400:
+        reason = getattr(error, "message", "")
+        return f"the server answers {status}{f' ({reason})' if reason else ''}"
+    if "payload is not completed" in str(error):
+        return "the connection ended within the file, or the server announces more than it sends"
+    return first_line(error)
 
 
 def first_line(error: BaseException) -> str:
