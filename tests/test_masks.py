@@ -188,12 +188,20 @@ def named(*names: str) -> dict[str, Any]:
         (("00000_png.rf.9f3c1b7e.jpg", "00008_png.rf.0a1b2c00000.jpg"), [0, 8]),
         (("COCO_val2014_000000000003.jpg", "COCO_val2014_000000000005.jpg"), [3, 5]),
         (("00004_640x480.png",), [4]),
+        (("hand_camera_00004.png", "hand_camera_00012.png"), [4, 12]),
         (("cam\\\\frame00004.png", "cam\\\\frame00012.png"), [4, 12]),
     ],
 )
 def test_the_frames_number_in_a_name(tmp_path: Path, names: Any, frames: list[int]) -> None:
     (tmp_path / "coco_masks.json").write_text(json.dumps(named(*names)))
     assert list(open_detector_masks("e", tmp_path, "hand_camera").frames) == frames
+
+
+def test_a_cameras_number_is_no_frames(tmp_path: Path) -> None:
+    (tmp_path / "coco_masks_varied_camera_1.json").write_text(
+        json.dumps(named("varied_camera_1_00004.png"))
+    )
+    assert list(open_detector_masks("e", tmp_path, "varied_camera_1").frames) == [4]
 
 
 def test_coco_data_set(tmp_path: Path) -> None:
@@ -216,6 +224,11 @@ def test_coco_data_set(tmp_path: Path) -> None:
         ({"images": []}, "not a COCO data set"),
         (named("a/00000.png", "b/0.png"), "'a/00000.png' and 'b/0.png' are both frame 0"),
         (named("varied_camera_1/00000.png"), "is varied_camera_1's, the file is hand_camera's"),
+        (named("varied_camera_1_00000.png"), "is varied_camera_1's, the file is hand_camera's"),
+        (
+            named("ep-hand_camera-00000.png", "ep-varied_camera_2-00008.png"),
+            "is varied_camera_2's",
+        ),
         (named("00000_9f3c1b7e2a_21.png"), "the frame's number could be 00000 or 21"),
         (named("7_00000.png", "8_00001.png"), "could be 7 or 00000"),
         (

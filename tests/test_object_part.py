@@ -386,6 +386,18 @@ def test_command_adds_resumes_and_names_what_has_no_masks(store: Store, dataset:
     assert f"{NAMES[1]}: detector: no masks of hand_camera" in str(result.exception)
 
 
+def test_masks_that_are_numbered_from_one_are_not_taken_for_the_next_frames(
+    store: Store, dataset: Path
+) -> None:
+    write_masks(dataset / NAMES[0], {frame: ["cube"] for frame in range(1, 25)})
+    with pytest.raises(
+        EpisodeError, match="the masks are of frames 1 to 24, and the episode has 0"
+    ):
+        add(store, dataset)
+    write_masks(dataset / NAMES[0], {frame: ["cube"] for frame in range(1, 24)})
+    assert add(store, dataset).computed
+
+
 def test_command_on_one_episode(store: Store, dataset: Path) -> None:
     result, events = run(store, dataset, "--source", "detector", "--episode", NAMES[1],
                          "--phase", "suffix", "--threshold", "0.5", "--within", "1")  # fmt: skip

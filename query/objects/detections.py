@@ -30,7 +30,8 @@ from attnstore.store.json_text import parse_json
 _FRAME = "[0-9]{1,9}"
 _LARGEST = 10**9
 _NUMBER = re.compile("[a-zA-Z]*([0-9]+)")
-_CAMERA = re.compile("hand_camera|varied_camera_[0-9]+")
+_CAMERA = re.compile("(?<![a-zA-Z0-9])(?:hand_camera|varied_camera_[0-9]+)(?![0-9])")
+"""As a folder of a name, or a part of it: exports put all images into one folder."""
 _EXPORT = re.compile(r"(_(?:jpe?g|png|bmp|webp))?\.rf\.[0-9a-zA-Z]+$")
 """What Roboflow's export puts behind a name: ``00008_png.rf.0a1b2c``."""
 
@@ -125,13 +126,15 @@ def read_coco_file(file: Path, camera: str) -> Detections:
     for name in images.values():
         if not isinstance(name, str):
             raise ValueError(f"an image's file_name is a text; got {name!r}")
-        other = next((part for part in _folders(name) if _CAMERA.fullmatch(part)), camera)
+        other = next((found for found in _CAMERA.findall(name) if found != camera), camera)
         if other != camera:
             raise ValueError(
                 f"image {name!r} is {other}'s, the file is {camera}'s; write a file per camera: "
                 "coco_masks.json is hand_camera's, coco_masks_varied_camera_1.json another's"
             )
-    frames = dict(zip(images, frames_of_names(list(images.values())), strict=True))
+    # its camera's number is none of a frame
+    own = [_CAMERA.sub("camera", name) for name in images.values()]
+    frames = dict(zip(images, frames_of_names(own), strict=True))
     shown: dict[int, str] = {}
     for image, frame in frames.items():
         if frame in shown:
@@ -192,10 +195,6 @@ def frames_of_names(names: Sequence[str]) -> list[int]:
         if int(text) >= _LARGEST:
             raise ValueError(f"image {name!r}: {text} is too large for a frame's number")
     return [int(text) for text in chosen]
-
-
-def _folders(name: str) -> tuple[str, ...]:
-    return PurePosixPath(name.replace("\\", "/")).parts[:-1]
 
 
 def _differing(names: Sequence[str], stems: Sequence[str], numbers: Sequence[Sequence[str]]) -> int:

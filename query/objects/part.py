@@ -93,6 +93,7 @@ def add_objects(
     if before is not None and same and not redo:
         return Added(before, False)
     wanted = tuple(p for p in episode.phases if p in {*asked, *done})
+    _check_numbering(episode, source)
     pairs = match_frames(episode.frames.tolist(), source.frames, options.within)
     if not pairs:
         raise EpisodeError(episode.name, _no_match(episode, source, options.within))
@@ -192,6 +193,18 @@ def match_frames(keyframes: Sequence[int], frames: Sequence[int], within: int) -
         if len(known) and distance.min() <= within:
             found[ordinal] = int(known[distance.argmin()])
     return found
+
+
+def _check_numbering(episode: Episode, source: MaskSource) -> None:
+    """Check that frames are not numbered from 1: each mask would count for the frame after its own."""
+    total = episode.spec.total_frames
+    if total is not None and (min(source.frames), max(source.frames)) == (1, total):
+        raise EpisodeError(
+            episode.name,
+            f"frames are numbered from 0: the masks are of frames 1 to {total}, and "
+            f"the episode has 0 to {total - 1}; they seem to be numbered from 1 (ffmpeg does so unless "
+            "told -start_number 0): subtract 1",
+        )
 
 
 def _digest(episode: Episode, source: MaskSource) -> str:
