@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from openpi_architecture import IMAGE_KEYS, PI0Pytorch
+from openpi_architecture import IMAGE_KEYS, PI0Pytorch, euler
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from torch.nn import functional
@@ -147,11 +147,10 @@ class PiPolicy(nn.Module):
         images += [torch.full_like(images[0], -1)] * missing
         return images, [True] * len(seen) + [False] * missing
 
-    @torch.no_grad()
-    def predict_action_chunk(self, batch: Mapping[str, Any], noise: Any = None) -> Any:
+    def observation(self, batch: Mapping[str, Any]) -> Any:
         images, shown = self.images(batch)
         count = len(images[0])
-        observation = SimpleNamespace(
+        return SimpleNamespace(
             images=dict(zip(IMAGE_KEYS, images, strict=True)),
             image_masks={
                 key: torch.full((count,), here) for key, here in zip(IMAGE_KEYS, shown, strict=True)
@@ -160,8 +159,16 @@ class PiPolicy(nn.Module):
             tokenized_prompt_mask=batch[MASK],
             state=functional.pad(batch[STATE], (0, PADDED - STATE_DOF)),
         )
-        actions = self.model.sample_actions("cpu", observation, noise=noise, num_steps=STEPS)
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: Mapping[str, Any], noise: Any = None) -> Any:
+        seen = self.observation(batch)
+        actions = self.model.sample_actions("cpu", seen, noise=noise, num_steps=STEPS)
         return actions[..., :ACTION_DOF]
+
+    def euler(self, batch: Mapping[str, Any]) -> list[Any]:
+        """The padded chunk after each step."""
+        return euler(self.model, self.observation(batch), batch["noise"], STEPS)
 
 
 class ActLayer(nn.Module):
@@ -331,18 +338,25 @@ class SmolVla(nn.Module):
         return whole, functional.pad(torch.cat(valid, 1), (0, padding)), block
 
     def sample_actions(self, batch: Mapping[str, Any], noise: Any) -> Any:
+        kept, sees = self.read_prefix(batch)
+        for step in range(STEPS):
+            noise = noise - self.velocity(kept, sees, noise, step) / STEPS
+        return noise
+
+    def read_prefix(self, batch: Mapping[str, Any]) -> tuple[Any, Any]:
+        """The prefix's keys and values, and what of everything each action sees."""
         prefix, valid, block = self.embed_prefix(batch)
         sees = valid[:, None] & (block[:, None] >= block[None])
         _, kept = self.vlm_with_expert.forward(attention_mask=sees, inputs_embeds=[prefix, None])
         causal = torch.ones(CHUNK, CHUNK, dtype=torch.bool).tril().expand(len(prefix), -1, -1)
-        sees = torch.cat([valid[:, None].expand(-1, CHUNK, -1), causal], 2)
-        for step in range(STEPS):
-            x = self.action_in_proj(noise) + step
-            x, _ = self.vlm_with_expert.forward(
-                attention_mask=sees, past_key_values=kept, inputs_embeds=[None, x]
-            )
-            noise = noise - self.action_out_proj(x) / STEPS
-        return noise
+        return kept, torch.cat([valid[:, None].expand(-1, CHUNK, -1), causal], 2)
+
+    def velocity(self, kept: Any, sees: Any, noise: Any, step: int) -> Any:
+        x, _ = self.vlm_with_expert.forward(
+            attention_mask=sees, past_key_values=kept,
+            inputs_embeds=[None, self.action_in_proj(noise) + step],
+        )  # fmt: skip
+        return self.action_out_proj(x)
 
 
 class SmolVlaPolicy(nn.Module):
@@ -351,7 +365,7 @@ class SmolVlaPolicy(nn.Module):
         self.config = configuration(
             "smolvla", (*CAMERAS, "observation.images.empty_camera_0"), num_steps=STEPS,
             empty_cameras=1, resize_imgs_with_padding=(64, 64), add_image_special_tokens=False,
-            prefix_length=80,
+            prefix_length=80, adapt_to_pi_aloha=False,
         )  # fmt: skip
         torch.manual_seed(0)
         self.model = SmolVla(self.config, vocabulary=400)
@@ -359,7 +373,26 @@ class SmolVlaPolicy(nn.Module):
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Any], noise: Any = None) -> Any:
         batch[STATE].mul_(1.0)  # in place, as the decoding of ALOHA states is
-        return self.model.sample_actions(batch, noise)[..., :ACTION_DOF]
+        actions = self.model.sample_actions(batch, noise)[..., :ACTION_DOF]
+        aloha = self.config.adapt_to_pi_aloha
+        return self._pi_aloha_encode_actions(actions) if aloha else actions
+
+    @staticmethod
+    def _pi_aloha_encode_actions(actions: Any) -> Any:
+        """In place, and not linear, as LeRobot's."""
+        actions[..., 1] *= -1
+        actions[..., 6] = actions[..., 6] * 0.5208 + 0.4837
+        return actions
+
+    @torch.no_grad()
+    def euler(self, batch: Mapping[str, Any]) -> list[Any]:
+        """The padded chunk after each step."""
+        kept, sees = self.model.read_prefix(batch)
+        chunks = [batch["noise"]]
+        for step in range(STEPS):
+            velocity = self.model.velocity(kept, sees, chunks[-1], step)
+            chunks.append(chunks[-1] - velocity / STEPS)
+        return chunks[1:]
 
 
 def byte_level_tokenizer() -> Any:

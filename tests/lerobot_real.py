@@ -6,24 +6,27 @@ Not collected by `make test`: LeRobot needs Python 3.12 and older torch and tran
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lerobot_fixture_real
 import numpy as np
 import pytest
+import torch
 from blocking_contract import BlockingContract
 from ingest_fixtures import observe
 from lerobot.datasets.lerobot_dataset import LeRobotDataset as Theirs
 from lerobot_fixture_datasets import FPS, TASKS, TOP, WRIST, Content, write_v30
-from lerobot_fixture_real import CHUNK, STEPS, save_act, save_pi, save_smolvla, small
-from policy_contract import Captured, Case, as_array
+from lerobot_fixture_real import ACTION_DOF, CHUNK, STEPS, save_act, save_pi, save_smolvla, small
+from policy_contract import Captured, Case, as_array, run_captured
 from safetensors.torch import load_file, save_file
 
 from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.datasets.lerobot.dataset import LeRobotDataset
 from attnstore.ingest.datasets.lerobot.export import export_copy
 from attnstore.ingest.policies.base import Batch, ObservationError, PolicyError
-from attnstore.ingest.policies.lerobot.base import LeRobotPolicy
+from attnstore.ingest.policies.lerobot.base import TOKENS, TOKENS_MASK, LeRobotPolicy
 from attnstore.ingest.policies.lerobot.policy import load_lerobot
 
 WORDS = ("put the red cube onto the pink plate", "wipe")
@@ -36,6 +39,39 @@ def load(directory: Path, **options: str) -> LeRobotPolicy:
         assert isinstance(policy, LeRobotPolicy)
         assert not policy.policy.training
     return policy
+
+
+@torch.no_grad()
+def euler(policy: LeRobotPolicy, batch: Batch) -> list[Any]:
+    """The model's chunk after each step: LeRobot's velocities, a loop of our own."""
+    from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
+
+    inputs = {k: v.clone() for k, v in batch.inputs.items()}
+    theirs, model, chunk = policy.policy, policy.policy.model, inputs.pop("noise")
+    text = inputs[TOKENS], inputs[TOKENS_MASK]
+    more: dict[str, Any] = {}
+    if policy.family == "smolvla":
+        inputs = theirs._prepare_batch(inputs)
+        images, core, masks = theirs.prepare_images(inputs), model.vlm_with_expert, lambda seen: seen
+        prefix = model.embed_prefix(*images, *text, state=theirs.prepare_state(inputs))
+    else:
+        images, core = theirs._preprocess_images(inputs), model.paligemma_with_expert
+        masks, prefix = prepare_attention_masks_4d, model.embed_prefix(*images, *text)
+        more = {"state": theirs.prepare_state(inputs)} if policy.family == "pi0" else {}
+    embedded, valid, blocks = prefix
+    _, cache = core.forward(
+        attention_mask=masks(make_att_2d_masks(valid, blocks)), position_ids=valid.cumsum(1) - 1,
+        past_key_values=None, inputs_embeds=[embedded, None], use_cache=True,
+    )  # fmt: skip
+    chunks = []
+    for step in range(STEPS):
+        velocity = model.denoise_step(
+            x_t=chunk, prefix_pad_masks=valid, past_key_values=cache, **more,
+            timestep=torch.full((len(chunk),), 1 + step * (-1 / STEPS)),
+        )  # fmt: skip
+        chunk = chunk + (-1 / STEPS) * velocity
+        chunks.append(chunk)
+    return chunks
 
 
 class LeRobotContract(BlockingContract):
@@ -54,9 +90,14 @@ class LeRobotContract(BlockingContract):
             with policy.eager():  # Pi0 would leave its modules eager
                 return as_array(policy.policy.predict_action_chunk(inputs, **noise))
 
+        def unpadded(batch: Batch) -> list[Any]:
+            with policy.eager():
+                return [chunk[..., :ACTION_DOF] for chunk in euler(policy, batch)]
+
         sights = (observe(1, WORDS[0]), observe(2, WORDS[1]))
         return Case(
-            policy, sights, module=policy.policy, reference=reference, seeded=policy.noisy,
+            policy, sights, module=policy.policy, reference=reference, euler=unpadded,
+            seeded=policy.noisy,
             dataset=lambda: DroidDataset(recordings, limit=1),
         )  # fmt: skip
 
@@ -103,6 +144,36 @@ class TestSmolVlaMarked(LeRobotContract):
 
 class TestSmolVlaSelfAttention(LeRobotContract):
     save = staticmethod(lambda directory: save_smolvla(directory, attention_mode="self_attn"))
+
+
+def test_chunks_of_aloha_are_in_its_joints_at_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LeRobot turns what SmolVLA ends with; the chunks before are turned alike."""
+    monkeypatch.setattr(lerobot_fixture_real, "STATE_DOF", 14)
+    monkeypatch.setattr(lerobot_fixture_real, "ACTION_DOF", 14)
+    policy = load(save_smolvla(tmp_path / "c", adapt_to_pi_aloha=True))
+    state = np.linspace(0.01, 0.2, 14, dtype=np.float32)
+    captured = run_captured(policy, policy.prepare([replace(observe(1), state=state)]))
+    wanted = [as_array(chunk)[..., :14].astype(np.float64) for chunk in euler(policy, captured.batch)]
+    for chunk in wanted:
+        chunk[..., [1, 2, 8, 9]] *= -1
+        angle = chunk[..., [6, 13]] * (1.5 - 0.4) + 0.4
+        chunk[..., [6, 13]] = (angle + 0.6213) / (1.4910 + 0.6213)
+    found = [*(as_array(n) for n in captured.session.noisy_actions[1:]), captured.actions]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["pi0", "pi05"])
+def test_actions_are_before_the_postprocessor(tmp_path: Path, kind: str) -> None:
+    """Normalised: Pi0's by mean and deviation, Pi0.5's by quantiles; all statistics are alike."""
+    from lerobot.policies.factory import make_pre_post_processors
+
+    policy = load(save_pi(tmp_path / "c", kind))
+    _, after = make_pre_post_processors(policy.config, pretrained_path=str(tmp_path / "c"))
+    actions = as_array(policy.act(policy.prepare([observe(1)])))
+    by_hand = actions * 1.3 + 0.1 if kind == "pi0" else (actions + 1) / 2 * 5 - 2.5
+    np.testing.assert_allclose(after(torch.tensor(actions)), by_hand, rtol=1e-4, atol=1e-5)
 
 
 class TestLoading:

@@ -170,6 +170,18 @@ class PI0Pytorch(nn.Module):
     def sample_actions(
         self, device: Any, observation: Any, noise: Any = None, num_steps: int = 10
     ) -> Any:
+        valid, cache = self.read_prefix(observation)
+        if noise is None:
+            noise = torch.randn(len(valid), self.config.action_horizon, self.config.action_dim)
+        actions, time = noise, torch.ones(len(valid), device=device)
+        for _ in range(num_steps):
+            velocity = self.denoise_step(observation.state, valid, cache, actions, time)
+            actions = actions - velocity / num_steps
+            time = time - 1 / num_steps
+        return actions
+
+    def read_prefix(self, observation: Any) -> tuple[Any, PrefixCache]:
+        """Run the language model: which of its tokens are valid, their keys and values."""
         both = self.paligemma_with_expert
         language = both.paligemma.model.language_model
         images = [both.embed_image(observation.images[key]) for key in IMAGE_KEYS]
@@ -185,14 +197,7 @@ class PI0Pytorch(nn.Module):
         language.config._attn_implementation = "eager"
         cache = PrefixCache()
         self._run_prefix(language, prefix, valid, cache)
-        if noise is None:
-            noise = torch.randn(len(words), self.config.action_horizon, self.config.action_dim)
-        actions, time = noise, torch.ones(len(words), device=device)
-        for _ in range(num_steps):
-            velocity = self.denoise_step(observation.state, valid, cache, actions, time)
-            actions = actions - velocity / num_steps
-            time = time - 1 / num_steps
-        return actions
+        return valid, cache
 
     def denoise_step(self, state: Any, valid: Any, cache: Any, actions: Any, time: Any) -> Any:
         model: Any = self.paligemma_with_expert.gemma_expert.model
@@ -240,6 +245,18 @@ class PI0Pytorch(nn.Module):
                 x, attention_mask=bias, position_ids=places, past_key_values=cache,
                 position_embeddings=rotary,
             )  # fmt: skip
+
+
+@torch.no_grad()
+def euler(model: PI0Pytorch, observation: Any, noise: Any, steps: int) -> list[Any]:
+    """The chunk after each step: noise at time 1, along the velocity to time 0."""
+    valid, cache = model.read_prefix(observation)
+    chunks, time = [noise], torch.ones(len(noise))
+    for _ in range(steps):
+        velocity = model.denoise_step(observation.state, valid, cache, chunks[-1], time)
+        chunks.append(chunks[-1] - velocity / steps)
+        time = time - 1 / steps
+    return chunks[1:]
 
 
 def as_bias(seen: Any, dtype: Any) -> Any:

@@ -11,8 +11,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +25,13 @@ import numpy as np
 import pytest
 import torch
 from blocking_contract import BlockingContract
+from droid_sample import sample_path
 from ingest_fixtures import observe
 from openpi_prompt_model import sentencepiece_model
 from policy_contract import Case, as_array, run_captured
 
 from attnstore.ingest.capture import capture
-from attnstore.ingest.policies.base import Observation, PolicyError, Watch
+from attnstore.ingest.policies.base import Batch, Observation, PolicyError, Watch
 from attnstore.ingest.policies.openpi.policy import OpenpiPolicy
 from attnstore.store.errors import UsageError
 
@@ -113,18 +119,51 @@ def policies(checkpoints: dict[str, Path]) -> dict[str, OpenpiPolicy]:
     return {n: OpenpiPolicy(str(d), variant=n) for n, d in checkpoints.items()}
 
 
-class TestPi05(BlockingContract):
+@torch.no_grad()
+def euler(model: Any, batch: Batch) -> list[Any]:
+    """The chunk after each of 10 steps: openpi's velocities, a loop of our own."""
+    from openpi.models.model import Observation as Theirs
+    from openpi.models_pytorch.pi0_pytorch import make_att_2d_masks
+
+    inputs = {**batch.inputs, "image": dict(batch.inputs["image"])}
+    chunk, dt, time = inputs.pop("noise"), torch.tensor(-0.1), torch.tensor(1.0)
+    seen = model._preprocess_observation(Theirs.from_dict(inputs), train=False)
+    embedded, valid, blocks = model.embed_prefix(*seen[:4])
+    _, cache = model.paligemma_with_expert.forward(
+        attention_mask=model._prepare_attention_masks_4d(make_att_2d_masks(valid, blocks)),
+        position_ids=valid.cumsum(1) - 1, past_key_values=None, inputs_embeds=[embedded, None],
+        use_cache=True,
+    )  # fmt: skip
+    chunks = []
+    for _ in range(10):
+        at = time.expand(len(chunk))
+        chunk = chunk + dt * model.denoise_step(seen[4], valid, cache, chunk, at)
+        time = time + dt
+        chunks.append(chunk)
+    return chunks
+
+
+class OpenpiContract(BlockingContract):
+    config: str
+
     @pytest.fixture(scope="class")
     @classmethod
     def case(cls, policies: dict[str, OpenpiPolicy]) -> Case:
-        return Case(policies["pi05_droid"], SIGHTS, policies["pi05_droid"].model)
+        policy = policies[cls.config]
+
+        def of_the_batch(batch: Batch) -> list[Any]:
+            with policy.eager():
+                return euler(policy.model, batch)
+
+        return Case(policy, SIGHTS, policy.model, euler=of_the_batch)
 
 
-class TestPi0(BlockingContract):
-    @pytest.fixture(scope="class")
-    @classmethod
-    def case(cls, policies: dict[str, OpenpiPolicy]) -> Case:
-        return Case(policies["pi0_droid"], SIGHTS, policies["pi0_droid"].model)
+class TestPi05(OpenpiContract):
+    config = "pi05_droid"
+
+
+class TestPi0(OpenpiContract):
+    config = "pi0_droid"
 
 
 def droid_observation(sight: Observation) -> dict[str, Any]:
@@ -155,6 +194,11 @@ def test_actions_are_those_of_openpis_own_infer(checkpoints: dict[str, Path], na
     outputs = {"state": as_array(batch.inputs["state"])[0], "actions": captured.actions[0]}
     np.testing.assert_array_equal(theirs._output_transform(outputs)["actions"], wanted)
     assert wanted.shape == (config.model.action_horizon, 8)
+    # and by hand: the model's chunk is normalised, Pi0.5's by quantiles, with 24 components to spare
+    low, high, mean, std = (np.array(STATS[key]) for key in ("q01", "q99", "mean", "std"))
+    chunk = captured.actions[0, :, :8].astype(np.float64)
+    by_hand = (chunk + 1) / 2 * (high - low) + low if name == "pi05_droid" else chunk * std + mean
+    np.testing.assert_allclose(wanted, by_hand, rtol=1e-4, atol=1e-5)
 
 
 def test_shapes_and_golden_geometry(policies: dict[str, OpenpiPolicy]) -> None:
@@ -186,6 +230,47 @@ def test_a_compiled_model(checkpoints: dict[str, Path]) -> None:
     captured = run_captured(ours, batch)
     assert len(captured.records) == 4 + 4 * 10
     assert not torch._dynamo.utils.counters["frames"]
+
+
+def test_a_tokenizer_that_cannot_be_fetched_is_one_line(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """A server that refuses stands for Google's; gcsfs logs its traceback before it raises."""
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(400)
+            self.end_headers()
+            self.wfile.write(b'{"error": {"code": 400, "message": "no"}}')
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    directory = unsized(checkpoints["pi05_droid"], tmp_path / "full")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "attnstore", "ingest", "droid", str(tmp_path / "s"),
+                sample_path(), "--policy", "openpi:pi05_droid", "--checkpoint", directory, "--dry-run",
+            ],
+            env={
+                **os.environ, "OPENPI_DATA_HOME": str(tmp_path / "data"),
+                "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{server.server_port}",
+            },
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        server.shutdown()
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("attnstore: openpi cannot make the transforms of pi05_droid (")
+    assert done.stderr.endswith("paligemma_tokenizer.model into $OPENPI_DATA_HOME/big_vision/\n")
+
+
+def unsized(checkpoint: Path, directory: Path) -> Path:
+    """The checkpoint, its configuration's sizes not said: it is not loaded."""
+    shutil.copytree(checkpoint, directory, ignore=lambda *_: {"config.json"})
+    return directory
 
 
 def test_messages(checkpoints: dict[str, Path], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ module imports neither torch nor transformers, so that a policy of another frame
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -59,6 +59,9 @@ class Case:
     reference: Callable[[Batch], Any] | None = None
     """Actions of the eager model by a way that shares no code with the adapter's context; None
     takes the adapter's own `act`, inside its ``eager()`` if it has one, without any hook."""
+    euler: Callable[[Batch], Sequence[Any]] | None = None
+    """The chunk after each denoising step, (batch, horizon, action_dof), by a loop of the tests' own
+    over the eager model's velocities, nothing hooked. Needed where the policy shows its steps."""
     seeded: bool = True
     """Whether the actions depend on the seed."""
     every_key_attended: bool = True
@@ -375,8 +378,11 @@ class PolicyContract:
             if policy.horizon:
                 np.testing.assert_array_equal(stored["policy/actions"][keyframe], wanted.actions[0])
             np.testing.assert_array_equal(stored["policy/state"][keyframe], frame.state)
+            assert ("policy/denoising" in stored) == policy.denoiser_steps
             if policy.denoiser_steps:
-                noisy = [as_array(n)[0] for n in wanted.session.noisy_actions]
+                assert case.euler is not None
                 denoising = stored["policy/denoising"][keyframe]
-                np.testing.assert_array_equal(denoising, [*noisy[1:], wanted.actions[0]])
+                steps = [as_array(chunk)[0] for chunk in case.euler(wanted.batch)]
+                np.testing.assert_array_equal(denoising, steps)
+                np.testing.assert_array_equal(denoising[-1], wanted.actions[0])
         check_masses(Episode(part))

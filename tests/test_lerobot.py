@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ingest_fixtures import observe
 from lerobot_fixture_models import (
+    ACTION_DOF,
     CAMERAS,
     CHUNK,
     FRAME,
@@ -31,7 +32,7 @@ from lerobot_fixture_models import (
     build,
     fitted,
 )
-from policy_contract import Case
+from policy_contract import Case, as_array, run_captured
 
 from attnstore.ingest.capture import capture
 from attnstore.ingest.datasets.droid.dataset import DroidDataset
@@ -68,9 +69,14 @@ class LeRobotContract(BlockingContract):
             with policy.eager():  # Pi0 would leave its modules eager
                 return policy.policy.predict_action_chunk(inputs, **noise)
 
+        def euler(batch: Any) -> Any:
+            with policy.eager():
+                return [chunk[..., :ACTION_DOF] for chunk in policy.policy.euler(batch.inputs)]
+
         sights = (observe(1, WORDS[0]), observe(2, WORDS[1]))
         return Case(
-            policy, sights, module=policy.policy, reference=reference, seeded=policy.noisy,
+            policy, sights, module=policy.policy, reference=reference, euler=euler,
+            seeded=policy.noisy,
             dataset=lambda: DroidDataset(recordings, limit=1),
         )  # fmt: skip
 
@@ -212,6 +218,20 @@ class TestLayout:
         assert policy.phases["suffix"].causal
         assert not any(block.triu(1).any() for block in blocks)
         assert own == [True, False, True, False] * (len(own) // 4)
+
+
+def test_chunks_of_aloha_are_in_its_joints_at_every_step() -> None:
+    """LeRobot turns what SmolVLA ends with; the chunks before are turned alike."""
+    theirs, pipeline = build("smolvla")
+    theirs.config.adapt_to_pi_aloha = True
+    policy = adapt_lerobot(theirs, pipeline)
+    captured = run_captured(policy, policy.prepare([observe(1)]))
+    wanted = [as_array(chunk)[..., :ACTION_DOF] for chunk in theirs.euler(captured.batch.inputs)]
+    for chunk in wanted:
+        chunk[..., 1] *= -1
+        chunk[..., 6] = chunk[..., 6] * 0.5208 + 0.4837
+    found = [*(as_array(n) for n in captured.session.noisy_actions[1:]), captured.actions]
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
 class TestCameras:
@@ -411,6 +431,24 @@ class TestLoading:
             load_policy("lerobot:pi05", checkpoint(tmp_path, {"type": "act"}))
         with pytest.raises(UsageError, match="lerobot's variants are pi0, pi05, smolvla, act"):
             load_lerobot(str(tmp_path), variant="pi5")
+
+    @pytest.mark.parametrize(
+        ("file", "others"),
+        [
+            ("adapter_config.json", ("config.json", "policy_preprocessor.json")),
+            ("adapter_model.safetensors", ("config.json", "policy_preprocessor.json")),
+            ("adapter_config.json", ()),
+        ],
+    )
+    def test_a_fine_tuning_by_peft_is_not_taken_for_its_base(
+        self, tmp_path: Path, file: str, others: tuple[str, ...]
+    ) -> None:
+        """What LeRobot's training by adapters leaves: they lie beside the configuration."""
+        for other in others:
+            (tmp_path / other).write_text('{"type": "pi05", "use_peft": true}')
+        (tmp_path / file).write_text('{"peft_type": "LORA"}')
+        with pytest.raises(PolicyError, match=f"{file} in it: .*PEFT.*base model; .*merge_and"):
+            load_policy("lerobot", str(tmp_path))
 
     def test_without_lerobot_the_extra_is_named(self, tmp_path: Path) -> None:
         directory = checkpoint(tmp_path, {"type": "act"}, "policy_preprocessor.json")

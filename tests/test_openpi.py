@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from droid_sample import sample_path
 from hypothesis import given
 from hypothesis import strategies as st
 from ingest_fixtures import observe, picture
-from openpi_architecture import IMAGE_KEYS
+from openpi_architecture import IMAGE_KEYS, euler
 from openpi_fixture import (
     CONFIGS,
     STATS,
@@ -86,13 +87,24 @@ def in_memory(name: str) -> StandInPolicy:
     return policy
 
 
+def observed(batch: Batch) -> Any:
+    """What the model is given of a batch."""
+    inputs = {**batch.inputs, "image": dict(batch.inputs["image"])}
+    del inputs["noise"]
+    return ModelObservation.from_dict(inputs)
+
+
 class TestPi05(BlockingContract):
     """A checkpoint directory, bfloat16."""
 
     @pytest.fixture(scope="class")
     @classmethod
     def case(cls, policy: OpenpiPolicy) -> Case:
-        return Case(policy, SIGHTS, policy.model)
+        def euler_of(batch: Batch) -> Any:
+            with policy.eager():
+                return euler(policy.model, observed(batch), batch.inputs["noise"], 10)
+
+        return Case(policy, SIGHTS, policy.model, euler=euler_of)
 
 
 class TestPi0(BlockingContract):
@@ -106,12 +118,13 @@ class TestPi0(BlockingContract):
         other = build_model(CONFIGS["pi0_droid"].model)
 
         def reference(batch: Batch) -> Any:
-            inputs = {**batch.inputs, "image": dict(batch.inputs["image"])}
-            noise = inputs.pop("noise")
-            seen = ModelObservation.from_dict(inputs)
-            return other.sample_actions("cpu", seen, noise=noise, num_steps=3)
+            noise = batch.inputs["noise"]
+            return other.sample_actions("cpu", observed(batch), noise=noise, num_steps=3)
 
-        return Case(ours, SIGHTS, theirs._model, reference)
+        def euler_of(batch: Batch) -> Any:
+            return euler(other, observed(batch), batch.inputs["noise"], 3)
+
+        return Case(ours, SIGHTS, theirs._model, reference, euler_of)
 
 
 def spans(axis: Axis) -> list[tuple[str, str, int, int, int]]:
@@ -523,6 +536,41 @@ class TestErrors:
     def test_a_configuration_that_is_none(self, checkpoint: Path, name: str, message: str) -> None:
         with pytest.raises(AttnstoreError, match=message):
             load_policy(name, str(checkpoint))
+
+    def test_a_tokenizer_that_cannot_be_fetched_is_one_line(self, checkpoint: Path) -> None:
+        """gcsfs logs a traceback before it raises, and openpi's imports have set up logging."""
+        ours, levels = "attnstore.ingest", "[logging.getLogger(n).level for n in ('gcsfs', 'asyncio')]"
+        script = f"""
+import logging, openpi_fixture
+from attnstore.cli import main
+
+def tokenizer(length):
+    try:
+        raise OSError("Cannot connect to host storage.googleapis.com:443")
+    except OSError as error:
+        for name in ("gcsfs", "gcsfs.retry", "asyncio"):
+            logging.getLogger(name).exception("out of retries on exception: %s", error)
+        raise
+
+logging.basicConfig()
+logging.getLogger("gcsfs").setLevel("INFO")
+openpi_fixture.PaligemmaTokenizer = tokenizer
+try:
+    with openpi_fixture.stand_ins():
+        main(["ingest", "droid", "s", {str(sample_path())!r}, "--policy", "openpi:pi05_droid",
+              "--checkpoint", {str(checkpoint)!r}, "--dry-run"])
+except SystemExit as end:
+    logging.getLogger({ours!r}).error("%s %s", end.code, {levels})
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=Path(__file__).parent, capture_output=True,
+            text=True, check=True,
+        )  # fmt: skip
+        said, last = done.stderr.splitlines()
+        assert done.stdout == ""
+        assert said.startswith("attnstore: openpi cannot make the transforms of pi05_droid (OSErr")
+        assert said.endswith("put paligemma_tokenizer.model into $OPENPI_DATA_HOME/big_vision/")
+        assert last == f"ERROR:{ours}:1 [20, 0]"
 
     def test_lora_adapters_that_the_conversion_dropped(self, openpi: None, tmp_path: Path) -> None:
         """What would be shown were the base model's maps. What train_pytorch.py wrote is whole."""

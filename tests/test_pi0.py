@@ -53,7 +53,27 @@ class TestContract(BlockingContract):
             assert isinstance(actions, torch.Tensor)
             return actions
 
-        return Case(loaded, (observe(1), observe(2, "wipe")), loaded.model, reference)
+        @torch.no_grad()
+        def euler(batch: Batch) -> list[torch.Tensor]:
+            given = dict(batch.inputs)
+            chunk, mask = given.pop("noise"), given["attention_mask"]
+            seen = {k: given[k] for k in ("attention_mask", "pixel_attention_mask", "state")}
+            prefix = model.model.embed_prefix(
+                given["input_ids"], given["pixel_values"], given["pixel_attention_mask"]
+            )
+            chunks = []
+            for step in range(STEPS):
+                cache = model.model.vlm(  # anew at each step: nothing of the last one can be in it
+                    inputs_embeds=prefix, attention_mask=mask, position_ids=mask.cumsum(-1) - 1,
+                    token_type_ids=torch.zeros_like(mask), use_cache=True,
+                ).past_key_values  # fmt: skip
+                time = torch.full((len(chunk),), 1 + step * (-1 / STEPS))
+                velocity = model(noise=chunk, timestep=time, past_key_values=cache, **seen).logits
+                chunk = chunk + (-1 / STEPS) * velocity  # rounded as theirs
+                chunks.append(chunk)
+            return chunks
+
+        return Case(loaded, (observe(1), observe(2, "wipe")), loaded.model, reference, euler)
 
 
 class TestLayout:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -177,9 +177,16 @@ class LeRobotPolicy(HookedPolicy):
 
     @contextmanager
     def instrument(self, observer: Observer) -> Iterator[None]:
-        """See `HookedPolicy.instrument`; noisy actions are cut to the real degrees of freedom."""
-        with super().instrument(cast(Observer, _Unpadded(observer, self.action_dof))):
+        """See `HookedPolicy.instrument`; noisy actions are shown as the policy returns its own."""
+        with super().instrument(cast(Observer, _AsReturned(observer, self.as_returned))):
             yield
+
+    def as_returned(self, chunk: Any) -> Any:
+        """Make of the model's chunk, (batch, horizon, padded), what the policy would return for it.
+
+        Its padding is cut off.
+        """
+        return chunk[..., : self.action_dof]
 
     @property
     @abstractmethod
@@ -293,17 +300,17 @@ class LeRobotPolicy(HookedPolicy):
         return torch.randn(self.horizon, int(self.config.max_action_dim), generator=generator)
 
 
-class _Unpadded:
-    """Passes everything on; of noisy actions only the components that are the robot's."""
+class _AsReturned:
+    """Passes everything on; noisy actions as the policy returns its own."""
 
-    def __init__(self, observer: Observer, dof: int) -> None:
-        self._observer, self._dof = observer, dof
+    def __init__(self, observer: Observer, as_returned: Callable[[Any], Any]) -> None:
+        self._observer, self._as_returned = observer, as_returned
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._observer, name)
 
     def noisy_actions(self, actions: Any) -> None:
-        self._observer.noisy_actions(actions[..., : self._dof])
+        self._observer.noisy_actions(self._as_returned(actions))
 
 
 def _to_tensor(image: Any) -> Any:

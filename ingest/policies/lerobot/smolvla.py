@@ -99,6 +99,13 @@ class LeRobotSmolVla(LeRobotPolicy):
         """Shape of the vision tower, from its configuration."""
         return vision_shape(self._core.config.vision_config)
 
+    def as_returned(self, chunk: Any) -> Any:
+        """Cut the padding off; for ALOHA also turn joints and grippers back, as LeRobot does."""
+        actions = super().as_returned(chunk)
+        if getattr(self.config, "adapt_to_pi_aloha", False):
+            actions = self.policy._pi_aloha_encode_actions(actions.clone())  # it works in place
+        return actions
+
     def denoiser(self) -> tuple[Any, int]:
         """Return the projection that gets the noisy actions at each step."""
         return self.model.action_in_proj, 0

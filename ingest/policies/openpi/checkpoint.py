@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from importlib import import_module
@@ -26,14 +28,16 @@ WEIGHTS = "model.safetensors"
 INSTALL = (
     "policy openpi needs openpi, which is installed from its repository: git clone "
     "https://github.com/Physical-Intelligence/openpi && cd openpi && GIT_LFS_SKIP_SMUDGE=1 uv sync "
-    "&& uv pip install 'attnstore[openpi]' (docs/how-to/openpi.md)"
+    "&& uv pip install 'attnstore[openpi]', and its patch of transformers (docs/how-to/openpi.md)"
 )
 _PATCH = (
     "openpi's PyTorch models need transformers 4.53.2 with openpi's patches: in the openpi "
-    "checkout run uv pip install transformers==4.53.2 && cp -r "
-    "src/openpi/models_pytorch/transformers_replace/* "
-    "\"$(python -c 'import transformers; print(transformers.__path__[0])')\""
+    "checkout run uv pip install transformers==4.53.2 && cp -r --remove-destination "
+    "src/openpi/models_pytorch/transformers_replace/* .venv/lib/python3.11/site-packages/"
+    "transformers/ (docs/how-to/openpi.md)"
 )
+_FETCHING = ("gcsfs", "fsspec", "aiohttp", "asyncio")
+"""Loggers of what fetches the tokenizer; gcsfs logs a traceback before it raises."""
 
 
 def openpi(module: str) -> Any:
@@ -175,7 +179,8 @@ class OpenpiCheckpoint:
     @cached_property
     def _data(self) -> Any:
         try:
-            return self.config.data.create(self.config.assets_dirs, self.config.model)
+            with _unlogged(*_FETCHING):
+                return self.config.data.create(self.config.assets_dirs, self.config.model)
         except Exception as error:
             # The tokenizer is fetched here; fsspec, gcsfs and aiohttp all raise their own errors.
             raise PolicyError(
@@ -300,6 +305,20 @@ def describe_norm_stats(transforms: Sequence[Any]) -> str:
         for f in found
     ]
     return json.dumps(values, sort_keys=True)
+
+
+@contextmanager
+def _unlogged(*names: str) -> Iterator[None]:
+    """Let libraries log nothing: what they raise is said once, by us."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _fetched(checkpoint: str, revision: str | None, name: str) -> str:
