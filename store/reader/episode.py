@@ -456,7 +456,12 @@ class Episode(AttentionSlices):
         return masks
 
     def policy_array(self, name: str) -> NDArray[np.float32]:
-        """Load ``actions``, ``actions_recorded``, ``state`` or ``denoising``, first axis keyframe."""
+        """Load ``actions``, ``actions_recorded``, ``state`` or ``denoising``, first axis keyframe.
+
+        ``actions`` are (keyframe, horizon, action_dof), ``denoising`` (keyframe, step, horizon,
+        action_dof) the chunk after each step, both in the policy's normalised units; the recorded
+        ones, (keyframe, recorded_dof) and (keyframe, state_dof), in the dataset's.
+        """
         return np.asarray(self.part.block(f"policy/{name}").read((slice(None),)), np.float32)
 
     def _asked_step(self, phase: str, step: int | None) -> int:
