@@ -52,7 +52,11 @@ def euler(policy: LeRobotPolicy, batch: Batch) -> list[Any]:
     more: dict[str, Any] = {}
     if policy.family == "smolvla":
         inputs = theirs._prepare_batch(inputs)
-        images, core, masks = theirs.prepare_images(inputs), model.vlm_with_expert, lambda seen: seen
+        images, core, masks = (
+            theirs.prepare_images(inputs),
+            model.vlm_with_expert,
+            lambda seen: seen,
+        )
         prefix = model.embed_prefix(*images, *text, state=theirs.prepare_state(inputs))
     else:
         images, core = theirs._preprocess_images(inputs), model.paligemma_with_expert
@@ -155,7 +159,9 @@ def test_chunks_of_aloha_are_in_its_joints_at_every_step(
     policy = load(save_smolvla(tmp_path / "c", adapt_to_pi_aloha=True))
     state = np.linspace(0.01, 0.2, 14, dtype=np.float32)
     captured = run_captured(policy, policy.prepare([replace(observe(1), state=state)]))
-    wanted = [as_array(chunk)[..., :14].astype(np.float64) for chunk in euler(policy, captured.batch)]
+    wanted = [
+        as_array(chunk)[..., :14].astype(np.float64) for chunk in euler(policy, captured.batch)
+    ]
     for chunk in wanted:
         chunk[..., [1, 2, 8, 9]] *= -1
         angle = chunk[..., [6, 13]] * (1.5 - 0.4) + 0.4

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
+import pytest
 from store_fixtures import random_episode, write_episode
 
+from attnstore.cli import cli
 from attnstore.store.catalog.tables import CATALOG
 from attnstore.store.commits.part import Part
 from attnstore.store.format.axes import attention_dims, map_dims
@@ -53,3 +59,46 @@ def test_the_arrays_are_those_of_a_written_episode(tmp_path: Path) -> None:
             dims = len(part.block(f"policy/{array.name}").shape)
             if dims > 1:
                 assert documented[0].count(",") == dims - 1
+
+
+def commands(page: str) -> Iterator[list[str]]:
+    """What stands after ``attnstore`` in the lines of a page's blocks, as a shell splits it."""
+    for block in re.findall(r"^```\w*\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
+        line = ""
+        for piece in block.replace("\\\n", " ").splitlines():
+            line = f"{line}\n{piece}" if line else piece
+            try:
+                words = shlex.split(line.replace(" $P", " --checkpoint C"), comments=True)
+            except ValueError:  # a quote is open: the next line belongs to it
+                continue
+            line = ""
+            shell = ["&&", *words, "|"]
+            for start, word in enumerate(shell):
+                before = [w for w in shell[:start] if "=" not in w][-1:]
+                if word == "attnstore" and before == ["&&"]:
+                    rest = shell[start + 1 :]
+                    ends = [rest.index(end) for end in ("|", "&&", ">", "&") if end in rest]
+                    yield rest[: min(ends)]
+
+
+@pytest.mark.parametrize("page", [*sorted(DOCS.rglob("*.md")), DOCS.parent / "README.md"])
+def test_every_command_of_a_page_is_taken(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parsed as it stands, not run: names of commands, options, choices, how many arguments."""
+    monkeypatch.setenv("ATTNSTORE", "lab.attn")
+    for words in commands(page.read_text(encoding="utf-8")):
+        command: click.Command = cli
+        context, rest = click.Context(cli, info_name="attnstore"), list(words)
+        while isinstance(command, click.Group):
+            found = command.get_command(context, rest[0])
+            assert found is not None, words
+            command = found
+            if not isinstance(command, click.Group):
+                break
+            context = click.Context(command, context, rest[0])
+            rest = rest[1:]
+        try:
+            command.make_context(rest[0], rest[1:], parent=context)
+        except click.UsageError as error:
+            assert "does not exist" in error.format_message(), words
+        except click.exceptions.Exit:  # --help
+            pass

@@ -539,7 +539,10 @@ class TestErrors:
 
     def test_a_tokenizer_that_cannot_be_fetched_is_one_line(self, checkpoint: Path) -> None:
         """gcsfs logs a traceback before it raises, and openpi's imports have set up logging."""
-        ours, levels = "attnstore.ingest", "[logging.getLogger(n).level for n in ('gcsfs', 'asyncio')]"
+        ours, levels = (
+            "attnstore.ingest",
+            "[logging.getLogger(n).level for n in ('gcsfs', 'asyncio')]",
+        )
         script = f"""
 import logging, openpi_fixture
 from attnstore.cli import main
