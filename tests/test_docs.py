@@ -99,6 +99,7 @@ def test_every_command_of_a_page_is_taken(page: Path, monkeypatch: pytest.Monkey
         try:
             command.make_context(rest[0], rest[1:], parent=context)
         except click.UsageError as error:
-            assert "does not exist" in error.format_message(), words
+            if "does not exist" not in error.format_message():
+                raise
         except click.exceptions.Exit:  # --help
             pass
