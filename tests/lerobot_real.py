@@ -48,6 +48,8 @@ def euler(policy: LeRobotPolicy, batch: Batch) -> list[Any]:
 
     inputs = {k: v.clone() for k, v in batch.inputs.items()}
     theirs, model, chunk = policy.policy, policy.policy.model, inputs.pop("noise")
+    masks: Any
+    images: Any
     text = inputs[TOKENS], inputs[TOKENS_MASK]
     more: dict[str, Any] = {}
     if policy.family == "smolvla":
