@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from attnstore import __version__
+from attnstore.commands.attention import attention
 from attnstore.commands.cnn import cnn
 from attnstore.commands.compare import compare
 from attnstore.commands.demo import demo
@@ -85,7 +86,7 @@ def cli(verbose: bool) -> None:
 
 
 for command in (
-    ingest, ls, tokens, sql, compare, export, objects, cnn, probe, render, report, pull, serve,
+    ingest, ls, tokens, attention, sql, compare, export, objects, cnn, probe, render, report, pull, serve,
     verify, gc, remove, catalog, policies, demo,
 ):  # fmt: skip
     cli.add_command(command)

@@ -14,7 +14,7 @@ from store_fixtures import write_episode
 
 import attnstore
 from attnstore.query import Episode
-from attnstore.query.attention.words import _words_of, patch_words, word_maps, word_shares, words
+from attnstore.query.attention.words import _words_of, word_maps, word_shares, words
 from attnstore.store.errors import SelectionError
 from attnstore.store.format.tokens import AlignedAxis, Span, Token
 from attnstore.store.opening import create_store
@@ -148,25 +148,6 @@ def test_word_maps_of_all_keyframes(episode: Episode) -> None:
     assert_allclose(both.mean(0), the.astype(np.float32).mean(0), rtol=1e-3)
 
 
-@pytest.mark.parametrize("head", ["mean", 2, "active"])
-def test_patch_words(episode: Episode, head: Any) -> None:
-    found = patch_words(episode, CAMERA, layer=LAYER, head=head, keyframe=KEYFRAME)
-    weights = episode.values("prefix", keyframe=KEYFRAME, layer=LAYER).astype(np.float64)
-    if head == "active":
-        variance = episode.stats("variance", "prefix", CAMERA)[KEYFRAME, 0, LAYER]
-        head = int(np.argmax(variance))
-    square = weights.mean(0) if head == "mean" else weights[head]
-    start = episode.phase("prefix").query[f"image:{CAMERA}"].start
-    rows, cols = episode.geometry(CAMERA).grid
-    places = tokens_by_counting(episode.phase("prefix").key, INSTRUCTION)
-    for i, tokens in enumerate(places):
-        for row in range(rows):
-            for col in range(cols):
-                expected = sum(float(square[start + row * cols + col, t]) for t in tokens)
-                assert_allclose(found[i, row, col], expected, rtol=1e-5)
-    assert found.dims == ("word", "row", "col")
-
-
 def test_word_shares_of_actions(episode: Episode) -> None:
     found = word_shares(episode, "action", layer=LAYER, keyframe=KEYFRAME, step=0)
     weights = episode.values("suffix", keyframe=KEYFRAME, layer=LAYER, step=0).astype(np.float64)
@@ -188,15 +169,12 @@ def test_absent_words_are_nan(ragged: Episode) -> None:
     for keyframe in range(3):
         raw = ragged.values("prefix", keyframe=keyframe, layer=0, head=0).astype(np.float64)
         maps = word_maps(ragged, CAMERA, layer=0, head=0, keyframe=keyframe)
-        back = patch_words(ragged, CAMERA, layer=0, head=0, keyframe=keyframe)
         for i, word in enumerate(words(ragged)):
             there = [t for t in word.indices if not np.isnan(raw[t, 0])]
             assert bool(maps[i].isnull().all()) == (not there)
             assert bool(maps[i].isnull().any()) == (not there)
-            assert bool(back[i].isnull().any()) == (not there)
             if there:
                 assert_allclose(maps[i].values.reshape(-1), raw[there, :16].mean(0), rtol=1e-5)
-                assert_allclose(back[i].values.reshape(-1), raw[:16, there].sum(1), rtol=1e-5)
     absent = word_maps(ragged, CAMERA, layer=0).isnull().all(("row", "col"))
     assert 0 < int(absent.sum()) < absent.size, "some keyframes should lack words"
 
@@ -209,7 +187,6 @@ def test_one_word_by_hand() -> None:
     assert_array_equal(found.sel(word="word"), [[0.25, 0.625]])
     assert_array_equal(word_maps(one, "cam", layer=0, head=1, keyframe=0), [[[0.0, 1.0]]])
     weights[0, 0, :, 0, 2], weights[0, 0, :, 1, 2] = 0.125, (0.5, 0.25)
-    assert_array_equal(patch_words(one, "cam", layer=0, keyframe=0), [[[0.125, 0.375]]])
 
 
 @pytest.mark.parametrize(

@@ -126,39 +126,6 @@ def word_maps(
     return _as_maps(episode, camera, np.stack(maps, -2), listed, phase, layer, index, keyframe)
 
 
-def patch_words(
-    episode: Episode,
-    camera: str,
-    *,
-    layer: int,
-    head: Head = "mean",
-    keyframe: int | None = None,
-    phase: str = "prefix",
-) -> xr.DataArray:
-    """Load, for each patch of a camera, which words of the instruction it attends to.
-
-    The reverse of `word_maps`: image tokens are the queries.
-
-    Returns
-    -------
-    (keyframe, word, row, col) float32, or (word, row, col) for one keyframe: the share of the
-    patch's attention that goes to the word, 0..1.
-
-    Raises
-    ------
-    SelectionError
-        If a name or an index matches nothing.
-    """
-    index = _head(episode, phase, camera, layer, head, keyframe)
-    shares = word_shares(
-        episode, f"image:{camera}", layer=layer, head="mean" if index is None else index,
-        keyframe=keyframe, phase=phase,
-    )  # fmt: skip
-    listed = words(episode, phase, axis="key")
-    values = np.swapaxes(shares.to_numpy(), -1, -2)
-    return _as_maps(episode, camera, values, listed, phase, layer, index, keyframe)
-
-
 def word_shares(
     episode: Episode,
     query: Group,
