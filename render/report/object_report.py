@@ -3,11 +3,11 @@
 ::
 
     results.json          every number but the single keyframes
-    summary.svg           mean ± sd per layer, by object
-    outcomes.svg          every episode's lift, by object and outcome
-    heat.svg              mean lift per layer and object: successes, failures, difference
-    report.md             tables, and links to the charts
-    report.html           the same in one file that needs no other
+    report.html           charts, tables and some pictures in one file that needs no other
+    report.md             the same as Markdown
+    report_figures/       its charts: summary.svg is mean ± sd per layer, by object; outcomes.svg every
+                          episode's lift, by object and outcome; heat.svg the mean lift per layer and
+                          object: successes, failures, difference
     {outcome}/{date}/{episode}/...   pictures and videos; see `attnstore.render.files.object_pictures`
 """
 
@@ -33,7 +33,10 @@ from ..charts.svg import Chart, stack
 from ..files.object_pictures import draw_episode, object_colours
 from ..picture import image_file
 from ..picture.drawing import component
-from .object_page import Grid, html_page, markdown_page
+from .document import Figure, Page, Section, Table, note
+from .glossary import glossary
+from .html import html_page
+from .markdown import write_markdown
 
 SHOWN = ("overlap_ratio", "lift", "iou", "nss")
 """Metrics with a chart of their own."""
@@ -69,19 +72,41 @@ def write_report(
     results = load_object_results(store, parts, missing)
     camera = str(results.parts[0].commit.summary["camera"])
     drawn = _pictures(results, camera, out) if pictures else []
-    charts = _charts(results)
     text = json.dumps(results.to_json(), ensure_ascii=False, allow_nan=False, indent=1)
-    written = [image_file.write_text(out / "results.json", text + "\n")]
-    for name, chart in charts.items():
-        written.append(image_file.write_text(out / f"{name}.svg", chart.svg))
-    grids = [_objects_grid(results), _heads_grid(results), _episodes_grid(results)]
-    title = f"Attention on objects, {camera}"
-    remarks = _remarks(results)
-    markdown = markdown_page(title, remarks, grids, list(charts))
-    written.append(image_file.write_text(out / "report.md", markdown))
-    page = html_page(title, remarks, grids, charts, _examples(drawn))
-    written.append(image_file.write_text(out / "report.html", page))
-    return [*written, *drawn]
+    return [
+        image_file.write_text(out / "results.json", text + "\n"),
+        image_file.write_text(out / "report.html", html_page(_page(results, camera, drawn))),
+        *write_markdown(_page(results, camera, []), out / "report.md"),
+        *drawn,
+    ]
+
+
+def _page(results: ObjectResults, camera: str, drawn: Sequence[Path]) -> Page:
+    said = results.parts[0].commit.summary
+    captions = {
+        "summary": "Mean over episodes, by layer and object; the last denoising step, mean over heads.",
+        "outcomes": "Each episode counts once. Differences between successes and failures are shown, not "
+        "tested: that is what `attnstore compare` is for.",
+        "heat": "Mean lift by layer and object: successes, failures, and their difference.",
+    }
+    charts = tuple(Figure(n, c, captions[n]) for n, c in _charts(results).items())
+    pictures = tuple(
+        Figure(f"picture-{i}", path.read_bytes(), "/".join(path.parts[-3:]))
+        for i, path in enumerate(_examples(drawn))
+    )
+    threshold = note(
+        f"iou takes patches of at least {float(said['threshold']):g} of a map's maximum. Maps are means "
+        "over the query tokens."
+    )
+    sections = (
+        Section("charts", "By layer, object and outcome", (note(NOTE), threshold, *charts)),
+        *((Section("pictures", "Pictures", pictures),) if pictures else ()),
+        Section("numbers", "Numbers", (_objects_table(results), _heads_table(results))),
+        Section("episodes", "Episodes", (_episodes_table(results),)),
+    )
+    lead = f"{len(results.parts)} episodes; how much of the attention on {camera} lies on objects."
+    known = {name: said for name, said in glossary(sections).items() if name != "interval"}
+    return Page(f"Attention on objects, {camera}", lead, sections, known)
 
 
 def _pictures(results: ObjectResults, camera: str, out: Path) -> list[Path]:
@@ -187,7 +212,7 @@ def _heat_chart(results: ObjectResults) -> Chart:
     return stack(charts, columns=3)
 
 
-def _objects_grid(results: ObjectResults) -> Grid:
+def _objects_table(results: ObjectResults) -> Table:
     rows = []
     # A stable mean over layers: which layer is best belongs in the table below.
     for key in dict.fromkeys((r["object"], r["source"], r["phase"]) for r in results.layers):
@@ -198,10 +223,10 @@ def _objects_grid(results: ObjectResults) -> Grid:
             counts = str(found[0]["episodes"]), str(found[0]["keyframes"])
             rows.append((*key, kind, *counts, *(_number(m) for m in means)))
     head = ("object", "source", "phase", "heads", "episodes", "keyframes", *OBJECT_METRICS)
-    return Grid("Mean over layers, last step", head, tuple(rows))
+    return Table("Mean over layers, last step", head, tuple(rows))
 
 
-def _heads_grid(results: ObjectResults) -> Grid:
+def _heads_table(results: ObjectResults) -> Table:
     """The heads with the largest lift, by object and phase."""
     lifts: dict[tuple[str, str, int, int], list[float]] = {}
     for row in results.episodes:
@@ -219,12 +244,12 @@ def _heads_grid(results: ObjectResults) -> Grid:
         for key in of_group[:3]:
             lift, count = means[key]
             rows.append((*group, f"L{key[2]:02d} H{key[3]:02d}", str(count), _number(lift)))
-    return Grid(
+    return Table(
         "Heads with the largest lift", ("object", "phase", "head", "episodes", "lift"), tuple(rows)
     )
 
 
-def _episodes_grid(results: ObjectResults) -> Grid:
+def _episodes_table(results: ObjectResults) -> Table:
     seen: dict[tuple[str, ...], int] = {}
     for part in results.parts:
         said = part.commit.summary
@@ -234,7 +259,7 @@ def _episodes_grid(results: ObjectResults) -> Grid:
     rows = [(*key, str(count)) for key, count in seen.items()]
     rows += [(name, "", "", reason, "0") for name, reason in results.missing.items()]
     head = ("episode", "outcome", "source", "objects", "keyframes")
-    return Grid("Episodes", head, tuple(rows))
+    return Table("", head, tuple(rows))
 
 
 def _examples(drawn: Sequence[Path]) -> list[Path]:
@@ -242,17 +267,6 @@ def _examples(drawn: Sequence[Path]) -> list[Path]:
     stills = [path for path in drawn if path.suffix == ".jpg"]
     step = max(1, len(stills) // EXAMPLES)
     return stills[::step][:EXAMPLES]
-
-
-def _remarks(results: ObjectResults) -> list[str]:
-    said = results.parts[0].commit.summary
-    return [
-        NOTE,
-        f"iou takes patches of at least {float(said['threshold']):g} of a map's maximum. Maps are "
-        "means over the query tokens; the suffix is at its last denoising step.",
-        "Differences between successes and failures are shown, not tested: that is what "
-        "attnstore compare is for.",
-    ]
 
 
 def _mean(values: Sequence[Any]) -> float | None:
