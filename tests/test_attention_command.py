@@ -33,20 +33,20 @@ def test_a_rollout_is_the_product_of_the_layers(root: Path, tmp_path: Path, resi
     stored: Float = np.asarray(
         episode.attention("prefix", keyframe=1).to_numpy(), np.float64
     )  # (layer, head, query, key)
-    there = np.flatnonzero(np.isfinite(stored[0, 0]).any(1))
+    there = [int(i) for i in np.flatnonzero(np.isfinite(stored[0, 0]).any(1))]
     total = np.eye(len(there))
     for layer in stored.mean(1)[:, there][:, :, there]:
         mixed = float(residual) * np.eye(len(there)) + (1 - float(residual)) * layer
         total = mixed / mixed.sum(1, keepdims=True) @ total
     spec = episode.phase("prefix")
     task = [
-        list(there).index(i)
+        there.index(i)
         for i in range(spec.query["task"].start, spec.query["task"].stop)
         if i in there
     ]
     for row in rows:
         inputs = [
-            list(there).index(i)
+            there.index(i)
             for i in range(spec.key[row["input"]].start, spec.key[row["input"]].stop)
             if i in there
         ]

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from ingest_fixtures import CAMERAS, Watcher, make_job
-from numpy.testing import assert_array_equal
 from probe_fixtures import HORIZON, Look, PlantedPolicy
 
 import attnstore
@@ -17,13 +16,11 @@ from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.pipeline import ingest_all
 from attnstore.query import Store
 from attnstore.query.attention.camera_shares import camera_shares
-from attnstore.query.attention.heads import cluster_heads, head_distance
 from attnstore.query.groups.comparison import compare
 from attnstore.query.sql.chosen import choose
 from attnstore.render.report.document import Table
 from attnstore.render.report.looking import looking
 from attnstore.render.report.write import write_report
-from attnstore.store.errors import UsageError
 from attnstore.store.format.geometry import Geometry
 
 GEOMETRY = Geometry.letterbox((36, 64), (56, 56), (14, 14))
@@ -106,14 +103,3 @@ def test_the_report_has_no_number_where_there_is_none(store: Store, tmp_path: Pa
         text = file.read_text("utf-8")
         assert ">nan<" not in text.lower()
         assert "| nan |" not in text.lower()
-
-
-def test_distances_are_of_the_heads_that_look(store: Store) -> None:
-    episode = store.episode(min(c.summary["name"] for c in store.episodes()))
-    found = head_distance(episode, "joint", camera=UNSEEN)
-    assert found.attrs["keyframes"] == len(episode.frames)
-    assert_array_equal(np.isnan(found), np.arange(4)[:, None] + np.arange(4) > 0)
-    assert found[0, 0] == 0
-    assert np.isfinite(head_distance(episode, "joint", camera=SEEN)).all()
-    with pytest.raises(UsageError, match="without attention to the camera: L00H01, L01H00, L01H01"):
-        cluster_heads(found)

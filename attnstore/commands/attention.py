@@ -199,7 +199,7 @@ def _numbers(maps: xr.DataArray) -> Iterator[dict[str, Any]]:
     """Sum up each word's map, (row, col): what of it shows image, and how far it is from all words' mean."""
     values = maps.to_numpy().astype(np.float64)
     shown = np.asarray(maps["coverage"]) > 0
-    there = np.isfinite(values[:, shown]).all(1)
+    there = np.asarray(np.isfinite(values[:, shown]).all(1))
     total = values[:, shown].sum(1, keepdims=True)
     share = values[:, shown] / np.where(total > 0, total, 1)
     mean = share[there].mean(0) if there.any() else None
