@@ -16,7 +16,7 @@ from attnstore.store.commits import (
     ATTEMPT_FILE,
     StorePaths,
     latest_commit,
-    read_json,
+    read_document,
     unreadable_entries,
 )
 from attnstore.store.commits.run import RunConfig
@@ -230,7 +230,7 @@ def claimed_by_other(paths: StorePaths, run: str, episode: str, part: str) -> bo
 
 def _owned_elsewhere(attempt: Path) -> bool:
     try:
-        owner = read_json(attempt / ATTEMPT_FILE)
+        owner = read_document(attempt / ATTEMPT_FILE, "attempt")
         host, pid = str(owner["host"]), int(owner["pid"])
         began = datetime.fromisoformat(str(owner["created"])).timestamp()
     except (OSError, IntegrityError, KeyError, ValueError):

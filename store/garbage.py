@@ -14,7 +14,7 @@ from typing import Any
 
 from .catalog.generations import generations
 from .commits.entry import draft
-from .commits.files import now, read_json
+from .commits.files import now, read_document
 from .commits.holding import StorePaths
 from .commits.layout import ATTEMPT_FILE, SAFE
 from .commits.log import History, log_of
@@ -108,7 +108,7 @@ def _is_abandoned(attempt: Path, before: float) -> bool:
     if any(s.st_mtime > before for s in _stats(attempt)):
         return False
     try:
-        owner = read_json(attempt / ATTEMPT_FILE)
+        owner = read_document(attempt / ATTEMPT_FILE, "attempt")
         host, pid = str(owner["host"]), int(owner["pid"])
     except (OSError, IntegrityError, KeyError, TypeError, ValueError):
         return True

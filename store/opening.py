@@ -16,7 +16,7 @@ from .commits import (
     sync_directory,
 )
 from .errors import UsageError
-from .format.version import FORMAT_MAJOR, FORMAT_MINOR
+from .format.version import written
 from .remote.mirror import open_mirror
 from .remote.pulled import PulledPaths
 from .remote.transport import is_url, local_path
@@ -48,7 +48,7 @@ def create_store(root: Path) -> StorePaths:
         directory.mkdir(parents=True, exist_ok=True)
     sync_directory(paths.log.parent)
     marker = {
-        "format": {"major": FORMAT_MAJOR, "minor": FORMAT_MINOR},
+        "format": written(),
         "store_id": uuid.uuid4().hex,
         "created": now(),
     }

@@ -594,7 +594,7 @@ def test_unreadable_commits_and_runs_are_named(paths: StorePaths) -> None:
         assert "not JSON" in reasons[None]
         assert file.name in reasons[None]
         assert "many" in reasons[other.episode]
-        assert "not a run configuration" in reasons["broken"]
+        assert "broken.json: no format version in it" in reasons["broken"]
     assert len(generations(paths)) == 1
 
 

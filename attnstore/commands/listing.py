@@ -13,7 +13,7 @@ from attnstore.store.commits import (
     StorePaths,
     latest_commit,
     read_commits,
-    read_json,
+    read_document,
     slug,
     unreadable_entries,
 )
@@ -143,8 +143,7 @@ def _coverage(paths: StorePaths, dataset: Path, runs: list[str]) -> list[dict[st
 
     reasons: dict[tuple[str, str], str] = {}
     for file in sorted(paths.quarantine.glob("*/*/*.json")):
-        entry = read_json(file)
-        reasons[file.parts[-3], file.parts[-2]] = str(entry.get("reason"))
+        reasons[file.parts[-3], file.parts[-2]] = read_document(file, "quarantine")["reason"]
     rows = []
     for name in DroidDataset(dataset).episode_names():
         for run in runs or [""]:

@@ -11,14 +11,13 @@ from pathlib import Path
 
 from attnstore.store.catalog import seed_log
 from attnstore.store.commits import (
-    MARKER,
     SAFE,
     Commit,
     Revision,
     StorePaths,
+    check_marker,
     latest_commit,
     log_of,
-    read_json,
 )
 from attnstore.store.commits.part import Part
 from attnstore.store.errors import IntegrityError, UsageError
@@ -70,8 +69,7 @@ class ServedStore:
     @property
     def store_id(self) -> str:
         """The id that was given to the store when it was made."""
-        found = read_json(self.paths.root / MARKER).get("store_id")
-        return str(found) if found else ""
+        return str(check_marker(self.paths.root)["store_id"])
 
     def episode(self, run: str, episode: str) -> OpenEpisode:
         """Open an episode by its ids.

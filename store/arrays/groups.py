@@ -32,7 +32,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from ..format.axes import attention_dims, map_dims
 from ..format.episode import EpisodeSpec, PhaseSpec, spec_to_json
 from ..format.precision import absent, dtype, log8_table
-from ..format.version import FORMAT_MAJOR, FORMAT_MINOR
+from ..format.version import written
 from .chunking import ChunkPlan, attention_plan, blosc, map_plan, shuffled
 
 MAP_REDUCTIONS = ("mean", "max")
@@ -62,7 +62,7 @@ def create_arrays(path: Path, spec: EpisodeSpec, policy: PolicyShapes) -> None:
     root = zarr.open_group(str(path), mode="w-", zarr_format=3)
     root.attrs.update(
         {
-            "attnstore_format": [FORMAT_MAJOR, FORMAT_MINOR],
+            "attnstore_format": written(),
             "attnstore_episode": spec_to_json(spec),
         }
     )

@@ -20,7 +20,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from ..arrays.groups import small_array
-from ..errors import IntegrityError
-from ..format.version import FORMAT_MAJOR, FORMAT_MINOR
+from ..format.documents import check
+from ..format.version import described, written
 from .run import RunConfig
 
 GROUP = "cnn.zarr"
@@ -123,9 +123,7 @@ _COORDINATES = {
 def create_group(path: Path, spec: CnnSpec) -> None:
     """Begin a part's Zarr group; its arrays are added one by one."""
     root = zarr.open_group(str(path), mode="w-", zarr_format=3)
-    root.attrs.update(
-        {"attnstore_format": [FORMAT_MAJOR, FORMAT_MINOR], "attnstore_cnn": asdict(spec)}
-    )
+    root.attrs.update({"attnstore_format": written(), "attnstore_cnn": asdict(spec)})
 
 
 def create_array(
@@ -198,15 +196,14 @@ def read_spec(description: Mapping[str, Any], name: str) -> CnnSpec:
     Raises
     ------
     IntegrityError
-        If there is none in it.
+        If there is none in it, or it breaks a rule of its schema.
+    UnsupportedFormatError
+        If a newer major version of the format wrote it.
     """
-    try:
-        raw = dict(description["attributes"]["attnstore_cnn"])
-        for each in ("filters", "frames", "mean", "std"):
-            raw[each] = tuple(raw[each])
-        spec = CnnSpec(**raw)
-    except (KeyError, TypeError, ValueError) as error:
-        raise IntegrityError(f"{name}: no description of a cnn part ({error!r})") from None
-    if spec.kind not in KINDS:
-        raise IntegrityError(f"{name}: kind is one of {', '.join(KINDS)}; got {spec.kind!r}")
-    return spec
+    with described(description, "attnstore_cnn", name) as raw:
+        check(raw, "cnn", "attnstore_cnn")
+        known = {f.name: raw[f.name] for f in fields(CnnSpec) if f.name in raw}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in known.items()
+        }
+        return CnnSpec(**values)

@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..errors import IntegrityError
-from ..format.version import FORMAT_MAJOR, FORMAT_MINOR
+from ..format.documents import check
+from ..format.version import check_version, explained, is_newer, written
 from .layout import Key, Layout, check_id, check_relative
 
 Kind = Literal["commit", "removal", "run", "discard"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_MOST = 1 << 53
-"""Largest number that JSON's readers agree on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +97,7 @@ class Fact:
 
 def draft(kind: Kind, created: str, **content: Any) -> dict[str, Any]:
     """Make an entry's JSON object, without the number and the digest that it gets at last."""
-    version = {"major": FORMAT_MAJOR, "minor": FORMAT_MINOR}
-    return {"format": version, "kind": kind, "created": created, **content}
+    return {"format": written(), "kind": kind, "created": created, **content}
 
 
 def commit_draft(commit: Commit) -> dict[str, Any]:
@@ -120,31 +118,36 @@ def commit_draft(commit: Commit) -> dict[str, Any]:
 def facts(raw: Mapping[str, Any], number: int) -> list[Fact]:
     """Take from an entry what it says; its files are looked at when they are asked for.
 
+    A kind that is not known, of an entry of a newer minor version, says nothing of parts.
+
     Raises
     ------
     IntegrityError
         If it is not the entry of this number, of a kind that is not known, or names ids that
         would leave the store.
+    UnsupportedFormatError
+        If a newer major version wrote it.
     """
-    if _count(raw.get("number"), "number") != number:
-        raise IntegrityError(f"it says that it is number {raw.get('number')!r}")
-    kind = raw.get("kind")
-    if kind in ("commit", "removal"):
-        run, episode, part = ids(raw)
-        revision = _count(raw.get("revision"), "revision", least=1)
-        attempt = check_id(raw.get("attempt", ""), "attempt id") if kind == "commit" else None
-        return [Fact(number, kind, run, episode, part, revision, attempt)]
-    if kind == "run":
-        return [Fact(number, "run", check_id(raw.get("run", ""), "run id"))]
-    if kind == "discard":
-        attempts, entries = raw.get("attempts"), raw.get("entries")
-        if not isinstance(attempts, list) or not isinstance(entries, list):
-            raise IntegrityError("lists of attempts and of entries are expected")
-        gone = [Fact(number, "discard", attempt=check_id(a, "attempt id")) for a in attempts]
-        return gone + [Fact(number, "discard", target=_count(n, "entry", least=1)) for n in entries]
-    raise IntegrityError(
-        f"kind {str(kind)[:40]!r} is not one of {', '.join(KINDS)}: a newer attnstore may read it"
-    )
+    version = check_version(raw, "it")
+    try:
+        check({**raw, "files": []} if "files" in raw else raw, "entry", "it")
+        if raw["number"] != number:
+            raise IntegrityError(f"it says that it is number {raw['number']}")
+        kind = raw["kind"]
+        if kind not in KINDS and not is_newer(version):
+            raise IntegrityError(f"kind {kind[:40]!r} is not one of {', '.join(KINDS)}")
+    except IntegrityError as error:
+        raise explained(error, version) from None
+    match kind:
+        case "commit" | "removal":
+            attempt = raw["attempt"] if kind == "commit" else None
+            return [Fact(number, kind, *ids(raw), int(raw["revision"]), attempt)]
+        case "run":
+            return [Fact(number, kind, raw["run"])]
+        case "discard":
+            gone = [Fact(number, kind, attempt=attempt) for attempt in raw["attempts"]]
+            return gone + [Fact(number, kind, target=int(entry)) for entry in raw["entries"]]
+    return []
 
 
 def ids(raw: Mapping[str, Any]) -> Key:
@@ -166,46 +169,28 @@ def commit_of(raw: Mapping[str, Any]) -> Commit:
     ------
     IntegrityError
         If it names ids or paths that would leave the store, or has values of wrong types.
+    UnsupportedFormatError
+        If a newer major version wrote it.
     """
-    run, episode, part = ids(raw)
-    summary, listed = raw.get("summary"), raw.get("files")
-    if not isinstance(summary, dict) or not isinstance(listed, list):
-        raise IntegrityError("a commit has an object 'summary' and a list 'files'")
-    return Commit(
-        run=run,
-        episode=episode,
-        part=part,
-        revision=_count(raw.get("revision"), "revision", least=1),
-        attempt=check_id(raw.get("attempt", ""), "attempt id"),
-        created=str(raw.get("created")),
-        summary=summary,
-        files=tuple(map(stored_file, listed)),
-    )
-
-
-def stored_file(value: Any) -> StoredFile:
-    """Read a file's path, size and SHA-256.
-
-    Raises
-    ------
-    IntegrityError
-        If it is something else.
-    """
-    if not isinstance(value, list) or len(value) != 3 or not isinstance(value[0], str):
-        raise IntegrityError(f"a file is [path, size, SHA-256]; got {str(value)[:200]}")
-    path, size, digest = value
-    if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-        raise IntegrityError(f"{path[:200]!r}: {str(digest)[:80]!r} is not a SHA-256")
-    return StoredFile(check_relative(path), _count(size, "size"), digest)
+    version = check_version(raw, "it")
+    try:
+        check(raw, "entry", "it")
+        run, episode, part = ids(raw)
+        return Commit(
+            run=run,
+            episode=episode,
+            part=part,
+            revision=int(raw["revision"]),
+            attempt=raw["attempt"],
+            created=raw["created"],
+            summary=raw["summary"],
+            files=tuple(StoredFile(check_relative(p), int(n), sha) for p, n, sha in raw["files"]),
+        )
+    except IntegrityError as error:
+        raise explained(error, version) from None
 
 
 def previous_of(raw: Mapping[str, Any]) -> str | None:
     """SHA-256 of the entry before, as an entry names it; None if it names none."""
     value = raw.get("previous")
     return value if isinstance(value, str) and _SHA256.fullmatch(value) else None
-
-
-def _count(value: Any, what: str, least: int = 0) -> int:
-    if type(value) is not int or not least <= value <= _MOST:
-        raise IntegrityError(f"{what} is a whole number of at least {least}; got {str(value)[:40]}")
-    return value

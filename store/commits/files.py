@@ -15,8 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..errors import IntegrityError, NotFoundError, UnsupportedFormatError
-from ..format.version import FORMAT_MAJOR
+from ..errors import IntegrityError, NotFoundError
+from ..format.documents import Name, check
+from ..format.version import check_version, explained
 from .layout import MARKER
 
 MAX_JSON = 64 << 20
@@ -174,15 +175,31 @@ def check_marker(root: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         what = "no such directory" if not root.exists() else f"it has no {MARKER}"
         raise NotFoundError(f"{root} is not an attnstore store: {what}") from None
+    version = check_version(value, marker)
     try:
-        major = int(value["format"]["major"])
-    except (KeyError, TypeError, ValueError):
-        raise IntegrityError(f"{marker}: no format version in it") from None
-    if major > FORMAT_MAJOR:
-        raise UnsupportedFormatError(
-            f"{root} has format version {major}; this attnstore reads up to {FORMAT_MAJOR}: "
-            "pip install --upgrade attnstore"
-        )
+        check(value, "marker", marker)
+    except IntegrityError as error:
+        raise explained(error, version) from None
+    return value
+
+
+def read_document(path: Path, name: Name) -> dict[str, Any]:
+    """Read a JSON object and compare it with its schema.
+
+    Parameters
+    ----------
+    name
+        Of the schema; see `attnstore.store.format.documents`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no file.
+    IntegrityError
+        As `read_json`, or if the file breaks a rule of the schema.
+    """
+    value = read_json(path)
+    check(value, name, path)
     return value
 
 

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -423,14 +423,10 @@ class Log:
         key = None
         try:
             raw = parse_json(data, file)
-            found = facts(raw, number) if raw.get("kind") != "commit" else None
-            if found is None:
-                key = ids(raw)
-                found = facts(raw, number)
+            key = _key(raw)
+            found = facts(raw, number)
         except IntegrityError as error:
             return _Read(number, digest, reason=_reason(file, error), key=key)
-        if found and found[0].kind == "commit":
-            key = found[0].key
         return _Read(number, digest, previous_of(raw), tuple(found), None, key)
 
     def _wait_for(self, number: int) -> None:
@@ -573,6 +569,14 @@ def _first(entries: Iterable[Unreadable]) -> list[Unreadable]:
 def _reason(file: Any, error: IntegrityError) -> str:
     """Say an error of a file whose name is said elsewhere."""
     return str(error).removeprefix(str(file)).lstrip(": ")
+
+
+def _key(raw: Mapping[str, Any]) -> Key | None:
+    """Part that an entry is of, whatever else is wrong with it."""
+    try:
+        return ids(raw) if raw.get("kind") in ("commit", "removal") else None
+    except IntegrityError:
+        return None
 
 
 def _named(file: Any, error: IntegrityError) -> str:

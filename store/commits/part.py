@@ -20,6 +20,7 @@ from ..errors import IntegrityError, NotFoundError
 from ..format.axes import STEPPED_PHASES
 from ..format.episode import EpisodeSpec, spec_from_json
 from ..format.precision import decode
+from ..format.version import described
 from ..image import MOST_PIXELS
 from . import ARRAYS, Commit, StoredFile, StorePaths, hash_file, replace_file
 from .checked import CheckedBlock
@@ -67,11 +68,9 @@ class Part:
     def spec(self) -> EpisodeSpec:
         """Description of the episode, from the root group's attributes."""
         name = f"{ARRAYS}/zarr.json"
-        attributes = self.description(name).get("attributes")
-        try:
-            spec = spec_from_json(attributes["attnstore_episode"])  # type: ignore[index]  # caught
-        except (KeyError, TypeError):
-            raise IntegrityError(f"{self._name}: no episode description in {name}") from None
+        where = f"{self._name}: {name}"
+        with described(self.description(name), "attnstore_episode", where) as raw:
+            spec = spec_from_json(raw)
         for camera, geometry in spec.geometry.items():
             height, width = geometry.source
             if height * width > MOST_PIXELS:

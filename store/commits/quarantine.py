@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .files import read_json
+from .files import read_document
 from .holding import StorePaths
 from .log import log_of
 
@@ -20,7 +20,7 @@ def quarantined(paths: StorePaths) -> list[dict[str, Any]]:
     history = log_of(paths).update()
     kept = []
     for file in sorted(paths.quarantine.glob("*/*/*.json")):
-        run, episode, entry = file.parts[-3], file.parts[-2], read_json(file)
-        if history.latest(run, episode, str(entry.get("part", "base"))) is None:
+        run, episode, entry = file.parts[-3], file.parts[-2], read_document(file, "quarantine")
+        if history.latest(run, episode, entry["part"]) is None:
             kept.append(entry)
     return kept

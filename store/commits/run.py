@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..errors import IntegrityError, NotFoundError, UsageError
+from ..errors import IntegrityError, NotFoundError
+from ..format.documents import check
 from ..format.precision import PRECISIONS
 from ..format.statistics import SEMANTICS
+from ..format.version import check_version, explained, written
 from ..format.views import check_cameras
 from . import SAFE, StorePaths, create_exclusive, log_of, now, read_json, register_run, slug
 
@@ -66,6 +68,7 @@ class RunConfig:
 def save_run(paths: StorePaths, config: RunConfig, provenance: Mapping[str, Any]) -> str:
     """Record a run in the store, if it is new there; return its id."""
     value = {
+        "format": written(),
         "id": config.id,
         "config": asdict(config),
         "provenance": dict(provenance),
@@ -85,6 +88,8 @@ def load_run(paths: StorePaths, run: str) -> tuple[RunConfig, dict[str, Any]]:
         If the store has no such run.
     IntegrityError
         If its file is not a run configuration.
+    UnsupportedFormatError
+        If a newer major version of the format wrote it.
     """
     try:
         if not SAFE.fullmatch(run):
@@ -95,14 +100,14 @@ def load_run(paths: StorePaths, run: str) -> tuple[RunConfig, dict[str, Any]]:
         raise NotFoundError(
             f"{paths.root} has no run {run[:200]!r}; it has: {', '.join(run_ids(paths)) or 'none'}"
         ) from None
+    version = check_version(value, path)
     try:
-        raw = dict(value["config"])
-        if not isinstance(raw["cameras"], list):  # a text is a sequence, too
-            raise TypeError(f"cameras are a list; got {raw['cameras']!r:.60}")
-        raw["cameras"] = tuple(raw["cameras"])
-        return RunConfig(**raw), {**value.get("provenance", {}), "created": value.get("created")}
-    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
-        raise IntegrityError(f"{path}: not a run configuration ({error})") from None
+        check(value, "run", "run")
+        raw = {**value["config"], "cameras": tuple(value["config"]["cameras"])}
+        return RunConfig(**raw), {**value["provenance"], "created": value["created"]}
+    except (IntegrityError, ValueError) as error:
+        broken = IntegrityError(f"{path}: not a run configuration ({error})")
+        raise explained(broken, version) from None
 
 
 def run_ids(paths: StorePaths) -> list[str]:

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from ..arrays.claims import check_pages, has_frames
 from ..arrays.shards import ITEM_BYTES
 from ..errors import IntegrityError
+from ..format.documents import check
 from . import StoredFile, hash_file
 from .files import parse_json
 
@@ -198,10 +199,12 @@ def description(data: bytes, name: str) -> dict[str, Any]:
         for key, node in nodes.items():
             if isinstance(node, dict) and node.get("node_type") == "array":
                 _check_array(node, f"{name} ({key})")
+        check(value, "zarr", name)
         return value
     if value.get("node_type") != "array":
         raise IntegrityError(f"{name}: it is neither a group nor an array")
     _check_array(value, name)
+    check(value, "zarr", name)
     return {key: value[key] for key in _KEYS if key in value}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import IntegrityError
 from .axes import STEPPED_PHASES, phase_path, split_path
+from .documents import check
 from .geometry import Geometry
 from .tokens import AlignedAxis, Span, Token
 from .views import check_cameras
@@ -115,8 +116,9 @@ def spec_from_json(raw: Mapping[str, Any]) -> EpisodeSpec:
     Raises
     ------
     IntegrityError
-        If something is missing, or the parts contradict each other.
+        If something is missing or of a wrong kind, or the parts contradict each other.
     """
+    check(raw, "episode", "not an episode description")
     try:
         return EpisodeSpec(
             name=str(raw["name"]),

@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import IntegrityError
+from .documents import check
+
 Float = NDArray[np.float64]
 
 
@@ -234,12 +237,14 @@ class Geometry:
         """
         try:
             raw: dict[str, Any] = json.loads(text)
-            pairs: dict[str, Any] = {
+            values: dict[str, Any] = {
                 k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()
             }
-            return cls(**pairs)
-        except (TypeError, AttributeError) as error:
+            found = cls(**values)
+            check(raw, "geometry", "geometry")  # afterwards: the messages above say more
+        except (TypeError, AttributeError, IntegrityError) as error:
             raise ValueError(f"not a geometry: {text[:80]!r} ({error})") from None
+        return found
 
     @property
     def _crop(self) -> tuple[float, float, float, float]:

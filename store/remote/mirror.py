@@ -35,6 +35,7 @@ from ..commits import (
     log_of,
     parse_json,
     read_bounded,
+    read_document,
     read_json,
 )
 from ..errors import AttnstoreError, DeniedError, IntegrityError, NotFoundError, UsageError
@@ -336,9 +337,9 @@ class _Arrivals:
         url = f"{self._transport.url}/catalog"
         try:
             place_file(self._transport, f"catalog/{NEWEST}", temporary, self._scratch, SMALL)
-            newest = read_json(temporary)
-            path, head = str(newest.get("path")), newest.get("head")
-            if not NAME.fullmatch(path.removeprefix("catalog/")) or type(head) is not int:
+            newest = read_document(temporary, "newest")
+            path, head = newest["path"], int(newest["head"])
+            if not NAME.fullmatch(path.removeprefix("catalog/")):
                 raise IntegrityError(f"{url}/{NEWEST}: names no catalog")
             if head <= above:
                 return above

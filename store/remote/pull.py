@@ -24,7 +24,7 @@ from ..commits import (
     log_of,
     now,
     read_commits,
-    read_json,
+    read_document,
     register_run,
     replace_file,
 )
@@ -143,7 +143,7 @@ def _copy_at(target: Path, source: StorePaths) -> PulledPaths:
             raise UsageError(
                 f"{target} is a store of its own and no pulled copy; name a new or empty directory"
             )
-        ours, theirs = (read_json(p.root / MARKER).get("store_id") for p in (found, source))
+        ours, theirs = (check_marker(p.root)["store_id"] for p in (found, source))
         if ours != theirs:
             raise UsageError(
                 f"{target} is a copy of another store ({found.source()}); name another directory"
@@ -250,7 +250,7 @@ def _begin(plan: PullPlan, name: str) -> PulledPaths:
         for folder in (copy.pulled, copy.runs, copy.log, copy.data, copy.catalog):
             folder.mkdir(parents=True, exist_ok=True)
         replace_file(copy.pulled / SOURCE, {"source": name, "pulled": now()})
-        create_exclusive(copy.marker, read_json(plan.source.marker))
+        create_exclusive(copy.marker, check_marker(plan.source.root))
     except OSError as error:
         raise AttnstoreError(
             f"{plan.target} cannot be written: {error.strerror or error}"
@@ -263,7 +263,7 @@ def _commit(plan: PullPlan, copy: PulledPaths, part: PulledPart) -> None:
     run = copy.run_file(commit.run)
     if not run.is_file():
         try:
-            create_exclusive(run, read_json(plan.source.run_file(commit.run)))
+            create_exclusive(run, read_document(plan.source.run_file(commit.run), "run"))
         except FileNotFoundError:
             raise NotFoundError(f"the source has no runs/{run.name}") from None
     register_run(copy, commit.run)

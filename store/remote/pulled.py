@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
-from ..commits import PULLED, Commit, StoredFile, StorePaths, read_bounded, read_json, replace_file
+from ..commits import (
+    PULLED,
+    Commit,
+    StoredFile,
+    StorePaths,
+    read_bounded,
+    read_document,
+    replace_file,
+)
 from ..errors import IntegrityError, NotPulledError
 from .tiers import TIERS, Tier, includes, tier_of
 
@@ -35,7 +43,7 @@ class PulledPaths(StorePaths):
     def source(self) -> str:
         """Path or URL that this was pulled from, last."""
         try:
-            return str(read_json(self.pulled / SOURCE).get("source", "SOURCE"))
+            return str(read_document(self.pulled / SOURCE, "source")["source"])
         except (OSError, IntegrityError):
             return "SOURCE"
 

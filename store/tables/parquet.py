@@ -34,5 +34,7 @@ def open_table(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
         compression="zstd",
         compression_level=3,
         use_dictionary=dictionary,
-        write_statistics=True,
+        write_statistics=[
+            f.name for f in schema if not pa.types.is_nested(f.type) and f.type != pa.binary()
+        ],
     )
