@@ -21,7 +21,7 @@ PACKAGES := attnstore ingest store query render
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install links browser lint test test-lerobot test-octo test-openpi test-pins demo bench docs types clean
+.PHONY: help install links modules browser lint test test-lerobot test-octo test-openpi test-pins demo bench docs types clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -151,7 +151,10 @@ links: $(VENV)/.installed
 	 then $(PIP) install --quiet --no-deps --no-build-isolation -e . >$(VENV)/.link.log 2>&1 \
 	   || { cat $(VENV)/.link.log >&2; exit 1; }; cp $(VENV)/.files $(VENV)/.linked; fi
 
-# The viewer's libraries as published, and the type checker of its modules: pinned by the lock file.
+modules: $(VENV)/viewer/.installed  ## what lint and the reader in JavaScript have from npm
+
+# The viewer's libraries as published, the type checker of its modules, and what tests/golden/read.mjs
+# reads a store with: pinned by the lock file.
 $(VENV)/viewer/.installed: scripts/viewer/package.json scripts/viewer/package-lock.json | links
 	@mkdir -p $(VENV)/viewer && cp $^ $(VENV)/viewer
 	@cd $(VENV)/viewer && PATH="$(abspath $(BIN)):$$PATH" npm ci --silent --no-audit --no-fund --ignore-scripts
