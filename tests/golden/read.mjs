@@ -100,7 +100,7 @@ async function array(store, path, index) {
   return { data: Array.from(found.data, Number), shape: found.shape, dims: opened.dimensionNames, attrs: opened.attrs };
 }
 
-/** log8 by its formula; the table beside the array says the same. */
+/** log8 by its formula; the table in the root group says the same. */
 function log8(code) {
   if (code === 255) return NaN;
   return code === 0 ? 0 : 2 ** ((16 * (code - 254)) / 253);
@@ -109,7 +109,7 @@ function log8(code) {
 async function weights(store, path, precision, index) {
   const { data, shape, dims } = await array(store, `${path}/attention`, index);
   if (precision !== "log8") return { data, shape, dims };
-  const lut = (await array(store, `${path}/lut`, null)).data;
+  const lut = (await array(store, "lut", null)).data;
   for (let code = 0; code < 255; code++) {
     need(Math.abs(log8(code) - lut[code]) <= 2 ** -24 * lut[code], `lut[${code}] is ${lut[code]}`);
   }
