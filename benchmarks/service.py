@@ -48,8 +48,7 @@ def run(setting: Setting) -> list[Figure]:
     count = 3 if setting.toy else KEYFRAMES
     root = ingest_store(setting.directory, count, **shape_of(setting.toy))
     store = attnstore.open(root)
-    (commit,) = store.episodes()
-    episode = store.from_commit(commit)
+    (episode,) = store.episodes.values()
     figures = []
     with server_of(root, *("--sql-seconds", "0.5") if setting.toy else ()) as (address, pid):
         name = json.loads(_ask(address, "GET", "/v1/stores")[1])[0]["id"]

@@ -7,6 +7,7 @@
     │   ├── SelectionError          2  a selection matches nothing, or too much
     │   └── MissingExtraError       2  also ImportError: an optional dependency is not installed
     ├── NotFoundError               3  also LookupError: no such store, run, episode, file
+    │   ├── UnknownEpisodeError     3  also KeyError: no episode of that name
     │   └── NotPulledError          3  committed, but not in this copy of the store
     ├── IntegrityError              4  stored bytes are not what was committed
     │   └── UnsupportedFormatError  4  written by a newer major format
@@ -51,6 +52,12 @@ class NotFoundError(AttnstoreError, LookupError):
     """There is no such store, run, episode, table or file."""
 
     exit_code = 3
+
+
+class UnknownEpisodeError(NotFoundError, KeyError):
+    """No committed episode has this name."""
+
+    __str__ = Exception.__str__  # KeyError's would quote the message
 
 
 class NotPulledError(NotFoundError):

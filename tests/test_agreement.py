@@ -96,7 +96,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def run(store: Store) -> str:
-    (found,) = {e.run for e in map(store.from_commit, store.episodes()) if "decode" in e.phases}
+    (found,) = {e.run for e in store.episodes.values() if "decode" in e.phases}
     return found
 
 

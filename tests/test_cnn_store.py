@@ -59,7 +59,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run("cnn", "filters", root, *NETWORK, *layers, "--filters", "1,4", *SMALL)
     some = ("--layer", "5", "--filters", "0,2", "--size", "24")
     run("cnn", "activations", root, *NETWORK, *some, "--image", image)
-    keyframes = ("--episode", attnstore.open(root).episodes()[0].episode, "--camera", "hand_camera")
+    keyframes = (
+        "--episode",
+        attnstore.open(root).base_commits()[0].episode,
+        "--camera",
+        "hand_camera",
+    )
     for kind in ("activations", "guided"):
         run("cnn", kind, root, *NETWORK, *some, *keyframes)
     return root
@@ -93,7 +98,7 @@ def test_filters_are_stored_as_they_were_computed(root: Path) -> None:
 
 def test_keyframes_are_stored_beside_their_episode(root: Path) -> None:
     store = attnstore.open(root)
-    episode = store.episode(store.episodes()[0].episode)
+    episode = store.episode(store.base_commits()[0].episode)
     result = one(root, kinds=["activations"], episode=episode.id)
     assert result.commit.run == episode.run
     assert result.spec.frames == tuple(episode.frames)
@@ -143,7 +148,7 @@ def test_the_store_copes(root: Path) -> None:
     assert list(verify(paths)) == []
     collect(paths, timedelta(0))
     assert list(verify(paths)) == []
-    assert len(attnstore.open(root).episodes()) == 1  # no episode was made up
+    assert len(attnstore.open(root).episodes) == 1  # no episode was made up
     run("catalog", "rebuild", root)
     listed = lines(run("ls", root, "--json"))
     assert {"make", "view.png"} <= {row["episode"] for row in listed}

@@ -116,7 +116,7 @@ def by_hand(store: Store, found: Comparison, metric: str, phase: str) -> list[ND
 
 
 def test_planted_difference_is_found_first(store: Store) -> None:
-    found = compare(store, "entropy", by="outcome", strata=("date",))
+    found = compare(store, "entropy", strata=("date",))  # by outcome, unless told otherwise
     assert found.ranked[0] == planted(found)
     assert found.significant[found.ranked[0]]
     assert not found.significant[found.ranked[1:]].any()
@@ -320,7 +320,7 @@ def test_groups_by_date_are_not_compared_within_dates(store: Store) -> None:
         ({"by": "outcome", "where": "outcome = 'success'"}, "there are: 6 success"),
         ({"by": "outcome", "camera": "left"}, "no camera 'left'; there are: hand_camera"),
         ({"by": "outcome", "phase": "joint"}, "no phase 'joint'; there are: prefix, suffix"),
-        ({"by": "outcome", "query_group": "state"}, "no query_group 'state'; there are: task"),
+        ({"query": "state"}, "no query_group 'state'; there are: task"),
         ({"by": "outcome", "step": 3}, "phase prefix has no steps"),
         ({"by": "outcome", "phase": "suffix", "step": 2}, "suffix step 2 is out of range"),
         ({"by": "outcome", "strata": ("weather",)}, "strata are of task"),

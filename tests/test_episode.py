@@ -276,8 +276,8 @@ def test_wrong_names_say_the_right_ones(
 def test_notebook_summary_escapes_what_the_store_says(tmp_path: Path) -> None:
     paths = create_store(tmp_path / "store")
     write_episode(paths, "success/2025-01-01/<script>alert(1)</script>")
-    (commit,) = attnstore.open(paths.root).episodes()
-    html = attnstore.open(paths.root).from_commit(commit)._repr_html_()
+    (episode,) = attnstore.open(paths.root).episodes.values()
+    html = episode._repr_html_()
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
     assert html.count("<svg") == 4  # two phases, two cameras

@@ -66,7 +66,7 @@ while not stop.exists():
         opened = attnstore.open(where)
     except NotFoundError:
         continue
-    for commit in opened.episodes():
+    for commit in opened.base_commits():
         episode = opened.from_commit(commit)
         prefix = episode.values("prefix", keyframe=0, layer=0)
         suffix = episode.values("suffix", keyframe=-1, step=-1)

@@ -157,7 +157,7 @@ def test_an_unknown_name_lists_those_there_are() -> None:
 
 
 def episodes(store: Store, run: str) -> list[Episode]:
-    return [store.from_commit(c) for c in store.episodes(run)]
+    return [store.from_commit(c) for c in store.base_commits(run)]
 
 
 def standing(store: Store, run: str, phase: str, camera: str, metric: str) -> NDArray[Any]:

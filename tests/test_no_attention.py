@@ -76,7 +76,7 @@ def test_compare_tests_the_heads_that_look(store: Store, groups: dict[str, Any])
     assert np.isfinite(found.results["mean_a"]).tolist() == [True, False, False, False]
     assert found.attainable.tests == 1
     assert "3 tests have no values in both groups and do not count" in found.notes
-    episode = store.episode(min(c.summary["name"] for c in store.episodes()))
+    episode = store.episode(min(store.episodes))
     first = episode.stats("entropy", "joint", UNSEEN)[..., 0, 0].mean()
     assert found.results["mean_a"][0] == pytest.approx(first)
     layers = compare(store, "entropy", phase="joint", family="layers", **groups)

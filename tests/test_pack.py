@@ -88,7 +88,7 @@ def show(page: Page, packed: Path, **view: Any) -> None:
 
 
 def ids(root: Path) -> dict[str, tuple[str, str]]:
-    return {c.summary["name"]: (c.run, c.episode) for c in attnstore.open(root).episodes()}
+    return {c.summary["name"]: (c.run, c.episode) for c in attnstore.open(root).base_commits()}
 
 
 def episode_of(root: Path, name: str = FIRST) -> Episode:

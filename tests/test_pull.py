@@ -138,7 +138,7 @@ def test_a_copy_holds_what_was_asked_for(
     rebuild(open_store(copy))
     store = attnstore.open(copy)
     assert store.sql("SELECT count(*) FROM episodes").fetchall() == [(3,)]
-    assert len(store.episodes()) == 3
+    assert len(store.episodes) == 3
     assert store.episode("e1").cameras
 
 

@@ -194,27 +194,27 @@ def test_every_commit_is_noticed(paths: StorePaths, server: FileServer, fresh: b
         refresh(paths)
     there = attnstore.open(server.url)
     assert_same_answers(attnstore.open(paths.root), there)
-    assert [c.revision for c in there.episodes()] == [1, 2, 1, 1]
+    assert [c.revision for c in there.base_commits()] == [1, 2, 1, 1]
     remove_part(paths, next(c.key for c in all_commits(paths) if c.summary["name"] == "new"))
-    assert len(attnstore.open(server.url).episodes()) == 3
-    assert len(there.episodes()) == 4, "what is open stays as it was"
+    assert len(attnstore.open(server.url).episodes) == 3
+    assert len(there.episodes) == 4, "what is open stays as it was"
 
 
 def test_a_hole_in_the_log_is_named(paths: StorePaths, server: FileServer) -> None:
     entry_of(paths, "e1").unlink()
     shutil.rmtree(paths.catalog)
     store = attnstore.open(server.url)
-    assert len(store.episodes()) == 2
+    assert len(store.episodes) == 2
     result = CliRunner().invoke(cli, ["ls", server.url])
     assert isinstance(result.exception, PartialError)
     assert "missing" in result.stderr
 
 
 def test_a_log_that_shrank_is_read_anew(paths: StorePaths, server: FileServer) -> None:
-    assert len(attnstore.open(server.url).episodes()) == 3
+    assert len(attnstore.open(server.url).episodes) == 3
     max(paths.log.iterdir()).unlink()
     shutil.rmtree(paths.catalog)
-    assert len(attnstore.open(server.url).episodes()) == 2
+    assert len(attnstore.open(server.url).episodes) == 2
 
 
 class Answering(http.server.SimpleHTTPRequestHandler):
@@ -250,7 +250,7 @@ def test_servers_that_do_not_say_404(
         url = f"http://127.0.0.1:{httpd.server_port}"
         try:
             if (missing, what) == (403, "store"):
-                assert len(attnstore.open(url).episodes()) == 3
+                assert len(attnstore.open(url).episodes) == 3
                 return
             with pytest.raises(AttnstoreError) as raised:
                 attnstore.open(url)
@@ -493,7 +493,7 @@ def test_another_store_at_the_same_url_is_another_cache(
     write_episode(create_store(paths.root), "other", seed=3, **SMALL)
     second = attnstore.open(server.url)
     assert second.paths.root != first.root
-    assert [c.summary["name"] for c in second.episodes()] == ["other"]
+    assert [c.summary["name"] for c in second.base_commits()] == ["other"]
 
 
 def test_nothing_is_written_to_a_url(server: FileServer) -> None:

@@ -129,7 +129,7 @@ def test_a_service_of_this_machine_is_read(environment: pytest.MonkeyPatch, tmp_
     server = start(tmp_path / "lab", log=tmp_path / "log")
     try:
         local, remote = attnstore.open(tmp_path / "lab"), attnstore.open(server.url)
-        name = local.episodes()[0].episode
+        name = local.base_commits()[0].episode
         np.testing.assert_array_equal(
             remote.episode(name).maps("prefix", "hand_camera"),
             local.episode(name).maps("prefix", "hand_camera"),

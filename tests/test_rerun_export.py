@@ -37,7 +37,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def episode(root: Path) -> Episode:
     store = attnstore.open(root)
-    return store.episode(store.episodes()[0].episode)
+    return next(iter(store.episodes.values()))
 
 
 @pytest.fixture(scope="module")

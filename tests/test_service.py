@@ -321,7 +321,7 @@ class TestCompare:
         for outcome in ("success", "failure"):
             maps = [
                 e.maps("prefix", "hand_camera", layer=1, head=0, reduce="mean").astype(float)
-                for e in map(store.from_commit, store.episodes())
+                for e in store.episodes.values()
                 if e.outcome == outcome
             ]
             # 2 or 3 keyframes: the first, the middle (or the mean of both), the last

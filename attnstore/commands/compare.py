@@ -197,8 +197,8 @@ def groups(
     form = _form(as_json, as_csv)
     opened = open_for_reading(store)
     compared = compare_groups(
-        opened, metric, by="outcome" if by is None and a is None and b is None else by, a=a, b=b,
-        where=_condition(opened, episodes), phase=phase, camera=camera, query_group=query,
+        opened, metric, by=by, a=a, b=b,
+        where=_condition(opened, episodes), phase=phase, camera=camera, query=query,
         step=_step(step), reduce=episode_value, window=window, align=align, family=family,
         strata=strata, permutations=permutations, bootstraps=bootstraps, alpha=alpha,
         seed=seed,
@@ -300,7 +300,7 @@ def runs(
     cameras = None if camera is None else [camera]
     divergences = [
         diff_runs(
-            opened, run_a, run_b, name, phase=phase, cameras=cameras, query_group=query,
+            opened, run_a, run_b, name, phase=phase, cameras=cameras, query=query,
             step=_step(step),
         )
         for name in names

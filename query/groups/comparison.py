@@ -127,7 +127,7 @@ def compare(
     where: str | None = None,
     phase: str | None = None,
     camera: str | None = None,
-    query_group: str | None = None,
+    query: str | None = None,
     step: int | Literal["last", "all"] = "last",
     reduce: Reduction = "mean",
     window: int | None = None,
@@ -143,16 +143,20 @@ def compare(
 
     Parameters
     ----------
+    store
+        The open store.
     metric
         A metric of ``head_stats``: entropy, variance, ...
     by
-        Column of ``episodes`` with two values; ``outcome`` is success against failure.
+        Column of ``episodes`` with two values. ``outcome``, success against failure, if neither this
+        nor `a` and `b` are given.
     a, b
         Instead of `by`: SQL conditions on ``episodes``.
     where
         SQL condition on ``episodes`` for both groups.
-    phase, camera, query_group
-        By default the prefix, the wrist camera, and the phase's first group.
+    phase, camera, query
+        By default the prefix, the wrist camera, and the phase's first query
+        group.
     step
         Denoising step of a stepped phase, negative ones from the end, or ``all``.
     reduce, window
@@ -173,6 +177,11 @@ def compare(
     alpha
         False discovery rate.
 
+    Returns
+    -------
+    The comparison: `Comparison.table` is an Arrow table with a row per test, `Comparison.notes` is
+    what a reader must know.
+
     Raises
     ------
     SelectionError
@@ -188,14 +197,14 @@ def compare(
             f"{permutations}, {bootstraps} and {alpha}"
         )
     with connect(store.paths) as connection:
-        if by is not None and a is None and b is None:
-            groups = groups_by(connection, by, where)
+        if a is None and b is None:
+            groups = groups_by(connection, by or "outcome", where)
         elif by is None and a is not None and b is not None:
             groups = groups_where(connection, a, b, where)
         else:
             raise UsageError("name two groups: by a column, or by two SQL conditions a and b")
         values = episode_values(
-            connection, groups, metric, phase=phase, camera=camera, query_group=query_group,
+            connection, groups, metric, phase=phase, camera=camera, query_group=query,
             step=step, reduce=reduce, window=window, align=align,
         )  # fmt: skip
         lengths = np.array([m.keyframes for m in groups.members])

@@ -43,7 +43,7 @@ def diff_runs(
     *,
     phase: str | None = None,
     cameras: Sequence[str] | None = None,
-    query_group: str | None = None,
+    query: str | None = None,
     step: int | Literal["last", "all"] = "last",
 ) -> xr.DataArray:
     """Divergence between the maps of one episode in two runs.
@@ -52,7 +52,7 @@ def diff_runs(
     ----------
     episode
         Its name; both runs must have it.
-    phase, cameras, query_group
+    phase, cameras, query
         By default the prefix, all cameras of both runs, and the phase's first query group.
     step
         Denoising step of a stepped phase, negative ones from the end, or ``all``.
@@ -78,7 +78,7 @@ def diff_runs(
         store.episode(episode, run=run_b),
         phase=phase,
         cameras=cameras,
-        query_group=query_group,
+        query=query,
         step=step,
     )
 
@@ -89,7 +89,7 @@ def diff_episodes(
     *,
     phase: str | None = None,
     cameras: Sequence[str] | None = None,
-    query_group: str | None = None,
+    query: str | None = None,
     step: int | Literal["last", "all"] = "last",
     reduce: Reduction = "mean",
 ) -> xr.DataArray:
@@ -117,8 +117,8 @@ def diff_episodes(
             np.stack(
                 [
                     jensen_shannon(
-                        _distribution(a, phase, camera, query_group, s, reduce, in_a),
-                        _distribution(b, phase, camera, query_group, s, reduce, in_b),
+                        _distribution(a, phase, camera, query, s, reduce, in_a),
+                        _distribution(b, phase, camera, query, s, reduce, in_b),
                     )
                     for s in steps
                 ],
@@ -146,7 +146,7 @@ def diff_episodes(
             "run_a": a.run,
             "run_b": b.run,
             "phase": phase,
-            "query_group": query_group or a.phase(phase, chosen[0]).query_groups[0],
+            "query_group": query or a.phase(phase, chosen[0]).query_groups[0],
             "reduce": reduce,
         },
     )

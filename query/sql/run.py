@@ -209,7 +209,13 @@ def _write_table(relation: duckdb.DuckDBPyRelation, stream: IO[bytes]) -> None:
     if len(rows) > TABLE_ROWS:
         del rows[TABLE_ROWS:]
         note = f"the first {TABLE_ROWS} rows; the other formats write all"
-    cells = [[_shown(n) for n in names], *([_shown(v) for v in row] for row in rows)]
+    lines = text_table(names, rows)
+    stream.write("\n".join([*lines, f"({note})", ""]).encode())
+
+
+def text_table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Return the lines of a table for people: names, a rule, rows; columns of numbers to the right."""
+    cells = [[shown_value(n) for n in names], *([shown_value(v) for v in row] for row in rows)]
     widths = [max(cell_len(line[i]) for line in cells) for i in range(len(names))]
     numbers = [all(isinstance(r[i], int | float | None) for r in rows) for i in range(len(names))]
     lines = [
@@ -220,10 +226,10 @@ def _write_table(relation: duckdb.DuckDBPyRelation, stream: IO[bytes]) -> None:
         for line in cells
     ]
     lines.insert(1, "  ".join("-" * w for w in widths))
-    stream.write("\n".join([*lines, f"({note})", ""]).encode())
+    return lines
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
     """Text of a cell. What a store says must not move a terminal's cursor."""
     if value is None:
         return "NULL"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakSet
 
 from attnstore.store.commits import (
     Commit,
@@ -16,9 +18,11 @@ from attnstore.store.commits import (
 )
 from attnstore.store.commits.part import Part
 from attnstore.store.commits.run import RunConfig, load_run, run_ids
-from attnstore.store.errors import NotFoundError, SelectionError
+from attnstore.store.errors import SelectionError, UnknownEpisodeError, UsageError
 from attnstore.store.opening import open_paths
 from attnstore.store.reader.episode import Episode
+
+from .episodes import Episodes
 
 if TYPE_CHECKING:
     import duckdb
@@ -52,15 +56,55 @@ def open(path: str | os.PathLike[str], *, engine: str | None = None) -> Store:
 
 
 class Store:
-    """A store, read only; made by `attnstore.open`."""
+    """A store, read only; made by `attnstore.open`.
+
+    A context manager: ``with attnstore.open("lab.attn") as store``. Episodes and arrays that were read
+    from it open their own files and outlive it.
+
+    Parameters
+    ----------
+    paths
+        The store's files.
+    engine
+        ``tensorstore`` or ``zarr``; None is the faster one that is installed.
+    """
 
     def __init__(self, paths: StorePaths, *, engine: str | None = None) -> None:
-        self.paths = paths
+        self._paths = paths
         self._engine = engine
-        self._catalog: duckdb.DuckDBPyConnection | None = None
+        self._connections: WeakSet[duckdb.DuckDBPyConnection] = WeakSet()
+        self._closed = False
 
     def __repr__(self) -> str:
-        return f"<attnstore {self.paths.name!r}: {len(self.runs)} runs>"
+        state = "closed" if self._closed else f"{len(self.runs)} runs"
+        return f"<attnstore {self._paths.name!r}: {state}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the store: its catalog, and with it the relations that `sql` returned.
+
+        Asking it anything afterwards raises `UsageError`. Closing again does nothing.
+        """
+        self._closed = True
+        for connection in list(self._connections):
+            connection.close()
+
+    @property
+    def paths(self) -> StorePaths:
+        """The store's files."""
+        if self._closed:
+            raise UsageError(f"the store {self._paths.name} is closed; open it again")
+        return self._paths
 
     @property
     def runs(self) -> list[str]:
@@ -68,17 +112,47 @@ class Store:
         return run_ids(self.paths)
 
     def run(self, run: str) -> tuple[RunConfig, dict[str, Any]]:
-        """Return a run's configuration and provenance."""
+        """Return a run's configuration and provenance.
+
+        Parameters
+        ----------
+        run
+            Its id, of `runs`.
+
+        Returns
+        -------
+        The configuration, which decides its id, and by whom, when and with which versions it was
+        made.
+
+        Raises
+        ------
+        NotFoundError
+            If there is no such run.
+        """
         return load_run(self.paths, run)
 
     def commits(self) -> Iterator[Commit]:
-        """Latest commit of every part of every episode."""
+        """Yield the latest commit of every part of every episode, in order of run, episode, part.
+
+        What cannot be read is left out; ``attnstore verify`` names it.
+        """
         return all_commits(self.paths)
 
-    def episodes(self, run: str | None = None) -> list[Commit]:
-        """Return the commits of all episodes' base parts, in order of run and name."""
-        found = [c for c in self.commits() if c.part == "base" and run in (None, c.run)]
-        return sorted(found, key=lambda c: (c.run, str(c.summary.get("name"))))
+    def base_commits(self, run: str | None = None) -> list[Commit]:
+        """Return the commits of all episodes' base parts, in order of run and name.
+
+        Parameters
+        ----------
+        run
+            Only of this run.
+        """
+        commits = [c for c in self.commits() if c.part == "base" and run in (None, c.run)]
+        return sorted(commits, key=lambda c: (c.run, str(c.summary.get("name"))))
+
+    @property
+    def episodes(self) -> Episodes:
+        """All episodes: a mapping from names to `Episode`, shown as a table."""
+        return Episodes(self)
 
     def episode(self, name: str, *, run: str | None = None) -> Episode:
         """Open an episode.
@@ -86,25 +160,31 @@ class Store:
         Parameters
         ----------
         name
-            The dataset's own name, its last component, or the episode's id.
+            The dataset's own name, its last component, or the episode's id; or ``run/name``.
         run
             Needed only when several runs have the episode.
 
+        Returns
+        -------
+        The episode; nothing of its arrays is read yet.
+
         Raises
         ------
-        NotFoundError
+        UnknownEpisodeError
             If no committed episode has this name.
         SelectionError
             If several have it; the message lists them.
         """
-        found = [(r, e) for r in ([run] if run else self.runs) for e in self._ids(r, name)]
-        commits = [c for r, e in found if (c := latest_commit(self.paths, r, e)) is not None]
+        commits = self._named(name, run)
+        of_run, _, rest = name.partition("/")
+        if not commits and run is None and rest and of_run in self.runs:
+            commits = self._named(rest, of_run)
         if not commits:
-            known = [str(c.summary.get("name")) for c in self.episodes(run)]
+            known = [str(c.summary.get("name")) for c in self.base_commits(run)]
             shown = ", ".join(known[:5]) + (
                 f", ... ({len(known)} in all)" if len(known) > 5 else ""
             )
-            raise NotFoundError(f"no episode {name!r}; there are: {shown or 'none'}")
+            raise UnknownEpisodeError(f"no episode {name!r}; there are: {shown or 'none'}")
         if len(commits) > 1:
             choices = ", ".join(sorted(f"{c.summary.get('name')} in run {c.run}" for c in commits))
             raise SelectionError(
@@ -113,11 +193,26 @@ class Store:
         return self.from_commit(commits[0])
 
     def from_commit(self, commit: Commit) -> Episode:
-        """Open the episode of a commit."""
+        """Open the episode of a commit.
+
+        Parameters
+        ----------
+        commit
+            Of its base part, from `base_commits`.
+
+        Returns
+        -------
+        The episode as it was then.
+        """
         return Episode(Part(self.paths, commit, engine=self._engine))
 
     def sql(self, query: str) -> duckdb.DuckDBPyRelation:
-        """Ask the catalog and the tables; it is brought up to date first.
+        """Ask the catalog and the tables in SQL; it is brought up to date first.
+
+        Parameters
+        ----------
+        query
+            DuckDB's SQL over the tables of docs/schema.md.
 
         Returns
         -------
@@ -132,11 +227,25 @@ class Store:
 
         from .run import run_query
 
-        # A new connection each time: an older relation keeps the generation that it was made on.
-        self._catalog = connect(self.paths)
-        return run_query(self._catalog, query)
+        # A new connection each time: an older relation keeps the generation that it was made on,
+        # and its connection.
+        connection = connect(self.paths)
+        self._connections.add(connection)
+        return run_query(connection, query)
 
-    def _ids(self, run: str, name: str) -> list[str]:
+    def _named(self, name: str, run: str | None) -> list[Commit]:
+        """Commits of the episodes with this name, last part of a name, or id."""
+        runs = [run] if run else self.runs
+        places = [(r, e) for r in runs for e in self._candidates(r, name)]
+        commits = [c for r, e in places if (c := latest_commit(self.paths, r, e)) is not None]
+        # Directory names are alike for other names, too: of `a/x` and `b/x`, of `x y` and `x_y`.
+        return [
+            c
+            for c in commits
+            if c.episode == name or f"/{c.summary.get('name')}".endswith(f"/{name.strip('/')}")
+        ]
+
+    def _candidates(self, run: str, name: str) -> list[str]:
         known = committed_names(self.paths, run)
         if slug(name) in known:
             return [slug(name)]

@@ -102,7 +102,7 @@ async def comparison(
             groups = {"by": p.by, "where": _condition(chosen.a + chosen.b)}
         found = compare(
             Store(served.paths), p.metric, **groups, strata=_strata(p), phase=p.phase,
-            camera=p.camera, query_group=p.query, step=p.step, reduce=p.reduce, window=p.window,
+            camera=p.camera, query=p.query, step=p.step, reduce=p.reduce, window=p.window,
             align=p.align, permutations=p.permutations, bootstraps=p.bootstraps, alpha=p.alpha,
             seed=p.seed,
         )  # fmt: skip

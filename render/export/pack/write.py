@@ -126,7 +126,7 @@ def write_pack(
         If the page gets larger, or the store has more episodes than the viewer lists.
     """
     opened = open_for_reading(store)
-    commits = opened.episodes()
+    commits = opened.base_commits()
     if len(commits) > LISTED:
         raise UsageError(f"a page lists at most {LISTED} episodes; got {len(commits)}")
     token = new_token()
