@@ -114,7 +114,7 @@ def _matplotlib(path: Path, episode: Episode, layer: int, keyframe: int) -> None
     figure.suptitle(f"{episode.instruction}\n{episode.name}, keyframe {keyframe}, {PHASE}")
     for column, camera in enumerate(CAMERAS):
         head = episode.active_head(PHASE, camera, layer=layer, keyframe=keyframe)
-        heat = episode.maps(PHASE, camera, layer=layer, head=head, keyframe=keyframe)
+        heat = episode.maps(PHASE, camera, layer=layer, head=head, keyframe=keyframe).values
         encoded = np.frombuffer(episode.image_bytes(keyframe, camera), np.uint8)
         image = cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
         height, width = image.shape[:2]

@@ -42,21 +42,16 @@ def _ours(episode: Episode, precision: str) -> list[Figure]:
     random.Random(0).shuffle(single)
     single = single[:200]
 
-    def values(at: tuple[int, int, int]) -> Any:
-        return episode.values("prefix", keyframe=at[0], layer=at[1], head=at[2], query="text")
-
     def labelled(at: tuple[int, int, int]) -> Any:
         return episode.attention("prefix", keyframe=at[0], layer=at[1], head=at[2], query="text")
 
     def layer(at: int) -> Any:
-        return episode.values("prefix", layer=at, query="text")
+        return episode.attention("prefix", layer=at, query="text").values
 
     # imports, name tables and the array's own metadata, once in a process
-    values((0, 0, 0))
     labelled((0, 0, 0))
     figures = []
     for name, operation, where, aims in (
-        ("one head's text rows, NumPy", values, single, ("<= 0.3", "<= 0.3")),
         ("one head's text rows, xarray", labelled, single, ("<= 1", "<= 1")),
         (f"one layer's text rows, all heads, {keyframes} keyframes", layer, range(layers),
          ("<= 25", "<= 6")),

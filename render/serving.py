@@ -89,7 +89,7 @@ def overlay_of(episode: Episode, camera: str, p: OverlayParameters, form: str) -
     maps = episode.maps(
         p.phase, camera, layer=p.layer, head=int(head), step=p.step, reduce=p.reduce,
         keyframe=wanted, query=query, sink_corrected=p.sink_corrected,
-    )  # fmt: skip
+    ).values  # fmt: skip
     limits = scale.limits({camera: maps}, {camera: geometry})[camera]
     data = episode.image_bytes(keyframe, camera)
     image = decode_frame(data, geometry, episode.name, f"{camera} at keyframe {keyframe}")

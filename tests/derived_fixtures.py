@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -69,6 +70,7 @@ class MemoryPart:
     arrays: dict[str, NDArray[np.floating]]
     reads: list[Any] = field(default_factory=list)
     """(phase, index) of every read."""
+    commit: Any = field(default_factory=lambda: SimpleNamespace(run="memory-0", episode="memory"))
 
     def attention(self, phase: str, index: Any) -> NDArray[np.floating]:
         self.reads.append((phase, index))

@@ -80,9 +80,9 @@ def check_masses(episode: Episode) -> None:
         for name, mass in row["mass"]:
             at = (phase, row["query_group"], name, row["keyframe"])
             if at not in seen:
-                weights = episode.values(
+                weights = episode.attention(
                     phase, query=row["query_group"], key=name, keyframe=row["keyframe"]
-                ).astype(np.float64)
+                ).values.astype(np.float64)
                 there = ~np.isnan(weights)
                 sums = np.nansum(weights, -1).sum(-1) / there.any(-1).sum(-1).clip(1)
                 seen[at] = sums if row["step"] is not None else sums[None]

@@ -128,7 +128,7 @@ class Oracle:
             at_step = () if STANDING[phase] is None else (STANDING[phase],)
             stored = part.map(phase, GROUPS[phase], camera, "max", (whole, *at_step, *[whole] * 4))
             return np.asarray(stored, np.float64)
-        array = self.episode.lazy(phase)
+        array = self.episode.attention(phase, lazy=True)
         if (step := STANDING[phase]) is not None:
             array = array.isel(step=step)
         kinds = {"task": ("task",), "action": ("action",), "readout": ("next",)}
@@ -189,7 +189,7 @@ def test_an_episode_and_its_pictures(
             expected = oracle.heads(active, phase, camera, reduce)[layer]
             asked: dict[str, Any] = {"layer": layer, "reduce": reduce, "active": active}
             assert episode.active_head(phase, camera, **asked) == expected
-            shown = episode.map(phase, camera, **asked)
+            shown = episode.maps(phase, camera, head="active", **asked)
             assert int(shown["head"]) == expected
             drawn = LayerMaps.load(episode, phase, layer, CAMERAS, reduce=reduce, active=active)
             there = [NO_HEAD if LACKED.get(k) == camera else expected for k in range(3)]
@@ -217,9 +217,9 @@ def test_a_word_has_its_own_active_head(oracles: list[Oracle], active: Active) -
             for layer in range(LAYERS):
                 for reduce in ("mean", "max"):
                     expected = oracle.heads(active, "prefix", camera, reduce, "state_text")[layer]
-                    found = oracle.episode.map(
-                        "prefix", camera, layer=layer, query="state_text", reduce=reduce,
-                        active=active,
+                    found = oracle.episode.maps(
+                        "prefix", camera, layer=layer, head="active", query="state_text",
+                        reduce=reduce, active=active,
                     )  # fmt: skip
                     assert int(found["head"]) == expected
                     differ += expected != oracle.heads(active, "prefix", camera, reduce)[layer]
@@ -366,7 +366,7 @@ def test_a_rerun_recording(
             found.setdefault(name, []).extend(chunk.to_record_batch().to_pylist())
     for camera in CAMERAS:
         for layer, head in enumerate(oracles[0].heads(active, "prefix", camera, "mean")):
-            maps = episodes[0].maps("prefix", camera, layer=layer, head=head, reduce="mean")
+            maps = episodes[0].maps("prefix", camera, layer=layer, head=head, reduce="mean").values
             geometry = episodes[0].geometry(camera)
             top = np.nanmax(maps[:, geometry.coverage() > 0])
             rows = found[f"camera/{camera}/heat/prefix/L{layer:02d}"]
@@ -455,7 +455,9 @@ def test_what_a_notebook_shows_of_an_episode(episodes: list[Episode]) -> None:
     html = episode._repr_html_()
     for phase, step in STANDING.items():
         for camera in episode.cameras:
-            shares = np.nanmean(episode.stats("camera_mass", phase, camera)[:, step or 0], axis=0)
+            shares = np.nanmean(
+                episode.stats(phase, camera, "camera_mass", step=step).values, axis=0
+            )
             figure = next(
                 part for part in html.split("<figure")[1:] if f"{phase}, {camera}: " in part
             )

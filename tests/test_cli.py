@@ -46,7 +46,7 @@ def test_render_takes_any_group_and_names_the_episodes_without_the_word(
     place = episode.phase("prefix").query["task"].start + index
     for camera in episode.cameras:
         drawn = LayerMaps.load(episode, "prefix", 0, (camera,), query=f"word:{word}").maps[camera]
-        rows = episode.values("prefix", layer=0, query=place, key=f"image:{camera}")
+        rows = episode.attention("prefix", layer=0, query=place, key=f"image:{camera}").values
         np.testing.assert_array_equal(drawn.reshape(rows.shape), rows)
     both = draw("--query", "state", "--episode", "2025-01-01_10-00-00")
     assert both.returncode == 0, both.stderr

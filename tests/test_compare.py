@@ -106,10 +106,11 @@ def planted(found: Comparison) -> int:
 
 def by_hand(store: Store, found: Comparison, metric: str, phase: str) -> list[NDArray[np.float32]]:
     """The metric of each compared episode, (keyframe, step, layer, head)."""
-    return [
-        store.episode(m.name, run=m.run).stats(metric, phase, "hand_camera")
+    each = (
+        store.episode(m.name, run=m.run).stats(phase, "hand_camera", metric)
         for m in found.groups.members
-    ]
+    )
+    return [(s if "step" in s.dims else s.expand_dims("step", 1)).values for s in each]
 
 
 # ---------------------------------------------------------------------------- the numbers

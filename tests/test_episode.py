@@ -88,9 +88,9 @@ def test_any_selection_of_the_prefix_equals_numpy_indexing(
         if isinstance(wanted, list) and dim >= 3:
             wanted = sorted(set(wanted))
         expected = expected[(slice(None),) * dim + (wanted,)]
-    found = episode.values(
+    found = episode.attention(
         "prefix", keyframe=keyframe, layer=layer, head=head, query=query, key=key
-    )
+    ).values
     np.testing.assert_array_equal(found, expected)
     labelled = episode.attention(
         "prefix", keyframe=keyframe, layer=layer, head=head, query=query, key=key
@@ -115,7 +115,7 @@ def test_a_step_of_the_suffix(stored: Stored) -> None:
 def test_lazy_arrays_read_what_is_asked(stored: Stored) -> None:
     episode, written, precision = stored
     full = oracle(written, precision, "suffix")
-    lazy = episode.lazy("suffix")
+    lazy = episode.attention("suffix", lazy=True)
     np.testing.assert_array_equal(lazy.values, full)
     np.testing.assert_array_equal(lazy[::-1, 0, 1, :, 1:4:2].values, full[::-1, 0, 1, :, 1:4:2])
     np.testing.assert_array_equal(
@@ -128,26 +128,26 @@ def test_lazy_arrays_read_what_is_asked(stored: Stored) -> None:
 
 def test_lazy_arrays_cross_processes(stored: Stored) -> None:
     episode, written, precision = stored
-    copy = pickle.loads(pickle.dumps(episode.lazy("prefix")))
+    copy = pickle.loads(pickle.dumps(episode.attention("prefix", lazy=True)))
     np.testing.assert_array_equal(copy.values, oracle(written, precision, "prefix"))
 
 
 def test_frames_select_keyframes(stored: Stored) -> None:
     episode, _, _ = stored
     np.testing.assert_array_equal(
-        episode.values("prefix", frame=8), episode.values("prefix", keyframe=1)
+        episode.attention("prefix", frame=8).values, episode.attention("prefix", keyframe=1)
     )
     with pytest.raises(SelectionError, match=r"frame 9 is no keyframe; the nearest are \[8, 16\]"):
-        episode.values("prefix", frame=9)
+        episode.attention("prefix", frame=9)
     with pytest.raises(SelectionError, match="give keyframe or frame"):
-        episode.values("prefix", frame=8, keyframe=1)
+        episode.attention("prefix", frame=8, keyframe=1)
 
 
 @pytest.mark.parametrize("reduce", ["max", "mean"])
 def test_overview_maps_are_reductions_over_the_group(stored: Stored, reduce: Any) -> None:
     episode, written, _ = stored
     how: Any = {"max": np.max, "mean": np.mean}[reduce]
-    found = episode.maps("suffix", "varied_camera_1", reduce=reduce, step=0)
+    found = episode.maps("suffix", "varied_camera_1", reduce=reduce, step=0).values
     assert found.shape == (KEYFRAMES, LAYERS, HEADS, 4, 4)
     for (phase, keyframe, layer, step), weights in written.weights.items():
         if phase != "suffix" or step != 0:
@@ -166,14 +166,14 @@ def test_a_group_without_maps_is_read_from_the_full_attention(stored: Stored) ->
     rows = full[:, 1, 0, text.start : text.stop, 16:32]
     found = episode.maps(
         "prefix", "varied_camera_1", layer=1, head=0, query="state_text", reduce="mean"
-    )
+    ).values
     # Absent tokens are left out of the mean, not counted as zero.
     np.testing.assert_allclose(found, np.nanmean(rows, axis=1).reshape(-1, 4, 4), rtol=1e-6)
 
 
 def test_the_active_head_has_the_largest_variance(stored: Stored) -> None:
     episode, _, _ = stored
-    variance = episode.stats("variance", "prefix", "hand_camera")[:, 0]
+    variance = episode.stats("prefix", "hand_camera", "variance").values
     for layer in range(LAYERS):
         once = variance.mean(axis=0)[layer].argmax()
         assert episode.active_head("prefix", "hand_camera", layer=layer, reduce="mean") == once
@@ -196,7 +196,7 @@ def test_a_group_without_statistics_is_answered_from_the_full_attention(stored: 
             strict=True,
         ):
             np.testing.assert_allclose(image, known, rtol=rtol, atol=1e-4)
-        variance = np.sort(episode.stats("variance", "prefix", camera)[:, 0, layer].mean(0))
+        variance = np.sort(episode.stats("prefix", camera, "variance", layer=layer).values.mean(0))
         if variance[-1] > variance[-2] * (1 + 4 * rtol):
             assert episode.active_head("prefix", camera, **where) == episode.active_head(
                 "prefix", camera, layer=layer
@@ -208,7 +208,7 @@ def test_a_group_without_statistics_is_answered_from_the_full_attention(stored: 
 
 def test_map_carries_its_geometry(stored: Stored) -> None:
     episode, _, _ = stored
-    found = episode.map("prefix", "hand_camera", layer=1, keyframe=2)
+    found = episode.maps("prefix", "hand_camera", layer=1, head="active", keyframe=2)
     assert found.dims == ("row", "col")
     assert Geometry.from_json(found.attrs["geometry"]) == episode.geometry("hand_camera")
     np.testing.assert_array_equal(
@@ -249,20 +249,26 @@ def test_explain_counts_what_a_read_touches(stored: Stored) -> None:
 def test_oversized_reads_are_refused_before_reading(stored: Stored) -> None:
     episode, _, _ = stored
     with pytest.raises(SelectionError, match=r"GB of prefix attention, max_bytes allows 0\.00 GB"):
-        episode.values("prefix", max_bytes=1000)
+        episode.attention("prefix", max_bytes=1000)
 
 
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda e: e.values("joint"), "no phase 'joint'; there are: prefix, suffix"),
-        (lambda e: e.values("prefix", layer=2), "prefix layer 2 is out of range: there are 2"),
-        (lambda e: e.values("prefix", step=0), "phase prefix has no steps"),
-        (lambda e: e.values("suffix", step=2), "suffix step 2 is out of range"),
+        (lambda e: e.attention("joint"), "no phase 'joint'; there are: prefix, suffix"),
+        (
+            lambda e: e.attention("prefix", layer=2).values,
+            "prefix layer 2 is out of range: there are 2",
+        ),
+        (lambda e: e.attention("prefix", step=0), "phase prefix has no steps"),
+        (lambda e: e.attention("suffix", step=2), "suffix step 2 is out of range"),
         (lambda e: e.maps("prefix", "top"), "no camera 'top'; there are: hand_camera"),
-        (lambda e: e.maps("prefix", "hand_camera", reduce="sum"), "reduce is 'max' or 'mean'"),
-        (lambda e: e.stats("beauty", "prefix", "hand_camera"), "no metric 'beauty'; it has:"),
-        (lambda e: e.stats("entropy", "prefix", "hand_camera", query="action"), "there are: task"),
+        (
+            lambda e: e.maps("prefix", "hand_camera", reduce="sum").values,
+            "reduce is 'max' or 'mean'",
+        ),
+        (lambda e: e.stats("prefix", "hand_camera", "beauty"), "no metric 'beauty'; it has:"),
+        (lambda e: e.stats("prefix", "hand_camera", "entropy", query="action"), "there are: task"),
     ],
 )
 def test_wrong_names_say_the_right_ones(
@@ -321,7 +327,7 @@ class TestFindingEpisodes:
 def test_dask_computes_over_the_full_attention(stored: Stored) -> None:
     episode, written, precision = stored
     full = oracle(written, precision, "suffix").astype(np.float32)
-    chunked = episode.lazy("suffix").astype(np.float32).chunk(keyframe=1, layer=1)
+    chunked = episode.attention("suffix", lazy=True).astype(np.float32).chunk(keyframe=1, layer=1)
     # In other processes, as on a cluster: each opens its own arrays.
     found = chunked.max(["query", "key"]).compute(scheduler="processes", num_workers=2)
     np.testing.assert_array_equal(found.values, np.nanmax(full, axis=(-2, -1)))

@@ -68,8 +68,8 @@ while not stop.exists():
         continue
     for commit in opened.base_commits():
         episode = opened.from_commit(commit)
-        prefix = episode.values("prefix", keyframe=0, layer=0)
-        suffix = episode.values("suffix", keyframe=-1, step=-1)
+        prefix = episode.attention("prefix", keyframe=0, layer=0).values
+        suffix = episode.attention("suffix", keyframe=-1, step=-1).values
         rows = np.nansum(prefix.astype(np.float64), -1)
         assert abs(rows[rows > 0] - 1).max() < 1e-2, commit
         assert np.isfinite(suffix.astype(np.float32)).all(), commit

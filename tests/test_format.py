@@ -325,8 +325,7 @@ def test_a_store_of_a_newer_minor_version_opens(store: tuple[StorePaths, Commit]
     relinked(paths)
     assert [str(p) for p in verify(open_store(paths.root))] == []
     opened = attnstore.open(paths.root)
-    (summary,) = opened.episodes()
-    episode = opened.episode(summary.episode)
+    (episode,) = opened.episodes.values()
     assert episode.name == "success/one"
     written = random_episode("success/one", keyframes=1)
     part = Part(paths, next(iter(all_commits(paths))))

@@ -24,6 +24,7 @@ from attnstore.store.commits.writer import EpisodeWriter
 from attnstore.store.errors import NotFoundError
 from attnstore.store.format.action_metrics import curve_area
 from attnstore.store.opening import create_store
+from attnstore.store.reader.episode import Steps
 from attnstore.store.tables.parquet import write_table
 from attnstore.store.tables.probes import PROBE_TABLES
 
@@ -164,8 +165,9 @@ def standing(store: Store, run: str, phase: str, camera: str, metric: str) -> ND
     """Mean over keyframes at the phase's step, (episode, layer, head)."""
     found = []
     for episode in episodes(store, run):
-        values = episode.stats(metric, phase, camera).astype(np.float64)
-        found.append(np.nanmean(values[:, -1 if phase == "suffix" else 0], axis=0))
+        step: Steps = "last" if phase == "suffix" else "first"
+        values = episode.stats(phase, camera, metric, step=step).values.astype(np.float64)
+        found.append(np.nanmean(values, axis=0))
     return np.stack(found)
 
 
@@ -252,10 +254,12 @@ def _(store: Store, rows: list[Row]) -> None:
             found = standing(store, run, phase, camera, "letterbox_mass")
             for outcome in ("success", "failure"):
                 own = [i for i, e in enumerate(episodes(store, run)) if e.outcome == outcome]
-                step = -1 if phase == "suffix" else 0
+                step: Steps = "last" if phase == "suffix" else "first"
                 most = [
                     np.nanmax(
-                        episodes(store, run)[i].stats("letterbox_mass", phase, camera)[:, step]
+                        episodes(store, run)[i]
+                        .stats(phase, camera, "letterbox_mass", step=step)
+                        .values
                     )
                     for i in own
                 ]
@@ -285,7 +289,7 @@ def _(store: Store, rows: list[Row]) -> None:
         for phase, count in (("suffix", steps), ("decode", 4)):
             for camera in CAMERAS:
                 drift = [
-                    np.nanmean(e.stats("step_drift", phase, camera)[:, 1:], axis=0)
+                    np.nanmean(e.stats(phase, camera, "step_drift").values[:, 1:], axis=0)
                     for e in episodes(store, run)
                 ]
                 for step in range(1, count):

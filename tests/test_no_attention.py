@@ -77,7 +77,7 @@ def test_compare_tests_the_heads_that_look(store: Store, groups: dict[str, Any])
     assert found.attainable.tests == 1
     assert "3 tests have no values in both groups and do not count" in found.notes
     episode = store.episode(min(store.episodes))
-    first = episode.stats("entropy", "joint", UNSEEN)[..., 0, 0].mean()
+    first = episode.stats("joint", UNSEEN, "entropy").values[..., 0, 0].mean()
     assert found.results["mean_a"][0] == pytest.approx(first)
     layers = compare(store, "entropy", phase="joint", family="layers", **groups)
     assert layers.results["mean_a"] == pytest.approx([first, np.nan], nan_ok=True)
@@ -90,7 +90,7 @@ def test_the_report_has_no_number_where_there_is_none(store: Store, tmp_path: Pa
     (chosen,) = choose(store)
     shares = {(s.layer, s.camera): s for s in camera_shares(store, chosen)}
     episodes = [store.episode(name) for name in chosen.episodes]
-    own = [float(e.stats("entropy", "joint", UNSEEN)[..., 0, 0].mean()) for e in episodes]
+    own = [float(e.stats("joint", UNSEEN, "entropy").values[..., 0, 0].mean()) for e in episodes]
     assert shares[0, UNSEEN].entropy.value == pytest.approx(np.mean(own), rel=1e-6)
     assert np.isnan(shares[1, UNSEEN].entropy.value)
     assert shares[1, UNSEEN].image.value == 0

@@ -114,7 +114,7 @@ def test_rows_are_the_metrics_of_the_stored_maps(store: Store, dataset: Path) ->
     geometry = episode.geometry("hand_camera")
     for row in found:
         at = {"keyframe": row["keyframe"], "layer": row["layer"], "reduce": "mean"}
-        maps = episode.maps(row["phase"], "hand_camera", step=row["step"] or 0, **at)
+        maps = episode.maps(row["phase"], "hand_camera", step=row["step"] or 0, **at).values
         one = {
             "head": lambda m, h: m[h],
             "mean": lambda m, h: m.mean(0),

@@ -34,15 +34,15 @@ def episode(octo_store: Store) -> Episode:
 class TestSelections:
     def test_what_the_words_give_to_an_image(self, episode: Episode) -> None:
         """The repeated instruction sees the images; Octo's task tokens themselves never do."""
-        again = episode.map("joint", SIDE, layer=1, head=0, query="task_repeat", reduce="mean")
+        again = episode.maps("joint", SIDE, layer=1, head=0, query="task_repeat", reduce="mean")
         assert again.dims == ("keyframe", "row", "col")
-        whole = episode.values("joint", layer=1, head=0).astype(np.float32)
+        whole = episode.attention("joint", layer=1, head=0).values
         spec = episode.phase("joint")
         q, k = spec.query["task_repeat"], spec.key[f"image:{SIDE}"]
         wanted = whole[:, q.start : q.stop, k.start : k.stop].mean(1).reshape(3, 4, 4)
         assert (again > 0).all()
         np.testing.assert_allclose(again, wanted, rtol=1e-3)
-        task = episode.map("joint", SIDE, layer=1, head=0, query="task")
+        task = episode.maps("joint", SIDE, layer=1, head=0, query="task")
         assert not task.any()
 
     def test_what_an_image_gives_to_the_words(self, episode: Episode) -> None:
@@ -80,11 +80,11 @@ class TestSelections:
 
     def test_an_earlier_view_is_a_camera_of_its_own(self, episode: Episode) -> None:
         assert episode.cameras == (SIDE, WRIST, f"{SIDE}@-1", f"{WRIST}@-1")
-        past = episode.map("joint", f"{SIDE}@-1", layer=0, head=0)
+        past = episode.maps("joint", f"{SIDE}@-1", layer=0, head=0)
         assert np.isnan(past.values[0]).all()
         assert (past.values[1:] > 0).all()
-        mass = episode.stats("camera_mass", "joint", f"{SIDE}@-1")
-        assert mass.shape == (3, 1, LAYERS, HEADS)
+        mass = episode.stats("joint", f"{SIDE}@-1", "camera_mass")
+        assert mass.shape == (3, LAYERS, HEADS)
         assert np.isnan(mass[0]).all()
         assert np.isfinite(mass[1:]).all()
         now, before = (episode.image_bytes(1, view) for view in (SIDE, f"{SIDE}@-1"))

@@ -102,7 +102,7 @@ def test_a_picture_is_drawn_from_the_disk(page: Page, packed: Path, source: Path
     episode = episode_of(source)
     for camera in CAMERAS:
         head = episode.active_head("prefix", camera, layer=0)
-        one = episode.maps("prefix", camera, layer=0, head=head, keyframe=0)
+        one = episode.maps("prefix", camera, layer=0, head=head, keyframe=0).values
         seen = np.where(episode.geometry(camera).coverage() > 0, one, -1)
         row, col = np.unravel_index(seen.argmax(), seen.shape)
         pane = page.locator(f'[data-camera="{camera}"]')
@@ -184,7 +184,7 @@ def test_the_python_call_opens_the_store_beside_the_page(page: Page, packed: Pat
     code = page.get_by_label("Python call").inner_text()
     found: dict[str, Any] = {}
     exec(code, found)
-    expected = episode_of(packed / "my lab.attn").maps("prefix", CAMERAS[0], layer=0)
+    expected = episode_of(packed / "my lab.attn").maps("prefix", CAMERAS[0], layer=0).values
     head = found["episode"].active_head("prefix", CAMERAS[0], layer=0)
     np.testing.assert_array_equal(found["shown"], expected[0, head])
 
@@ -195,11 +195,11 @@ def test_the_store_beside_it_is_the_sources(packed: Path, source: Path) -> None:
     for camera in CAMERAS:
         for phase in ("prefix", "suffix"):
             for reduce in ("max", "mean"):
-                theirs = episode_of(source).maps(phase, camera, reduce=reduce)
-                ours = episode_of(small).maps(phase, camera, reduce=reduce)
+                theirs = episode_of(source).maps(phase, camera, reduce=reduce).values
+                ours = episode_of(small).maps(phase, camera, reduce=reduce).values
                 np.testing.assert_array_equal(ours, theirs)
     with pytest.raises(AttnstoreError, match="attnstore pull"):
-        episode_of(small).values("prefix")
+        episode_of(small).attention("prefix")
 
 
 def test_names_of_questions_are_the_pages(page: Page, packed: Path) -> None:

@@ -154,7 +154,9 @@ def test_from_s3(paths: StorePaths, copy: Path, tmp_path: Path) -> None:
         run("pull", "s3://pulls/toy.attn", copy, "--tier", "full", "--where", "outcome = 'success'")
     wanted = expected(paths, "full", "e0") | expected(paths, "full", "e2")
     assert held(copy) == wanted
-    a, b = (attnstore.open(root).episode("e2").values("suffix") for root in (paths.root, copy))
+    a, b = (
+        attnstore.open(root).episode("e2").attention("suffix").values for root in (paths.root, copy)
+    )
     np.testing.assert_array_equal(a, b)
 
 
@@ -192,10 +194,10 @@ def test_what_was_not_pulled_is_said_and_how_to_get_it(paths: StorePaths, copy: 
     run("pull", paths.root, copy, "--tier", "catalog")
     store = attnstore.open(copy)
     episode = store.episode("e1")
-    assert episode.maps("suffix", "hand_camera").size
+    assert episode.maps("suffix", "hand_camera").values.size
     assert episode.explain("prefix").missing_bytes > 0
     with pytest.raises(NotPulledError, match=r"only tier maps was pulled; get it with: ") as raised:
-        episode.values("prefix", layer=0)
+        episode.attention("prefix", layer=0)
     command = str(raised.value).partition("get it with: attnstore ")[2]
     assert command == f"pull {paths.root} {copy} --tier full --where \"episode = '{episode.id}'\""
     with pytest.raises(NotPulledError, match="--tier maps"):
@@ -204,8 +206,8 @@ def test_what_was_not_pulled_is_said_and_how_to_get_it(paths: StorePaths, copy: 
 
     run(*shlex.split(command))
     np.testing.assert_array_equal(
-        attnstore.open(copy).episode("e1").values("prefix"),
-        attnstore.open(paths.root).episode("e1").values("prefix"),
+        attnstore.open(copy).episode("e1").attention("prefix").values,
+        attnstore.open(paths.root).episode("e1").attention("prefix").values,
     )
 
 
@@ -319,7 +321,7 @@ def test_kill_9_and_resume(paths: StorePaths, server: FileServer, copy: Path) ->
         if (copy / "attnstore.json").exists():
             assert list(verify(open_store(copy))) == []
             for commit in all_commits(open_store(copy)):
-                assert attnstore.open(copy).from_commit(commit).values("prefix").size
+                assert attnstore.open(copy).from_commit(commit).attention("prefix").values.size
     assert kills >= 2
     server.delay = 0.0
     server.take()

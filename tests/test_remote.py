@@ -107,15 +107,18 @@ def assert_same_answers(here: attnstore.Store, there: attnstore.Store) -> None:
     for name in ("e0", "e2"):
         a, b = here.episode(name), there.episode(name)
         np.testing.assert_array_equal(
-            a.values("prefix", layer=1, keyframe=1), b.values("prefix", layer=1, keyframe=1)
+            a.attention("prefix", layer=1, keyframe=1).values,
+            b.attention("prefix", layer=1, keyframe=1).values,
         )
-        np.testing.assert_array_equal(a.values("suffix"), b.values("suffix"))
+        np.testing.assert_array_equal(a.attention("suffix").values, b.attention("suffix").values)
         np.testing.assert_array_equal(
-            a.maps("suffix", "hand_camera"), b.maps("suffix", "hand_camera")
+            a.maps("suffix", "hand_camera").values, b.maps("suffix", "hand_camera").values
         )
         np.testing.assert_array_equal(a.policy_array("actions"), b.policy_array("actions"))
         assert a.image_bytes(1, "hand_camera") == b.image_bytes(1, "hand_camera")
-        np.testing.assert_array_equal(a.lazy("prefix")[1].values, b.lazy("prefix")[1].values)
+        np.testing.assert_array_equal(
+            a.attention("prefix", lazy=True)[1].values, b.attention("prefix", lazy=True)[1].values
+        )
 
 
 def test_a_file_server_gives_the_answers_of_the_path(paths: StorePaths, server: FileServer) -> None:
@@ -138,13 +141,13 @@ def test_a_server_that_knows_no_ranges(paths: StorePaths, cache: Path) -> None:
         assert server.take() == []
         flip_byte(file, file.stat().st_size // 2)
         with pytest.raises(IntegrityError, match="SHA-256"):
-            there.episode("e1").values("prefix", layer=0, keyframe=0)
+            there.episode("e1").attention("prefix", layer=0, keyframe=0)
 
 
 @pytest.mark.parametrize("engine", ["tensorstore", "zarr"])
 def test_both_engines(paths: StorePaths, server: FileServer, engine: str) -> None:
-    a = attnstore.open(paths.root).episode("e1").values("prefix", head=1)
-    b = attnstore.open(server.url, engine=engine).episode("e1").values("prefix", head=1)
+    a = attnstore.open(paths.root).episode("e1").attention("prefix", head=1).values
+    b = attnstore.open(server.url, engine=engine).episode("e1").attention("prefix", head=1).values
     np.testing.assert_array_equal(a, b)
 
 
@@ -328,15 +331,17 @@ def test_only_chunks_that_are_touched(paths: StorePaths, server: FileServer) -> 
     server.take_sent()
     here = attnstore.open(paths.root).episode("e1")
     for _ in range(2):
-        found = episode.values("prefix", layer=0, head=1, keyframe=1)
-        np.testing.assert_array_equal(found, here.values("prefix", layer=0, head=1, keyframe=1))
+        found = episode.attention("prefix", layer=0, head=1, keyframe=1).values
+        np.testing.assert_array_equal(
+            found, here.attention("prefix", layer=0, head=1, keyframe=1).values
+        )
     assert [r.partition("/c/")[2] for r in server.take() if "/c/" in r] == ["1/0/0/0/0"] * 2
     assert index + shard.size / 8 < server.take_sent() < index + shard.size / 2
     assert episode.explain("prefix", layer=0, head=1, keyframe=1).missing_bytes == 0
     # Now that the index is here, the forecast is exact.
     rest = episode.explain("prefix", keyframe=1).missing_bytes
     np.testing.assert_array_equal(
-        episode.values("prefix", keyframe=1), here.values("prefix", keyframe=1)
+        episode.attention("prefix", keyframe=1).values, here.attention("prefix", keyframe=1)
     )
     assert rest <= server.take_sent() <= rest + shard.size / 2, (
         "and a chunk that was here, between them"
@@ -349,12 +354,12 @@ def test_a_cut_list_of_pieces_is_no_harm(
     paths: StorePaths, server: FileServer, cache: Path
 ) -> None:
     """A process may be killed between the bytes and their record, or within it."""
-    expected = attnstore.open(paths.root).episode("e1").values("prefix")
-    attnstore.open(server.url).episode("e1").values("prefix", layer=0)
+    expected = attnstore.open(paths.root).episode("e1").attention("prefix").values
+    attnstore.open(server.url).episode("e1").attention("prefix", layer=0)
     for record in cache.rglob("*.have"):
         record.write_bytes(record.read_bytes()[:-5])
     np.testing.assert_array_equal(
-        attnstore.open(server.url).episode("e1").values("prefix"), expected
+        attnstore.open(server.url).episode("e1").attention("prefix").values, expected
     )
 
 
@@ -384,11 +389,11 @@ def test_damaged_bytes_are_never_used(paths: StorePaths, server: FileServer, tab
     store = attnstore.open(server.url)
     with pytest.raises(IntegrityError, match="SHA-256|CRC-32C"):
         if "attention" in table:
-            store.episode("e1").values("prefix", keyframe=0)
+            store.episode("e1").attention("prefix", keyframe=0)
         else:
-            store.episode("e1").stats("entropy", "prefix", "hand_camera")
+            store.episode("e1").stats("prefix", "hand_camera", "entropy")
     assert not list(store.paths.data.rglob(file.name)), "it is not kept"
-    assert store.episode("e2").values("prefix").shape
+    assert store.episode("e2").attention("prefix").values.shape
 
 
 def test_sql_over_damaged_bytes_fails(paths: StorePaths, server: FileServer) -> None:
@@ -594,7 +599,7 @@ def test_processes_share_a_cache(paths: StorePaths, server: FileServer) -> None:
     code = (
         "import sys, attnstore; s = attnstore.open(sys.argv[1]);"
         "print(s.sql('select count(*) from head_stats').fetchall(),"
-        "float(s.episode('e1').values('suffix').astype('f8').sum()))"
+        "float(s.episode('e1').attention('suffix').values.astype('f8').sum()))"
     )
     running = [
         subprocess.Popen([sys.executable, "-c", code, server.url], stdout=-1, stderr=-1, text=True)
@@ -612,7 +617,7 @@ def test_threads_that_need_one_file_fetch_it_once(paths: StorePaths, server: Fil
     server.take()
     server.delay = 0.2
     threads = [
-        threading.Thread(target=lambda: episode.values("prefix", layer=0, keyframe=0))
+        threading.Thread(target=lambda: episode.attention("prefix", layer=0, keyframe=0).values)
         for _ in range(4)
     ]
     for thread in threads:
@@ -677,14 +682,14 @@ def test_a_server_that_lies_about_a_file(
             )
         case _:
             body = bytearray(data.draw(st.binary(max_size=40)))
-    expected = attnstore.open(template).episode("e1").values("prefix", layer=0, keyframe=1)
+    expected = attnstore.open(template).episode("e1").attention("prefix", layer=0, keyframe=1)
     liar.lies.clear()
     liar.lies[path] = bytes(body)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ATTNSTORE_CACHE", str(tmp_path_factory.mktemp("cache")))
         try:
             episode = attnstore.open(liar.url).episode("e1")
-            found = episode.values("prefix", layer=0, keyframe=1)
+            found = episode.attention("prefix", layer=0, keyframe=1).values
         except AttnstoreError:
             return
     if path.startswith("data/"):

@@ -131,8 +131,8 @@ def test_a_service_of_this_machine_is_read(environment: pytest.MonkeyPatch, tmp_
         local, remote = attnstore.open(tmp_path / "lab"), attnstore.open(server.url)
         name = local.base_commits()[0].episode
         np.testing.assert_array_equal(
-            remote.episode(name).maps("prefix", "hand_camera"),
-            local.episode(name).maps("prefix", "hand_camera"),
+            remote.episode(name).maps("prefix", "hand_camera").values,
+            local.episode(name).maps("prefix", "hand_camera").values,
         )
         environment.setenv("ATTNSTORE_TOKEN", "another-token-0123456789")
         with pytest.raises(AttnstoreError, match="only if ATTNSTORE_TOKEN_HOSTS names it"):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import av
 import numpy as np
 import pytest
+import xarray as xr
 from numpy.typing import NDArray
 
 from attnstore.render import ColorScale, Look, render_images, render_videos
@@ -93,7 +94,7 @@ class PlantedEpisode:
         self, phase: str, camera: str, *, layer: int, step: int | None = None,
         reduce: Literal["max", "mean"] = "max", query: str | None = None,
         sink_corrected: bool = False,
-    ) -> NDArray[np.float32]:  # fmt: skip
+    ) -> xr.DataArray:  # fmt: skip
         maps = np.zeros((3, 2, 4, 4), np.float32)
         for k in range(3):
             for h in range(2):
@@ -102,7 +103,7 @@ class PlantedEpisode:
         own = [(row, col) for at, row, col, _ in self.sinks if at == camera]
         if sink_corrected:
             maps[:, 1] = remove(maps[:, 1], self.geometry(camera), own)
-        return maps
+        return xr.DataArray(maps, dims=("keyframe", "head", "row", "col"))
 
     def map_variance(
         self, phase: str, camera: str, *, layer: int, step: int | None = None,

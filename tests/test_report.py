@@ -357,7 +357,7 @@ def test_shares_and_their_intervals(plain: Store) -> None:
         each = []
         for name in chosen.episodes:
             episode = plain.episode(name)
-            values = episode.stats("camera_mass", phase, camera)[:, -1, layer]
+            values = episode.stats(phase, camera, "camera_mass", step="last", layer=layer).values
             each.append(float(values.mean()))
         got = found[phase, layer, camera].image
         assert got.value == pytest.approx(np.mean(each), rel=1e-5)

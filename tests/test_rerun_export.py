@@ -105,7 +105,7 @@ def test_every_timeline_says_when(episode: Episode, recording: dict[str, Rows]) 
 
 def test_maps_are_those_of_the_store(episode: Episode, recording: dict[str, Rows]) -> None:
     for phase in ("prefix", "suffix"):
-        maps = episode.maps(phase, CAMERA)
+        maps = episode.maps(phase, CAMERA).values
         rows = recording[f"maps/{phase}/{CAMERA}"]
         assert len(rows) == len(maps)
         for row in rows:
@@ -121,7 +121,7 @@ def test_heat_lies_on_the_pixels_of_the_active_head(
 ) -> None:
     layer = 1
     head = episode.active_head("suffix", CAMERA, layer=layer)
-    maps = episode.maps("suffix", CAMERA, layer=layer, head=head)
+    maps = episode.maps("suffix", CAMERA, layer=layer, head=head).values
     geometry = episode.geometry(CAMERA)
     top = maps[:, geometry.coverage() > 0].max()
     for row in recording[f"camera/{CAMERA}/heat/suffix/L01"]:
@@ -142,7 +142,7 @@ def test_a_png_of_heat_is_clear_where_there_is_none() -> None:
 
 
 def test_scalars_are_those_of_the_store(episode: Episode, recording: dict[str, Rows]) -> None:
-    entropy = episode.stats("entropy", "suffix", CAMERA)
+    entropy = episode.stats("suffix", CAMERA, "entropy").values
     rows = moving(recording[f"metrics/entropy/suffix/{CAMERA}/L01"])
     steps = steps_of(episode)
     assert len(rows) == len(episode.frames) * steps
@@ -179,13 +179,13 @@ def test_a_selection(episode: Episode, tmp_path: Path) -> None:
     assert [r["suffix_step"] for r in rows] == list(range(len(episode.frames) * steps))
     for row in rows:
         at = row["suffix_step"] % steps
-        expected = episode.maps("suffix", CAMERA, layer=[1], step=at, reduce="mean")
+        expected = episode.maps("suffix", CAMERA, layer=[1], step=at, reduce="mean").values
         np.testing.assert_array_equal(tensor(row), expected[row["keyframe"]])
     for row in found[f"camera/{CAMERA}/heat/suffix/L01"]:
         (blob,) = row["EncodedImage:blob"]
         at, geometry = row["suffix_step"] % steps, episode.geometry(CAMERA)
         head = episode.active_head("suffix", CAMERA, layer=1, step=at)
-        one = episode.maps("suffix", CAMERA, layer=1, head=head, step=at, reduce="mean")
+        one = episode.maps("suffix", CAMERA, layer=1, head=head, step=at, reduce="mean").values
         own = one[row["keyframe"]]
         expected = levels(own, own[geometry.coverage() > 0].max(), geometry)  # its own scale
         assert np.abs(np.asarray(Image.open(io.BytesIO(bytes(blob))), int) - expected).max() <= 1

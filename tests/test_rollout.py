@@ -100,7 +100,7 @@ def compact(values: Any) -> Float:
 @pytest.mark.parametrize("residual", [0.5, 0.2])
 def test_prefix_of_a_real_store(episode: Episode, how: Any, residual: float) -> None:
     found = rollout(episode, keyframe=1, head_fusion=how, residual=residual)
-    weights = episode.values("prefix", keyframe=1)
+    weights = episode.attention("prefix", keyframe=1).values
     assert_allclose(found, slow_rollout(compact(weights), None, how, residual), atol=2e-6)
     assert_allclose(found.sum("key"), 1, atol=1e-5)
     assert found.dims == ("query", "key")
@@ -115,8 +115,8 @@ def test_prefix_of_a_real_store(episode: Episode, how: Any, residual: float) -> 
 @pytest.mark.parametrize("step", [0, -1])
 def test_suffix_of_a_real_store(episode: Episode, through_prefix: bool, step: int) -> None:
     found = rollout(episode, "suffix", keyframe=2, step=step, through_prefix=through_prefix)
-    prefix = episode.values("prefix", keyframe=2)
-    suffix = episode.values("suffix", keyframe=2, step=step)
+    prefix = episode.attention("prefix", keyframe=2).values
+    suffix = episode.attention("suffix", keyframe=2, step=step).values
     expected = slow_rollout(compact(prefix), compact(suffix), "mean", 0.5, through_prefix)
     assert_allclose(found, expected, atol=2e-6)
     assert_allclose(found.sum("key"), 1, atol=1e-5)
@@ -129,11 +129,13 @@ def test_absent_tokens_are_nan_and_take_no_part(ragged: Episode, phase: str) -> 
     lengths = set()
     for keyframe in range(3):
         found = rollout(ragged, phase, keyframe=keyframe)
-        prefix = compact(ragged.values("prefix", keyframe=keyframe))
+        prefix = compact(ragged.attention("prefix", keyframe=keyframe).values)
         step: dict[str, Any] = {} if phase == "prefix" else {"step": -1}
-        suffix = compact(ragged.values("suffix", keyframe=keyframe, **step)) if step else None
+        suffix = (
+            compact(ragged.attention("suffix", keyframe=keyframe, **step).values) if step else None
+        )
         assert_allclose(compact(found), slow_rollout(prefix, suffix, "mean", 0.5), atol=3e-6)
-        stored = ragged.values(phase, keyframe=keyframe, layer=0, head=0, **step)
+        stored = ragged.attention(phase, keyframe=keyframe, layer=0, head=0, **step).values
         assert_array_equal(np.isnan(found), np.isnan(stored))
         lengths.add(compact(found).shape[-1])
         assert found.attrs["precision"] == "log8"
@@ -211,7 +213,7 @@ def test_a_row_without_weight_stays_with_its_token() -> None:
 
 
 def test_chosen_layers_are_composed_in_their_order(episode: Episode) -> None:
-    whole = episode.values("prefix", keyframe=0)
+    whole = episode.attention("prefix", keyframe=0).values
     for layers, kept in ((range(2), [0, 1]), (slice(1, None), [1, 2]), ([2, 0], [0, 2]), (-1, [2])):
         found = rollout(episode, keyframe=0, layers=layers)
         assert found.attrs["layers"] == kept

@@ -119,7 +119,9 @@ def test_a_stored_map_and_the_map_itself_are_below_the_stated_level(
 ) -> None:
     store, one, _ = opened
     cover = episodes[0].spec.geometry[CAMERAS[0]].coverage()
-    stored = store.episode(NAME, run=one).maps("prefix", CAMERAS[0], reduce="mean", keyframe=0)
+    stored = (
+        store.episode(NAME, run=one).maps("prefix", CAMERAS[0], reduce="mean", keyframe=0).values
+    )
     exact = maps_of(episodes[0], "prefix", "task", CAMERAS[0], 0)[0]
     apart = jensen_shannon(image_distribution(stored, cover), image_distribution(exact, cover))
     assert apart.max() < LEVEL
@@ -166,7 +168,9 @@ def test_only_common_frames_are_compared(tmp_path: Path) -> None:
     found = diff_runs(store, one, other, NAME)
     assert found["frame"].values.tolist() == [8]
     a, b = (
-        store.episode(NAME, run=r).maps("prefix", CAMERAS[0], reduce="mean", keyframe=k, layer=0)
+        store.episode(NAME, run=r)
+        .maps("prefix", CAMERAS[0], reduce="mean", keyframe=k, layer=0)
+        .values
         for r, k in ((one, 1), (other, 0))
     )
     cover = store.episode(NAME, run=one).geometry(CAMERAS[0]).coverage()

@@ -152,19 +152,19 @@ class TestArrays:
             for k, v in chosen.items()
         }  # fmt: skip
         found = npy(server, f"{base}/attention", **said)
-        assert found.dtype == expected.dtype
+        assert found.dtype == np.float16  # as stored, which is exact
         np.testing.assert_array_equal(found, expected.values)
         as_json = server.get(f"{base}/attention", format="json", **said).json()
         assert as_json["dims"] == list(expected.dims)
-        np.testing.assert_array_equal(
-            np.array(as_json["values"], np.float32), expected.values.astype(np.float32)
-        )
+        np.testing.assert_array_equal(np.array(as_json["values"], np.float32), expected.values)
         labels = as_json["coords"]["key_label"]["values"]
         assert labels == expected.coords["key_label"].values.tolist()
 
     def test_by_frame(self, server: Server, base: str, episode: Episode) -> None:
         found = npy(server, f"{base}/attention", phase="prefix", frame=8, layer=0, head=1)
-        np.testing.assert_array_equal(found, episode.values("prefix", frame=8, layer=0, head=1))
+        np.testing.assert_array_equal(
+            found, episode.attention("prefix", frame=8, layer=0, head=1).values
+        )
         answer = server.get(f"{base}/attention", phase="prefix", frame=9)
         assert answer.status == 400
         assert "no keyframe" in answer.message
@@ -176,9 +176,9 @@ class TestArrays:
     ) -> None:
         url, camera = f"{base}/maps", "varied_camera_1"
         all_maps = npy(server, url, phase=phase, camera=camera, reduce=reduce)
-        np.testing.assert_array_equal(all_maps, episode.maps(phase, camera, reduce=reduce))
+        np.testing.assert_array_equal(all_maps, episode.maps(phase, camera, reduce=reduce).values)
         active = npy(server, url, phase=phase, camera=camera, reduce=reduce, layer=1, head="active")
-        expected = episode.map(phase, camera, layer=1, reduce=reduce)
+        expected = episode.maps(phase, camera, layer=1, head="active", reduce=reduce)
         np.testing.assert_array_equal(active, expected.values)
         one = server.get(
             url, phase=phase, camera=camera, layer=1, head="active", keyframe=1, format="json"
@@ -190,10 +190,12 @@ class TestArrays:
         mean = server.get(url, phase=phase, camera=camera, layer=1, head="mean", reduce=reduce)
         assert mean.json()["dims"] == ["keyframe", "row", "col"]
         found = npy(server, url, phase=phase, camera=camera, layer=1, head="mean", reduce=reduce)
-        expected = episode.maps(phase, camera, layer=1, reduce=reduce).mean(1)
+        expected = episode.maps(phase, camera, layer=1, reduce=reduce).values.mean(1)
         np.testing.assert_allclose(found, expected, rtol=1e-6)
         words = npy(server, url, phase=phase, camera=camera, query=0, layer=0, head=0)
-        np.testing.assert_array_equal(words, episode.maps(phase, camera, query=0, layer=0, head=0))
+        np.testing.assert_array_equal(
+            words, episode.maps(phase, camera, query=0, layer=0, head=0).values
+        )
 
     def test_sinks_are_taken_out(self, server: Server, base: str, episode: Episode) -> None:
         where: dict[str, Any] = {"phase": "prefix", "camera": "hand_camera"}
@@ -204,14 +206,14 @@ class TestArrays:
         assert {tuple(d[1:]) for d in differ} == {(0, 0, 0, 0)}
 
     def test_absent_tokens_are_null(self, server: Server, base: str, episode: Episode) -> None:
-        values = episode.values("prefix", layer=0, head=0)
+        values = episode.attention("prefix", layer=0, head=0).values
         assert np.isnan(values).any()
         found = server.get(f"{base}/attention", phase="prefix", layer=0, head=0, format="json")
         shown = np.array(found.json()["values"], np.float32)
         np.testing.assert_array_equal(np.isnan(shown), np.isnan(values))
 
     def test_metrics(self, server: Server, base: str, episode: Episode) -> None:
-        stats = episode.stats("entropy", "suffix", "hand_camera")[:, -1]
+        stats = episode.stats("suffix", "hand_camera", "entropy", step=-1).values
         where: dict[str, Any] = {"phase": "suffix", "camera": "hand_camera"}
         url = f"{base}/metrics/entropy"
         over = server.get(f"{url}/matrix", **where).json()
@@ -320,7 +322,7 @@ class TestCompare:
         groups = {}
         for outcome in ("success", "failure"):
             maps = [
-                e.maps("prefix", "hand_camera", layer=1, head=0, reduce="mean").astype(float)
+                e.maps("prefix", "hand_camera", layer=1, head=0, reduce="mean").values.astype(float)
                 for e in store.episodes.values()
                 if e.outcome == outcome
             ]
@@ -354,7 +356,7 @@ class TestPictures:
         assert png.headers["content-type"] == "image/png"
         drawn = decoded(png.body)
         geometry = episode.geometry("hand_camera")
-        maps = episode.maps("suffix", "hand_camera", layer=1, head=0, keyframe=1)
+        maps = episode.maps("suffix", "hand_camera", layer=1, head=0, keyframe=1).values
         image = decoded(episode.image_bytes(1, "hand_camera"))
         limits = data_limits(maps[geometry.coverage() > 0])
         expected = blend(image, draw(maps, geometry), limits, cmap="viridis")
@@ -448,7 +450,7 @@ class TestFiles:
                 target.write_bytes(answer.body)
                 assert hash_file(target) == file.sha256
         found = zarr.open_array(str(copy), mode="r")[:]
-        np.testing.assert_array_equal(np.asarray(found), episode.values("suffix"))
+        np.testing.assert_array_equal(np.asarray(found), episode.attention("suffix").values)
 
 
 def test_the_client_is_the_python_api(
@@ -464,7 +466,7 @@ def test_the_client_is_the_python_api(
             found.attention("suffix", layer=1).values, episode.attention("suffix", layer=1).values
         )
         np.testing.assert_array_equal(
-            found.maps("prefix", "hand_camera"), episode.maps("prefix", "hand_camera")
+            found.maps("prefix", "hand_camera").values, episode.maps("prefix", "hand_camera").values
         )
         query = "select name, keyframes from episodes order by name"
         assert remote.sql(query).fetchall() == store.sql(query).fetchall()

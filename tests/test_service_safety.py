@@ -578,7 +578,7 @@ class TestMaliciousStores:
     def test_an_honest_one_passes(self, part: Part) -> None:
         part.check(1 << 30)  # raises nothing
         opened = Episode(part)
-        assert np.isfinite(opened.maps("prefix", opened.cameras[0])).any()
+        assert np.isfinite(opened.maps("prefix", opened.cameras[0]).values).any()
 
     @pytest.mark.parametrize(
         ("change", "says"),

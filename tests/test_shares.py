@@ -26,9 +26,9 @@ def slow_shares(
     episode: Episode, phase: str, group: str, keyframe: int, layer: int, head: int, step: int | None
 ) -> dict[str, float]:
     """Add every weight to its span; a patch is split between image and letterbox."""
-    weights = episode.values(
+    weights = episode.attention(
         phase, keyframe=keyframe, layer=layer, head=head, step=step, query=group
-    ).astype(np.float64)
+    ).values.astype(np.float64)
     found: dict[str, float] = {}
     for span in episode.phase(phase).key:
         for index in range(span.start, span.stop):
@@ -80,7 +80,7 @@ def test_modalities_and_cameras_add_up(episode: Episode) -> None:
 def test_camera_mass_is_the_same_number(episode: Episode) -> None:
     found = shares(episode, "prefix")
     for camera in episode.cameras:
-        mass = episode.stats("camera_mass", "prefix", camera)[:, 0]
+        mass = episode.stats("prefix", camera, "camera_mass").values
         assert_allclose(found.sel(span=f"camera:{camera}"), mass, atol=1e-6)
 
 

@@ -188,11 +188,11 @@ def test_the_head_is_active_by_the_rule_that_is_asked(
     heads = [{c: int(h[0]) for c, h in scene.load(n, None).tracks[0].heads.items()} for n in (0, 1)]
     expected = []
     for layer in (0, 1):
-        maps = {c: a.maps("prefix", c, layer=layer, reduce="mean").astype(float) for c in CAMERAS}
+        maps = {c: a.maps("prefix", c, layer=layer, reduce="mean").values for c in CAMERAS}
         weights = {c: a.geometry(c).coverage() for c in CAMERAS}
         if active == "lab":
             weights = {c: np.ones_like(w) for c, w in weights.items()}
-        expected.append({c: most_varied(maps[c], weights[c]) for c in CAMERAS})
+        expected.append({c: most_varied(maps[c].astype(float), weights[c]) for c in CAMERAS})
     assert heads == expected
 
 
@@ -218,7 +218,7 @@ def test_the_head_is_the_active_one_of_a_and_the_divergence_that_of_the_maps_sho
             maps = episode.maps(
                 "prefix", camera, layer=LAYER, head=head,
                 reduce="max" if reduce == "max" else "mean",
-            )  # fmt: skip
+            ).values  # fmt: skip
             assert_array_equal(track.maps[camera], maps)
         expected = found.sel(camera=camera, layer=LAYER, head=head, step=-1).values
         assert_array_equal(pair.divergence[camera], expected)
@@ -275,7 +275,7 @@ def test_headings_name_the_runs_and_prompts_only_where_they_differ(
     assert any(text.startswith("frame 16, keyframe 2/2") for text in texts)
     for track, episode in zip(pair_of(prompted).tracks, (a, other), strict=True):
         head = int(track.heads[CAMERA][0])
-        maps = episode.maps("prefix", CAMERA, layer=LAYER, head=head)
+        maps = episode.maps("prefix", CAMERA, layer=LAYER, head=head).values
         assert_array_equal(track.maps[CAMERA], maps[1:])
 
 

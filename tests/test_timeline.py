@@ -110,7 +110,7 @@ def test_shares_are_those_of_the_pixels(store: Store, masks: SceneMasks) -> None
     assert masks.gripper
     geometry = episode.geometry(CAMERA)
     patch = patch_of_pixels(geometry)
-    weights = episode.values("suffix", query="action")
+    weights = episode.attention("suffix", query="action").values
     keys = episode.phase("suffix").key
     for keyframe in range(len(episode.frames)):
         at = {"keyframe": keyframe, "step": 1, "layer": 2, "head": 5}
@@ -148,7 +148,7 @@ def test_the_target_is_what_object_stats_say(store: Store, masks: SceneMasks) ->
     assert (masks.roles.target, masks.roles.goal) == ("greenish cube", "purple bowl")
     found = timeline(episode, masks, "prefix", CAMERA)
     assert found.attrs["others"] == ["red cube"]
-    mass = episode.stats("camera_mass", "prefix", CAMERA)[:, 0]
+    mass = episode.stats("prefix", CAMERA, "camera_mass").values
     rows = store.sql(
         "select keyframe, layer, head, overlap_ratio from object_stats where phase = 'prefix' "
         "and object = 'greenish cube' and head_kind = 'head'"

@@ -72,7 +72,7 @@ def test_pi0s_state_never_sees_the_actions(pi0: Episode) -> None:
 
 def test_masses_are_means_of_the_stored_weights(pi0: Episode) -> None:
     matrix = token_matrix(pi0, "suffix", keyframe=1)
-    weights = pi0.values("suffix", keyframe=1).astype(np.float64)
+    weights = pi0.attention("suffix", keyframe=1).values.astype(np.float64)
     for (query, key), found in blocks(matrix).items():
         q, k = pi0.phase("suffix").query[query], pi0.phase("suffix").key[key]
         part = weights[..., q.start : q.stop, k.start : k.stop]

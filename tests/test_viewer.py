@@ -280,7 +280,7 @@ def test_a_wrong_link_is_no_dead_end(page: Page, planted: Planted) -> None:
 
 def test_the_matrix_shows_and_selects(page: Page, planted: Planted) -> None:
     show(page, planted, metric="entropy", camera=CAMERAS[1])
-    wanted = np.nanmean(episode_of(planted).stats("entropy", "prefix", CAMERAS[1]), (0, 1))
+    wanted = np.nanmean(episode_of(planted).stats("prefix", CAMERAS[1], "entropy").values, 0)
     for layer, head in np.ndindex(wanted.shape):
         cell = page.locator(f'[data-cell="{layer}-{head}"]')
         text = cell.get_attribute("aria-label") or ""
@@ -312,7 +312,8 @@ def test_two_episodes_and_two_groups_are_compared(page: Page, planted: Planted) 
     expect(page.locator("canvas[data-drawn]")).to_have_count(3)
     settle(page)
     a, b = (
-        episode_of(planted, i).maps("prefix", CAMERAS[0], layer=LAYER, head=HEAD) for i in (0, 1)
+        episode_of(planted, i).maps("prefix", CAMERAS[0], layer=LAYER, head=HEAD).values
+        for i in (0, 1)
     )
     apart = a[1] - (b[1] + b[2]) / 2  # the middle of three keyframes, and of four
     cover = GEOMETRIES[CAMERAS[0]].coverage() > 0
@@ -370,7 +371,7 @@ def test_what_is_shown_is_saved(
         own = [float(r["weight"]) for r in rows if r["camera"] == camera]
         wanted = episode.maps(
             "suffix", camera, layer=LAYER, head=HEAD, step=0, reduce="mean", keyframe=1
-        )
+        ).values
         np.testing.assert_allclose(np.reshape(own, (4, 4)), wanted, rtol=1e-6)
     monkeypatch.setenv("ATTNSTORE_TOKEN", TOKEN)
     monkeypatch.setenv("ATTNSTORE_CACHE", str(tmp_path))
@@ -395,17 +396,22 @@ def test_what_is_shown_is_saved(
         shown = names["shown"]
         if not query:
             np.testing.assert_array_equal(
-                shown, episode.maps("suffix", CAMERAS[0], layer=1, head=1, step=0, reduce="mean")[1]
+                shown,
+                episode.maps(
+                    "suffix", CAMERAS[0], layer=1, head=1, step=0, reduce="mean", keyframe=1
+                ),
             )
             continue
         if query == "sinks":
             raw = episode.maps("prefix", CAMERAS[0], layer=0, head=0, keyframe=1)
-            assert np.argwhere(shown != raw).tolist() == [[0, 0]]  # the fixture's one sink
+            assert np.argwhere((shown != raw).values).tolist() == [[0, 0]]  # the fixture's one sink
             continue
         said = page.locator(f'[data-camera="{CAMERAS[0]}"] .readout').inner_text()
-        assert float(said.split()[1]) == pytest.approx(float(shown[cover_of(0)].max()), rel=5e-3)
+        assert float(said.split()[1]) == pytest.approx(
+            float(shown.values[cover_of(0)].max()), rel=5e-3
+        )
         bar = page.locator(f'[data-token="{query}"]').get_attribute("title") or ""
-        share = names["attending"].mean(0)[int(query)]
+        share = float(names["attending"].mean("head")[int(query)])
         assert f"{100 * share:.1f} %" in bar
 
 

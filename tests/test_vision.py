@@ -108,7 +108,7 @@ class TestStored:
         assert len(wanted) == 3 * len(CAMERAS)
         for (keyframe, camera), weights in wanted.items():
             assert weights.shape == shape
-            found = episode.values("vision", camera=camera, keyframe=keyframe)
+            found = episode.attention("vision", camera=camera, keyframe=keyframe).values
             assert np.abs(found.astype(np.float32) - weights).max() <= HALF_STEP
             # so far are they from those of every other image
             others = [w for at, w in wanted.items() if at != (keyframe, camera)]
@@ -124,10 +124,10 @@ class TestStored:
         assert array["key_label"].values[5] == "hand_camera[1,1]"
         same = episode.attention("vision/hand_camera", layer=1, head=2, key="image")
         np.testing.assert_array_equal(array.values, same.values)
-        lazy = episode.lazy("vision", camera="varied_camera_1")
+        lazy = episode.attention("vision", camera="varied_camera_1", lazy=True)
         np.testing.assert_array_equal(
             lazy.isel(layer=0, keyframe=2).values,
-            episode.values("vision", camera="varied_camera_1", layer=0, keyframe=2),
+            episode.attention("vision", camera="varied_camera_1", layer=0, keyframe=2).values,
         )
         assert "vision/hand_camera/attention" in str(
             episode.explain("vision/hand_camera", keyframe=0)
@@ -166,11 +166,11 @@ class TestStored:
                 ("confidence", weights.max(3).mean(2)),
                 ("argmax_row", shown.argmax(-1) // 4),
             ):
-                found = episode.stats(metric, "vision", camera)[keyframe, 0]
+                found = episode.stats("vision", camera, metric).values[keyframe]
                 np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
-            drawn = episode.maps("vision", camera, keyframe=keyframe, reduce="mean")
+            drawn = episode.maps("vision", camera, keyframe=keyframe, reduce="mean").values
             np.testing.assert_allclose(drawn, maps, rtol=2**-11)
-            drawn = episode.maps("vision", camera, keyframe=keyframe, reduce="max")
+            drawn = episode.maps("vision", camera, keyframe=keyframe, reduce="max").values
             np.testing.assert_allclose(drawn, weights.max(2).reshape(maps.shape), rtol=2**-6)
         rows = episode.part.table("head_stats").to_pylist()
         rows = [r for r in rows if r["phase"] == "vision"]
@@ -435,10 +435,10 @@ class TestClassToken:
                 with torch.no_grad():
                     out = tower(toy.pixels(shown.rgb)[None], output_attentions=True)
                 wanted = torch.cat(out.attentions).numpy()
-                found = opened.values("vision", camera=shown.camera, keyframe=keyframe)
+                found = opened.attention("vision", camera=shown.camera, keyframe=keyframe).values
                 assert found.shape == (2, 2, 17, 17)
                 assert np.abs(found.astype(np.float32) - wanted).max() <= HALF_STEP
-        assert opened.values("vision", camera="hand_camera").std(0).max() > 0.01
+        assert opened.attention("vision", camera="hand_camera").values.std(0).max() > 0.01
 
     def test_the_class_token_is_a_span_and_a_query_group(self, opened: Episode) -> None:
         spec = opened.phase("vision", "hand_camera")
@@ -446,8 +446,8 @@ class TestClassToken:
             ("class", "other", 0, 1), ("image:hand_camera", "image", 1, 17),
         ]  # fmt: skip
         assert spec.query_groups == ("image", "class")
-        weights = opened.values("vision", camera="hand_camera").astype(np.float32)
-        maps = opened.maps("vision", "hand_camera", query="class")
+        weights = opened.attention("vision", camera="hand_camera").values.astype(np.float32)
+        maps = opened.maps("vision", "hand_camera", query="class").values
         np.testing.assert_allclose(
             maps.reshape(3, 2, 2, 16), weights[..., 0, 1:], rtol=0.03, atol=1e-4
         )

@@ -209,25 +209,29 @@ class TestSteps:
         assert len(set(counts)) > 1
         camera = episode.cameras[0]
         for back in (-1, -2, -STEPS):
-            maps = episode.maps("decode", camera, step=back)
+            maps = episode.maps("decode", camera, step=back).values
             mass, _ = episode.mass("decode", camera, layer=1, step=back)
             for keyframe, count in enumerate(counts):
-                one = episode.maps("decode", camera, step=back, keyframe=keyframe, layer=1)
+                one = episode.maps("decode", camera, step=back, keyframe=keyframe, layer=1).values
                 np.testing.assert_array_equal(maps[keyframe, 1], one)
                 if count + back < 0:
                     assert np.isnan(one).all()
                     assert np.isnan(mass[keyframe]).all()
                     continue
                 given: dict[str, Any] = {"step": count + back, "keyframe": keyframe, "layer": 1}
-                wanted = episode.maps("decode", camera, **given)
+                wanted = episode.maps("decode", camera, **given).values
                 assert np.isfinite(wanted).all()
                 np.testing.assert_array_equal(one, wanted)
-                own = episode.stats("camera_mass", "decode", camera)[keyframe, count + back, 1]
+                own = episode.stats("decode", camera, "camera_mass").values[
+                    keyframe, count + back, 1
+                ]
                 np.testing.assert_array_equal(mass[keyframe], own)
                 head = episode.active_head("decode", camera, layer=1, step=back, keyframe=keyframe)
                 assert head == episode.active_head("decode", camera, **given)
-        some = episode.maps("decode", camera, step=-1, keyframe=[2, 0], head=1)
-        np.testing.assert_array_equal(some, episode.maps("decode", camera, step=-1)[[2, 0], :, 1])
+        some = episode.maps("decode", camera, step=-1, keyframe=[2, 0], head=1).values
+        np.testing.assert_array_equal(
+            some, episode.maps("decode", camera, step=-1).values[[2, 0], :, 1]
+        )
 
     def test_the_stored_weights_are_those_of_a_capture(self, ended: Ended, store: Path) -> None:
         episode = open_for_reading(store).episode(ended.name)
@@ -240,7 +244,9 @@ class TestSteps:
             assert wrote == ended.texts[keyframe]
             for phase, layer, step, weights, _ in captured.records:
                 if phase == "decode":
-                    ours = episode.values(phase, keyframe=keyframe, step=step, layer=layer)
+                    ours = episode.attention(
+                        phase, keyframe=keyframe, step=step, layer=layer
+                    ).values
                     keys = weights.shape[-1]
                     np.testing.assert_allclose(ours[..., :keys], weights[0], rtol=0.03, atol=3e-5)
                     assert np.isnan(ours[..., keys:]).all()

@@ -105,11 +105,11 @@ def test_labels_are_unique_however_the_text_is_cut(chosen: list[str], data: st.D
 @pytest.mark.parametrize("head", ["mean", 5, "active"])
 def test_word_maps(episode: Episode, head: Any, reduce: Any) -> None:
     found = word_maps(episode, CAMERA, layer=LAYER, head=head, keyframe=KEYFRAME, reduce=reduce)
-    weights = episode.values("prefix", keyframe=KEYFRAME, layer=LAYER).astype(np.float64)
+    weights = episode.attention("prefix", keyframe=KEYFRAME, layer=LAYER).values.astype(np.float64)
     if head == "active":
         # of the whole text's map, reduced as the words' are
         cover = episode.geometry(CAMERA).coverage()
-        maps = episode.maps("prefix", CAMERA, layer=LAYER, keyframe=KEYFRAME, reduce=reduce)
+        maps = episode.maps("prefix", CAMERA, layer=LAYER, keyframe=KEYFRAME, reduce=reduce).values
         means = np.array([np.average(each, weights=cover) for each in maps])
         squares = np.array([np.average(each**2, weights=cover) for each in maps])
         head = int(np.argmax(squares - means**2))
@@ -141,16 +141,18 @@ def test_word_maps_of_all_keyframes(episode: Episode) -> None:
     for keyframe in range(len(episode.frames)):
         one = word_maps(episode, CAMERA, layer=-1, head=3, keyframe=keyframe)
         assert_array_equal(every.sel(keyframe=keyframe), one)
-    the = episode.values(
+    the = episode.attention(
         "prefix", keyframe=1, layer=-1, head=3, query="word:the", key=f"image:{CAMERA}"
-    )
+    ).values
     both = every.sel(keyframe=1, word=["the[0]", "the[1]"]).values.reshape(2, -1)
     assert_allclose(both.mean(0), the.astype(np.float32).mean(0), rtol=1e-3)
 
 
 def test_word_shares_of_actions(episode: Episode) -> None:
     found = word_shares(episode, "action", layer=LAYER, keyframe=KEYFRAME, step=0)
-    weights = episode.values("suffix", keyframe=KEYFRAME, layer=LAYER, step=0).astype(np.float64)
+    weights = episode.attention("suffix", keyframe=KEYFRAME, layer=LAYER, step=0).values.astype(
+        np.float64
+    )
     places = tokens_by_counting(episode.phase("suffix").key, INSTRUCTION)
     for q, row in enumerate(range(1, 6)):  # the state is first
         for i, tokens in enumerate(places):
@@ -167,7 +169,9 @@ def test_word_shares_of_actions(episode: Episode) -> None:
 
 def test_absent_words_are_nan(ragged: Episode) -> None:
     for keyframe in range(3):
-        raw = ragged.values("prefix", keyframe=keyframe, layer=0, head=0).astype(np.float64)
+        raw = ragged.attention("prefix", keyframe=keyframe, layer=0, head=0).values.astype(
+            np.float64
+        )
         maps = word_maps(ragged, CAMERA, layer=0, head=0, keyframe=keyframe)
         for i, word in enumerate(words(ragged)):
             there = [t for t in word.indices if not np.isnan(raw[t, 0])]

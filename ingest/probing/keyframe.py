@@ -115,7 +115,7 @@ class StoredKeyframe:
         if place not in self._maps:
             maps = self.episode.maps(
                 phase, camera, step=step, reduce=reduce, keyframe=self.index, query=group
-            )
+            ).values
             self._maps[place] = np.asarray(maps, np.float64)
         return self._maps[place]
 

@@ -137,7 +137,7 @@ def _over_layers(episode: Episode, spec: PhaseSpec, keyframe: int) -> tuple[Floa
     shape = (len(spec.query), len(spec.key))
     largest, total, count = np.full(shape, np.nan), np.zeros(shape), np.zeros(shape)
     for layer in range(spec.layers):
-        weights = episode.values(spec.path, keyframe=keyframe, layer=layer)
+        weights = episode.attention(spec.path, keyframe=keyframe, layer=layer).values
         weights = weights.reshape(-1, *shape)
         there = ~np.isnan(weights)
         largest = np.fmax(largest, np.fmax.reduce(weights, axis=0))

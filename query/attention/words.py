@@ -116,9 +116,9 @@ def word_maps(
     listed = words(episode, phase)
     index = _head(episode, phase, camera, layer, head, keyframe, reduce)
     tokens = sorted({i for word in listed for i in word.indices})
-    values = episode.values(
+    values = episode.attention(
         phase, keyframe=keyframe, layer=layer, head=index, query=tokens, key=f"image:{camera}"
-    ).astype(np.float32)
+    ).values
     if index is None:
         values = values.mean(-3)
     over = _mean if reduce == "mean" else np.fmax.reduce
@@ -163,10 +163,10 @@ def word_shares(
     index = _head(episode, phase, None, layer, head, keyframe)
     group = [query] if isinstance(query, int) else query
     picked = select_tokens(spec.query, group, where=f"{phase} query").indices
-    values = episode.values(
+    values = episode.attention(
         phase, keyframe=keyframe, step=step if spec.steps is not None else None, layer=layer,
         head=index, query=group, key=tokens,
-    ).astype(np.float32)  # fmt: skip
+    ).values  # fmt: skip
     if index is None:
         values = values.mean(-3)
     shares = [_sum(values[..., np.searchsorted(tokens, word.indices)]) for word in listed]

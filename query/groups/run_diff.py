@@ -179,7 +179,7 @@ def _distribution(
     maps = episode.maps(
         phase, camera, step=max(step, 0), reduce=reduce, keyframe=keyframes.tolist(),
         query=query_group,
-    )  # fmt: skip
+    ).values  # fmt: skip
     return image_distribution(maps, episode.geometry(camera).coverage())
 
 

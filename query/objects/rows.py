@@ -95,7 +95,7 @@ def _maps(
     if options.tier == "maps":
         return episode.maps(
             phase, camera, step=step, reduce="mean", keyframe=keyframes, query=group
-        )
+        ).values
     grid = episode.geometry(camera).grid
     at: dict[str, Any] = {"step": step} if phase in STEPPED_PHASES else {}
     path = episode.phase(phase, camera).path
@@ -103,9 +103,9 @@ def _maps(
     maps = np.empty(shape, np.float32)
     for index, keyframe in enumerate(keyframes):
         for layer in range(shape[1]):
-            weights = episode.values(
+            weights = episode.attention(
                 path, keyframe=keyframe, layer=layer, query=group, key=f"image:{camera}", **at
-            ).astype(np.float32)
+            ).values
             # Queries that this keyframe does not have are NaN; they take no part in the mean.
             present = np.isfinite(weights)
             count = present.sum(-2)

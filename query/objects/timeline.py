@@ -177,7 +177,7 @@ def timeline(
     for step in range(spec.steps or 1):
         maps = episode.maps(
             phase, camera, layer=chosen, step=step, reduce="mean", query=group
-        )  # (keyframe, layer, head, row, col)
+        ).values  # (keyframe, layer, head, row, col)
         for keyframe in range(len(episode.frames)):
             parts = _image_parts(maps[keyframe], masks, keyframe, episode.geometry(camera))
             mass = coarse["image"][keyframe, step]

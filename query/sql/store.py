@@ -39,6 +39,10 @@ def open(path: str | os.PathLike[str], *, engine: str | None = None) -> Store:
     engine
         ``tensorstore`` or ``zarr``; by default the faster one that is installed.
 
+    Returns
+    -------
+    The store; a context manager.
+
     Raises
     ------
     NotFoundError
@@ -145,6 +149,10 @@ class Store:
         ----------
         run
             Only of this run.
+
+        Returns
+        -------
+        One an episode, as of now; what cannot be read is left out.
         """
         commits = [c for c in self.commits() if c.part == "base" and run in (None, c.run)]
         return sorted(commits, key=lambda c: (c.run, str(c.summary.get("name"))))

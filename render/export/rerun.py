@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -99,7 +100,7 @@ class _Writer:
         self.cameras = check_cameras(episode, what.cameras)
         self.layers = check_layers(episode, what.phases, what.layers)
         self.metrics = [
-            (metric, phase, camera, episode.stats(metric, phase, camera))
+            (metric, phase, camera, episode.stats(phase, camera, metric))
             for metric in what.metrics
             for phase in self.layers
             for camera in self.cameras
@@ -119,7 +120,7 @@ class _Writer:
                 self._maps(phase, camera, layers)
         for metric, phase, camera, values in self.metrics:
             for layer in self.layers[phase]:
-                self._metric(metric, phase, camera, layer, values[:, :, layer])
+                self._metric(metric, phase, camera, layer, values.sel(layer=layer))
         for name in POLICY:
             self._policy(name)
 
@@ -201,7 +202,9 @@ class _Writer:
         steps = episode.steps(phase)
         shown = 0 if steps is None else default_step(episode, phase, None)
         for step in range(steps or 1) if what.all_steps else (shown,):
-            maps = episode.maps(phase, camera, layer=list(layers), step=step, reduce=what.reduce)
+            maps = episode.maps(
+                phase, camera, layer=list(layers), step=step, reduce=what.reduce
+            ).values
             heads = [
                 episode.active_head(
                     phase, camera, layer=n, step=step, reduce=what.reduce, active=what.active
@@ -241,9 +244,10 @@ class _Writer:
             self._log(self._path("camera", camera, "heat", phase, _layer(layer)), image)
 
     def _metric(
-        self, metric: str, phase: str, camera: str, layer: int, values: NDArray[np.float32]
+        self, metric: str, phase: str, camera: str, layer: int, stats: xr.DataArray
     ) -> None:
-        """Log one metric of a layer's heads, (keyframe, step, head)."""
+        """Log one metric of a layer's heads, (keyframe, [step], head)."""
+        values = (stats if "step" in stats.dims else stats.expand_dims("step", 1)).values
         entity = self._path("metrics", metric, phase, camera, _layer(layer))
         names = [f"H{head:02d}" for head in range(values.shape[-1])]
         self._log(entity, self.rr.SeriesLines(names=names), static=True)

@@ -168,7 +168,9 @@ def draw_episode(
     keyframes = [scene.keyframe for scene in scenes]
     for phase in phases:
         for layer in range(episode.layers(phase)):
-            maps = episode.maps(phase, camera, layer=layer, reduce="mean", keyframe=keyframes)
+            maps = episode.maps(
+                phase, camera, layer=layer, reduce="mean", keyframe=keyframes
+            ).values
             mean = maps.mean(1)
             # One scale for the layer, so that the video does not flicker.
             limits = data_limits(mean[..., episode.geometry(camera).coverage() > 0])

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from attnstore.store.errors import SelectionError, UsageError
@@ -96,7 +97,7 @@ class EpisodeMaps(Protocol):
         reduce: Literal["max", "mean"] = "max",
         query: str | None = None,
         sink_corrected: bool = False,
-    ) -> NDArray[np.float32]:
+    ) -> xr.DataArray:
         """Load the maps of one layer, (keyframe, head, row, col)."""
 
     def map_variance(

@@ -114,7 +114,7 @@ class LayerMaps:
             maps[camera] = episode.maps(
                 phase, camera, layer=layer, step=step, reduce=reduce, query=query,
                 sink_corrected=sink_corrected,
-            )  # fmt: skip
+            ).values  # fmt: skip
             image[camera], letterbox[camera] = episode.mass(
                 phase, camera, layer=layer, step=step, query=query
             )

@@ -158,7 +158,7 @@ def _overlay(episode: Episode, phase: str, keyframe: int) -> Block:
         height, width = image.shape[:2]
         row = [(camera, image)]
         for layer in layers:
-            maps = episode.maps(phase, camera, layer=layer, reduce="mean", keyframe=keyframe)
+            maps = episode.maps(phase, camera, layer=layer, reduce="mean", keyframe=keyframe).values
             mean = maps.mean(0)
             limits = data_limits(mean[geometry.coverage() > 0])
             heat = sampler(geometry, "bilinear", (height, width)).draw(mean)

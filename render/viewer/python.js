@@ -23,29 +23,25 @@ export function pythonCall(e, view, camera, head, address) {
     view.query === "" || (isStored(e, view) && view.query === phaseOf(e, view).query_groups[0])
       ? ""
       : `, query=${/^\d+$/.test(view.query) ? view.query : literal(view.query)}`;
+  const corrected = view.sinks ? ", sink_corrected=True" : "";
   const lines = [
     "import attnstore",
     "",
     `store = attnstore.open(${literal(address)})  # ATTNSTORE_TOKEN is set; or a path`,
     `episode = store.episode(${literal(e.episode)}, run=${literal(e.run)})  # ${comment(e.name)}`,
-    `maps = episode.maps(${literal(view.phase)}, ${literal(camera)}, ${selection}, ` +
-      `reduce=${literal(view.reduce)}${query}${view.sinks ? ", sink_corrected=True" : ""})`,
+    `maps = episode.maps(${literal(view.phase)}, ${literal(camera)}, keyframe=${view.keyframe}, ` +
+      `${selection}, reduce=${literal(view.reduce)}${query}${corrected})`,
+    head === "mean" ? 'shown = maps.mean("head")  # (row, col)' : "shown = maps  # (row, col)",
   ];
-  lines.push(
-    head === "mean"
-      ? `shown = maps[${view.keyframe}].mean(0)  # (row, col)`
-      : `shown = maps[${view.keyframe}]  # (row, col)`,
-  );
   const brush = brushOf(view);
   if (brush) {
-    const cols = e.cameras[brush.camera].grid[1];
     lines.push(
       "",
-      `key = ${literal(`image:${brush.camera}`)}`,
-      `weights = episode.attention(${literal(view.phase)}, keyframe=${view.keyframe}, ${selection}, key=key)`,
-      `patches = weights.values.reshape(*weights.shape[:-1], -1, ${cols})` +
+      `weights = episode.attention(${literal(view.phase)}, keyframe=${view.keyframe}, ${selection}, ` +
+        `key=${literal(`image:${brush.camera}`)})`,
+      `patches = weights.attn.on(${literal(brush.camera)})` +
         `[..., ${brush.rows[0]}:${brush.rows[1] + 1}, ${brush.cols[0]}:${brush.cols[1] + 1}]`,
-      "attending = patches.sum((-2, -1))  # of every query token, to the brushed patches",
+      'attending = patches.sum(["row", "col"])  # of every query token, to the brushed patches',
     );
   }
   return `${lines.join("\n")}\n`;

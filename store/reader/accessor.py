@@ -1,7 +1,8 @@
-"""``.attn`` on any DataArray that `Episode.attention` or `Episode.lazy` returned."""
+"""``.attn`` on any DataArray that `Episode.attention` returned."""
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 import numpy as np
@@ -13,13 +14,22 @@ from ..format.geometry import Geometry
 
 @xr.register_dataarray_accessor("attn")  # type: ignore[no-untyped-call]  # xarray is untyped here
 class AttentionAccessor:
-    """Selections by span and label, reductions over tokens, and maps with geometry."""
+    """Selections by span and label, reductions over tokens, and maps with geometry; made by xarray, `.attn`."""
 
     def __init__(self, array: xr.DataArray) -> None:
         self._array = array
 
     def span(self, *, query: str | None = None, key: str | None = None) -> xr.DataArray:
-        """Keep the tokens of a span, by its name: ``key="image:hand_camera"``.
+        """Keep the tokens of a span, by its name.
+
+        Parameters
+        ----------
+        query, key
+            Name of a span on that axis, such as ``image:hand_camera``; None keeps all.
+
+        Returns
+        -------
+        The array with those tokens alone.
 
         Raises
         ------
@@ -41,7 +51,24 @@ class AttentionAccessor:
     def reduce(
         self, how: Literal["max", "mean", "sum"], over: Literal["query", "key", "head"]
     ) -> xr.DataArray:
-        """Reduce over tokens or heads; absent tokens (NaN) are left out."""
+        """Reduce over tokens or heads; absent tokens (NaN) are left out.
+
+        Parameters
+        ----------
+        how
+            ``max``, ``mean`` or ``sum``.
+        over
+            ``query``, ``key`` or ``head``.
+
+        Returns
+        -------
+        float32, without that dimension.
+
+        Raises
+        ------
+        SelectionError
+            If there is no such reduction.
+        """
         if how not in ("max", "mean", "sum"):
             raise SelectionError(f"a reduction is max, mean or sum; got {how!r}")
         reduced: xr.DataArray = getattr(self._array.astype(np.float32), how)(over, skipna=True)
@@ -50,18 +77,28 @@ class AttentionAccessor:
     def on(self, camera: str) -> xr.DataArray:
         """Turn the keys of a camera into rows and columns of its patch grid.
 
+        Parameters
+        ----------
+        camera
+            Whose keys.
+
         Returns
         -------
         The array with dims ``row`` and ``col`` in place of ``key``, coordinate ``coverage``, and
         attribute ``geometry``: the JSON of that camera's `Geometry`.
+
+        Raises
+        ------
+        SelectionError
+            If the array has no such camera, or not all of its patches.
         """
-        geometries = self._array.attrs.get("geometry")
-        if not isinstance(geometries, dict) or camera not in geometries:
-            known = ", ".join(geometries) if isinstance(geometries, dict) else "none"
+        geometries = json.loads(self._array.attrs.get("geometry", "{}"))
+        if camera not in geometries:
+            known = ", ".join(geometries) or "none"
             raise SelectionError(
                 f"no geometry of camera {camera!r} in this array; there are: {known}"
             )
-        geometry = Geometry.from_json(geometries[camera])
+        geometry = Geometry.from_json(json.dumps(geometries[camera]))
         part = self.span(key=f"image:{camera}")
         rows, cols = geometry.grid
         if part.sizes["key"] != rows * cols:

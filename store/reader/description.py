@@ -91,6 +91,10 @@ class EpisodeDescription:
         camera
             In phase ``vision``: whose encoder. Other phases have all cameras.
 
+        Returns
+        -------
+        Layers, heads, steps, query groups, and the token layout of both axes.
+
         Raises
         ------
         SelectionError
@@ -114,29 +118,108 @@ class EpisodeDescription:
         raise SelectionError(f"no phase {phase!r}; there are: {', '.join(self.phases)}{hint}")
 
     def layers(self, phase: str) -> int:
-        """Return the number of layers of a phase."""
+        """Return the number of layers of a phase.
+
+        Parameters
+        ----------
+        phase
+            ``prefix``, ``suffix``, ...
+
+        Returns
+        -------
+        At least 1.
+
+        Raises
+        ------
+        SelectionError
+            If there is no such phase.
+        """
         return self._any(phase).layers
 
     def heads(self, phase: str) -> int:
-        """Return the number of heads of a phase."""
+        """Return the number of heads of a layer of a phase.
+
+        Parameters
+        ----------
+        phase
+            ``prefix``, ``suffix``, ...
+
+        Returns
+        -------
+        At least 1.
+
+        Raises
+        ------
+        SelectionError
+            If there is no such phase.
+        """
         return self._any(phase).heads
 
     def steps(self, phase: str) -> int | None:
-        """Return the number of denoising steps; None in a one-pass phase."""
+        """Return the number of steps of a phase.
+
+        Parameters
+        ----------
+        phase
+            ``prefix``, ``suffix``, ...
+
+        Returns
+        -------
+        Denoising steps, of ``decode`` the most tokens of any keyframe; None in a one-pass phase.
+
+        Raises
+        ------
+        SelectionError
+            If there is no such phase.
+        """
         return self._any(phase).steps
 
     def query_groups(self, phase: str) -> tuple[str, ...]:
-        """Return the query groups with statistics and overview maps; the first is the default."""
+        """Return the query groups with statistics and overview maps.
+
+        Parameters
+        ----------
+        phase
+            ``prefix``, ``suffix``, ...
+
+        Returns
+        -------
+        Their names; the first is the default.
+
+        Raises
+        ------
+        SelectionError
+            If there is no such phase.
+        """
         return self._any(phase).query_groups
 
     def has_query(self, phase: str, group: str) -> bool:
-        """Whether a phase's queries have a group; see `attnstore.store.format.naming`."""
+        """Whether a phase's queries have a group.
+
+        Parameters
+        ----------
+        phase
+            ``prefix``, ``suffix``, ...
+        group
+            Its name; see `attnstore.store.format.naming`.
+
+        Returns
+        -------
+        Whether any token is in it.
+        """
         return group in self.query_groups(phase) or bool(
             len(find_tokens(self._any(phase).query, group))
         )
 
     def check_query(self, phase: str, group: str) -> None:
         """Check that a phase's queries have a group.
+
+        Parameters
+        ----------
+        phase
+            ``prefix``, ``suffix``, ...
+        group
+            Its name; see `attnstore.store.format.naming`.
 
         Raises
         ------
@@ -148,12 +231,36 @@ class EpisodeDescription:
             raise not_found(self._any(phase).query, group, where)
 
     def geometry(self, camera: str) -> Geometry:
-        """Return the transform between a camera's pixels and its patches."""
+        """Return the transform between a camera's pixels and its patches.
+
+        Parameters
+        ----------
+        camera
+            One of `cameras`.
+
+        Returns
+        -------
+        The geometry, with the coverage of each patch.
+
+        Raises
+        ------
+        SelectionError
+            If there is no such camera.
+        """
         self._check_camera(camera)
         return self.spec.geometry[camera]
 
     def keyframe_of(self, frame: int) -> int:
         """Return the keyframe at a frame index of the recording.
+
+        Parameters
+        ----------
+        frame
+            Frame index, from 0.
+
+        Returns
+        -------
+        Keyframe, from 0.
 
         Raises
         ------

@@ -1,10 +1,12 @@
-"""One committed episode: attention, overview maps, statistics and frames, by name."""
+"""One committed episode: attention, maps, statistics and frames, by name, as labelled arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
-from typing import Any, Literal
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any, Literal, overload
 
 import numpy as np
 import xarray as xr
@@ -13,7 +15,9 @@ from numpy.typing import NDArray
 from ..commits import Commit, committed_names, latest_commit
 from ..commits.part import Part
 from ..errors import EpisodeError, NotFoundError, SelectionError
-from ..format.axes import STEPPED_PHASES
+from ..format.axes import STEPPED_PHASES, attention_dims, map_dims
+from ..format.episode import PhaseSpec
+from ..format.generated import DECODE
 from ..format.rle import Mask, decode_rle
 from ..format.statistics import image_mass
 from ..image import DamagedImageError, ImageError, plain, read_header
@@ -29,27 +33,148 @@ from ..rules import (
     mean_over_keyframes,
     standing_step,
 )
+from ..tables.base import METRICS
 from . import sinks
-from .blocks import Dimension, Index
-from .head_stats import HeadStats, at_steps
-from .selection import Group, check_index
-from .slices import DEFAULT_MAX_BYTES, AttentionSlices
+from .blocks import (
+    Block,
+    Cost,
+    Dimension,
+    Float,
+    Index,
+    Positions,
+    Read,
+    Selection,
+    cost,
+    too_large,
+)
+from .description import EpisodeDescription
+from .head_stats import NUMERIC, HeadStats, at_steps
+from .lazy import lazy as lazy_data
+from .selection import Group, TokenSelection, check_index, select_tokens, span_labels, token_labels
 
 Reduction = Literal["max", "mean"]
+Heads = Index | Literal["active"]
+"""Head: index, slice, indices, None for all, or the one that `Episode.active_head` names."""
+Steps = Index | Literal["first", "last", "all"]
+"""Step: index, slice, indices, or in words."""
+DEFAULT_MAX_BYTES = 2 << 30
+_NO_LIMIT = 1 << 62
+_STEP_WORDS: Mapping[str, Index] = {"first": 0, "last": -1, "all": None}
 
 
-class Episode(AttentionSlices):
-    """A committed episode, read lazily; made by `Store.episode`. Safe to share between threads."""
+class Episode(EpisodeDescription):
+    """A committed episode, read as it is asked; made by `Store.episode`. Safe to share between threads.
+
+    Attention, maps and statistics are xarray's arrays with the dimensions ``keyframe``, ``step``,
+    ``layer``, ``head`` and ``query``, ``key`` or ``row``, ``col``, and ``frame`` along ``keyframe``. They
+    can be written with ``to_netcdf`` and ``to_zarr``. ``.swap_dims(keyframe="frame")`` selects by frame.
+
+    Parameters
+    ----------
+    part
+        Its base part.
+    """
 
     def __init__(self, part: Part) -> None:
         super().__init__(part)
         self._statistics = HeadStats(part)
         self._active: dict[tuple[Any, ...], int] = {}
+        self._selections: dict[tuple[str, str, str], TokenSelection] = {}
+        self._labels: dict[str, dict[str, tuple[str, NDArray[Any]]]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without what was read: lazy arrays carry an episode to dask's workers.
+        return type(self), (self.part,)
 
     def _repr_html_(self) -> str:
         from .notebook import episode_html
 
         return episode_html(self)
+
+    def attention(
+        self,
+        phase: str,
+        *,
+        keyframe: Index = None,
+        camera: str | None = None,
+        frame: int | Sequence[int] | None = None,
+        step: Steps = None,
+        layer: Index = None,
+        head: Heads = None,
+        query: Group | None = None,
+        key: Group | None = None,
+        active: Active = "image",
+        lazy: bool = False,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+    ) -> xr.DataArray:
+        """Load attention weights.
+
+        Parameters
+        ----------
+        phase
+            ``prefix``, ``suffix``, ...
+        keyframe, layer
+            Index (the dimension is dropped), slice, indices, or None for all. Negative ones count
+            from the end.
+        camera
+            In phase ``vision``: whose image encoder. Elsewhere a camera is a token group.
+        frame
+            Frame index of the recording, or several, instead of `keyframe`.
+        step
+            As `keyframe`; or ``first``, ``last``, ``all``. In phase ``decode`` ``last`` and negative
+            ones count from the end of each keyframe's own text; NaN where that is shorter.
+        head
+            As `layer`; or ``active``: in each layer the one that `active_head` names for the map (of
+            the largest weights) of `query` on the camera of `key`, at `step` if that is one, at the
+            keyframe if that is one, else over the episode.
+        query, key
+            Token group: a name such as ``task``, ``word:cube``, ``image:hand_camera``, an index, a slice
+            or indices; None for all. See `attnstore.store.naming`.
+        active
+            As for `active_head`.
+        lazy
+            Read on access: what ``.sel``, ``.isel`` and ``.chunk()`` (with dask) leave of it.
+        max_bytes
+            Larger results are refused before anything is read; lazy ones never are.
+
+        Returns
+        -------
+        DataArray (keyframe, [step], layer, head, query, key) without the dropped dimensions, which are
+        scalar coordinates; float32 weights, 0..1, rows sum to 1; NaN where a keyframe has fewer tokens.
+        Coordinates ``frame``, ``query_label``, ``query_span``, ``key_label``, ``key_span``; accessor
+        ``.attn``; attribute ``geometry`` is JSON, by camera.
+
+        Raises
+        ------
+        SelectionError
+            If a name or an index matches nothing, or the result is too large.
+        NotFoundError
+            If there is no active head, because no keyframe asked for has the camera.
+        """
+        spec = self._spec_of(phase, camera)
+        rest = tuple(
+            (axis, Dimension.of_tokens(self._tokens(spec, axis, group)))
+            for axis, group in (("query", query), ("key", key))
+        )
+        selection = self._select(spec, keyframe, frame, step, layer, head, rest)
+        attributes: dict[str, Any] = {"long_name": "attention weight"}
+        if head == "active":
+            seen = spec.camera or self._camera_of(key)
+            selection = self._with_active(
+                selection, spec, seen, step, query=query, reduce="max", active=active
+            )
+            attributes["active"] = describe_active(active)
+        read = partial(self._read_weights, spec, _NO_LIMIT if lazy else max_bytes)
+        labels = {
+            name: (axis, values[dict(rest)[axis].positions])
+            for name, (axis, values) in self._token_labels(spec).items()
+        }
+        attributes |= self._identity(spec) | {
+            "precision": self.spec.precision,
+            "geometry": self._geometries,
+        }
+        name = f"{spec.phase}_attention"
+        return self._labelled(name, selection, read, labels, attributes, lazy, max_bytes)
 
     def maps(
         self,
@@ -57,178 +182,274 @@ class Episode(AttentionSlices):
         camera: str,
         *,
         layer: Index = None,
-        head: Index = None,
-        step: int | None = None,
+        head: Heads = None,
+        step: Steps = None,
         reduce: Reduction = "max",
         keyframe: Index = None,
+        frame: int | Sequence[int] | None = None,
         query: Group | None = None,
         sink_corrected: bool = False,
+        active: Active = "image",
+        lazy: bool = False,
         max_bytes: int = DEFAULT_MAX_BYTES,
-    ) -> NDArray[np.float32]:
-        """Load maps of attention over one camera's patches, as NumPy.
+    ) -> xr.DataArray:
+        """Load maps of attention over one camera's patches.
 
         Overview maps answer when `query` is one of the stored groups: means within 0.05 %, maxima
         within 1.6 % of the unrounded. Else the full attention is read and reduced.
 
         Parameters
         ----------
-        layer, head, keyframe
-            Index (the dimension is dropped), slice, indices, or None for all.
+        phase
+            ``prefix``, ``suffix``, ...
+        camera
+            On whose patches.
+        layer, keyframe, frame
+            As for `attention`.
+        head
+            As `layer`; or ``active``: in each layer the one that `active_head` names for this very
+            map: of this query, reduced this way, at this step; at the keyframe, or over the episode
+            where several are asked for.
         step
-            Denoising step, ignored in one-pass phases; None is the one that stands for the phase
-            (`attnstore.store.rules.standing_step`): the last, of ``decode`` the first. In phase
-            ``decode`` a negative one counts from the end of each keyframe's own text; NaN where
-            that is shorter.
+            As for `attention`, but None is the one that stands for the phase
+            (`attnstore.store.rules.standing_step`): the last, of ``decode`` the first. Ignored in
+            one-pass phases.
         reduce
             ``max`` or ``mean`` over the query tokens.
         query
             Query group; None is the phase's default (task, action).
         sink_corrected
             Take attention sinks out; see `attnstore.store.reader.sinks`.
+        active
+            As for `active_head`.
+        lazy
+            Read on access, but for the choice of active heads.
         max_bytes
-            Larger reads are refused.
+            Larger reads are refused; lazy ones never are.
 
         Returns
         -------
-        (keyframe, layer, head, row, col) without the dropped dimensions, weights 0..1.
+        DataArray (keyframe, [step], layer, head, row, col) without the dropped dimensions, which are
+        scalar coordinates; float32 weights, 0..1, NaN where a keyframe lacks the camera. Coordinates
+        ``frame`` and ``coverage`` (row, col): the share of each patch that shows image. Attribute
+        ``geometry`` is the JSON of the camera's `Geometry`; ``active`` says what made heads active.
+
+        Raises
+        ------
+        SelectionError
+            If a name or an index matches nothing, or the result is too large.
+        NotFoundError
+            If there is no active head, because no keyframe asked for has the camera.
         """
-        if sink_corrected:
-            raw = self.maps(
-                phase, camera, layer=layer, head=head, step=step, reduce=reduce, keyframe=keyframe,
-                query=query, max_bytes=max_bytes,
-            )  # fmt: skip
-            return self._without_sinks(raw, phase, camera, keyframe, layer, head, step)
         spec = self.phase(phase, camera)
         self._check_camera(camera)
         if reduce not in ("max", "mean"):
             raise SelectionError(f"reduce is 'max' or 'mean'; got {reduce!r}")
-        grid = self.spec.geometry[camera].grid
-        step = self._asked_step(phase, step)
-        if phase == "decode" and step < 0:
-            shape = self._map_block(spec, grid, keyframe, step, layer, head)
-            shape.check_size(4, max_bytes, f"{phase} maps")
-            at_each = self._keyframe(keyframe, None)
-            last = self._steps(phase, step)
-            maps = [
-                self.maps(
-                    phase, camera, layer=layer, head=head, step=max(int(last[k]), 0), reduce=reduce,
-                    keyframe=int(k), query=query, max_bytes=max_bytes,
-                ) + np.float32(0 if last[k] >= 0 else np.nan)
-                for k in at_each.positions
-            ]  # fmt: skip
-            if maps:
-                return maps[0] if at_each.scalar else np.stack(maps)
+        geometry = self.spec.geometry[camera]
+        grid = tuple(
+            (name, Dimension(np.arange(n), False))
+            for name, n in zip(("row", "col"), geometry.grid, strict=True)
+        )
+        if step is None or spec.steps is None:
+            step = standing_step(spec.phase, spec.steps)
+        selection = self._select(spec, keyframe, frame, step, layer, head, grid)
         group = query if query is not None else spec.query_groups[0]
-        if isinstance(group, str) and group in spec.query_groups:
-            block = self._map_block(spec, grid, keyframe, step, layer, head)
-            block.check_size(4, max_bytes, f"{phase} maps")
-            stored = self.part.map(spec.phase, group, camera, reduce, block.index)
-            return np.asarray(block.pick(stored), np.float32)
-        at = self._step(phase, step) if spec.steps is not None else None
-        weights = self.values(
-            spec.path, keyframe=keyframe, step=at, layer=layer, head=head,
-            query=[group] if isinstance(group, int) else group, key=f"image:{camera}", max_bytes=max_bytes,
-        ).astype(np.float32)  # fmt: skip
-        if reduce == "max":
-            reduced = np.fmax.reduce(weights, axis=-2)
-        else:
-            # Not np.nanmean: it warns where a keyframe lacks the whole group or the camera.
-            there = ~np.isnan(weights)
-            with np.errstate(invalid="ignore"):
-                reduced = weights.sum(-2, where=there) / there.sum(-2)
-        return np.asarray(reduced.reshape(*reduced.shape[:-1], *grid), np.float32)
+        attributes: dict[str, Any] = {}
+        if head == "active":
+            selection = self._with_active(
+                selection, spec, camera, step, query=query, reduce=reduce, active=active,
+                sink_corrected=sink_corrected,
+            )  # fmt: skip
+            attributes["active"] = describe_active(active)
+        read = partial(
+            self._read_maps, spec, camera, reduce, group, sink_corrected,
+            _NO_LIMIT if lazy else max_bytes,
+        )  # fmt: skip
+        attributes |= self._identity(spec) | {
+            "long_name": f"attention, {reduce} over the {_spell(group)} tokens",
+            "camera": camera,
+            "query": _spell(group),
+            "reduce": reduce,
+            **({"sinks": "set to the median of the other patches"} if sink_corrected else {}),
+            "geometry": geometry.to_json(),
+        }
+        labels = {"coverage": (("row", "col"), geometry.coverage())}
+        name = f"{spec.phase}_map"
+        return self._labelled(name, selection, read, labels, attributes, lazy, max_bytes)
 
-    def _without_sinks(
-        self, maps: NDArray[np.float32], phase: str, camera: str, keyframe: Index, layer: Index,
-        head: Index, step: int | None,
-    ) -> NDArray[np.float32]:  # fmt: skip
-        """Correct each layer's and head's maps on its own: a sink belongs to a head."""
-        times = self._keyframe(keyframe, None).positions
-        layers = Dimension.of(layer, self.layers(phase), f"{phase} layer").positions
-        heads = Dimension.of(head, self.heads(phase), f"{phase} head").positions
-        full = maps.reshape(len(times), len(layers), len(heads), *maps.shape[-2:]).copy()
-        for i, j in np.ndindex(len(layers), len(heads)):
-            keys = self.sink_keys(phase, layer=int(layers[i]), head=int(heads[j]), step=step)
-            own = [(row, col) for at, row, col, _ in keys if at == camera]
-            full[:, i, j] = sinks.remove(full[:, i, j], self.geometry(camera), own)
-        return full.reshape(maps.shape)
-
-    def map(
+    @overload
+    def stats(
         self,
         phase: str,
         camera: str,
+        metric: str,
         *,
-        layer: int,
-        head: int | Literal["active"] = "active",
-        step: int | None = None,
-        reduce: Reduction = "max",
-        keyframe: int | None = None,
-        query: Group | None = None,
-        sink_corrected: bool = False,
+        layer: Index = ...,
+        head: Heads = ...,
+        step: Steps = ...,
+        keyframe: Index = ...,
+        frame: int | Sequence[int] | None = ...,
+        query: str | None = ...,
+        active: Active = ...,
+        lazy: bool = ...,
+    ) -> xr.DataArray: ...
+
+    @overload
+    def stats(
+        self,
+        phase: str,
+        camera: str,
+        metric: list[str] | tuple[str, ...] | None = ...,
+        *,
+        layer: Index = ...,
+        head: Heads = ...,
+        step: Steps = ...,
+        keyframe: Index = ...,
+        frame: int | Sequence[int] | None = ...,
+        query: str | None = ...,
+        active: Active = ...,
+        lazy: bool = ...,
+    ) -> xr.Dataset: ...
+
+    def stats(
+        self,
+        phase: str,
+        camera: str,
+        metric: str | list[str] | tuple[str, ...] | None = None,
+        *,
+        layer: Index = None,
+        head: Heads = None,
+        step: Steps = None,
+        keyframe: Index = None,
+        frame: int | Sequence[int] | None = None,
+        query: str | None = None,
         active: Active = "image",
-    ) -> xr.DataArray:
-        """Load one head's map with names and its geometry.
+        lazy: bool = False,
+    ) -> xr.DataArray | xr.Dataset:
+        """Load statistics of heads, of the unrounded weights: columns of table ``head_stats``.
 
         Parameters
         ----------
+        phase
+            ``prefix``, ``suffix``, ...
+        camera
+            Of whose patches.
+        metric
+            ``entropy``, ``variance``, ``camera_mass``, ...: an array; several, or None for all: a dataset.
+        layer, step, keyframe, frame
+            As for `attention`; `step` is ignored in one-pass phases.
         head
-            ``active`` is the one that `active_head` names for this very map: of this query, reduced
-            this way, at this step; at the keyframe, or over the episode when `keyframe` is None.
-        step, reduce, query, sink_corrected
-            As for `maps`.
+            As for `maps`, with ``reduce="mean"``: statistics are of the mean over the query tokens.
+        query
+            One of `query_groups`; None is the first.
         active
             As for `active_head`.
+        lazy
+            Read on access, but for the choice of active heads.
 
         Returns
         -------
-        DataArray (keyframe, row, col), or (row, col) for one keyframe, with coordinate
-        ``coverage`` and attributes ``geometry`` (JSON), ``camera``, ``reduce`` and, of the active
-        head, ``active``: what made it so, in words.
+        DataArray, or Dataset of them, (keyframe, [step], layer, head) without the dropped dimensions;
+        float32; NaN where there is none. Attributes ``long_name`` and ``units`` are those of
+        docs/schema.md.
+
+        Raises
+        ------
+        SelectionError
+            If a name or an index matches nothing, or there are no statistics of the group.
+        NotFoundError
+            If there is no active head, because no keyframe asked for has the camera.
+        """
+        spec = self.phase(phase, camera)
+        self._check_camera(camera)
+        group = query if query is not None else spec.query_groups[0]
+        step = None if spec.steps is None else step
+        selection = self._select(spec, keyframe, frame, step, layer, head, ())
+        about = self._identity(spec) | {"camera": camera, "query": group}
+        if head == "active":
+            selection = self._with_active(
+                selection, spec, camera, step, query=query, reduce="mean", active=active
+            )
+            about["active"] = describe_active(active)
+
+        def array(name: str) -> xr.DataArray:
+            self._statistics.check(name, spec, group)
+            read = partial(self._read_stats, spec, camera, group, name)
+            text, unit = METRICS.get(name, ("of the patch that max is of", "patches"))
+            attributes = {"long_name": text, "units": unit, **about}
+            return self._labelled(name, selection, read, {}, attributes, lazy, _NO_LIMIT)
+
+        if isinstance(metric, str):
+            return array(metric)
+        names = NUMERIC if metric is None else metric
+        return xr.Dataset({name: array(name) for name in names}, attrs=about)
+
+    def tree(self) -> xr.DataTree:
+        """Return everything that is stored of the episode as a tree that is read on access.
+
+        Returns
+        -------
+        DataTree: ``/PHASE`` (in phase vision ``/vision/CAMERA``) with ``attention``;
+        ``/maps/PHASE/QUERY/CAMERA`` with ``mean`` and ``max``, of every step;
+        ``/stats/PHASE/QUERY/CAMERA`` with a variable for each metric; ``/policy`` with ``actions``,
+        ``state``, ... Arrays are those of `attention`, `maps`, `stats` and `policy_array`.
+        """
+        from .tree import episode_tree
+
+        return episode_tree(self)
+
+    def explain(
+        self,
+        phase: str,
+        *,
+        camera: str | None = None,
+        keyframe: Index = None,
+        step: Steps = None,
+        layer: Index = None,
+        head: Index = None,
+        query: Group | None = None,
+        key: Group | None = None,
+    ) -> Cost:
+        """Say what a read would touch, without reading: tier, chunks, files, bytes.
+
+        Parameters
+        ----------
+        phase, keyframe, step, layer, head, query, key
+            As for `attention`, or with `camera` as for `maps`.
+        camera
+            With it, of `maps`; else of `attention`.
+
+        Returns
+        -------
+        The cost; as text it is a line for people.
 
         Raises
         ------
         SelectionError
             If a name or an index matches nothing.
-        NotFoundError
-            If there is no active head, because no keyframe asked for has the camera.
         """
-        attributes = {"camera": camera, "reduce": reduce}
-        if head == "active":
-            head = self.active_head(
-                phase, camera, layer=layer, step=step, keyframe=keyframe, query=query,
-                reduce=reduce, sink_corrected=sink_corrected, active=active,
-            )  # fmt: skip
-            attributes["active"] = describe_active(active)
-        values = self.maps(
-            phase,
-            camera,
-            layer=layer,
-            head=head,
-            step=step,
-            reduce=reduce,
-            keyframe=keyframe,
-            query=query,
-            sink_corrected=sink_corrected,
-        )
-        geometry = self.geometry(camera)
-        dims = ("keyframe", "row", "col")[3 - values.ndim :]
-        coords: dict[str, Any] = {
-            "layer": layer,
-            "head": head,
-            "coverage": (("row", "col"), geometry.coverage()),
-            "frame": ("keyframe", self.frames) if keyframe is None else int(self.frames[keyframe]),
-        }
-        attributes["geometry"] = geometry.to_json()
-        return xr.DataArray(values, coords, dims, name=f"{phase}_map", attrs=attributes)
-
-    def stats(
-        self, metric: str, phase: str, camera: str, *, query: str | None = None
-    ) -> NDArray[np.float32]:
-        """Load a metric of ``head_stats``, (keyframe, step, layer, head); one-pass phases have one step."""
-        self._check_camera(camera)
         spec = self.phase(phase, camera)
         group = query if query is not None else spec.query_groups[0]
-        return self._statistics.metric(metric, spec, camera, group)
+        if camera is not None and step is None:
+            step = standing_step(spec.phase, spec.steps)
+        if camera is not None and group in spec.query_groups:
+            self._check_camera(camera)
+            grid = self.spec.geometry[camera].grid
+            rest = tuple(
+                (name, Dimension(np.arange(n), False))
+                for name, n in zip(("row", "col"), grid, strict=True)
+            )
+            block = self._select(spec, keyframe, None, step, layer, head, rest).block
+            path = f"maps/{spec.phase}/{group}/{camera}/max"
+            return self._cost(block, "maps", path)
+        if camera is not None:
+            key, query = f"image:{camera}", group
+        rest = tuple(
+            (axis, Dimension.of_tokens(self._tokens(spec, axis, wanted)))
+            for axis, wanted in (("query", query), ("key", key))
+        )
+        block = self._select(spec, keyframe, None, step, layer, head, rest).block
+        return self._cost(block, "full", f"{spec.path}/attention")
 
     def map_variance(
         self,
@@ -251,14 +472,25 @@ class Episode(AttentionSlices):
 
         Parameters
         ----------
-        step, reduce, query, sink_corrected, active
+        phase
+            ``prefix``, ``suffix``, ...
+        camera
+            On whose patches.
+        layer
+            One layer.
+        step, reduce, query, keyframe, sink_corrected, active
             As for `active_head`.
         maps
             These very maps, (keyframe, head, row, col) or (head, row, col), if they are loaded.
 
         Returns
         -------
-        (keyframe, head), or (head,) of one keyframe; NaN where there is no map.
+        (keyframe, head), or (head,) of one keyframe, squared weights; NaN where there is no map.
+
+        Raises
+        ------
+        SelectionError
+            If a name or an index matches nothing.
         """
         spec = self.phase(phase, camera)
         self._check_camera(camera)
@@ -276,7 +508,7 @@ class Episode(AttentionSlices):
             maps = self.maps(
                 phase, camera, layer=layer, step=step, reduce=reduce, query=query,
                 keyframe=keyframe, sink_corrected=sink_corrected,
-            )  # fmt: skip
+            ).values  # fmt: skip
         return map_variance(maps, self.geometry(camera).coverage(), active)
 
     def active_head(
@@ -298,12 +530,24 @@ class Episode(AttentionSlices):
 
         Parameters
         ----------
+        phase
+            ``prefix``, ``suffix``, ...
+        camera
+            On whose patches.
+        layer
+            One layer.
+        keyframe
+            Index; None is the whole episode.
         step, reduce, query, sink_corrected
             Which map, as for `maps`. ``head_stats``, the report and ``attnstore sql --named
             most-active-heads`` are of stored groups' means: ``reduce="mean"``.
         active
             ``image``: variance over the patches that show image, weighted by their coverage.
             ``lab``: over the whole grid, letterbox included, as the lab did.
+
+        Returns
+        -------
+        The head's number.
 
         Raises
         ------
@@ -338,20 +582,41 @@ class Episode(AttentionSlices):
         step: int | None = None,
         query: str | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return attention on a camera's image and on its letterbox, each (keyframe, head).
+        """Return attention on a camera's image and on its letterbox.
 
         Of the query group's mean, from the statistics, or from the full attention of a group that
         has none.
+
+        Parameters
+        ----------
+        phase
+            ``prefix``, ``suffix``, ...
+        camera
+            On whose patches.
+        layer
+            One layer.
+        step, query
+            As for `maps`.
+
+        Returns
+        -------
+        Two arrays (keyframe, head) of shares of the attention, 0..1; NaN without the camera.
+
+        Raises
+        ------
+        SelectionError
+            If a name or an index matches nothing.
         """
         spec = self.phase(phase, camera)
         layer = check_index(layer, spec.layers, f"{phase} layer")
         if query is not None and query not in spec.query_groups:
             maps = self.maps(phase, camera, layer=layer, step=step, reduce="mean", query=query)
-            both = image_mass(maps, self.spec.geometry[camera].coverage())
+            both = image_mass(maps.values, self.spec.geometry[camera].coverage())
             return both[0].astype(np.float32), both[1].astype(np.float32)
         steps = self._steps(phase, step)
+        group = query if query is not None else spec.query_groups[0]
         image, letterbox = (
-            at_steps(self.stats(metric, phase, camera, query=query), steps)[:, layer]
+            at_steps(self._statistics.metric(metric, spec, camera, group), steps)[:, layer]
             for metric in ("camera_mass", "letterbox_mass")
         )
         return image, letterbox
@@ -359,7 +624,26 @@ class Episode(AttentionSlices):
     def sink_keys(
         self, phase: str, *, layer: int, head: int, step: int | None = None
     ) -> list[tuple[str, int, int, float]]:
-        """Return sinks that lie on image patches: (camera, row, col, mean mass)."""
+        """Return a head's attention sinks that lie on image patches; see table ``sinks``.
+
+        Parameters
+        ----------
+        phase
+            ``prefix``, ``suffix``, ...
+        layer, head
+            Of one head.
+        step
+            One step; None is the one that stands for the phase.
+
+        Returns
+        -------
+        (camera, row, col, mean attention 0..1) of each.
+
+        Raises
+        ------
+        SelectionError
+            If there is no such phase or step.
+        """
         asked = self._asked_step(phase, step)
         wanted = self._step(phase, asked) if phase in STEPPED_PHASES else None
         rows = self._statistics.sinks(phase, layer, head, wanted)
@@ -372,6 +656,8 @@ class Episode(AttentionSlices):
 
         Parameters
         ----------
+        phase
+            ``prefix``, ``suffix``, ...
         camera
             In phase ``vision``: whose image encoder.
 
@@ -391,9 +677,23 @@ class Episode(AttentionSlices):
         return token_stats(self, self._spec_of(phase, camera))
 
     def generated(self, keyframe: int) -> tuple[str, ...]:
-        """Return the tokens that the policy generated, one a step of phase decode; none if none.
+        """Return the tokens that the policy generated, one a step of phase decode.
 
         As one text they are column ``generated`` of table ``keyframes``.
+
+        Parameters
+        ----------
+        keyframe
+            Index.
+
+        Returns
+        -------
+        Their texts; none if there are none.
+
+        Raises
+        ------
+        SelectionError
+            If there is no such keyframe.
         """
         return self._generated.get(check_index(keyframe, len(self.frames), "keyframe"), ())
 
@@ -402,8 +702,21 @@ class Episode(AttentionSlices):
 
         What an ingest stored is returned as it is; what another writer stored is made `plain`.
 
+        Parameters
+        ----------
+        keyframe
+            Index.
+        camera
+            One of `cameras`.
+
+        Returns
+        -------
+        The file's bytes.
+
         Raises
         ------
+        SelectionError
+            If there is no such keyframe or camera.
         EpisodeError
             If it is no image that a store holds, or not of its geometry's size.
         NotFoundError
@@ -456,13 +769,265 @@ class Episode(AttentionSlices):
         return masks
 
     def policy_array(self, name: str) -> NDArray[np.float32]:
-        """Load ``actions``, ``actions_recorded``, ``state`` or ``denoising``, first axis keyframe.
+        """Load one of the policy's own arrays.
 
-        ``actions`` are (keyframe, horizon, action_dof), ``denoising`` (keyframe, step, horizon,
-        action_dof) the chunk after each step, both in the policy's normalised units; the recorded
-        ones, (keyframe, recorded_dof) and (keyframe, state_dof), in the dataset's.
+        Parameters
+        ----------
+        name
+            ``actions`` (keyframe, horizon, action_dof) in the policy's normalised units,
+            ``actions_recorded`` (keyframe, recorded_dof) and ``state`` (keyframe, state_dof) in the
+            dataset's, or ``denoising`` (keyframe, step, horizon, action_dof), normalised.
+
+        Returns
+        -------
+        float32.
+
+        Raises
+        ------
+        NotFoundError
+            If the episode has none of that name.
         """
         return np.asarray(self.part.block(f"policy/{name}").read((slice(None),)), np.float32)
+
+    def _select(
+        self, spec: PhaseSpec, keyframe: Index, frame: int | Sequence[int] | None, step: Steps, layer: Index,
+        head: Heads, rest: tuple[tuple[str, Dimension], ...],
+    ) -> Selection:  # fmt: skip
+        """Resolve what is asked for; heads that are active are resolved by `_with_active`."""
+        phase = spec.phase
+        if frame is not None:
+            if keyframe is not None:
+                raise SelectionError(f"give keyframe or frame; got {keyframe} and {frame}")
+            several = isinstance(frame, Sequence | np.ndarray)
+            keyframe = [self.keyframe_of(f) for f in frame] if several else self.keyframe_of(frame)  # type: ignore[union-attr, arg-type]
+        if isinstance(head, str) and head != "active":
+            raise SelectionError(f"a head is a number, a slice, numbers or 'active'; got {head!r}")
+        times = Dimension.of(keyframe, len(self.frames), "keyframe")
+        at, own = self._steps_asked(spec, step, times)
+        return Selection(
+            times,
+            at,
+            Dimension.of(layer, spec.layers, f"{phase} layer"),
+            None if head == "active" else Dimension.of(head, spec.heads, f"{phase} head"),
+            rest,
+            own,
+        )
+
+    def _steps_asked(
+        self, spec: PhaseSpec, step: Steps, times: Dimension
+    ) -> tuple[Dimension | None, Positions | None]:
+        """Steps, or in phase ``decode`` each keyframe's own, -1 where its text is too short."""
+        if isinstance(step, str) and step not in _STEP_WORDS:
+            raise SelectionError(
+                f"a step is a number, a slice, numbers, {', '.join(_STEP_WORDS)}; got {step!r}"
+            )
+        if spec.steps is None:
+            if step is not None and not isinstance(step, str):
+                raise SelectionError(f"phase {spec.phase} has no steps; got step {step}")
+            return None, None
+        if isinstance(step, str):
+            step = _STEP_WORDS[step]
+        if spec.phase == DECODE and not isinstance(step, slice | None):
+            if isinstance(step, int | np.integer):
+                if step < 0:
+                    check_index(int(step), spec.steps, f"{spec.phase} step")
+                    return None, self._steps(spec.phase, int(step))[times.positions]
+            elif any(int(each) < 0 for each in step):
+                raise SelectionError(
+                    f"in phase {spec.phase} a negative step is of each keyframe's own text: ask for "
+                    f"one at a time; got {list(step)}"
+                )
+        return Dimension.of(step, spec.steps, f"{spec.phase} step"), None
+
+    def _with_active(
+        self, selection: Selection, spec: PhaseSpec, camera: str, step: Steps, *, query: Group | None,
+        reduce: Reduction, active: Active, sink_corrected: bool = False,
+    ) -> Selection:  # fmt: skip
+        """Resolve each layer's active head."""
+        if isinstance(step, str):
+            step = _STEP_WORDS[step] if spec.steps is not None else None
+        one_step = int(step) if isinstance(step, int | np.integer) else None
+        times = selection.keyframe
+        heads = np.array(
+            [
+                self.active_head(
+                    spec.path, camera, layer=int(layer), step=one_step,
+                    keyframe=int(times.positions[0]) if times.scalar else None,
+                    query=query, reduce=reduce, sink_corrected=sink_corrected, active=active,
+                )
+                for layer in selection.layer.positions
+            ]
+        )  # fmt: skip
+        if selection.layer.scalar:
+            return replace(selection, head=Dimension(heads, True))
+        return replace(selection, active=heads)
+
+    def _camera_of(self, key: Group | None) -> str:
+        """Camera of the keys that are asked for."""
+        camera = key.removeprefix("image:") if isinstance(key, str) else ""
+        if camera not in self.cameras or key == camera:
+            raise SelectionError(
+                "head='active' is the head whose map of a camera varies most: say which by "
+                f"key='image:CAMERA', or give a number; got key {key!r}"
+            )
+        return camera
+
+    def _labelled(
+        self, name: str, selection: Selection, read: Read, extra: Mapping[str, Any],
+        attributes: dict[str, Any], lazily: bool, max_bytes: int,
+    ) -> xr.DataArray:  # fmt: skip
+        """Read a selection, now or on access, and label it.
+
+        Parameters
+        ----------
+        extra
+            Further coordinates: dimensions, or the dimension, and values.
+        """
+        data: Any
+        if lazily:
+            part = partial(selection.read_part, read)
+            data = lazy_data(selection.shape, np.dtype(np.float32), part)
+        else:
+            size = 4 * int(np.prod(selection.shape, dtype=np.int64))
+            if size > max_bytes:
+                raise too_large(size, max_bytes, name.replace("_", " "))
+            data = selection.read(read)
+        coords = selection.coordinates(self.frames)
+        for label, (dims, values) in extra.items():
+            here = (dims,) if isinstance(dims, str) else dims
+            if all(dim in selection.dims for dim in here):
+                coords[label] = (dims, values)
+            else:
+                coords[label] = values[0]
+        return xr.DataArray(data, coords, selection.dims, name=name, attrs=attributes)
+
+    def _read_weights(
+        self, spec: PhaseSpec, max_bytes: int, keyframes: Positions, steps: Positions | None,
+        layers: Positions, heads: Positions, queries: Positions, keys: Positions,
+    ) -> Float:  # fmt: skip
+        at = (keyframes, layers, heads, queries, keys)
+        dims = at if steps is None else (keyframes, steps, *at[1:])
+        block = Block(attention_dims(spec.phase), tuple(Dimension(each, False) for each in dims))
+        block.check_size(4, max_bytes, f"{spec.path} attention")
+        return block.pick(self.part.attention(spec.path, block.index)).astype(
+            np.float32, copy=False
+        )
+
+    def _read_maps(
+        self, spec: PhaseSpec, camera: str, reduce: Reduction, group: Group, sink_corrected: bool,
+        max_bytes: int, keyframes: Positions, steps: Positions | None, layers: Positions,
+        heads: Positions, rows: Positions, cols: Positions,
+    ) -> Float:  # fmt: skip
+        at = (keyframes, layers, heads) if steps is None else (keyframes, steps, layers, heads)
+        grid = self.spec.geometry[camera].grid
+        if sink_corrected:
+            whole = tuple(np.arange(n) for n in grid)
+            raw = self._read_maps(
+                spec,
+                camera,
+                reduce,
+                group,
+                False,
+                max_bytes,
+                keyframes,
+                steps,
+                layers,
+                heads,
+                *whole,
+            )
+            return self._without_sinks(raw, spec, camera, steps, layers, heads)[..., rows, :][
+                ..., cols
+            ]
+        if isinstance(group, str) and group in spec.query_groups:
+            dims = tuple(Dimension(each, False) for each in (*at, rows, cols))
+            block = Block(map_dims(spec.phase), dims)
+            block.check_size(4, max_bytes, f"{spec.phase} maps")
+            stored = self.part.map(spec.phase, group, camera, reduce, block.index)
+            return np.asarray(block.pick(stored), np.float32)
+        query = self._tokens(spec, "query", [group] if isinstance(group, int) else group).indices
+        key = self._tokens(spec, "key", f"image:{camera}").indices
+        weights = self._read_weights(spec, max_bytes, keyframes, steps, layers, heads, query, key)
+        if reduce == "max":
+            reduced = np.fmax.reduce(weights, axis=-2)
+        else:
+            # Not np.nanmean: it warns where a keyframe lacks the whole group or the camera.
+            there = ~np.isnan(weights)
+            with np.errstate(invalid="ignore"):
+                reduced = weights.sum(-2, where=there) / there.sum(-2)
+        maps = np.asarray(reduced.reshape(*reduced.shape[:-1], *grid), np.float32)
+        return maps[..., rows, :][..., cols]
+
+    def _without_sinks(
+        self, maps: Float, spec: PhaseSpec, camera: str, steps: Positions | None, layers: Positions,
+        heads: Positions,
+    ) -> Float:  # fmt: skip
+        """Correct each step's, layer's and head's maps on their own: a sink belongs to a head."""
+        geometry = self.geometry(camera)
+        numbers = [None] if steps is None else steps.tolist()
+        shape = (len(maps), len(numbers), *maps.shape[-4:])
+        corrected = maps.reshape(shape).copy()
+        for s, i, j in np.ndindex(len(numbers), len(layers), len(heads)):
+            keys = self.sink_keys(
+                spec.phase, layer=int(layers[i]), head=int(heads[j]), step=numbers[s]
+            )
+            own = [(row, col) for at, row, col, _ in keys if at == camera]
+            corrected[:, s, i, j] = sinks.remove(corrected[:, s, i, j], geometry, own)
+        return corrected.reshape(maps.shape)
+
+    def _read_stats(
+        self, spec: PhaseSpec, camera: str, group: str, metric: str, keyframes: Positions,
+        steps: Positions | None, layers: Positions, heads: Positions,
+    ) -> Float:  # fmt: skip
+        dense = self._statistics.metric(metric, spec, camera, group)
+        only = np.zeros(1, np.intp) if steps is None else steps
+        values = dense[np.ix_(keyframes, only, layers, heads)]
+        return values[:, 0] if steps is None else values
+
+    def _identity(self, spec: PhaseSpec) -> dict[str, Any]:
+        return {
+            "phase": spec.phase,
+            **({} if spec.camera is None else {"camera": spec.camera}),
+            "episode": self.name,
+            "run": self.run,
+        }
+
+    @cached_property
+    def _geometries(self) -> str:
+        """JSON of every camera's geometry: `to_netcdf` and `to_zarr` take text alone."""
+        return json.dumps({c: json.loads(g.to_json()) for c, g in self.spec.geometry.items()})
+
+    def _spec_of(self, phase: str, camera: str | None) -> PhaseSpec:
+        spec = self.phase(phase, camera)
+        if camera is not None and spec.camera != camera:
+            raise SelectionError(
+                f"phase {phase} is not of one camera: select its tokens by "
+                f"query='image:{camera}' or key='image:{camera}'"
+            )
+        return spec
+
+    def _cost(self, block: Block, tier: str, path: str) -> Cost:
+        grid = self.part.grid(path)
+        found = cost(block, tier, path, grid.chunk, grid.shard, grid.shape, 4)
+        return replace(found, missing_bytes=self.part.absent_bytes(path, block.index))
+
+    def _tokens(self, spec: PhaseSpec, axis: str, group: Group | None) -> TokenSelection:
+        aligned = spec.query if axis == "query" else spec.key
+        if group is not None and not isinstance(group, str):
+            return select_tokens(aligned, group, where=f"{spec.path} {axis}")
+        at = (spec.path, axis, group or "")
+        if at not in self._selections:
+            self._selections[at] = select_tokens(aligned, group, where=f"{spec.path} {axis}")
+        return self._selections[at]
+
+    def _token_labels(self, spec: PhaseSpec) -> dict[str, tuple[str, NDArray[Any]]]:
+        """Coordinates along queries and keys: the axis, and values over its whole length."""
+        if spec.path not in self._labels:
+            labels: dict[str, tuple[str, NDArray[Any]]] = {}
+            for axis, aligned in (("query", spec.query), ("key", spec.key)):
+                labels[f"{axis}_label"] = (axis, token_labels(aligned.spans, len(aligned)))
+                labels[f"{axis}_span"] = (axis, span_labels(aligned.spans, len(aligned)))
+            self._labels[spec.path] = labels
+        return self._labels[spec.path]
 
     def _asked_step(self, phase: str, step: int | None) -> int:
         """Return the step as it is counted, or for None the one that stands for the phase."""
@@ -489,3 +1054,8 @@ class Episode(AttentionSlices):
     def _images(self) -> Mapping[tuple[int, str], bytes]:
         table = self.part.table("frames", ["keyframe", "camera", "image"])
         return {(r["keyframe"], r["camera"]): r["image"] for r in table.to_pylist()}
+
+
+def _spell(group: Group) -> str:
+    """Spell a token group for an attribute."""
+    return group if isinstance(group, str) else str(group)

@@ -43,9 +43,24 @@ class HeadStats:
             self._dense[key] = self._load(name, phase, camera, group)
         return self._dense[key]
 
-    def _load(self, name: str, spec: PhaseSpec, camera: str, group: str) -> Float:
+    def check(self, name: str, spec: PhaseSpec, group: str) -> None:
+        """Check that there is such a metric, and that it was kept of a query group.
+
+        Raises
+        ------
+        SelectionError
+            If not; the message lists those that there are.
+        """
         if name not in NUMERIC:
             raise SelectionError(f"head_stats has no metric {name!r}; it has: {', '.join(NUMERIC)}")
+        if group not in spec.query_groups:
+            raise SelectionError(
+                f"no statistics of query group {group!r} in {spec.path}; there are: "
+                f"{', '.join(spec.query_groups)}"
+            )
+
+    def _load(self, name: str, spec: PhaseSpec, camera: str, group: str) -> Float:
+        self.check(name, spec, group)
         # Not the whole table: its column of masses is most of it.
         table = self._part.table("head_stats", [*_KEYS, name])
         keep = pc.and_(

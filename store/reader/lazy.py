@@ -1,26 +1,35 @@
-"""Arrays that xarray reads when it needs them: decoded, through the store's engine."""
+"""Arrays that xarray reads when it needs them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 from xarray.backends.common import BackendArray
 from xarray.core import indexing
 
-from ..commits.part import Part
-from ..format.precision import decode
 
+class LazyArray(BackendArray):
+    """An array that is read as it is indexed; picklable, so that dask's workers can read it.
 
-class StoredArray(BackendArray):
-    """A Zarr array of a part, decoded on reading; picklable, so that dask workers can open it."""
+    Parameters
+    ----------
+    shape, dtype
+        Of the whole.
+    read
+        Takes an index or a slice of unit step for every dimension. Picklable.
+    """
 
-    def __init__(self, part: Part, path: str, precision: str) -> None:
-        self._part, self._path, self._precision = part, path, precision
-        self.shape = part.block(path).shape
-        self.dtype = np.dtype(np.float32 if precision == "log8" else np.float16)
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        read: Callable[[tuple[int | slice, ...]], NDArray[Any]],
+    ) -> None:
+        self.shape, self.dtype = shape, dtype
+        self._source = read
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         return indexing.explicit_indexing_adapter(
@@ -41,14 +50,14 @@ class StoredArray(BackendArray):
                 index.append(slice(low, high + 1))
                 steps.append(slice(None, None, positions.step))
             else:
-                index.append(int(k))
-        block = self._part.block(self._path).read(tuple(index))
-        return np.asarray(decode(block, self._precision)[tuple(steps)])
+                index.append(int(k) % length)
+        return np.asarray(self._source(tuple(index))[tuple(steps)])
 
 
-def lazy_array(
-    part: Part, path: str, precision: str, dims: tuple[str, ...], coords: dict[str, Any], name: str
-) -> xr.DataArray:
-    """Return a DataArray that reads on access; ``.chunk()`` makes it a dask array."""
-    data = indexing.LazilyIndexedArray(StoredArray(part, path, precision))
-    return xr.DataArray(data, dims=dims, coords=coords, name=name)
+def lazy(
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    read: Callable[[tuple[int | slice, ...]], NDArray[Any]],
+) -> indexing.LazilyIndexedArray:
+    """Return data for a DataArray that is read on access; ``.chunk()`` makes it a dask array."""
+    return indexing.LazilyIndexedArray(LazyArray(shape, dtype, read))

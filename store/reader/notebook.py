@@ -59,8 +59,8 @@ def episode_html(episode: Episode) -> str:
 
 def _share(episode: Episode, phase: str, camera: str) -> NDArray[np.float32]:
     """(layer, head)."""
-    step = standing_step(phase, episode.steps(phase)) or 0
-    return mean_over_keyframes(episode.stats("camera_mass", phase, camera)[:, step])
+    step = standing_step(phase, episode.steps(phase))
+    return mean_over_keyframes(episode.stats(phase, camera, "camera_mass", step=step).values)
 
 
 def _matrix(values: NDArray[np.float32]) -> str:

@@ -55,7 +55,9 @@ async def attention(
         elif p.frame is not None:
             raise Refusal(400, f"give keyframe or frame; got {p.keyframe} and {p.frame}")
         _check_cost(episode.explain(p.phase, keyframe=keyframe, **chosen), most)
-        return episode.attention(p.phase, keyframe=keyframe, **chosen, max_bytes=most)
+        array = episode.attention(p.phase, keyframe=keyframe, **chosen, max_bytes=most)
+        # As stored: nothing is lost, and half the bytes.
+        return array.astype(np.float16) if episode.spec.precision == "float16" else array
 
     return await asked.array(p.format, read)
 
@@ -64,7 +66,7 @@ async def attention(
 async def maps(
     asked: Asked, parameters: Annotated[MapParameters, Query()]
 ) -> Json[ArrayAnswer] | Response:
-    """Return maps of attention over a camera's patches, as `Episode.maps` and `Episode.map` do."""
+    """Return maps of attention over a camera's patches, as `Episode.maps` does."""
     most = asked.service.config.limits.slice_bytes
     return await asked.array(parameters.format, lambda: read_maps(asked.episode, parameters, most))
 
@@ -128,10 +130,10 @@ def read_maps(episode: Episode, parameters: MapParameters, most: int) -> xr.Data
     if p.head == "mean":
         # A head at a time: all of them may be more than fits.
         each = [{**chosen, "head": number} for number in range(spec.heads)]
-        values = sum(episode.maps(p.phase, p.camera, **asked, **one) for one in each)
+        values = sum(episode.maps(p.phase, p.camera, **asked, **one).values for one in each)
         values = np.asarray(values / np.float32(spec.heads), np.float32)
     else:
-        values = episode.maps(p.phase, p.camera, **asked, **chosen)
+        values = episode.maps(p.phase, p.camera, **asked, **chosen).values
     geometry = episode.geometry(p.camera)
     dimensions = {
         "keyframe": Dimension.of(keyframe, len(episode.frames), "keyframe"),

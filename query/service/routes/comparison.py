@@ -214,7 +214,7 @@ def _maps(
         head = None if p.head == "mean" else int(p.head)
         maps = episode.maps(
             p.phase, p.camera, layer=p.layer, head=head, step=p.step, reduce=p.reduce, query=p.query
-        )
+        ).values
         yield maps if head is not None else np.asarray(maps.mean(1))
 
 

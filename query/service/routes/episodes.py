@@ -236,9 +236,9 @@ def _metric(
         step = standing_step(phase.phase, phase.steps) or 0
     step = check_index(step, phase.steps or 1, f"{parameters.phase} step")
     query = parameters.query or phase.query_groups[0]
-    values = episode.stats(metric, parameters.phase, parameters.camera, query=query)[:, step]
+    values = episode.stats(parameters.phase, parameters.camera, metric, query=query, step=step)
     definition, unit = METRICS[metric]
-    return values, {
+    return values.values, {
         "metric": metric, "definition": definition, "unit": unit, "phase": parameters.phase,
         "camera": parameters.camera, "query": query, "step": step,
     }  # fmt: skip
