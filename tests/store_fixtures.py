@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from attnstore.store.arrays.groups import PolicyShapes
+from attnstore.store.commits import entry
 from attnstore.store.commits import (
     Attempt,
     Commit,
@@ -464,5 +465,5 @@ def sealed(paths: StorePaths, commit: Commit) -> Commit:
         [path, (folder / path).stat().st_size, hash_file(folder / path)]
         for path, _, _ in value["files"]
     ]
-    file.write_text(json.dumps(value))
+    file.write_bytes(entry.sealed(value))
     return next(c for c in all_commits(paths) if c.attempt == commit.attempt)

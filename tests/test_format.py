@@ -32,6 +32,7 @@ from attnstore.store.catalog import refresh
 from attnstore.store.commits import Attempt, Commit, StorePaths, all_commits, hash_file, log_of
 from attnstore.store.commits.attempt import remove_part
 from attnstore.store.commits.entry import Kind
+from attnstore.store.commits.entry import sealed as sealed_entry
 from attnstore.store.commits.files import to_json
 from attnstore.store.commits.part import Part
 from attnstore.store.commits.run import load_run
@@ -263,7 +264,8 @@ def store(tmp_path: Path) -> tuple[StorePaths, Commit]:
 def rewrite(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
     value = json.loads(file.read_text())
     change(value)
-    file.write_bytes(to_json(value))
+    entry = file.parent.name == "log"
+    file.write_bytes(sealed_entry(value) if entry else to_json(value))
 
 
 def entry_file(paths: StorePaths, kind: str) -> Path:
@@ -289,7 +291,7 @@ def relinked(paths: StorePaths) -> None:
     previous = None
     for file in sorted(paths.log.glob("*.json")):
         value = {**json.loads(file.read_text()), "previous": previous}
-        file.write_bytes(to_json(value))
+        file.write_bytes(sealed_entry(value))
         previous = hashlib.sha256(file.read_bytes()).hexdigest()
 
 
@@ -321,7 +323,7 @@ def test_a_store_of_a_newer_minor_version_opens(store: tuple[StorePaths, Commit]
         "created": "2030-01-01T00:00:00Z",
         "text": "",
     }
-    paths.entry(3).write_bytes(to_json({**new, "previous": None}))
+    paths.entry(3).write_bytes(sealed_entry({**new, "previous": None}))
     relinked(paths)
     assert [str(p) for p in verify(open_store(paths.root))] == []
     opened = attnstore.open(paths.root)
@@ -344,7 +346,7 @@ def test_an_entry_of_an_unknown_kind_of_this_version_is_an_error(
     paths, _ = store
     now = {"major": FORMAT_MAJOR, "minor": FORMAT_MINOR}
     new = {"format": now, "number": 3, "kind": "note", "created": "2030-01-01T00:00:00Z"}
-    paths.entry(3).write_bytes(to_json({**new, "previous": None}))
+    paths.entry(3).write_bytes(sealed_entry({**new, "previous": None}))
     (bad,) = log_of(paths).update(thorough=True).unreadable.values()
     assert "kind 'note' is not one of commit, removal, run, discard" in bad.reason
 

@@ -26,6 +26,7 @@ from attnstore.store.commits import (
     unreadable_entries,
 )
 from attnstore.store.commits.verify import verify
+from attnstore.store.commits.entry import sealed
 from attnstore.store.errors import IntegrityError, NotFoundError
 from attnstore.store.opening import create_store, open_store
 
@@ -132,13 +133,34 @@ def test_a_log_that_shrank_or_was_exchanged_is_read_anew(paths: StorePaths) -> N
     assert shown == [("a",), ("c",)]
 
 
+def test_a_changed_byte_of_the_newest_entry_is_seen(paths: StorePaths) -> None:
+    for name in "ab":
+        publish(paths, name)
+    last = max(paths.log.glob("*.json"))
+    honest = last.read_bytes()
+    place = honest.index(b'"revision": 1') + len('"revision": ')
+    for damaged in (
+        honest[:place] + b"3" + honest[place + 1 :],
+        honest.replace(b"sha256", b"sha255"),
+        honest[: honest.rindex(b",")] + b"\n}\n",
+    ):
+        last.write_bytes(damaged)
+        copy = StorePaths(paths.root)
+        with pytest.raises(IntegrityError, match="SHA-256"):
+            latest_commit(copy, "run", "b")
+        assert latest_commit(copy, "run", "a") is not None
+        assert any("SHA-256" in str(problem) for problem in verify(copy))
+    last.write_bytes(honest)
+    assert latest_commit(StorePaths(paths.root), "run", "b") is not None
+
+
 def test_a_changed_entry_does_not_fit_the_one_after(paths: StorePaths) -> None:
     for name in "ab":
         publish(paths, name)
     raw = paths.entry(1).read_text()
     copy = create_store(paths.root.with_name("copy"))
     shutil.copytree(paths.root, copy.root, dirs_exist_ok=True)
-    copy.entry(1).write_text(raw.replace('"size"', '"size"').replace(",\n   1,", ",\n   2,"))
+    copy.entry(1).write_bytes(sealed(json.loads(raw.replace(",\n   1,", ",\n   2,"))))
     assert copy.entry(1).read_text() != raw
     with pytest.raises(IntegrityError, match="its bytes are not those that 0000000002"):
         latest_commit(copy, "run", "a")

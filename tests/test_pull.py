@@ -23,6 +23,7 @@ import attnstore
 from attnstore.cli import cli
 from attnstore.store.catalog import rebuild, refresh
 from attnstore.store.commits import Attempt, StorePaths, all_commits
+from attnstore.store.commits.entry import sealed
 from attnstore.store.commits.verify import verify
 from attnstore.store.errors import (
     AttnstoreError,
@@ -280,7 +281,7 @@ def test_commits_cannot_name_files_outside(paths: StorePaths, copy: Path, tmp_pa
     (file,) = (f for f in paths.log.iterdir() if '"episode": "e1-' in f.read_text())
     commit = json.loads(file.read_text())
     commit["files"][0][0] = "../../../../../../escaped"
-    file.write_text(json.dumps(commit))
+    file.write_bytes(sealed(commit))
     with file_server(paths.root) as server:
         for source in (paths.root, server.url):
             assert "1 of 3 parts were not pulled" in run("pull", source, copy, fails=PartialError)

@@ -30,6 +30,7 @@ from attnstore.cli import cli
 from attnstore.store.arrays.shards import Grid
 from attnstore.store.catalog import generations, refresh
 from attnstore.store.commits import StorePaths, all_commits, read_json, remove_part
+from attnstore.store.commits.entry import sealed
 from attnstore.store.errors import (
     AttnstoreError,
     IntegrityError,
@@ -436,7 +437,7 @@ def test_commits_cannot_name_files_outside(
     file = entry_of(paths, "e1")
     commit = read_json(file)
     commit["files"][0][0] = path
-    file.write_text(json.dumps(commit))
+    file.write_bytes(sealed(commit))
     with pytest.raises(IntegrityError, match="must be relative"):
         attnstore.open(server.url).episode("e1")
     assert not list(tmp_path.rglob("escaped"))
@@ -444,7 +445,7 @@ def test_commits_cannot_name_files_outside(
 
 def test_commits_cannot_take_others_places(paths: StorePaths, server: FileServer) -> None:
     file = entry_of(paths, "e1")
-    file.write_text(file.read_text().replace("e1-", "e2-"))
+    file.write_bytes(sealed(json.loads(file.read_text().replace("e1-", "e2-"))))
     with pytest.raises(IntegrityError, match="names"):
         attnstore.open(server.url).episode("e1")
 

@@ -9,11 +9,13 @@ discard   attempts that will never be committed, for their files are about to be
 ========= =========================================================================
 
 Every entry names the SHA-256 of the one before (null if that cannot be read): who knows the digest
-of one entry knows that everything up to it is as it was.
+of one entry knows that everything up to it is as it was. The last line of an entry is its own
+`seal`, by which a changed byte in the newest one shows, too.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,10 +25,12 @@ from typing import Any, Literal, get_args
 from ..errors import IntegrityError
 from ..format.documents import check
 from ..format.version import check_version, explained, is_newer, written
+from .files import to_json
 from .layout import Key, Layout, check_id, check_relative
 
 Kind = Literal["commit", "removal", "run", "discard"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+_SEAL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n\Z')
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -113,6 +117,34 @@ def commit_draft(commit: Commit) -> dict[str, Any]:
         summary=dict(commit.summary),
         files=[[f.path, f.size, f.sha256] for f in commit.files],
     )
+
+
+def sealed(value: Mapping[str, Any]) -> bytes:
+    """Spell an entry, with the SHA-256 of all that stands before as its last line.
+
+    Examples
+    --------
+    >>> sealed({"number": 1}).decode().splitlines()[-2:]
+    [' "sha256": "1b80ec6fa07428d12d191fa716f668363a48e11b76c5330e71376755052741ba"', '}']
+    """
+    body = to_json({key: said for key, said in value.items() if key != "sha256"})
+    digest = hashlib.sha256(body).hexdigest()
+    return body.removesuffix(b"\n}\n") + f',\n "sha256": "{digest}"\n}}\n'.encode()
+
+
+def check_seal(data: bytes) -> None:
+    """Compare an entry with its own last line.
+
+    Raises
+    ------
+    IntegrityError
+        If it has none, or the bytes before it are not those that were written.
+    """
+    seal = _SEAL.search(data)
+    if seal is None:
+        raise IntegrityError("it does not end with its own SHA-256")
+    if hashlib.sha256(data[: seal.start()] + b"\n}\n").hexdigest() != seal[1].decode():
+        raise IntegrityError("its bytes are not those that were written: their SHA-256 differs")
 
 
 def facts(raw: Mapping[str, Any], number: int) -> list[Fact]:

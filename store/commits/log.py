@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ..errors import AttnstoreError, IntegrityError, NotFoundError
-from .entry import Commit, Fact, commit_of, facts, ids, previous_of
+from .entry import Commit, Fact, check_seal, commit_of, facts, ids, previous_of, sealed
 from .files import create_exclusive, parse_json, read_bounded, sync_directory
 from .holding import StorePaths
 from .layout import ENTRY, Key
@@ -269,7 +269,10 @@ class Log:
             raise IntegrityError(f"{file}: {revision.reason}")
         try:
             self._paths.need_entry(revision.number)
-            commit = commit_of(parse_json(read_bounded(file), file))
+            data = read_bounded(file)
+            raw = parse_json(data, file)
+            check_seal(data)
+            commit = commit_of(raw)
         except (FileNotFoundError, NotFoundError):
             raise IntegrityError(f"{file}: missing") from None
         except IntegrityError as error:
@@ -316,7 +319,7 @@ class Log:
             # Of what cannot be read nobody knows what it will be when somebody repairs it.
             previous = None if history.head in history.unreadable else history.tip or None
             value = {"number": number, "previous": previous, **content}
-            if create_exclusive(self._paths.entry(number), value):
+            if create_exclusive(self._paths.entry(number), sealed(value)):
                 sync_directory(self._paths.log.parent)
                 return number
             self._wait_for(number)
@@ -424,6 +427,7 @@ class Log:
         try:
             raw = parse_json(data, file)
             key = _key(raw)
+            check_seal(data)
             found = facts(raw, number)
         except IntegrityError as error:
             return _Read(number, digest, reason=_reason(file, error), key=key)

@@ -48,6 +48,10 @@ function readLog(root) {
   names.forEach((name, index) => {
     const { bytes, value } = json(join(folder, name));
     readable(value, name);
+    const seal = /,\n "sha256": "([0-9a-f]{64})"\n}\n$/.exec(bytes.toString("utf8"));
+    need(seal !== null, `${name}: not sealed`);
+    const written = Buffer.concat([bytes.subarray(0, bytes.length - Buffer.byteLength(seal[0])), Buffer.from("\n}\n")]);
+    need(sha256(written) === seal[1], `${name}: not what was written`);
     need(value.number === index + 1 && Number(name.slice(0, 10)) === index + 1, `${name}: number ${value.number}`);
     need(value.previous === previous, `${name}: written after another entry`);
     previous = sha256(bytes);
