@@ -17,12 +17,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from attnstore.store.arrays.groups import PolicyShapes
-from attnstore.store.commits import entry
 from attnstore.store.commits import (
     Attempt,
     Commit,
     StorePaths,
     all_commits,
+    entry,
     hash_file,
     latest_commit,
     slug,

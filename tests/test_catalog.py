@@ -32,6 +32,7 @@ from attnstore.store.commits import (
     register_run,
     remove_part,
 )
+from attnstore.store.commits.entry import sealed as sealed_entry
 from attnstore.store.commits.run import save_run
 from attnstore.store.errors import IntegrityError, UsageError
 from attnstore.store.opening import create_store
@@ -584,7 +585,7 @@ def test_unreadable_commits_and_runs_are_named(paths: StorePaths) -> None:
     raw = newest_entry(paths)
     content = json.loads(raw.read_text())
     content["summary"]["keyframes"] = "many"
-    raw.write_text(json.dumps(content))
+    raw.write_bytes(sealed_entry(content))
     for _ in range(2):
         with connect(paths) as connection:
             assert len(connection.sql("FROM episodes").fetchall()) == 4

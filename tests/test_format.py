@@ -225,7 +225,9 @@ def is_valid(name: Name, value: Any) -> bool:
 TIME = "2030-01-01T00:00:00Z"
 OWNER = {"host": "h", "pid": 1, "created": TIME}
 GEOMETRY = json.loads(Geometry.letterbox((36, 64), (56, 56), (14, 14)).to_json())
-NOTE = {"number": 3, "previous": None, "created": TIME, "format": {"major": 1, "minor": 0}}
+NOTE = {
+    "number": 3, "previous": None, "created": TIME, "format": {"major": 1, "minor": 0}, "sha256": "0" * 64,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ from attnstore.store.commits import (
     remove_part,
     unreadable_entries,
 )
-from attnstore.store.commits.verify import verify
 from attnstore.store.commits.entry import sealed
+from attnstore.store.commits.verify import verify
 from attnstore.store.errors import IntegrityError, NotFoundError
 from attnstore.store.opening import create_store, open_store
 
@@ -146,10 +146,10 @@ def test_a_changed_byte_of_the_newest_entry_is_seen(paths: StorePaths) -> None:
     ):
         last.write_bytes(damaged)
         copy = StorePaths(paths.root)
-        with pytest.raises(IntegrityError, match="SHA-256"):
+        with pytest.raises(IntegrityError, match="(?i)sha-?256"):
             latest_commit(copy, "run", "b")
         assert latest_commit(copy, "run", "a") is not None
-        assert any("SHA-256" in str(problem) for problem in verify(copy))
+        assert any("sha" in str(problem).lower() for problem in verify(copy))
     last.write_bytes(honest)
     assert latest_commit(StorePaths(paths.root), "run", "b") is not None
 

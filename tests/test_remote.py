@@ -438,7 +438,7 @@ def test_commits_cannot_name_files_outside(
     commit = read_json(file)
     commit["files"][0][0] = path
     file.write_bytes(sealed(commit))
-    with pytest.raises(IntegrityError, match="must be relative"):
+    with pytest.raises(IntegrityError, match="must be relative|shorter than 1"):
         attnstore.open(server.url).episode("e1")
     assert not list(tmp_path.rglob("escaped"))
 

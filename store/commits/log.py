@@ -271,8 +271,8 @@ class Log:
             self._paths.need_entry(revision.number)
             data = read_bounded(file)
             raw = parse_json(data, file)
-            check_seal(data)
             commit = commit_of(raw)
+            check_seal(data)
         except (FileNotFoundError, NotFoundError):
             raise IntegrityError(f"{file}: missing") from None
         except IntegrityError as error:
@@ -427,8 +427,8 @@ class Log:
         try:
             raw = parse_json(data, file)
             key = _key(raw)
-            check_seal(data)
             found = facts(raw, number)
+            check_seal(data)
         except IntegrityError as error:
             return _Read(number, digest, reason=_reason(file, error), key=key)
         return _Read(number, digest, previous_of(raw), tuple(found), None, key)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import jsonschema_rs
@@ -36,7 +36,7 @@ def schema(name: Name) -> dict[str, Any]:
     >>> schema("marker")["required"]
     ['format', 'store_id', 'created']
     """
-    text = files(__package__).joinpath("schemas", f"{name}.json").read_text(encoding="utf-8")
+    text = (Path(__file__).parent / "schemas" / f"{name}.json").read_text(encoding="utf-8")
     value: dict[str, Any] = json.loads(text)
     return value
 
