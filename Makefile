@@ -96,7 +96,8 @@ test-pins: $(BIN)/uv  ## without torch, with other versions: make test-pins PINS
 	OMP_NUM_THREADS=1 .venv-pins/$(PINS)/bin/pytest -q -n $(JOBS) --maxprocesses 8 --timeout 900 \
 	  -p no:cacheprovider -o filterwarnings= --ignore tests/test_packaging.py $(PINS_TESTS)
 
-demo: links  ## ingest rollouts of a small trained policy, ask where it looks, and draw it
+demo: $(VENV)/.demo  ## ingest rollouts of a small trained policy, ask where it looks, and draw it
+	$(link)
 	$(BIN)/attnstore demo
 
 bench: links $(VENV)/.bench  ## measure size and speed
@@ -137,19 +138,29 @@ FORCE:
 $(BIN)/uv: | $(BIN)/pip
 	$(PIP) install --quiet -c constraints/ci.txt uv
 
-$(VENV)/.installed: $(VENV)/.wanted
+# What `make demo` runs: no tests, no tools. The rest goes into the same .venv when it is asked for.
+$(VENV)/.demo: $(VENV)/.wanted
 	$(PIP) install --quiet 'setuptools>=77'
+	$(PIP) install --no-build-isolation -c constraints/ci.txt -e '.[ingest,serve]'
+	@rm -f $(VENV)/.linked
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.demo
 	$(PIP) install --no-build-isolation -c constraints/ci.txt -e '.[dev]'
 	@rm -f $(VENV)/.linked
 	@touch $@
 
 # The editable install is a tree of links, so that type checkers resolve attnstore.*: a file that
 # was added or removed needs new links. Compare the list of files; link again only if it differs.
+define link
+@find $(PACKAGES) -type f ! -path '*/__pycache__/*' | LC_ALL=C sort > $(VENV)/.files
+@if ! cmp -s $(VENV)/.files $(VENV)/.linked || ! ls -d build/__editable__.attnstore-* >/dev/null 2>&1; \
+ then $(PIP) install --quiet --no-deps --no-build-isolation -e . >$(VENV)/.link.log 2>&1 \
+   || { cat $(VENV)/.link.log >&2; exit 1; }; cp $(VENV)/.files $(VENV)/.linked; fi
+endef
+
 links: $(VENV)/.installed
-	@find $(PACKAGES) -type f ! -path '*/__pycache__/*' | LC_ALL=C sort > $(VENV)/.files
-	@if ! cmp -s $(VENV)/.files $(VENV)/.linked || ! ls -d build/__editable__.attnstore-* >/dev/null 2>&1; \
-	 then $(PIP) install --quiet --no-deps --no-build-isolation -e . >$(VENV)/.link.log 2>&1 \
-	   || { cat $(VENV)/.link.log >&2; exit 1; }; cp $(VENV)/.files $(VENV)/.linked; fi
+	$(link)
 
 modules: $(VENV)/viewer/.installed  ## what lint and the reader in JavaScript have from npm
 
