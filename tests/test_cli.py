@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from cli_fixtures import NAME, assert_one_line, every_command, run
+from cli_fixtures import NAME, assert_one_line, every_command, run, run_process
 from droid_sample import sample_path
 from store_fixtures import flip_byte, random_episode, write_episode
 
@@ -212,7 +212,7 @@ class TestRender:
         out = tmp_path / "pictures"
         common = (root, "--out", out, "--where", "outcome = 'success'", "--layers", "1")
         for command in ("images", "videos"):
-            process = run("render", command, *common, PYTHONPATH=path)
+            process = run_process("render", command, *common, PYTHONPATH=path)
             assert process.returncode == 0, process.stderr
         folder = out / NAME
         assert not (out / "failure").exists()
