@@ -73,6 +73,8 @@ def commands(page: str) -> Iterator[list[str]]:
                 continue
             line = ""
             shell = ["&&", *words, "|"]
+            if words[:1] == ["$"]:  # a prompt: what it prints follows
+                shell = ["&&", *words[1:], "|"]
             for start, word in enumerate(shell):
                 before = [w for w in shell[:start] if "=" not in w][-1:]
                 if word == "attnstore" and before == ["&&"]:
@@ -81,7 +83,17 @@ def commands(page: str) -> Iterator[list[str]]:
                     yield rest[: min(ends)]
 
 
-@pytest.mark.parametrize("page", [*sorted(DOCS.rglob("*.md")), DOCS.parent / "README.md"])
+PAGES = [*sorted(DOCS.rglob("*.md")), DOCS.parent / "README.md"]
+
+
+def test_commands_are_found_in_the_pages() -> None:
+    """After a prompt, too: a search that finds nothing would let every page pass."""
+    found = [c for page in PAGES for c in commands(page.read_text(encoding="utf-8"))]
+    assert len(found) > 150
+    assert ["ls", "s3://bucket/pi05.attn"] in found
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_command_of_a_page_is_taken(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parsed as it stands, not run: names of commands, options, choices, how many arguments."""
     monkeypatch.setenv("ATTNSTORE", "lab.attn")
