@@ -10,7 +10,7 @@ MINOR  := import sys; print(*sys.version_info[:2], sep=".")
 OCTO_VENV ?= .venv-octo
 PINS ?= openpi
 PINS_TESTS ?= tests
-PINS_FAST := $(addprefix tests/test_,writer.py plain_readers.py episode.py sql.py named.py)
+PINS_FAST := $(addprefix tests/test_,writer.py plain_readers.py episode.py sql.py)
 PINS_PYTHON ?= $(firstword $(if $(filter lerobot,$(PINS)),$(shell command -v python3.12)) $(BIN)/python)
 LEROBOT_PYTHON ?= $(firstword $(wildcard $(addsuffix /bin/python,$(abspath $(LEROBOT)) $(abspath $(LEROBOT))/.venv)))
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
