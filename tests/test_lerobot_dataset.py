@@ -360,7 +360,10 @@ class TestBroken:
     )
     def test_texts_of_tasks_as_others_write_them(self, copied: Path, texts: Any) -> None:
         tasks = copied / "meta" / "tasks.parquet"
-        pq.write_table(pa.table({"task_index": [0, 1], "task": texts}), tasks)
+        try:
+            pq.write_table(pa.table({"task_index": [0, 1], "task": texts}), tasks)
+        except pa.ArrowNotImplementedError as refused:  # string_view, by Arrow 17
+            pytest.skip(str(refused))
         assert LeRobotDataset(copied).info("episode_000001").instruction == TASKS[1]
 
     @pytest.mark.parametrize("file", [DATA, "meta/episodes/chunk-000/file-000.parquet"])
@@ -605,7 +608,7 @@ def hub(
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    from huggingface_hub import constants
+    constants = pytest.importorskip("huggingface_hub.constants")
 
     endpoint = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
