@@ -415,7 +415,7 @@ def test_a_source_that_the_dataset_does_not_have_is_left_out(store: Store, datas
     assert result.exit_code == 0, result.output
     found = {(e["name"], e["source"], e["status"]) for e in events}
     assert found == {(name, "detector", "committed") for name in NAMES}
-    assert "gripper: left out, no episode has calibration.json" in result.stderr
+    assert "gripper: left out, no episode has calibration.json" in result.output
     # asked for, it is missing
     result, _ = run(store, dataset, "--source", "gripper")
     assert isinstance(result.exception, PartialError)

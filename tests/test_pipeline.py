@@ -366,6 +366,7 @@ class TestForecast:
     def test_trained_attention_and_images_of_two_sizes_within_5_percent(
         self, ram_path: Path, precision: str
     ) -> None:
+        pytest.importorskip("torch")
         trained = load_policy("pi0", str(checkpoint_path()), dtype="float32")
         for scale in (1, 3):
             dataset = Enlarged(episodes_path())

@@ -21,10 +21,13 @@ from attnstore.store.tables.inventory import TABLES
 
 READER = """
 import json, sys, warnings
+
+sys.modules["attnstore"] = None  # nobody can import it; xarray 2025 tries, for its engine
 from pathlib import Path
 import numpy as np
 
 warnings.simplefilter("error")
+warnings.filterwarnings("ignore", "Engine 'attnstore' loading failed")
 arguments = json.loads(sys.argv[1])
 directory, root = Path(arguments["directory"]), Path(arguments["root"])
 arrays, expected = directory / arguments["arrays"], np.load(arguments["expected"])
@@ -114,7 +117,6 @@ def with_duckdb():
 
 
 globals()[f"with_{arguments['reader']}"]()
-assert not [name for name in sys.modules if name.split(".")[0] == "attnstore"]
 print("read")
 """
 
