@@ -298,7 +298,7 @@ export interface paths {
     };
     /**
      * Maps
-     * @description Return maps of attention over a camera's patches, as `Episode.maps` and `Episode.map` do.
+     * @description Return maps of attention over a camera's patches, as `Episode.maps` does.
      */
     get: operations["maps"];
     put?: never;
