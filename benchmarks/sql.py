@@ -6,7 +6,6 @@ with a commit each. Ids come from commits and paths, so for every query they are
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 from functools import partial
@@ -16,8 +15,9 @@ from typing import Any
 import attnstore
 from attnstore.query import Episode
 from attnstore.store.arrays import engine
-from attnstore.store.catalog import refresh
+from attnstore.store.catalog import connect, refresh
 from attnstore.store.commits import Commit, StorePaths, commit_draft, slug
+from attnstore.store.commits.entry import sealed
 from attnstore.store.commits.run import load_run, save_run
 from attnstore.store.opening import create_store
 
@@ -58,8 +58,7 @@ def _rows(setting: Setting, template: Episode) -> list[Figure]:
         ("head_stats", BY_KEYFRAME, ""),
     ):
         found[table] = store.sql(query).fetchall()
-        connection = store._catalog
-        assert connection is not None
+        connection = connect(store.paths)
         run_it = partial(_fetch, connection, query)
         times = timed(run_it, setting.repeats(7))
         figures.append(
@@ -163,4 +162,4 @@ def _link(source: StorePaths, paths: StorePaths, commit: Commit, number: int) ->
         os.link(commit.directory(source) / file.path, target)
     # Without a sync each, and a look at the others, as `Attempt.publish` would.
     entry = {"number": number + 2, "previous": None, **commit_draft(copy)}
-    paths.entry(number + 2).write_text(json.dumps(entry))
+    paths.entry(number + 2).write_bytes(sealed(entry))

@@ -56,7 +56,7 @@ def figures(name: str, directory: Path) -> dict[str, Any]:
     [
         ("writer", ["float16: written per core", "log8: written per core"]),
         ("size", ["bfloat16 model: log8 smaller than HDF5", "float32 model: HDF5 gzip-4, size"]),
-        ("slices", ["float16: one head's text rows, NumPy, cached"]),
+        ("slices", ["float16: one head's text rows, xarray, cached"]),
         ("tables", ["head_stats", "overview maps: mean of suffix", "files"]),
         ("chunks", ["prefix float16 zstd-1 bitshuffle (1,1,1,64,K): raw float16 over it"]),
         ("sql", ["layer x head x outcome over episode_stats", "one map, 2 episodes"]),
