@@ -531,6 +531,7 @@ class TestWhatIsMissing:
         folder = tmp_path / "s" / "quarantine" / chosen.run / "b-0000000000"
         folder.mkdir(parents=True)
         entry = {"run": chosen.run, "part": "base", "name": "b", "reason": "rows sum to nan"}
+        entry["created"] = "2030-01-01T00:00:00Z"
         (folder / "000001.json").write_text(json.dumps(entry))
         write_report(store, chosen, tmp_path / "out", format="html", check=True)
         said = page(tmp_path / "out" / "report.html").said

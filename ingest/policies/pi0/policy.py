@@ -197,9 +197,8 @@ class Pi0Policy(PretrainedPolicy):
 
     @property
     def vocabulary(self) -> int:
-        """Rows of the language model's embedding."""
-        core = unwrap(unwrap(self.model).model)
-        return int(unwrap(unwrap(core.vlm).get_input_embeddings()).num_embeddings)
+        """Rows of the language model's embedding, from the configuration: a dry run loads no weights."""
+        return int(self.config.vlm_config.text_config.vocab_size)
 
     def encoder(self) -> Any:
         """SigLIP's vision tower."""

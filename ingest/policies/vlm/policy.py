@@ -242,8 +242,8 @@ class VlmPolicy(PretrainedPolicy):
 
     @property
     def vocabulary(self) -> int:
-        """Rows of the language model's embedding."""
-        return int(unwrap(unwrap(self.model).get_input_embeddings()).num_embeddings)
+        """Rows of the language model's embedding, from the configuration: a dry run loads no weights."""
+        return int(self.config.get_text_config(decoder=True).vocab_size)
 
     def watched(self) -> Sequence[Watched]:
         """Self-attention of the language model's decoder layers; `Passes` names their phases."""

@@ -104,7 +104,7 @@ def _try_maps(episode: Episode, chosen: Chosen, asked: Mapping[str, Any]) -> flo
             query=asked["query"],
         )
         whole += maps.nbytes
-        packed += len(gzip.compress(maps.tobytes(), GZIP))
+        packed += len(gzip.compress(maps.values.tobytes(), GZIP))
     return packed / whole
 
 
