@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import xarray as xr
 from numpy.testing import assert_array_equal
@@ -87,6 +88,28 @@ def test_lazy_is_what_is_read_at_once(
             some = {"head": [1, 0]} | ({"keyframe": 0} if "keyframe" in now.dims else {})
             if now.sizes["head"] > 1:
                 xr.testing.assert_identical(read(lazy=True).isel(some).load(), now.isel(some))
+
+
+def test_statistics_are_those_of_the_table(
+    stored: tuple[Path, Episode, RandomEpisode, str],
+) -> None:
+    """Row by row, from the part's Parquet file as Arrow reads it."""
+    _, episode, _, _ = stored
+    checked = 0
+    for phase, group in (("prefix", "task"), ("suffix", "action")):
+        entropy = episode.stats(phase, CAMERA, "entropy", query=group, step="all")
+        variance = episode.stats(phase, CAMERA, "variance", query=group, step="all")
+        for row in pq.read_table(episode.part.path / "head_stats.parquet").to_pylist():
+            if (row["phase"], row["camera"], row["query_group"]) != (phase, CAMERA, group):
+                continue
+            step = [] if row["step"] is None else [row["step"]]
+            frame = episode.frames.tolist().index(row["frame"])
+            at = (frame, *step, row["layer"], row["head"])
+            for array, name in ((entropy, "entropy"), (variance, "variance")):
+                expected = np.nan if row[name] is None else np.float32(row[name])
+                np.testing.assert_equal(array.values[at], expected)
+            checked += 1
+    assert checked > 20
 
 
 def test_coordinates_are_named(stored: tuple[Path, Episode, RandomEpisode, str]) -> None:
