@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from store_fixtures import flip_byte, run_config, sealed, write_episode
 
 import attnstore.store.catalog.generations  # noqa: F401  by its own name below
 from attnstore.store.catalog import Generation, connect, generations, rebuild, refresh
+from attnstore.store.catalog.committed_files import _Reader
 from attnstore.store.catalog.rows import catalog_part
 from attnstore.store.catalog.tables import CATALOG, COPIED, VIEWED
 from attnstore.store.commits import (
@@ -628,3 +630,19 @@ def test_batches_are_joined(paths: StorePaths, monkeypatch: pytest.MonkeyPatch) 
     one = refresh(paths)
     monkeypatch.setattr("attnstore.store.catalog.changes.BATCH", 1)
     assert_same(one, rebuild(paths))
+
+
+def test_threads_that_share_a_table_read_what_they_asked_for(tmp_path: Path) -> None:
+    """A seek of another thread between a seek and a read changes nothing: DuckDB's threads share handles."""
+    file = tmp_path / "file"
+    file.write_bytes(bytes(range(256)) * 64)
+    for shared in (_Reader(file), _Reader(file.read_bytes())):
+        with shared, ThreadPoolExecutor(1) as other:
+            shared.seek(7)
+            other.submit(shared.seek, 1000).result()
+            assert shared.read(3) == bytes((7, 8, 9))
+            assert shared.tell() == 10
+            assert other.submit(shared.read, 2).result() == bytes((1000 % 256, 1000 % 256 + 1))
+            assert len(shared.read()) == 256 * 64 - 10
+            assert shared.seek(-2, 2) == 256 * 64 - 2
+            assert shared.read(9) == bytes((254, 255))

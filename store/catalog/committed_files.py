@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import atexit
 import io
+import os
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from weakref import WeakSet
 
 import duckdb
@@ -143,11 +145,60 @@ def _empty_table(path: str) -> str | None:
     return path.removeprefix(above).removesuffix(".parquet") if path.startswith(above) else None
 
 
-class _Reader(io.BufferedReader):
-    """A file that closes when it is dropped, which is how DuckDB leaves it."""
+class _Reader(io.RawIOBase):
+    """A file in which every thread has a place of its own.
 
-    def __del__(self) -> None:
-        self.close()
+    DuckDB's threads share a handle, and each reads by a seek and a read, two calls between which another thread
+    may run: with one place for all it would read other bytes than it asked for.
+    """
+
+    def __init__(self, content: Path | bytes) -> None:
+        super().__init__()
+        self._bytes = content if isinstance(content, bytes) else None
+        self._file = None if isinstance(content, bytes) else io.FileIO(content)
+        self._size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        self._places: dict[int, int] = {}
+
+    def readable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def tell(self) -> int:
+        """Return this thread's place."""
+        return self._places.get(threading.get_ident(), 0)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move this thread's place."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._size}[whence]
+        self._places[threading.get_ident()] = start + offset
+        return start + offset
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Read from this thread's place: all that is asked for, or what there is."""
+        place = self.tell()
+        end = self._size if size < 0 else min(place + size, self._size)
+        if self._bytes is not None:
+            data = self._bytes[place:end]
+        else:
+            assert self._file is not None
+            data = b""
+            while place + len(data) < end:
+                more = os.pread(self._file.fileno(), end - place - len(data), place + len(data))
+                if not more:
+                    break
+                data += more
+        self.seek(place + len(data))
+        return data
+
+    def close(self) -> None:
+        """Close the file; so does dropping it, which is how DuckDB leaves it."""
+        if self._file is not None:
+            self._file.close()
+        super().close()
 
 
 class _FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
@@ -160,13 +211,13 @@ class _FileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no ty
         super().__init__()
         self._tables = tables
 
-    def open(self, path: str, mode: str = "rb", **options: Any) -> IO[bytes]:
+    def open(self, path: str, mode: str = "rb", **options: Any) -> _Reader:
         """Open a file that is as it was committed."""
         if mode != "rb":
             raise IntegrityError(f"{path}: committed files are not written")
         if (table := _empty_table(path)) is not None:
-            return io.BytesIO(_empty(table))
-        return _Reader(io.FileIO(self._here(path)))
+            return _Reader(_empty(table))
+        return _Reader(self._here(path))
 
     def glob(self, path: str, **options: Any) -> list[str]:
         """Return the path: a catalog names files, never patterns."""
