@@ -10,7 +10,7 @@ MINOR  := import sys; print(*sys.version_info[:2], sep=".")
 OCTO_VENV ?= .venv-octo
 PINS ?= openpi
 PINS_TESTS ?= tests
-PINS_FAST := $(addprefix tests/test_,writer.py plain_readers.py episode.py sql.py)
+PINS_FAST := $(addprefix tests/store/test_,writer.py plain_readers.py episode.py) tests/query/test_sql.py
 PINS_PYTHON ?= $(firstword $(if $(filter lerobot,$(PINS)),$(shell command -v python3.12)) $(BIN)/python)
 LEROBOT_PYTHON ?= $(firstword $(wildcard $(addsuffix /bin/python,$(abspath $(LEROBOT)) $(abspath $(LEROBOT))/.venv)))
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
@@ -60,8 +60,8 @@ test-lerobot: links  ## the same contract on the real LeRobot: make test-lerobot
 	@# in LeRobot's own environment: it needs Python 3.12 and caps torch and transformers
 	@$(LEROBOT_PYTHON) -c 'import lerobot.datasets, duckdb, h5py, hypothesis, psutil, pytest, tensorstore, xarray, zarr' \
 	  || { echo "first: $(LEROBOT_PYTHON) -m pip install '.[lerobot]' 'lerobot[dataset]' pytest hypothesis (docs/how-to/lerobot.md)" >&2; exit 1; }
-	cd tests && HF_HUB_OFFLINE=1 PYTHONPATH="$$(ls -d ../build/__editable__.attnstore-*)" \
-	  $(LEROBOT_PYTHON) -m pytest -q -p no:cacheprovider lerobot_real.py
+	cd tests && HF_HUB_OFFLINE=1 PYTHONPATH="$$(ls -d ../build/__editable__.attnstore-*):fixtures" \
+	  $(LEROBOT_PYTHON) -m pytest -q -p no:cacheprovider real/lerobot_real.py
 
 test-octo: links  ## the same contract on the real Octo: make test-octo OCTO=/path/to/checkout
 	@test -f "$(OCTO)/octo/model/octo_model.py" \
@@ -71,9 +71,9 @@ test-octo: links  ## the same contract on the real Octo: make test-octo OCTO=/pa
 	$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	  print(*p["dependencies"], *p["optional-dependencies"]["octo"], sep="\n")' > $(OCTO_VENV)/needs.txt
 	$(OCTO_VENV)/bin/python -m pip install --quiet -r $(OCTO_VENV)/needs.txt pytest hypothesis
-	cd tests && HF_HUB_OFFLINE=1 PYTHONPATH="$$(ls -d ../build/__editable__.attnstore-*):$(abspath $(OCTO))" \
+	cd tests && HF_HUB_OFFLINE=1 PYTHONPATH="$$(ls -d ../build/__editable__.attnstore-*):fixtures:$(abspath $(OCTO))" \
 	  $(abspath $(OCTO_VENV))/bin/python -m pytest -q -p no:cacheprovider -p octo_checkpoint -W default \
-	  octo_real.py octo_cnn_real.py
+	  real/octo_real.py real/octo_cnn_real.py
 
 test-openpi: links  ## the same contract on openpi itself: make test-openpi OPENPI=/path/to/checkout
 	@test -d "$(OPENPI)/src/openpi/models_pytorch" \
@@ -81,8 +81,8 @@ test-openpi: links  ## the same contract on openpi itself: make test-openpi OPEN
 	@# in openpi's own environment: it pins NumPy 1, JAX and a patched transformers
 	@$(OPENPI_PYTHON) -c 'import openpi.policies.policy_config, duckdb, h5py, hypothesis, psutil, pyarrow.lib, pytest, zarr' \
 	  || { echo "first: uv pip install --python $(OPENPI_PYTHON) '.[openpi]' pytest hypothesis (docs/how-to/openpi.md)" >&2; exit 1; }
-	cd tests && OPENPI="$(abspath $(OPENPI))" HF_HUB_OFFLINE=1 PYTHONPATH="$$(ls -d ../build/__editable__.attnstore-*)" \
-	  $(OPENPI_PYTHON) -m pytest -q -p no:cacheprovider -W ignore openpi_real.py
+	cd tests && OPENPI="$(abspath $(OPENPI))" HF_HUB_OFFLINE=1 PYTHONPATH="$$(ls -d ../build/__editable__.attnstore-*):fixtures" \
+	  $(OPENPI_PYTHON) -m pytest -q -p no:cacheprovider -W ignore real/openpi_real.py
 
 test-pins: $(BIN)/uv  ## without torch, with other versions: make test-pins PINS=openpi (or lerobot, octo, lowest)
 	@test -f constraints/$(PINS).txt || { echo "no constraints/$(PINS).txt: PINS is one of" \

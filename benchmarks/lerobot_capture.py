@@ -19,7 +19,7 @@ import torch
 from attnstore.ingest.capture import Record, capture
 from attnstore.ingest.policies.lerobot.policy import adapt_lerobot
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
 ROUNDS = 3
 
 

@@ -23,7 +23,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A laptop reads stores without these, so `make test-pins` runs without them. A test module that
-# imports one, itself or through another module of this folder, is left out there, and said to be.
+# imports one, itself or through a module of fixtures/, is left out there, and said to be.
 # What the product imports is no excuse: it has to do without.
 TESTS = Path(__file__).parent
 ABSENT = {
@@ -34,19 +34,23 @@ ABSENT = {
 
 
 def imported(module: Path) -> set[str]:
-    """What a test module imports when it is loaded: top-level names, siblings' imports included."""
+    """What a test module imports when it is loaded: top-level names, fixtures' imports included."""
     names: set[str] = set()
     for statement in ast.parse(module.read_bytes()).body:
         if isinstance(statement, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in statement.names}
         elif isinstance(statement, ast.ImportFrom) and statement.module is not None:
             names.add(statement.module.partition(".")[0])
-    siblings = [TESTS / f"{name}.py" for name in names]
-    return names.union(*(imported(s) for s in siblings if s.exists()))
+    fixtures = [TESTS / "fixtures" / f"{name}.py" for name in names]
+    return names.union(*(imported(f) for f in fixtures if f.exists()))
 
 
 collect_ignore = (
-    sorted(m.name for m in TESTS.glob("test_*.py") if imported(m) & ABSENT) if ABSENT else []
+    sorted(
+        m.relative_to(TESTS).as_posix() for m in TESTS.rglob("test_*.py") if imported(m) & ABSENT
+    )
+    if ABSENT
+    else []
 )
 
 

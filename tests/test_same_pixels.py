@@ -22,9 +22,9 @@ from image_kinds import REFUSED, TAKEN, exif, jpeg, picture, pillow, with_segmen
 from ingest_fixtures import checkpoint, loaded, make_job, policy
 from numpy.typing import NDArray
 from playwright.sync_api import Browser, Page
+from rerun_recording import read as read_recording
 from service_fixtures import TOKEN, start, stop
 from store_fixtures import sealed
-from test_rerun_export import read as read_recording
 from viewer_fixtures import browser, decoded, settle
 from viewer_fixtures import pixels as drawn_pixels
 

@@ -2,7 +2,7 @@
 
 A store of the format as it is now, as small as one can be that has an entry of every kind in its log, both
 precisions, spans of changing length, and a part beside ``base``. Numbers are of fixed seeds, so that
-tests/test_golden.py knows them without the store; ids of attempts and times are of the day.
+tests/store/test_golden.py knows them without the store; ids of attempts and times are of the day.
 
 The store is checked in so that what was written once is read for ever: make it anew only with a change of the
 format itself.
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures"))
 from store_fixtures import (
     POLICY,
     SOURCE,

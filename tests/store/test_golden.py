@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkout import CHECKOUT
+from store_documents import documents
 from store_fixtures import RandomEpisode, maps_of
-from test_format import documents
 
 import attnstore
 from attnstore.store.arrays.groups import MAP_BITS
@@ -29,9 +30,9 @@ from attnstore.store.format.geometry import Geometry
 from attnstore.store.format.precision import log8_table
 from attnstore.store.opening import open_store
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = CHECKOUT / "tests" / "golden"
 STORE = GOLDEN / "store.zip"
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = CHECKOUT / "docs"
 sys.path.insert(0, str(GOLDEN))
 from make import CAMERA, EPISODES, expected  # noqa: E402  needs the path above
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zarr
+from checkout import CHECKOUT
 from service_fixtures import TOKEN, Server
 
 import attnstore
@@ -476,7 +477,7 @@ def test_the_client_is_the_python_api(
 
 
 def test_the_page_of_curl_commands(server: Server, tmp_path: Path) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "how-to" / "serve.md").read_text()
+    page = (CHECKOUT / "docs" / "how-to" / "serve.md").read_text()
     blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
     assert sum(block.count("curl") for block in blocks) > 20
     # what a user types, with this server's address, and its store's id

@@ -4,7 +4,7 @@
 Each test damages one file of a small dataset in a seeded way, reads every episode, and mends it.
 A reader may refuse an episode with an `EpisodeError`, or the dataset with one line if the file is
 the dataset's. Where it accepts, every value is compared with a plain reading of the same files by
-h5py, pyarrow, json or NumPy. ``python tests/test_mutated_datasets.py 20000`` runs a longer campaign.
+h5py, pyarrow, json or NumPy. ``python tests/ingest/test_mutated_datasets.py 20000`` runs a longer campaign.
 """
 
 from __future__ import annotations

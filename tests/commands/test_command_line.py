@@ -13,13 +13,14 @@ from typing import Any
 
 import click
 import pytest
+from checkout import CHECKOUT
 from cli_fixtures import NAME, assert_one_line, every_command, run, run_process
 from store_fixtures import write_episode
 
 from attnstore.cli import cli
 from attnstore.store.opening import create_store
 
-TOP = Path(__file__).parents[1]
+TOP = CHECKOUT
 COMMANDS = [(path, c) for path, c in every_command(cli) if not isinstance(c, click.Group)]
 
 

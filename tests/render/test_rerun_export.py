@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from rerun_recording import Rows, read
 from store_fixtures import write_episode
 
 import attnstore
@@ -24,7 +25,6 @@ from attnstore.store.format.geometry import Geometry
 from attnstore.store.opening import create_store
 
 CAMERA = "hand_camera"
-Rows = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +43,6 @@ def episode(root: Path) -> Episode:
 @pytest.fixture(scope="module")
 def recording(episode: Episode, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rows]:
     return read(write_recording(episode, tmp_path_factory.mktemp("out") / "one.rrd"))
-
-
-def read(file: Path) -> dict[str, Rows]:
-    """Rows of every entity, in the order of the keyframes and steps; statics have no keyframe."""
-    from rerun.chunk import RrdReader
-
-    found: dict[str, Rows] = {}
-    for chunk in RrdReader(file).stream().to_chunks():
-        batch = chunk.to_record_batch()
-        found.setdefault(chunk.entity_path.removeprefix("/"), []).extend(batch.to_pylist())
-    for rows in found.values():
-        rows.sort(key=lambda r: (r.get("keyframe", -1), r.get("suffix_step", -1)))
-    return found
 
 
 def moving(rows: Rows) -> Rows:

@@ -18,6 +18,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from checkout import CHECKOUT, FIXTURES
 from store_fixtures import flip_byte, run_config, sealed, write_episode
 
 import attnstore.store.catalog.generations  # noqa: F401  by its own name below
@@ -42,8 +43,10 @@ from attnstore.store.tables.inventory import ALL_TABLES, TABLES
 from attnstore.store.tables.ledger import LEDGER
 
 module = sys.modules["attnstore.store.catalog.generations"]
-ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(FIXTURES), str(Path(__file__).parent)]),
+}
 SMALL: dict[str, Any] = {"keyframes": 1, "layers": 1, "heads": 1, "steps": 1, "grid": (2, 2)}
 
 
@@ -375,7 +378,7 @@ def test_processes_that_refresh_at_once(paths: StorePaths) -> None:
         subprocess.Popen(
             [sys.executable, "-c", REFRESHER, str(paths.root), str(w), str(rounds)],
             env=ENVIRONMENT,
-            cwd=ROOT,
+            cwd=CHECKOUT,
         )
         for w in range(workers)
     ]
@@ -473,7 +476,7 @@ def test_a_store_that_cannot_be_written(readable_by_all: StorePaths, state: str)
         path.chmod(0o555 if path.is_dir() else 0o444)
     done = subprocess.run(
         [sys.executable, "-c", UNPRIVILEGED, str(paths.root)],
-        env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=120,
+        env=ENVIRONMENT, cwd=CHECKOUT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found, rows, error = json.loads(done.stdout)

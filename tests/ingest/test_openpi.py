@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from blocking_contract import BlockingContract
+from checkout import FIXTURES
 from droid_sample import sample_path
 from hypothesis import given
 from hypothesis import strategies as st
@@ -566,7 +567,7 @@ except SystemExit as end:
     logging.getLogger({ours!r}).error("%s %s", end.code, {levels})
 """
         done = subprocess.run(
-            [sys.executable, "-c", script], cwd=Path(__file__).parent, capture_output=True,
+            [sys.executable, "-c", script], cwd=FIXTURES, capture_output=True,
             text=True, check=True,
         )  # fmt: skip
         said, last = done.stderr.splitlines()

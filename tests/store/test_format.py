@@ -19,6 +19,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from ingest_fixtures import Watcher, make_job, write_droid
+from store_documents import Document, documents
 from store_fixtures import random_episode, sealed, write_episode
 
 import attnstore
@@ -43,36 +44,6 @@ from attnstore.store.format.geometry import Geometry
 from attnstore.store.format.version import FORMAT_MAJOR, FORMAT_MINOR
 from attnstore.store.garbage import collect
 from attnstore.store.opening import create_store, open_store
-
-Document = tuple[Name, str, Any]
-"""Its schema, where it stands, what it says."""
-
-
-def documents(root: Path) -> Iterator[Document]:
-    """Every JSON document of a store, by docs/format.md; a file that has no schema is an error."""
-    places: dict[str, Name] = {
-        r"attnstore\.json": "marker",
-        r"commits/log/\d{10}\.json": "entry",
-        r"runs/[^/]+\.json": "run",
-        r"quarantine/[^/]+/[^/]+/\d{6}\.json": "quarantine",
-        r"catalog/newest\.json": "newest",
-        r"pulled/source\.json": "source",
-        r"data/[^/]+/[^/]+/[^/]+/attempt\.json": "attempt",
-        r"data/.*/zarr\.json": "zarr",
-    }
-    for file in sorted(root.rglob("*.json")):
-        where = file.relative_to(root).as_posix()
-        (name,) = (name for place, name in places.items() if re.fullmatch(place, where))
-        value = json.loads(file.read_text())
-        yield name, where, value
-        attributes = value.get("attributes", {}) if name == "zarr" else {}
-        if "attnstore_cnn" in attributes:
-            yield "cnn", where, attributes["attnstore_cnn"]
-        if "attnstore_episode" in attributes:
-            episode = attributes["attnstore_episode"]
-            yield "episode", where, episode
-            for camera, text in episode["geometry"].items():
-                yield "geometry", f"{where} {camera}", json.loads(text)
 
 
 @pytest.fixture(scope="module")

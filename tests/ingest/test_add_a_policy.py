@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkout import CHECKOUT
 from droid_sample import sample_path
 from policy_contract import Case, PolicyContract
 
 from attnstore.ingest.policies.base import Observation
 from attnstore.ingest.policies.registry import load_policy
 
-PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "add-a-policy.md"
+PAGE = CHECKOUT / "docs" / "how-to" / "add-a-policy.md"
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from checkout import CHECKOUT, FIXTURES
 
 from attnstore.store.catalog import connect, generations, refresh
 from attnstore.store.commits import (
@@ -30,8 +31,10 @@ from attnstore.store.commits.verify import verify
 from attnstore.store.errors import IntegrityError, NotFoundError
 from attnstore.store.opening import create_store, open_store
 
-ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(FIXTURES), str(Path(__file__).parent)]),
+}
 WRITER = """
 import random, sys
 from pathlib import Path
@@ -74,7 +77,7 @@ def test_eight_writers_at_once(paths: StorePaths, parts: int, once: str) -> None
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", WRITER, str(paths.root), str(w), str(parts), once],
-            stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT,
+            stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=CHECKOUT,
         )
         for w in range(writers)
     ]  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import CHECKOUT, FIXTURES
 from store_fixtures import write_episode
 
 import attnstore.store as package
@@ -42,8 +43,10 @@ from attnstore.store.errors import (
 from attnstore.store.garbage import collect
 from attnstore.store.opening import create_store, open_store
 
-ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(FIXTURES), str(Path(__file__).parent)]),
+}
 
 PUBLISHER = """
 import sys, time
@@ -95,7 +98,9 @@ def commit_text(paths: StorePaths, text: str = "x", episode: str = "e") -> Any:
 
 def start(script: str, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=CHECKOUT
+    )
 
 
 def test_a_commit_is_read_back_as_it_was_written(paths: StorePaths) -> None:
