@@ -155,6 +155,9 @@ class SampleFrames:
     def _info(self) -> EpisodeInfo:
         return self._droid.info(self.episode)
 
+    def file_of(self, name: str) -> str | None:
+        return None
+
     def episode_names(self) -> list[str]:
         return [self.episode]
 

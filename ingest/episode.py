@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attnstore.store.commits import Attempt, Commit, StorePaths, slug
 from attnstore.store.commits.run import RunConfig
 from attnstore.store.commits.writer import EpisodeWriter
-from attnstore.store.errors import AttnstoreError
 
 from .datasets.base import Dataset, EpisodeInfo, Frame
+from .executor import Progress, Stopped, StoppedError
 from .keyframes import describe_episode, keyframe_indices, observation
 from .policies.base import ATTENTION_ONLY, Policy, Watch
 from .reading import prepare, read_info
 from .recorder import EpisodeRecorder
 from .views import keyframe_views
 from .writing import WriteQueue
-
-Progress = Callable[[int], None]
-"""Told how many keyframes were recorded since the last call."""
-
-
-class StoppedError(AttnstoreError):
-    """The user interrupted; the episode in flight was given up, committed ones are kept."""
-
-    exit_code = 130
-
 
 @dataclass(frozen=True, slots=True)
 class EpisodeJob:
@@ -57,7 +47,7 @@ def ingest_episode(
     name: str,
     *,
     progress: Progress = lambda count: None,
-    stopped: Callable[[], bool] = lambda: False,
+    stopped: Stopped = lambda: False,
 ) -> Commit:
     """Run the policy on every keyframe of an episode and commit what it attended to.
 

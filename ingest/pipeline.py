@@ -1,4 +1,4 @@
-"""Ingesting a dataset: every pending episode, one after the other or by several workers."""
+"""Ingesting a dataset: every pending episode, and what is made of what goes wrong with one."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import errno
 import logging
 import platform
 import socket
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal, Protocol
+from typing import Any
 
 from attnstore.store.boundary import told
 from attnstore.store.commits import (
@@ -29,83 +28,28 @@ from attnstore.store.errors import (
     HealthError,
     IntegrityError,
     UnsupportedFormatError,
+    UsageError,
 )
 
 from .datasets.base import Dataset
-from .episode import EpisodeJob, StoppedError, ingest_episode
+from .episode import EpisodeJob, ingest_episode
+from .executor import (
+    HERE,
+    DiskFullError,
+    Observer,
+    Outcome,
+    Progress,
+    Report,
+    Stopped,
+    Workers,
+    execute,
+)
 from .plan import claimed_by_other
 from .policies.base import ObservationError, Policy
+from .policies.registry import PolicySpec
+from .reading import read_info
 
 _log = logging.getLogger(__name__)
-
-Status = Literal["committed", "present", "broken", "quarantined", "failed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one episode."""
-
-    name: str
-    status: Status
-    reason: str = ""
-    keyframes: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-
-
-class Observer(Protocol):
-    """Is told how an ingest goes; called in the thread that called the pipeline."""
-
-    def started(self, name: str) -> None:
-        """Take note that an episode was begun."""
-        ...
-
-    def advanced(self, name: str, keyframes: int) -> None:
-        """Take note that keyframes of it were recorded."""
-        ...
-
-    def ended(self, outcome: Outcome) -> None:
-        """Take note of what became of it."""
-        ...
-
-
-class DiskFullError(AttnstoreError):
-    """There is no space left for the store; nothing that is committed is touched."""
-
-
-class SharedFailureError(AttnstoreError):
-    """The first episodes fail by the same unexpected error, and so would the others."""
-
-
-@dataclass(slots=True)
-class Report:
-    """Outcomes of all episodes, and whether the user interrupted."""
-
-    outcomes: list[Outcome] = field(default_factory=list)
-    interrupted: bool = False
-
-    def shared_failure(self) -> str | None:
-        """Say what every episode will fail by, None if there is no sign of it.
-
-        The sign: nothing was committed, and the last two episodes ended with the same unexpected
-        error. Such an error is not of an episode's data but of the policy or the machine.
-        """
-        last = [o for o in self.outcomes if o.status != "present"][-2:]
-        if len(last) < 2 or any(o.status == "committed" for o in self.outcomes):
-            return None
-        one, two = ((o.status, o.reason.replace(o.name, "it")) for o in last)
-        if one != two or one[0] != "failed":
-            return None
-        return (
-            f"{last[0].name} and {last[1].name} fail alike, and no episode was committed, so the "
-            f"others are not tried: {last[1].reason}"
-        )
-
-    @property
-    def failed(self) -> list[Outcome]:
-        """Episodes that are not in the store afterwards."""
-        return [o for o in self.outcomes if o.status not in ("committed", "present")]
-
 
 def ingest_one(
     job: EpisodeJob,
@@ -113,8 +57,8 @@ def ingest_one(
     dataset: Dataset,
     name: str,
     *,
-    progress: Callable[[int], None],
-    stopped: Callable[[], bool],
+    progress: Progress,
+    stopped: Stopped,
 ) -> Outcome:
     """Ingest an episode and turn what can go wrong with *it* into an outcome.
 
@@ -187,6 +131,40 @@ def settle(paths: StorePaths, part: Key, name: str, work: Callable[[], Commit]) 
     return _committed(name, commit)
 
 
+@dataclass(frozen=True, slots=True)
+class IngestWork:
+    """Ingesting episodes of a dataset, as `attnstore.ingest.executor` does it."""
+
+    job: EpisodeJob
+    dataset: Dataset
+    spec: PolicySpec | None = None
+    """How the policy is loaded; None where only the process that has it does the work."""
+
+    @property
+    def paths(self) -> StorePaths:
+        """The store."""
+        return self.job.paths
+
+    def open(self, device: str) -> Policy:
+        """Load the policy."""
+        if self.spec is None:
+            raise UsageError("a policy in memory is not another process's: name its checkpoint")
+        return self.spec.load(device, digest=self.job.run.checkpoint_digest)
+
+    def reach(self, name: str) -> None:
+        """Check that the dataset is here."""
+        read_info(self.dataset, name)
+
+    def claimed(self, name: str) -> bool:
+        """Whether another live process of this host ingests an episode."""
+        folder = self.job.commit_folder(name)
+        return claimed_by_other(self.paths, *folder) and latest_commit(self.paths, *folder) is None
+
+    def do(self, state: Policy, name: str, *, progress: Progress, stopped: Stopped) -> Outcome:
+        """Ingest an episode."""
+        return ingest_one(self.job, state, self.dataset, name, progress=progress, stopped=stopped)
+
+
 def ingest_all(
     job: EpisodeJob,
     policy: Policy,
@@ -194,46 +172,27 @@ def ingest_all(
     names: Sequence[str],
     observer: Observer,
     *,
-    stopped: Callable[[], bool] = lambda: False,
+    spec: PolicySpec | None = None,
+    workers: Workers = HERE,
+    stopped: Stopped = lambda: False,
 ) -> Report:
-    """Ingest episodes in this process, in order.
+    """Ingest episodes, by default in this process and in order.
 
     An episode that another live process of this host is writing is waited for; if that process
     dies, it is done here.
 
+    Parameters
+    ----------
+    spec
+        How a worker loads the policy.
+
     Raises
     ------
-    SharedFailureError
-        If the first episodes fail alike: the others would, too.
-    DiskFullError
-        If there is no space left.
     AttnstoreError
-        What concerns every episode, such as weights that cannot be loaded.
+        As `attnstore.ingest.executor.execute`.
     """
-    report = Report()
-    for name in names:
-        while claimed_by_other(job.paths, *job.commit_folder(name)) and not stopped():
-            if latest_commit(job.paths, *job.commit_folder(name)) is not None:
-                break
-            time.sleep(0.2)
-        if stopped():
-            report.interrupted = True
-            break
-        observer.started(name)
-        try:
-            outcome = ingest_one(
-                job, policy, dataset, name,
-                progress=lambda count, name=name: observer.advanced(name, count),  # type: ignore[misc]
-                stopped=stopped,
-            )  # fmt: skip
-        except StoppedError:
-            report.interrupted = True
-            break
-        report.outcomes.append(outcome)
-        if (shared := report.shared_failure()) is not None:
-            raise SharedFailureError(shared)
-        observer.ended(outcome)
-    return report
+    work = IngestWork(job, dataset, spec)
+    return execute(work, names, observer, state=policy, workers=workers, stopped=stopped)
 
 
 def provenance(policy: Policy) -> dict[str, Any]:

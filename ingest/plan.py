@@ -81,7 +81,9 @@ class Plan:
         return self.stored_bytes < self.free_bytes
 
 
-def make_plan(job: EpisodeJob, policy: Policy, dataset: Dataset) -> Plan:
+def make_plan(
+    job: EpisodeJob, policy: Policy, dataset: Dataset, names: Sequence[str] | None = None
+) -> Plan:
     """Check every episode and forecast the run, without loading the policy's weights.
 
     Episodes that are broken, or whose first frame the policy refuses, are named in the plan; more
@@ -89,6 +91,11 @@ def make_plan(job: EpisodeJob, policy: Policy, dataset: Dataset) -> Plan:
 
     The size comes from the token layouts and the images of some first frames, and from the
     compression that trained attention had at least.
+
+    Parameters
+    ----------
+    names
+        Episodes to do; by default all of the dataset.
 
     Raises
     ------
@@ -111,7 +118,7 @@ def make_plan(job: EpisodeJob, policy: Policy, dataset: Dataset) -> Plan:
         )
     committed: list[str] = []
     broken: dict[str, str] = {}
-    for name in dataset.episode_names():
+    for name in dataset.episode_names() if names is None else names:
         if latest_commit(job.paths, *job.commit_folder(name)) is not None:
             committed.append(name)
             continue

@@ -96,8 +96,7 @@ def demo(out: Path) -> None:
 def _ingest(out: Path, store: Path, untrained_store: Path) -> None:
     from attnstore.ingest.datasets.droid.dataset import DroidDataset
     from attnstore.ingest.optional import require
-    from attnstore.ingest.policies.registry import load_policy
-    from attnstore.ingest.workers import PolicySpec
+    from attnstore.ingest.policies.registry import PolicySpec, load_policy
     from attnstore.sample import checkpoint_path, episodes_path
     from attnstore.sample.untrained import save_untrained
 

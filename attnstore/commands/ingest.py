@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from .options import (
     FiniteNumber,
     StoreCommand,
     StoreGroup,
+    WorkersChoice,
     adapter_options,
     add_options,
     dry_run_option,
@@ -25,9 +26,11 @@ from .options import (
     names_option,
     revision_option,
     store_to_write,
+    workers_options,
 )
 from .output import console, print_json, size_text
 from .progress import (
+    Interrupts,
     check_plan,
     conclude,
     interrupts,
@@ -38,9 +41,10 @@ from .progress import (
 
 if TYPE_CHECKING:
     from attnstore.ingest.datasets.base import Dataset, VideoFrames
+    from attnstore.ingest.executor import Workers
     from attnstore.ingest.plan import Plan
     from attnstore.ingest.policies.base import Policy
-    from attnstore.ingest.workers import PolicySpec
+    from attnstore.ingest.policies.registry import PolicySpec
 
 
 @click.group(cls=StoreGroup)
@@ -61,8 +65,7 @@ class PolicyChoice:
 
     def load(self) -> tuple[Policy, PolicySpec]:
         """Load it, and say how a worker loads it again."""
-        from attnstore.ingest.policies.registry import load_policy, parse_options
-        from attnstore.ingest.workers import PolicySpec
+        from attnstore.ingest.policies.registry import PolicySpec, load_policy, parse_options
 
         options = parse_options(self.pairs)
         quiet_libraries()
@@ -84,7 +87,6 @@ class RunChoice:
     precision: str = "float16"
     seed: int = 0
     batch_size: int = 1
-    workers: int = 1
     vision: bool = False
     token_stats: bool = False
     dry_run: bool = False
@@ -178,13 +180,6 @@ _RUN = grouped(
         help="Keyframes a forward; does not change the results.",
     ),
     click.option(
-        "--workers",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        help="Processes, each with its own copy of the policy.",
-    ),
-    click.option(
         "--vision",
         is_flag=True,
         help="Also store the attention inside each camera's image encoder.",
@@ -215,7 +210,7 @@ _RUN = grouped(
     show_default=True,
     help="When cameras and trajectory differ in length.",
 )
-@add_options(_RECORDINGS, _RUN, json_option)
+@add_options(_RECORDINGS, _RUN, workers_options, json_option)
 def droid(
     store: Path,
     dataset: Path,
@@ -224,6 +219,7 @@ def droid(
     frames_rule: str,
     recordings: RecordingChoice,
     run: RunChoice,
+    by: WorkersChoice,
     as_json: bool,
 ) -> None:
     """Ingest episodes in the DROID layout: outcome/date/episode below DATASET.
@@ -248,7 +244,7 @@ def droid(
         video_frames=recordings.video_frames,
         name=recordings.dataset_name,
     )
-    _load_and_ingest(store, source, policy, run, as_json)
+    _load_and_ingest(store, source, policy, run, by, as_json)
 
 
 @ingest.command()
@@ -292,7 +288,7 @@ def droid(
     show_default=True,
     help="Seconds that a video frame may be off its row's time.",
 )
-@add_options(_RECORDINGS, _RUN, json_option)
+@add_options(_RECORDINGS, _RUN, workers_options, json_option)
 def lerobot(
     store: Path,
     dataset: str,
@@ -306,6 +302,7 @@ def lerobot(
     tolerance: float,
     recordings: RecordingChoice,
     run: RunChoice,
+    by: WorkersChoice,
     as_json: bool,
 ) -> None:
     """Ingest a LeRobotDataset, v2.0 to v3.0: a folder with meta/info.json, or a hub id.
@@ -335,15 +332,25 @@ def lerobot(
         video_frames=recordings.video_frames,
         name=recordings.dataset_name,
     )
-    _load_and_ingest(store, source, policy, run, as_json)
+    _load_and_ingest(store, source, policy, run, by, as_json)
 
 
 def _load_and_ingest(
-    store: Path, dataset: Dataset, policy: PolicyChoice, run: RunChoice, as_json: bool
+    store: Path,
+    dataset: Dataset,
+    policy: PolicyChoice,
+    run: RunChoice,
+    by: WorkersChoice,
+    as_json: bool,
 ) -> None:
-    dataset.episode_names()
-    loaded, spec = policy.load()
-    run_ingest(store, dataset, loaded, spec, run, device=policy.device, as_json=as_json)
+    workers = by.on(policy.device)
+    with interrupts() as stopped:
+        names = by.share(dataset.episode_names(), dataset.file_of)
+        loaded, spec = policy.load()
+        run_ingest(
+            store, dataset, loaded, spec, run, names=names, workers=workers, as_json=as_json,
+            stopped=stopped,
+        )  # fmt: skip
 
 
 def run_ingest(
@@ -353,8 +360,10 @@ def run_ingest(
     spec: PolicySpec,
     choice: RunChoice,
     *,
-    device: str = "cpu",
+    names: Sequence[str] | None = None,
+    workers: Workers | None = None,
     as_json: bool = False,
+    stopped: Interrupts | None = None,
 ) -> None:
     """Forecast, ingest, and say what became of every episode.
 
@@ -364,6 +373,12 @@ def run_ingest(
         The store; made if there is none.
     policy, spec
         The loaded policy, and how a worker loads it.
+    names
+        Episodes; by default all.
+    workers
+        Who does it; by default this process.
+    stopped
+        Signals, if the caller looks after them already.
 
     Raises
     ------
@@ -373,14 +388,20 @@ def run_ingest(
         If the store cannot be written, or the forecast exceeds the free disk.
     """
     from attnstore.ingest.episode import EpisodeJob
+    from attnstore.ingest.executor import HERE
     from attnstore.ingest.pipeline import ingest_all, provenance
     from attnstore.ingest.plan import describe_run, make_plan
     from attnstore.ingest.policies.base import Watch
-    from attnstore.ingest.workers import ingest_with_workers
     from attnstore.store.commits import MARKER, StorePaths
     from attnstore.store.commits.run import save_run
     from attnstore.store.opening import create_store
 
+    if stopped is None:
+        with interrupts() as found:
+            return run_ingest(
+                target, dataset, policy, spec, choice, names=names, workers=workers,
+                as_json=as_json, stopped=found,
+            )  # fmt: skip
     watch = Watch(choice.vision, choice.token_stats)
     run = describe_run(
         policy, spec.name, dataset, stride=choice.stride, precision=choice.precision,
@@ -394,7 +415,7 @@ def run_ingest(
         with _writable(target):
             paths = create_store(target)
     job = EpisodeJob(paths, run, choice.batch_size, watch=watch)
-    plan = make_plan(job, policy, dataset)
+    plan = make_plan(job, policy, dataset, names)
     _show_plan(plan, run.id, target, as_json)
     if not plan.fits and not choice.dry_run and not choice.force:
         raise AttnstoreError(
@@ -407,15 +428,12 @@ def run_ingest(
         return
     with _writable(target):
         save_run(paths, run, provenance(policy))
-    with interrupts() as stopped, progress_bar(plan) as observer:
-        if choice.workers == 1:
-            report = ingest_all(job, policy, dataset, plan.pending, observer, stopped=stopped)
-        else:
-            report = ingest_with_workers(
-                job, spec, dataset, plan.pending, observer,
-                device=device, workers=choice.workers, stopped=stopped,
-            )  # fmt: skip
-    conclude(plan, report, target, as_json)
+    with stopped.finishing(), progress_bar(plan) as observer:
+        report = ingest_all(
+            job, policy, dataset, plan.pending, observer, spec=spec, workers=workers or HERE,
+            stopped=stopped,
+        )  # fmt: skip
+    conclude(plan, report, target, as_json, stopped)
 
 
 def _show_plan(plan: Plan, run: str, target: Path, as_json: bool) -> None:

@@ -17,7 +17,10 @@ import click
 
 from attnstore.store.errors import UsageError
 
+from .output import say
+
 if TYPE_CHECKING:
+    from attnstore.ingest.executor import Workers
     from attnstore.query import Episode, Store
     from attnstore.query.sql.chosen import Chosen
 
@@ -432,6 +435,62 @@ episode_options_with_limit = grouped(
     "episodes", EpisodeChoice, names_option("names"), _WHERE, _RUN, limit_option
 )
 """The same with ``--limit``."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersChoice:
+    """Who does the work, and which share of it is this command's."""
+
+    workers: int = 1
+    scheduler: str | None = None
+    shard: str | None = None
+
+    def on(self, device: str) -> Workers:
+        """Return the workers, checked to be possible."""
+        from attnstore.ingest.executor import Workers
+
+        workers = Workers(self.workers, self.scheduler, device)
+        workers.check()
+        return workers
+
+    def share(
+        self, names: Sequence[str], file_of: Callable[[str], str | None] = lambda name: None
+    ) -> list[str]:
+        """Return this command's share of the episodes, and say which it is."""
+        if self.shard is None:
+            return list(names)
+        from attnstore.ingest.shards import parse_shard
+
+        shard = parse_shard(self.shard, os.environ)
+        mine = shard.of(names, file_of)
+        say(f"shard {shard}: {len(mine)} of {len(names)} episodes")
+        return mine
+
+
+workers_options = grouped(
+    "by",
+    WorkersChoice,
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="Processes on this machine, by Dask; each loads what it needs itself.",
+    ),
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS|FILE",
+        help="Use the workers of this Dask scheduler: tcp://host:8786, or its scheduler file.",
+    ),
+    click.option(
+        "--shard",
+        metavar="I/N|auto",
+        help="Only this share of the episodes, 0/N to N-1/N; auto: as SLURM's array or tasks, or "
+        "RANK and WORLD_SIZE, say.",
+    ),
+)
+"""Adds ``--workers``, ``--scheduler`` and ``--shard``; the command gets ``by: WorkersChoice``."""
 
 
 def add_options(*groups: Any) -> Callable[[F], F]:

@@ -17,6 +17,7 @@ from .options import (
     FiniteNumber,
     StepNumber,
     StoreGroup,
+    WorkersChoice,
     active_option,
     adapter_options,
     add_options,
@@ -27,6 +28,7 @@ from .options import (
     layers_option,
     revision_option,
     store_to_write,
+    workers_options,
 )
 from .output import print_json, say
 from .progress import check_plan, conclude, interrupts, progress_bar, quiet_libraries
@@ -126,7 +128,7 @@ _PASS = grouped(
     ),
     dry_run_option,
 )
-_COMMON = (store_to_write, episode_options_with_limit, _PASS)
+_COMMON = (store_to_write, episode_options_with_limit, _PASS, workers_options)
 _FILL = click.option(
     "--fill",
     type=click.Choice(FILLS),
@@ -214,6 +216,7 @@ def fidelity(
     store: Path,
     episodes: EpisodeChoice,
     again: PassChoice,
+    by: WorkersChoice,
     maps: MapAsked,
     share: float,
     reduce: str,
@@ -240,7 +243,7 @@ def fidelity(
             cameras=cameras, curve_points=curves or 0, every=every, active=maps.active,
         )  # fmt: skip
 
-    _run_probe(make, store, episodes, again, as_json)
+    _run_probe(make, store, episodes, again, by, as_json)
 
 
 @probe.command()
@@ -278,6 +281,7 @@ def regions(
     store: Path,
     episodes: EpisodeChoice,
     again: PassChoice,
+    by: WorkersChoice,
     by: tuple[str, ...],
     cells: str,
     cameras: tuple[str, ...],
@@ -311,7 +315,7 @@ def regions(
             heads=maps.heads, step=maps.step, fill=fill, bands=bands, every=every, active=maps.active,  # type: ignore[arg-type]
         )  # fmt: skip
 
-    _run_probe(make, store, episodes, again, as_json)
+    _run_probe(make, store, episodes, again, by, as_json)
 
 
 @probe.command()
@@ -345,6 +349,7 @@ def prompts(
     store: Path,
     episodes: EpisodeChoice,
     again: PassChoice,
+    by: WorkersChoice,
     file: Path | None,
     words: tuple[str, ...],
     empty: bool,
@@ -364,7 +369,7 @@ def prompts(
     def make(spec: Any, every: int) -> Probe:
         return Prompts(given, parse_replaced(words), empty=empty, shuffles=shuffles, every=every)
 
-    _run_probe(make, store, episodes, again, as_json)
+    _run_probe(make, store, episodes, again, by, as_json)
 
 
 @probe.command()
@@ -407,6 +412,7 @@ def knockout(
     store: Path,
     episodes: EpisodeChoice,
     again: PassChoice,
+    by: WorkersChoice,
     keys: tuple[str, ...],
     query: str,
     phases: tuple[str, ...],
@@ -430,7 +436,7 @@ def knockout(
             every=every,
         )  # fmt: skip
 
-    _run_probe(make, store, episodes, again, as_json)
+    _run_probe(make, store, episodes, again, by, as_json)
 
 
 def _run_probe(
@@ -438,10 +444,11 @@ def _run_probe(
     store: Path,
     choice: EpisodeChoice,
     again: PassChoice,
+    by: WorkersChoice,
     as_json: bool,
 ) -> None:
     """Forecast, probe, and say what became of every episode."""
-    from attnstore.ingest.policies.registry import load_policy, parse_options
+    from attnstore.ingest.policies.registry import PolicySpec, parse_options
     from attnstore.ingest.probing.episode import ProbeJob
     from attnstore.ingest.probing.pipeline import (
         check_policy,
@@ -454,28 +461,36 @@ def _run_probe(
     from attnstore.query import open as open_for_reading
     from attnstore.store.opening import open_store
 
+    workers = by.on(again.device)
     paths = open_store(store)
     paths.check_writable()
-    chosen = choice.of_one_run(open_for_reading(store))
-    run = choose_run(paths, chosen.run)
-    episodes = choose_episodes(paths, run, chosen.episodes)
-    asked = make(episodes[0].spec, again.every)
-    quiet_libraries()
-    loaded = load_policy(
-        again.policy or run.policy, again.checkpoint, dtype=run.dtype, device=again.device,
-        revision=again.revision, options=parse_options(again.pairs),
-    )  # fmt: skip
-    check_policy(loaded, run)
-    dof = real_dof(loaded, episodes[0], again.dof)
-    job = ProbeJob(paths, run, asked, dof, again.batch_size, again.tolerance)
-    plan = make_plan(job, episodes)
-    _show_plan(plan, job, store, as_json)
-    if again.dry_run:
-        check_plan(plan)
-        return
-    with interrupts() as stopped, progress_bar(plan, "probe") as observer:
-        report = probe_all(job, loaded, plan.pending, observer, stopped=stopped)
-    conclude(plan, report, store, as_json)
+    with interrupts() as stopped:
+        chosen = choice.of_one_run(open_for_reading(store))
+        run = choose_run(paths, chosen.run)
+        names = by.share(chosen.episodes)
+        episodes = choose_episodes(paths, run, names) if names else []
+        if not episodes:
+            return
+        asked = make(episodes[0].spec, again.every)
+        quiet_libraries()
+        spec = PolicySpec(
+            again.policy or run.policy, again.checkpoint, run.dtype, again.revision,
+            parse_options(again.pairs),
+        )  # fmt: skip
+        loaded = spec.load("cuda:0" if again.device == "cuda" else again.device)
+        check_policy(loaded, run)
+        dof = real_dof(loaded, episodes[0], again.dof)
+        job = ProbeJob(paths, run, asked, dof, again.batch_size, again.tolerance)
+        plan = make_plan(job, episodes)
+        _show_plan(plan, job, store, as_json)
+        if again.dry_run:
+            check_plan(plan)
+            return
+        with stopped.finishing(), progress_bar(plan, "probe") as observer:
+            report = probe_all(
+                job, loaded, plan.pending, observer, spec=spec, workers=workers, stopped=stopped
+            )
+        conclude(plan, report, store, as_json, stopped)
 
 
 def _show_plan(plan: ProbePlan, job: Any, target: Path, as_json: bool) -> None:

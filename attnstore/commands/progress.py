@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -17,26 +17,61 @@ from attnstore.store.errors import PartialError
 from .output import console, print_json, say, size_text, span_text
 
 if TYPE_CHECKING:
-    from attnstore.ingest.pipeline import Report
+    from attnstore.ingest.executor import Report
     from attnstore.ingest.plan import Plan
     from attnstore.ingest.probing.pipeline import ProbePlan
 
 
-@contextlib.contextmanager
-def interrupts() -> Iterator[Callable[[], bool]]:
-    """First Ctrl-C or SIGTERM: stop after the keyframe in flight; the second one: at once."""
-    seen = 0
+REQUEUE = 75
+"""Exit code where the machine and not the user stops a command: ``EX_TEMPFAIL``, try again."""
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal seen
-        seen += 1
-        if seen > 1:
+
+class Interrupts:
+    """Whether a signal asked to stop; asked between keyframes."""
+
+    def __init__(self) -> None:
+        self._seen: list[int] = []
+        self._gently = False
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        return bool(self._seen)
+
+    @property
+    def exit_code(self) -> int:
+        """130 after Ctrl-C, else `REQUEUE`."""
+        return 130 if signal.SIGINT in self._seen else REQUEUE
+
+    @contextlib.contextmanager
+    def finishing(self) -> Iterator[Interrupts]:
+        """Let the first signal wait for the keyframe in flight; elsewhere it stops at once."""
+        self._gently = True
+        try:
+            yield self
+        finally:
+            self._gently = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Take note of a signal."""
+        self._seen.append(number)
+        if self._gently and len(self._seen) == 1:
+            click.echo("attnstore: stopping after this keyframe; once more stops at once", err=True)
+        elif self.exit_code == REQUEUE:
+            name = signal.Signals(number).name
+            click.echo(f"attnstore: stopped by {name}; the same command resumes", err=True)
+            raise SystemExit(REQUEUE)
+        else:
             raise KeyboardInterrupt
-        click.echo("attnstore: stopping after this keyframe; once more stops at once", err=True)
 
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[Interrupts]:
+    """Stop at Ctrl-C, and at what a batch system sends before it kills: SIGTERM, SIGUSR1."""
+    found = Interrupts()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, found.handle) for number in numbers}
     try:
-        yield lambda: seen > 0
+        yield found
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -74,12 +109,19 @@ class _Bar:
     def __init__(self, bar: Any, task: Any) -> None:
         self._bar, self._task = bar, task
         self._said: set[tuple[str, str]] = set()
+        self._done: dict[str, int] = {}
 
     def started(self, name: str) -> None:
+        # what a worker that died had done of it is done again
+        self._bar.advance(self._task, -self._done.pop(name, 0))
         self._bar.update(self._task, description=name.rsplit("/", 1)[-1])
 
     def advanced(self, name: str, keyframes: int) -> None:
+        self._done[name] = self._done.get(name, 0) + keyframes
         self._bar.advance(self._task, keyframes)
+
+    def noted(self, message: str) -> None:
+        click.echo(f"attnstore: {message}", err=True)
 
     def ended(self, outcome: Any) -> None:
         what = (outcome.status, _without(outcome.name, outcome.reason))
@@ -137,7 +179,9 @@ def said_once(failed: Sequence[tuple[str, str, str]]) -> list[str]:
     return lines
 
 
-def conclude(plan: Plan | ProbePlan, report: Report, target: Path, as_json: bool) -> None:
+def conclude(
+    plan: Plan | ProbePlan, report: Report, target: Path, as_json: bool, stopped: Interrupts
+) -> None:
     """Say what became of every episode, and set the exit code.
 
     Raises
@@ -168,7 +212,7 @@ def conclude(plan: Plan | ProbePlan, report: Report, target: Path, as_json: bool
             "attnstore: interrupted; committed episodes are kept, the same command resumes",
             err=True,
         )
-        raise click.exceptions.Exit(130)
+        raise click.exceptions.Exit(stopped.exit_code)
     if failed:
         lines = "".join(f"\n  {line}" for line in said_once(failed))
         raise PartialError(f"{len(failed)} episodes are not in {target}:{lines}")

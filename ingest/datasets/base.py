@@ -85,6 +85,10 @@ class Dataset(Protocol):
         """Names of all episodes after the reader's own filters, sorted."""
         ...
 
+    def file_of(self, name: str) -> str | None:
+        """Return the file in which an episode lies beside others; None if it has files of its own."""
+        ...
+
     def info(self, name: str) -> EpisodeInfo:
         """Check an episode and describe it without decoding its images.
 

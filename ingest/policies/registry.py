@@ -7,6 +7,7 @@ the `PolicyType` constructor.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Protocol, cast
 
@@ -72,6 +73,43 @@ def load_policy(
                 options=options or {},
             )
     raise NotFoundError(f"no policy {adapter!r}; installed: {', '.join(policy_names()) or 'none'}")
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySpec:
+    """How a policy is loaded, here or by a worker."""
+
+    name: str
+    checkpoint: str
+    dtype: str | None
+    revision: str | None
+    options: Mapping[str, str]
+
+    def load(self, device: str, *, digest: str | None = None) -> Policy:
+        """Load the policy.
+
+        Parameters
+        ----------
+        digest
+            That of its checkpoint, where it is known.
+
+        Raises
+        ------
+        UsageError
+            If the checkpoint has another digest.
+        AttnstoreError
+            As `load_policy`.
+        """
+        policy = load_policy(
+            self.name, self.checkpoint, dtype=self.dtype, device=device, revision=self.revision,
+            options=self.options,
+        )  # fmt: skip
+        if digest is not None and policy.digest != digest:
+            raise UsageError(
+                f"checkpoint {self.checkpoint} has digest {policy.digest[:12]} there and "
+                f"{digest[:12]} here: all workers need the same files"
+            )
+        return policy
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, str]:

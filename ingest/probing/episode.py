@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
@@ -18,7 +18,7 @@ from attnstore.store.errors import EpisodeError, HealthError
 from attnstore.store.format.action_metrics import action_metrics
 from attnstore.store.reader import Episode
 
-from ..episode import StoppedError
+from ..executor import Progress, Stopped, StoppedError
 from ..policies.base import Policy, Watch
 from .forward import Forward, Ran
 from .keyframe import StoredKeyframe, stored_keyframes
@@ -79,8 +79,8 @@ def probe_episode(
     policy: Policy,
     episode: Episode,
     *,
-    progress: Callable[[int], None] = lambda count: None,
-    stopped: Callable[[], bool] = lambda: False,
+    progress: Progress = lambda count: None,
+    stopped: Stopped = lambda: False,
 ) -> Commit:
     """Run a probe on an episode's keyframes and commit its rows.
 

@@ -1,22 +1,22 @@
-"""Probing a store: which episodes are pending, how many forwards it takes, and one after another."""
+"""Probing a store: which episodes are pending, how many forwards it takes, and doing them."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from attnstore.store.commits import Commit, StorePaths, committed_names, latest_commit
+from attnstore.store.commits import Commit, StorePaths, committed_names, latest_commit, slug
 from attnstore.store.commits.part import Part
 from attnstore.store.commits.run import RunConfig, load_run, run_ids
 from attnstore.store.errors import EpisodeError, NotFoundError, SelectionError, UsageError
 from attnstore.store.reader import Episode
 
-from ..episode import StoppedError
-from ..pipeline import Observer, Outcome, Report, SharedFailureError, settle
+from ..executor import HERE, Observer, Outcome, Progress, Report, Stopped, Workers, execute
+from ..pipeline import settle
 from ..plan import claimed_by_other
 from ..policies.base import Policy, WindowPolicy
+from ..policies.registry import PolicySpec
 from .episode import ProbeJob, probe_episode
 from .variant import Probe
 
@@ -169,57 +169,81 @@ def make_plan(job: ProbeJob, episodes: Sequence[Episode]) -> ProbePlan:
     return ProbePlan(tuple(pending), tuple(present), keyframes, forwards, broken)
 
 
+@dataclass(frozen=True, slots=True)
+class ProbeWork:
+    """Probing episodes of a run, as `attnstore.ingest.executor` does it."""
+
+    job: ProbeJob
+    spec: PolicySpec | None = None
+    """How the policy is loaded; None where only the process that has it does the work."""
+
+    @property
+    def paths(self) -> StorePaths:
+        """The store."""
+        return self.job.paths
+
+    def open(self, device: str) -> Policy:
+        """Load the policy."""
+        if self.spec is None:
+            raise UsageError("a policy in memory is not another process's: name its checkpoint")
+        policy = self.spec.load(device, digest=self.job.run.checkpoint_digest)
+        check_policy(policy, self.job.run)
+        return policy
+
+    def reach(self, name: str) -> None:
+        """Check that the episode is here."""
+        self._episode(name)
+
+    def claimed(self, name: str) -> bool:
+        """Whether another live process of this host probes an episode."""
+        episode = self._episode(name)
+        claimed = claimed_by_other(self.paths, *self.job.part(episode))
+        return claimed and self.job.done(episode) is None
+
+    def do(self, state: Policy, name: str, *, progress: Progress, stopped: Stopped) -> Outcome:
+        """Probe an episode, unless that was done."""
+        episode = self._episode(name)
+        if self.job.done(episode) is not None:
+            return Outcome(name, "present")
+        work = partial(
+            probe_episode, self.job, state, episode, progress=progress, stopped=stopped
+        )
+        return settle(self.paths, self.job.part(episode), name, work)
+
+    def _episode(self, name: str) -> Episode:
+        commit = latest_commit(self.paths, self.job.run.id, slug(name))
+        if commit is None:
+            raise NotFoundError(f"no episode {name!r} in run {self.job.run.id}")
+        return Episode(Part(self.paths, commit))
+
+
 def probe_all(
     job: ProbeJob,
     policy: Policy,
     episodes: Sequence[Episode],
     observer: Observer,
     *,
-    stopped: Callable[[], bool] = lambda: False,
+    spec: PolicySpec | None = None,
+    workers: Workers = HERE,
+    stopped: Stopped = lambda: False,
 ) -> Report:
-    """Probe episodes in this process, in order; those that are done are left out.
+    """Probe episodes, by default in this process and in order; those that are done are left out.
 
     An episode that another live process of this host is probing is waited for; if that process
     dies, it is done here.
 
+    Parameters
+    ----------
+    spec
+        How a worker loads the policy.
+
     Raises
     ------
-    SharedFailureError
-        If the first episodes fail alike: the others would, too.
-    DiskFullError
-        If there is no space left.
     AttnstoreError
-        What concerns every episode.
+        As `attnstore.ingest.executor.execute`.
     """
-    report = Report()
-    for episode in episodes:
-        name = episode.spec.name
-        part = job.part(episode)
-        while claimed_by_other(job.paths, *part) and not stopped():
-            if job.done(episode) is not None:
-                break
-            time.sleep(0.2)
-        if stopped():
-            report.interrupted = True
-            break
-        observer.started(name)
-        if job.done(episode) is not None:
-            outcome = Outcome(name, "present")
-        else:
-            work = partial(
-                probe_episode, job, policy, episode,
-                progress=partial(observer.advanced, name), stopped=stopped,
-            )  # fmt: skip
-            try:
-                outcome = settle(job.paths, part, name, work)
-            except StoppedError:
-                report.interrupted = True
-                break
-        report.outcomes.append(outcome)
-        if (shared := report.shared_failure()) is not None:
-            raise SharedFailureError(shared)
-        observer.ended(outcome)
-    return report
+    work, names = ProbeWork(job, spec), [episode.spec.name for episode in episodes]
+    return execute(work, names, observer, state=policy, workers=workers, stopped=stopped)
 
 
 def _name(commit: Commit) -> str:

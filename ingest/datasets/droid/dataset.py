@@ -137,6 +137,10 @@ class DroidDataset:
             )
         return names[: self._limit]
 
+    def file_of(self, name: str) -> str | None:
+        """Return None: an episode has its own files."""
+        return None
+
     def info(self, name: str) -> EpisodeInfo:
         """Check an episode and describe it; image files are opened for their size only.
 

@@ -144,6 +144,17 @@ class LeRobotDataset:
             )
         return names[: self._limit]
 
+    def file_of(self, name: str) -> str | None:
+        """Return an episode's file of v3: the first camera's video, else the one of its rows.
+
+        An episode without such a file, or whose description is lost, has None.
+        """
+        recording = self._recordings.get(name)
+        if not self._recorded.packed or not isinstance(recording, Recording):
+            return None
+        videos = (recording.videos.get(column) for column in self._columns.values())
+        return next((file for file, _ in filter(None, videos)), recording.data)
+
     def info(self, name: str) -> EpisodeInfo:
         """Check an episode and describe it: embedded images by their headers, videos by their ends.
 
