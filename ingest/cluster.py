@@ -230,7 +230,7 @@ class _Dealer:
         self._where = workers.scheduler or "of this command"
         self._station = _Station(work, workers, check_marker(work.paths.root)["store_id"])
         self._pending = deque(names)
-        self._running: dict[Future, str] = {}
+        self._running: dict[Future[Any], str] = {}
         self._started: Counter[str] = Counter()
         self._blamed: Counter[str] = Counter()
         self._news: SimpleQueue[tuple[str, Any]] = SimpleQueue()
@@ -275,7 +275,7 @@ class _Dealer:
                     del tasks[address]
                     problem = task.result() if task.status == "finished" else None
                     if problem is not None:
-                        raise AttnstoreError(f"worker {address}: {problem.reason}")
+                        raise _Fatal(problem.kind, f"worker {address}: {problem.reason}").error()
             time.sleep(0.05)
 
     def _wait_for_workers(self) -> None:
@@ -294,7 +294,7 @@ class _Dealer:
     def _check_versions(self) -> None:
         from attnstore import __version__
 
-        workers = self._client.get_versions(packages=["attnstore"])["workers"]
+        workers: dict[str, Any] = self._client.get_versions(packages=["attnstore"])["workers"]  # type: ignore[index]  # not asynchronous
         for address, found in workers.items():
             version = found["packages"]["attnstore"]
             if version != __version__:
@@ -336,7 +336,7 @@ class _Dealer:
             else:
                 self._observer.advanced(value["name"], value["count"])
 
-    def _ended(self, task: Future, name: str) -> None:
+    def _ended(self, task: Future[Any], name: str) -> None:
         if task.status == "cancelled":
             raise self._lost("the connection broke")
         try:
@@ -347,9 +347,10 @@ class _Dealer:
             if self._started[name] < DEATHS and self._blamed[name] < DEATHS:
                 self._pending.appendleft(name)
                 return
+            died = max(self._started[name], self._blamed[name])
             outcome = Outcome(
                 name, "failed",
-                f"{DEATHS} workers died at it, the last one on {error.last_worker.host}: is there too "
+                f"{died} workers died at it, the last one on {error.last_worker.host}; is there too "
                 f"little memory? {_AGAIN}",
             )  # fmt: skip
         except Exception as error:

@@ -19,6 +19,7 @@ from .recorder import EpisodeRecorder
 from .views import keyframe_views
 from .writing import WriteQueue
 
+
 @dataclass(frozen=True, slots=True)
 class EpisodeJob:
     """What is common to all episodes of one ingest."""

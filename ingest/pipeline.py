@@ -51,6 +51,7 @@ from .reading import read_info
 
 _log = logging.getLogger(__name__)
 
+
 def ingest_one(
     job: EpisodeJob,
     policy: Policy,

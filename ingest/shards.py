@@ -62,7 +62,9 @@ class Shard:
         order = sorted(
             range(len(names)), key=lambda i: (i if files[i] is None else first[str(files[i])], i)
         )
-        start, stop = (self._cut([files[i] for i in order], k) for k in (self.index, self.index + 1))
+        start, stop = (
+            self._cut([files[i] for i in order], k) for k in (self.index, self.index + 1)
+        )
         return [names[i] for i in order[start:stop]]
 
     def _cut(self, files: Sequence[str | None], number: int) -> int:

@@ -16,7 +16,6 @@ from attnstore.store.errors import UsageError
 from .ingest import RunChoice, run_ingest
 from .options import StoreCommand, out_directory
 from .output import console
-from .progress import quiet_libraries
 
 if TYPE_CHECKING:
     from attnstore.sample.strength import Strength
@@ -96,7 +95,7 @@ def demo(out: Path) -> None:
 def _ingest(out: Path, store: Path, untrained_store: Path) -> None:
     from attnstore.ingest.datasets.droid.dataset import DroidDataset
     from attnstore.ingest.optional import require
-    from attnstore.ingest.policies.registry import PolicySpec, load_policy
+    from attnstore.ingest.policies.registry import PolicySpec, load_policy, quiet_libraries
     from attnstore.sample import checkpoint_path, episodes_path
     from attnstore.sample.untrained import save_untrained
 

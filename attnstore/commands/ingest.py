@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,12 +30,10 @@ from .options import (
 )
 from .output import console, print_json, size_text
 from .progress import (
-    Interrupts,
     check_plan,
     conclude,
     interrupts,
     progress_bar,
-    quiet_libraries,
     said_once,
 )
 
@@ -65,18 +63,14 @@ class PolicyChoice:
 
     def load(self) -> tuple[Policy, PolicySpec]:
         """Load it, and say how a worker loads it again."""
-        from attnstore.ingest.policies.registry import PolicySpec, load_policy, parse_options
+        from attnstore.ingest.policies.registry import PolicySpec, parse_options
 
-        options = parse_options(self.pairs)
-        quiet_libraries()
-        loaded = load_policy(
-            self.policy, self.checkpoint, dtype=self.dtype,
-            device="cuda:0" if self.device == "cuda" else self.device,
-            revision=self.revision, options=options,
-        )  # fmt: skip
+        spec = PolicySpec(
+            self.policy, self.checkpoint, self.dtype, self.revision, parse_options(self.pairs)
+        )
+        loaded = spec.load("cuda:0" if self.device == "cuda" else self.device)
         # An adapter of several families says in its name which one the checkpoint is.
-        name = self.policy if ":" in self.policy else loaded.name
-        return loaded, PolicySpec(name, self.checkpoint, self.dtype, self.revision, options)
+        return loaded, spec if ":" in self.policy else replace(spec, name=loaded.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +213,7 @@ def droid(
     frames_rule: str,
     recordings: RecordingChoice,
     run: RunChoice,
-    by: WorkersChoice,
+    workers: WorkersChoice,
     as_json: bool,
 ) -> None:
     """Ingest episodes in the DROID layout: outcome/date/episode below DATASET.
@@ -244,7 +238,7 @@ def droid(
         video_frames=recordings.video_frames,
         name=recordings.dataset_name,
     )
-    _load_and_ingest(store, source, policy, run, by, as_json)
+    _load_and_ingest(store, source, policy, run, workers, as_json)
 
 
 @ingest.command()
@@ -302,7 +296,7 @@ def lerobot(
     tolerance: float,
     recordings: RecordingChoice,
     run: RunChoice,
-    by: WorkersChoice,
+    workers: WorkersChoice,
     as_json: bool,
 ) -> None:
     """Ingest a LeRobotDataset, v2.0 to v3.0: a folder with meta/info.json, or a hub id.
@@ -332,7 +326,7 @@ def lerobot(
         video_frames=recordings.video_frames,
         name=recordings.dataset_name,
     )
-    _load_and_ingest(store, source, policy, run, by, as_json)
+    _load_and_ingest(store, source, policy, run, workers, as_json)
 
 
 def _load_and_ingest(
@@ -340,16 +334,15 @@ def _load_and_ingest(
     dataset: Dataset,
     policy: PolicyChoice,
     run: RunChoice,
-    by: WorkersChoice,
+    workers: WorkersChoice,
     as_json: bool,
 ) -> None:
-    workers = by.on(policy.device)
-    with interrupts() as stopped:
-        names = by.share(dataset.episode_names(), dataset.file_of)
+    doers = workers.on(policy.device)
+    with interrupts(finishing=False):
+        names = workers.share(dataset.episode_names(), dataset.file_of)
         loaded, spec = policy.load()
         run_ingest(
-            store, dataset, loaded, spec, run, names=names, workers=workers, as_json=as_json,
-            stopped=stopped,
+            store, dataset, loaded, spec, run, names=names, workers=doers, as_json=as_json,
         )  # fmt: skip
 
 
@@ -363,7 +356,6 @@ def run_ingest(
     names: Sequence[str] | None = None,
     workers: Workers | None = None,
     as_json: bool = False,
-    stopped: Interrupts | None = None,
 ) -> None:
     """Forecast, ingest, and say what became of every episode.
 
@@ -377,8 +369,6 @@ def run_ingest(
         Episodes; by default all.
     workers
         Who does it; by default this process.
-    stopped
-        Signals, if the caller looks after them already.
 
     Raises
     ------
@@ -396,12 +386,6 @@ def run_ingest(
     from attnstore.store.commits.run import save_run
     from attnstore.store.opening import create_store
 
-    if stopped is None:
-        with interrupts() as found:
-            return run_ingest(
-                target, dataset, policy, spec, choice, names=names, workers=workers,
-                as_json=as_json, stopped=found,
-            )  # fmt: skip
     watch = Watch(choice.vision, choice.token_stats)
     run = describe_run(
         policy, spec.name, dataset, stride=choice.stride, precision=choice.precision,
@@ -428,7 +412,7 @@ def run_ingest(
         return
     with _writable(target):
         save_run(paths, run, provenance(policy))
-    with stopped.finishing(), progress_bar(plan) as observer:
+    with interrupts() as stopped, progress_bar(plan) as observer:
         report = ingest_all(
             job, policy, dataset, plan.pending, observer, spec=spec, workers=workers or HERE,
             stopped=stopped,

@@ -468,7 +468,7 @@ class WorkersChoice:
 
 
 workers_options = grouped(
-    "by",
+    "workers",
     WorkersChoice,
     click.option(
         "--workers",
@@ -490,7 +490,7 @@ workers_options = grouped(
         "RANK and WORLD_SIZE, say.",
     ),
 )
-"""Adds ``--workers``, ``--scheduler`` and ``--shard``; the command gets ``by: WorkersChoice``."""
+"""Adds ``--workers``, ``--scheduler`` and ``--shard``; the command gets ``workers: WorkersChoice``."""
 
 
 def add_options(*groups: Any) -> Callable[[F], F]:

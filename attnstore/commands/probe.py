@@ -31,7 +31,7 @@ from .options import (
     workers_options,
 )
 from .output import print_json, say
-from .progress import check_plan, conclude, interrupts, progress_bar, quiet_libraries
+from .progress import check_plan, conclude, interrupts, progress_bar
 
 if TYPE_CHECKING:
     from attnstore.ingest.probing.pipeline import ProbePlan
@@ -216,7 +216,7 @@ def fidelity(
     store: Path,
     episodes: EpisodeChoice,
     again: PassChoice,
-    by: WorkersChoice,
+    workers: WorkersChoice,
     maps: MapAsked,
     share: float,
     reduce: str,
@@ -243,7 +243,7 @@ def fidelity(
             cameras=cameras, curve_points=curves or 0, every=every, active=maps.active,
         )  # fmt: skip
 
-    _run_probe(make, store, episodes, again, by, as_json)
+    _run_probe(make, store, episodes, again, workers, as_json)
 
 
 @probe.command()
@@ -281,7 +281,7 @@ def regions(
     store: Path,
     episodes: EpisodeChoice,
     again: PassChoice,
-    by: WorkersChoice,
+    workers: WorkersChoice,
     by: tuple[str, ...],
     cells: str,
     cameras: tuple[str, ...],
@@ -315,7 +315,7 @@ def regions(
             heads=maps.heads, step=maps.step, fill=fill, bands=bands, every=every, active=maps.active,  # type: ignore[arg-type]
         )  # fmt: skip
 
-    _run_probe(make, store, episodes, again, by, as_json)
+    _run_probe(make, store, episodes, again, workers, as_json)
 
 
 @probe.command()
@@ -349,7 +349,7 @@ def prompts(
     store: Path,
     episodes: EpisodeChoice,
     again: PassChoice,
-    by: WorkersChoice,
+    workers: WorkersChoice,
     file: Path | None,
     words: tuple[str, ...],
     empty: bool,
@@ -369,7 +369,7 @@ def prompts(
     def make(spec: Any, every: int) -> Probe:
         return Prompts(given, parse_replaced(words), empty=empty, shuffles=shuffles, every=every)
 
-    _run_probe(make, store, episodes, again, by, as_json)
+    _run_probe(make, store, episodes, again, workers, as_json)
 
 
 @probe.command()
@@ -412,7 +412,7 @@ def knockout(
     store: Path,
     episodes: EpisodeChoice,
     again: PassChoice,
-    by: WorkersChoice,
+    workers: WorkersChoice,
     keys: tuple[str, ...],
     query: str,
     phases: tuple[str, ...],
@@ -436,7 +436,7 @@ def knockout(
             every=every,
         )  # fmt: skip
 
-    _run_probe(make, store, episodes, again, by, as_json)
+    _run_probe(make, store, episodes, again, workers, as_json)
 
 
 def _run_probe(
@@ -444,7 +444,7 @@ def _run_probe(
     store: Path,
     choice: EpisodeChoice,
     again: PassChoice,
-    by: WorkersChoice,
+    workers: WorkersChoice,
     as_json: bool,
 ) -> None:
     """Forecast, probe, and say what became of every episode."""
@@ -461,18 +461,17 @@ def _run_probe(
     from attnstore.query import open as open_for_reading
     from attnstore.store.opening import open_store
 
-    workers = by.on(again.device)
+    doers = workers.on(again.device)
     paths = open_store(store)
     paths.check_writable()
-    with interrupts() as stopped:
+    with interrupts(finishing=False):
         chosen = choice.of_one_run(open_for_reading(store))
         run = choose_run(paths, chosen.run)
-        names = by.share(chosen.episodes)
+        names = workers.share(chosen.episodes)
         episodes = choose_episodes(paths, run, names) if names else []
         if not episodes:
             return
         asked = make(episodes[0].spec, again.every)
-        quiet_libraries()
         spec = PolicySpec(
             again.policy or run.policy, again.checkpoint, run.dtype, again.revision,
             parse_options(again.pairs),
@@ -486,9 +485,9 @@ def _run_probe(
         if again.dry_run:
             check_plan(plan)
             return
-        with stopped.finishing(), progress_bar(plan, "probe") as observer:
+        with interrupts() as stopped, progress_bar(plan, "probe") as observer:
             report = probe_all(
-                job, loaded, plan.pending, observer, spec=spec, workers=workers, stopped=stopped
+                job, loaded, plan.pending, observer, spec=spec, workers=doers, stopped=stopped
             )
         conclude(plan, report, store, as_json, stopped)
 

@@ -29,9 +29,9 @@ REQUEUE = 75
 class Interrupts:
     """Whether a signal asked to stop; asked between keyframes."""
 
-    def __init__(self) -> None:
+    def __init__(self, finishing: bool) -> None:
         self._seen: list[int] = []
-        self._gently = False
+        self._finishing = finishing
 
     def __call__(self) -> bool:
         """Whether to stop."""
@@ -42,19 +42,10 @@ class Interrupts:
         """130 after Ctrl-C, else `REQUEUE`."""
         return 130 if signal.SIGINT in self._seen else REQUEUE
 
-    @contextlib.contextmanager
-    def finishing(self) -> Iterator[Interrupts]:
-        """Let the first signal wait for the keyframe in flight; elsewhere it stops at once."""
-        self._gently = True
-        try:
-            yield self
-        finally:
-            self._gently = False
-
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Take note of a signal."""
         self._seen.append(number)
-        if self._gently and len(self._seen) == 1:
+        if self._finishing and len(self._seen) == 1:
             click.echo("attnstore: stopping after this keyframe; once more stops at once", err=True)
         elif self.exit_code == REQUEUE:
             name = signal.Signals(number).name
@@ -65,9 +56,15 @@ class Interrupts:
 
 
 @contextlib.contextmanager
-def interrupts() -> Iterator[Interrupts]:
-    """Stop at Ctrl-C, and at what a batch system sends before it kills: SIGTERM, SIGUSR1."""
-    found = Interrupts()
+def interrupts(*, finishing: bool = True) -> Iterator[Interrupts]:
+    """Stop at Ctrl-C, and at what a batch system sends before it kills: SIGTERM, SIGUSR1.
+
+    Parameters
+    ----------
+    finishing
+        The first signal waits for the keyframe in flight; else it stops at once.
+    """
+    found = Interrupts(finishing)
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = {number: signal.signal(number, found.handle) for number in numbers}
     try:
@@ -128,15 +125,6 @@ class _Bar:
         if outcome.status not in ("committed", "present") and what not in self._said:
             self._said.add(what)
             click.echo(f"{outcome.status}: {outcome.name}: {outcome.reason}", err=True)
-
-
-def quiet_libraries() -> None:
-    """Keep transformers' own progress bars off the terminal; ours says how it goes."""
-    try:
-        from transformers.utils import logging
-    except ImportError:
-        return
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers is untyped here
 
 
 def check_plan(plan: Plan | ProbePlan) -> None:

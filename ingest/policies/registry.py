@@ -100,6 +100,7 @@ class PolicySpec:
         AttnstoreError
             As `load_policy`.
         """
+        quiet_libraries()
         policy = load_policy(
             self.name, self.checkpoint, dtype=self.dtype, device=device, revision=self.revision,
             options=self.options,
@@ -110,6 +111,15 @@ class PolicySpec:
                 f"{digest[:12]} here: all workers need the same files"
             )
         return policy
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' own progress bars off the terminal; ours says how it goes."""
+    try:
+        from transformers.utils import logging
+    except ImportError:
+        return
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers is untyped here
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, str]:

@@ -205,9 +205,7 @@ class ProbeWork:
         episode = self._episode(name)
         if self.job.done(episode) is not None:
             return Outcome(name, "present")
-        work = partial(
-            probe_episode, self.job, state, episode, progress=progress, stopped=stopped
-        )
+        work = partial(probe_episode, self.job, state, episode, progress=progress, stopped=stopped)
         return settle(self.paths, self.job.part(episode), name, work)
 
     def _episode(self, name: str) -> Episode:

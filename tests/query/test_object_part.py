@@ -24,8 +24,7 @@ from store_fixtures import (
 from attnstore.commands.ingest import RunChoice, run_ingest
 from attnstore.commands.objects import objects
 from attnstore.ingest.datasets.droid.dataset import DroidDataset
-from attnstore.ingest.policies.registry import load_policy
-from attnstore.ingest.workers import PolicySpec
+from attnstore.ingest.policies.registry import PolicySpec, load_policy
 from attnstore.query import Episode, Store
 from attnstore.query import open as open_store_for_reading
 from attnstore.query.objects.masks import open_detector_masks
