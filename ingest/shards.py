@@ -6,9 +6,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 from attnstore.store.errors import UsageError
 
+T = TypeVar("T")
 REACH = 0.25
 """How far a boundary may move to that of a file, in shards; no shard is larger than 1.5 shares."""
 _RANKS = (("SLURM_PROCID", "SLURM_NTASKS"), ("RANK", "WORLD_SIZE"))
@@ -40,8 +42,8 @@ class Shard:
         return f"{self.index}/{self.count}"
 
     def of(
-        self, names: Sequence[str], file_of: Callable[[str], str | None] = lambda name: None
-    ) -> list[str]:
+        self, names: Sequence[T], file_of: Callable[[T], str | None] = lambda name: None
+    ) -> list[T]:
         """Return this shard's episodes: the same, whoever asks and whatever is done already.
 
         Episodes are laid out file by file and cut into runs of equal length; a cut moves to the

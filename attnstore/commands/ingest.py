@@ -338,7 +338,7 @@ def _load_and_ingest(
     as_json: bool,
 ) -> None:
     doers = workers.on(policy.device)
-    with interrupts(finishing=False):
+    with interrupts(finishing=None):
         names = workers.share(dataset.episode_names(), dataset.file_of)
         loaded, spec = policy.load()
         run_ingest(

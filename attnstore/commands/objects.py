@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,17 +21,23 @@ from .options import (
     EpisodeChoice,
     FiniteNumber,
     StoreGroup,
+    WorkersChoice,
+    add_options,
     episode_options,
     json_option,
     out_directory,
     phases_option,
     store_to_write,
+    workers_options,
 )
 from .output import console, print_json, say, say_written
+from .progress import end_if_interrupted, interrupts
 
 if TYPE_CHECKING:
+    from attnstore.ingest.executor import Outcome, Progress, Stopped
     from attnstore.query import Episode, Store
     from attnstore.query.objects.options import ObjectOptions
+    from attnstore.store.commits import StorePaths
 
 SOURCES = ("detector", "gripper")
 
@@ -65,12 +71,12 @@ def objects() -> None:
 @out_directory("Write results, pictures, videos and a report below this directory.", required=False)
 @click.option("--pictures/--no-pictures", default=True, show_default=True,
               help="With --out: draw every keyframe and a video of every layer.")  # fmt: skip
-@json_option
+@add_options(workers_options, json_option)
 def add(
     store: Path, dataset: Path, camera: str | None, sources: tuple[str, ...],
     episodes: EpisodeChoice, phases: tuple[str, ...], threshold: float, within: int,
     tier: str, tool_offset: float, redo: bool, out: Path | None, pictures: bool,
-    as_json: bool,
+    workers: WorkersChoice, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare maps of attention with masks of objects, and commit the numbers.
 
@@ -86,13 +92,17 @@ def add(
     attnstore objects add lab.attn --masks EPISODES --out objects
     attnstore objects add lab.attn --masks EPISODES --source detector --camera varied_camera_1
     """
+    from attnstore.ingest.executor import execute
     from attnstore.query import open as open_for_reading
     from attnstore.query.objects.options import ObjectOptions
     from attnstore.query.objects.part import find_dataset
 
+    doers = workers.on("cpu")
     opened = open_for_reading(store)
     root = find_dataset(dataset)
-    chosen = episodes.open(opened)
+    chosen = workers.share(episodes.open(opened))
+    if not chosen:
+        return
     camera = _camera(chosen, camera)
     options = [
         ObjectOptions(
@@ -101,45 +111,130 @@ def add(
         )
         for source in dict.fromkeys(sources or _sources(chosen, root, camera))
     ]  # fmt: skip
-    done = []
-    with console().status("") as status:
-        for episode in chosen:
-            status.update(episode.name)
-            for each in options:
-                outcome = _add_one(opened, episode, root, each, phases, redo)
-                done.append(outcome)
-                _say(outcome, as_json)
-    failed = [o for o in done if o.status == "failed"]
-    parts = [(o.episode, o.part) for o in done if o.status != "failed"]
-    if out is not None and parts:
+    work = ObjectWork(
+        opened.paths, root, phases, redo,
+        {f"{e.run} {e.id} {o.part}": (e.run, e.name, o) for e in chosen for o in options},
+    )  # fmt: skip
+    with interrupts(finishing="episode") as stopped, console().status("") as status:
+        shown = _Shown(status, as_json)
+        report = execute(
+            work, list(work.tasks), shown, state=opened, workers=doers, stopped=stopped
+        )
+    end_if_interrupted(report, stopped)
+    failed = [o for o in report.outcomes if o.status == "broken"]
+    if out is not None and len(failed) < len(report.outcomes):
         from attnstore.render.report.object_report import write_report
 
+        done = {(o.details["id"], o.details["part"]) for o in report.outcomes if o not in failed}
+        parts = [
+            (e, o.part) for e in chosen for o in options if (f"{e.run} {e.id}", o.part) in done
+        ]
         with console().status("drawing"):
             written = write_report(
                 opened, parts, out, pictures=pictures, missing={o.name: o.reason for o in failed}
             )
         say_written(written, out, "objects; open report.html", as_json)
     if failed:
-        lines = "".join(f"\n  {o.name}: {o.source}: {o.reason}" for o in failed)
-        raise PartialError(f"no numbers for {len(failed)} of {len(done)}:{lines}")
+        lines = "".join(f"\n  {o.name}: {o.details['source']}: {o.reason}" for o in failed)
+        raise PartialError(f"no numbers for {len(failed)} of {len(report.outcomes)}:{lines}")
 
 
 @dataclass(frozen=True, slots=True)
-class _Outcome:
-    """What became of one episode and source."""
+class ObjectWork:
+    """Adding object parts to episodes, as `attnstore.ingest.executor` does it."""
 
-    episode: Episode
-    source: str
-    part: str
-    status: str
-    reason: str = ""
-    rows: int = 0
-    revision: int = 0
-    objects: tuple[str, ...] = ()
+    paths: StorePaths
+    root: Path
+    """The dataset with the masks."""
+    phases: tuple[str, ...]
+    redo: bool
+    tasks: Mapping[str, tuple[str, str, ObjectOptions]]
+    """By a name of its own: run, episode, and which masks."""
 
-    @property
-    def name(self) -> str:
-        return self.episode.name
+    def open(self, device: str) -> Store:
+        """Open the store."""
+        from attnstore.query import open as open_for_reading
+
+        return open_for_reading(self.paths.root)
+
+    def reach(self, name: str) -> None:
+        """Check that the dataset is here."""
+        from attnstore.query.objects.part import find_dataset
+
+        find_dataset(self.root)
+
+    def claimed(self, name: str) -> bool:
+        """Return False: another command that does the same loses a few seconds."""
+        return False
+
+    def do(self, state: Store, name: str, *, progress: Progress, stopped: Stopped) -> Outcome:
+        """Compare an episode's maps with its masks."""
+        from attnstore.ingest.executor import Outcome
+        from attnstore.query.objects.part import add_objects, find_episode
+
+        run, named, options = self.tasks[name]
+        episode = state.episode(named, run=run)
+        details = {
+            "run": run, "id": f"{run} {episode.id}", "source": options.source, "part": options.part,
+            "revision": 0, "rows": 0, "objects": [],
+        }  # fmt: skip
+        if options.camera not in episode.cameras:
+            reason = f"its run has no {options.camera}, only {', '.join(episode.cameras)}"
+            return Outcome(named, "broken", reason, details=details)
+        try:
+            directory = find_episode(self.root, named)
+            for attempt in (1, 2):
+                try:
+                    added = add_objects(
+                        self.paths, episode, directory, options, phases=self.phases, redo=self.redo
+                    )
+                    break
+                except ConflictError:
+                    # Another process was faster; what it committed is there the second time.
+                    if attempt == 2:
+                        raise
+        except EpisodeError as error:
+            return Outcome(named, "broken", error.reason, details=details)
+        details |= {
+            "revision": added.commit.revision, "rows": added.rows,
+            "objects": list(added.commit.summary["objects"]),
+        }  # fmt: skip
+        return Outcome(named, "committed" if added.computed else "present", details=details)
+
+
+class _Shown:
+    """Shows which episode is at its turn, and says what became of each."""
+
+    def __init__(self, status: Any, as_json: bool) -> None:
+        self._status, self._as_json = status, as_json
+
+    def started(self, name: str) -> None:
+        self._status.update(name)
+
+    def advanced(self, name: str, keyframes: int) -> None:
+        """Nothing: an episode takes a second."""
+
+    def noted(self, message: str) -> None:
+        say(message)
+
+    def ended(self, outcome: Outcome) -> None:
+        of = outcome.details
+        if self._as_json:
+            shown = {k: of[k] for k in ("source", "part", "revision", "rows", "objects")}
+            print_json(
+                [
+                    {
+                        "event": "episode", "run": of["run"], "name": outcome.name,
+                        "status": outcome.status, "reason": outcome.reason, **shown,
+                    }
+                ]
+            )  # fmt: skip
+        elif outcome.status != "broken":  # those are named at the end, with the exit code
+            seen = ", ".join(of["objects"]) or "nothing in view"
+            say(
+                f"{outcome.name}: {of['source']}: {outcome.status}, revision {of['revision']}, "
+                f"{of['rows']} rows: {seen}"
+            )
 
 
 def _camera(episodes: list[Episode], asked: str | None) -> str:
@@ -182,55 +277,3 @@ def _sources(episodes: list[Episode], root: Path, camera: str) -> list[str]:
         if found and source not in found:
             say(f"{source}: left out, no episode has {names[source]}")
     return [source for source in SOURCES if source in found or not found]
-
-
-def _add_one(
-    store: Store, episode: Episode, root: Path, options: ObjectOptions, phases: Sequence[str],
-    redo: bool,
-) -> _Outcome:  # fmt: skip
-    from attnstore.query.objects.part import add_objects, find_episode
-
-    def failed(reason: str) -> _Outcome:
-        return _Outcome(episode, options.source, options.part, "failed", reason)
-
-    if options.camera not in episode.cameras:
-        return failed(f"its run has no {options.camera}, only {', '.join(episode.cameras)}")
-    try:
-        directory = find_episode(root, episode.name)
-        for attempt in (1, 2):
-            try:
-                added = add_objects(
-                    store.paths, episode, directory, options, phases=phases, redo=redo
-                )
-                break
-            except ConflictError:
-                # Another process was faster; what it committed is there the second time.
-                if attempt == 2:
-                    raise
-    except EpisodeError as error:
-        return failed(error.reason)
-    return _Outcome(
-        episode, options.source, options.part, "committed" if added.computed else "present", "",
-        added.rows, added.commit.revision, tuple(added.commit.summary["objects"]),
-    )  # fmt: skip
-
-
-def _say(outcome: _Outcome, as_json: bool) -> None:
-    if as_json:
-        print_json([dict(_fields(outcome))])
-        return
-    if outcome.status == "failed":
-        return  # named at the end, with the exit code
-    seen = ", ".join(outcome.objects) or "nothing in view"
-    say(
-        f"{outcome.name}: {outcome.source}: {outcome.status}, revision {outcome.revision}, "
-        f"{outcome.rows} rows: {seen}"
-    )
-
-
-def _fields(outcome: _Outcome) -> Iterator[tuple[str, Any]]:
-    yield "event", "episode"
-    yield "run", outcome.episode.run
-    for name in ("name", "source", "status", "reason", "part", "revision", "rows"):
-        yield name, getattr(outcome, name)
-    yield "objects", list(outcome.objects)

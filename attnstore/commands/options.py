@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from attnstore.query import Episode, Store
     from attnstore.query.sql.chosen import Chosen
 
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 CONFIG = "attnstore.toml"
 StoreName = Path | str
@@ -454,8 +455,8 @@ class WorkersChoice:
         return workers
 
     def share(
-        self, names: Sequence[str], file_of: Callable[[str], str | None] = lambda name: None
-    ) -> list[str]:
+        self, names: Sequence[T], file_of: Callable[[T], str | None] = lambda name: None
+    ) -> list[T]:
         """Return this command's share of the episodes, and say which it is."""
         if self.shard is None:
             return list(names)

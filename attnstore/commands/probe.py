@@ -464,7 +464,7 @@ def _run_probe(
     doers = workers.on(again.device)
     paths = open_store(store)
     paths.check_writable()
-    with interrupts(finishing=False):
+    with interrupts(finishing=None):
         chosen = choice.of_one_run(open_for_reading(store))
         run = choose_run(paths, chosen.run)
         names = workers.share(chosen.episodes)

@@ -29,7 +29,7 @@ REQUEUE = 75
 class Interrupts:
     """Whether a signal asked to stop; asked between keyframes."""
 
-    def __init__(self, finishing: bool) -> None:
+    def __init__(self, finishing: str | None) -> None:
         self._seen: list[int] = []
         self._finishing = finishing
 
@@ -46,7 +46,10 @@ class Interrupts:
         """Take note of a signal."""
         self._seen.append(number)
         if self._finishing and len(self._seen) == 1:
-            click.echo("attnstore: stopping after this keyframe; once more stops at once", err=True)
+            click.echo(
+                f"attnstore: stopping after this {self._finishing}; once more stops at once",
+                err=True,
+            )
         elif self.exit_code == REQUEUE:
             name = signal.Signals(number).name
             click.echo(f"attnstore: stopped by {name}; the same command resumes", err=True)
@@ -56,13 +59,13 @@ class Interrupts:
 
 
 @contextlib.contextmanager
-def interrupts(*, finishing: bool = True) -> Iterator[Interrupts]:
+def interrupts(*, finishing: str | None = "keyframe") -> Iterator[Interrupts]:
     """Stop at Ctrl-C, and at what a batch system sends before it kills: SIGTERM, SIGUSR1.
 
     Parameters
     ----------
     finishing
-        The first signal waits for the keyframe in flight; else it stops at once.
+        What the first signal waits for; None stops at once.
     """
     found = Interrupts(finishing)
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -167,6 +170,16 @@ def said_once(failed: Sequence[tuple[str, str, str]]) -> list[str]:
     return lines
 
 
+def end_if_interrupted(report: Report, stopped: Interrupts) -> None:
+    """Say that a command was interrupted, and end it with the code that says by what."""
+    if report.interrupted:
+        click.echo(
+            "attnstore: interrupted; committed episodes are kept, the same command resumes",
+            err=True,
+        )
+        raise click.exceptions.Exit(stopped.exit_code)
+
+
 def conclude(
     plan: Plan | ProbePlan, report: Report, target: Path, as_json: bool, stopped: Interrupts
 ) -> None:
@@ -195,12 +208,7 @@ def conclude(
             f"committed {len(done)} episodes, {sum(o.keyframes for o in done)} keyframes, "
             f"{size_text(total)} in {span_text(seconds)}"
         )
-    if report.interrupted:
-        click.echo(
-            "attnstore: interrupted; committed episodes are kept, the same command resumes",
-            err=True,
-        )
-        raise click.exceptions.Exit(stopped.exit_code)
+    end_if_interrupted(report, stopped)
     if failed:
         lines = "".join(f"\n  {line}" for line in said_once(failed))
         raise PartialError(f"{len(failed)} episodes are not in {target}:{lines}")

@@ -260,7 +260,11 @@ def test_a_second_interrupt_stops_at_once(
     assert zygote.wait(pid) == wanted
     assert "Traceback" not in log.read_text()
     # without the hint that the first one ends with, unless the forward was over by then
-    assert log.read_text().splitlines()[-1].startswith(("attnstore: interrupted", "attnstore: stopped"))
+    assert (
+        log.read_text()
+        .splitlines()[-1]
+        .startswith(("attnstore: interrupted", "attnstore: stopped"))
+    )
     check(store, {})
 
 

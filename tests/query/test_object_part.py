@@ -378,7 +378,7 @@ def test_command_adds_resumes_and_names_what_has_no_masks(store: Store, dataset:
     ]
     (dataset / NAMES[1] / "dinox_info.json").unlink()
     result, events = run(store, dataset, "--source", "detector")
-    assert {e["name"]: e["status"] for e in events} == {NAMES[0]: "present", NAMES[1]: "failed"}
+    assert {e["name"]: e["status"] for e in events} == {NAMES[0]: "present", NAMES[1]: "broken"}
     assert isinstance(result.exception, PartialError)
     assert result.exception.exit_code == 5
     assert "no numbers for 1 of 2" in str(result.exception)
@@ -425,7 +425,7 @@ def test_what_one_episode_has_the_others_lack(store: Store, dataset: Path) -> No
     (dataset / NAMES[0] / "calibration.json").write_text("{}")
     result, events = run(store, dataset)
     assert {(e["name"], e["source"], e["status"]) for e in events} == {
-        (name, *of) for name in NAMES for of in (("detector", "committed"), ("gripper", "failed"))
+        (name, *of) for name in NAMES for of in (("detector", "committed"), ("gripper", "broken"))
     }
     assert f"{NAMES[0]}: gripper: the gripper cannot be projected: trajectory.h5" in str(
         result.exception
