@@ -72,7 +72,8 @@ def cli(verbose: bool) -> None:
     STORE is a directory, or a URL for commands that only read. It may be left out where the variable
     ATTNSTORE names it, or `store = "PATH"` in attnstore.toml of the working directory or one above.
 
-    Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 integrity, 5 partial, 130 interrupted.
+    Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 integrity, 5 partial, 75 stopped by SIGTERM or
+    SIGUSR1 (run it again), 130 interrupted.
 
     Examples
     --------
