@@ -15,6 +15,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -27,7 +28,7 @@ from attnstore.store.boundary import told
 from attnstore.store.commits import check_marker
 from attnstore.store.errors import AttnstoreError, NotFoundError
 
-from .executor import (
+from .work import (
     Observer,
     Outcome,
     Report,
@@ -292,15 +293,14 @@ class _Dealer:
                 told_user = True
 
     def _check_versions(self) -> None:
-        from attnstore import __version__
-
+        own = version("attnstore")
         workers: dict[str, Any] = self._client.get_versions(packages=["attnstore"])["workers"]  # type: ignore[index]  # not asynchronous
         for address, found in workers.items():
-            version = found["packages"]["attnstore"]
-            if version != __version__:
-                has = f"attnstore {version}" if version else "no attnstore"
+            there = found["packages"]["attnstore"]
+            if there != own:
+                has = f"attnstore {there}" if there else "no attnstore"
                 raise AttnstoreError(
-                    f"worker {address} has {has}, this command is of {__version__}: install the same "
+                    f"worker {address} has {has}, this command is of {own}: install the same "
                     "version where the workers run, and start them again"
                 )
 

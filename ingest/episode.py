@@ -11,12 +11,12 @@ from attnstore.store.commits.run import RunConfig
 from attnstore.store.commits.writer import EpisodeWriter
 
 from .datasets.base import Dataset, EpisodeInfo, Frame
-from .executor import Progress, Stopped, StoppedError
 from .keyframes import describe_episode, keyframe_indices, observation
 from .policies.base import ATTENTION_ONLY, Policy, Watch
 from .reading import prepare, read_info
 from .recorder import EpisodeRecorder
 from .views import keyframe_views
+from .work import Progress, Stopped, StoppedError
 from .writing import WriteQueue
 
 

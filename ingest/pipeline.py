@@ -33,21 +33,12 @@ from attnstore.store.errors import (
 
 from .datasets.base import Dataset
 from .episode import EpisodeJob, ingest_episode
-from .executor import (
-    HERE,
-    DiskFullError,
-    Observer,
-    Outcome,
-    Progress,
-    Report,
-    Stopped,
-    Workers,
-    execute,
-)
+from .executor import execute
 from .plan import claimed_by_other
 from .policies.base import ObservationError, Policy
 from .policies.registry import PolicySpec
 from .reading import read_info
+from .work import HERE, DiskFullError, Observer, Outcome, Progress, Report, Stopped, Workers
 
 _log = logging.getLogger(__name__)
 

@@ -39,10 +39,10 @@ from .progress import (
 
 if TYPE_CHECKING:
     from attnstore.ingest.datasets.base import Dataset, VideoFrames
-    from attnstore.ingest.executor import Workers
     from attnstore.ingest.plan import Plan
     from attnstore.ingest.policies.base import Policy
     from attnstore.ingest.policies.registry import PolicySpec
+    from attnstore.ingest.work import Workers
 
 
 @click.group(cls=StoreGroup)
@@ -378,10 +378,10 @@ def run_ingest(
         If the store cannot be written, or the forecast exceeds the free disk.
     """
     from attnstore.ingest.episode import EpisodeJob
-    from attnstore.ingest.executor import HERE
     from attnstore.ingest.pipeline import ingest_all, provenance
     from attnstore.ingest.plan import describe_run, make_plan
     from attnstore.ingest.policies.base import Watch
+    from attnstore.ingest.work import HERE
     from attnstore.store.commits import MARKER, StorePaths
     from attnstore.store.commits.run import save_run
     from attnstore.store.opening import create_store

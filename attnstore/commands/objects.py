@@ -34,7 +34,7 @@ from .output import console, print_json, say, say_written
 from .progress import end_if_interrupted, interrupts
 
 if TYPE_CHECKING:
-    from attnstore.ingest.executor import Outcome, Progress, Stopped
+    from attnstore.ingest.work import Outcome, Progress, Stopped
     from attnstore.query import Episode, Store
     from attnstore.query.objects.options import ObjectOptions
     from attnstore.store.commits import StorePaths
@@ -169,7 +169,7 @@ class ObjectWork:
 
     def do(self, state: Store, name: str, *, progress: Progress, stopped: Stopped) -> Outcome:
         """Compare an episode's maps with its masks."""
-        from attnstore.ingest.executor import Outcome
+        from attnstore.ingest.work import Outcome
         from attnstore.query.objects.part import add_objects, find_episode
 
         run, named, options = self.tasks[name]

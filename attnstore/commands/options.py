@@ -20,7 +20,7 @@ from attnstore.store.errors import UsageError
 from .output import say
 
 if TYPE_CHECKING:
-    from attnstore.ingest.executor import Workers
+    from attnstore.ingest.work import Workers
     from attnstore.query import Episode, Store
     from attnstore.query.sql.chosen import Chosen
 
@@ -448,7 +448,7 @@ class WorkersChoice:
 
     def on(self, device: str) -> Workers:
         """Return the workers, checked to be possible."""
-        from attnstore.ingest.executor import Workers
+        from attnstore.ingest.work import Workers
 
         workers = Workers(self.workers, self.scheduler, device)
         workers.check()

@@ -17,9 +17,9 @@ from attnstore.store.errors import PartialError
 from .output import console, print_json, say, size_text, span_text
 
 if TYPE_CHECKING:
-    from attnstore.ingest.executor import Report
     from attnstore.ingest.plan import Plan
     from attnstore.ingest.probing.pipeline import ProbePlan
+    from attnstore.ingest.work import Report
 
 
 REQUEUE = 75

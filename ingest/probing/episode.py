@@ -18,8 +18,8 @@ from attnstore.store.errors import EpisodeError, HealthError
 from attnstore.store.format.action_metrics import action_metrics
 from attnstore.store.reader import Episode
 
-from ..executor import Progress, Stopped, StoppedError
 from ..policies.base import Policy, Watch
+from ..work import Progress, Stopped, StoppedError
 from .forward import Forward, Ran
 from .keyframe import StoredKeyframe, stored_keyframes
 from .rows import ProbeRows

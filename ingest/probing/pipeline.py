@@ -12,11 +12,12 @@ from attnstore.store.commits.run import RunConfig, load_run, run_ids
 from attnstore.store.errors import EpisodeError, NotFoundError, SelectionError, UsageError
 from attnstore.store.reader import Episode
 
-from ..executor import HERE, Observer, Outcome, Progress, Report, Stopped, Workers, execute
+from ..executor import execute
 from ..pipeline import settle
 from ..plan import claimed_by_other
 from ..policies.base import Policy, WindowPolicy
 from ..policies.registry import PolicySpec
+from ..work import HERE, Observer, Outcome, Progress, Report, Stopped, Workers
 from .episode import ProbeJob, probe_episode
 from .variant import Probe
 

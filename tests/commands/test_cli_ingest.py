@@ -109,6 +109,13 @@ class TestGood:
         assert (config["seed"], config["dtype"], config["dataset"]) == (3, "bfloat16", "droid:cube")
         assert config["options"]["phases"]["suffix"] == [3, 8, 1]
 
+    def test_workers_without_dask(self, droid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "distributed", None)
+        result = droid("--workers", 2)
+        assert (result.code, result.line) == (
+            2, "attnstore: --workers needs distributed: pip install 'attnstore[dask]'",
+        )  # fmt: skip
+
     def test_json(self, droid: Run, ram_path: Path) -> None:
         result = droid("--json", "--outcome", "success")
         assert result.code == 0

@@ -28,10 +28,11 @@ from ingest_fixtures import (
 
 from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.episode import EpisodeJob
-from attnstore.ingest.executor import Report, Workers, execute
+from attnstore.ingest.executor import execute
 from attnstore.ingest.pipeline import ingest_all
 from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.registry import PolicySpec
+from attnstore.ingest.work import Report, Workers
 from attnstore.store.commits import ATTEMPT_FILE
 from attnstore.store.errors import AttnstoreError, UsageError
 from attnstore.store.opening import create_store

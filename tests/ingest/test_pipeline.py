@@ -38,13 +38,13 @@ from attnstore.ingest.capture import capture
 from attnstore.ingest.datasets.base import CameraFrame, Frame
 from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.episode import EpisodeJob, ingest_episode
-from attnstore.ingest.executor import Outcome, Report, SharedFailureError
 from attnstore.ingest.keyframes import keyframe_indices, noise_seed, observation
 from attnstore.ingest.pipeline import ingest_all, ingest_one, provenance
 from attnstore.ingest.plan import claimed_by_other, describe_run, make_plan
 from attnstore.ingest.policies.base import Batch, Observation, ObservationError, PolicyError
 from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.registry import load_policy
+from attnstore.ingest.work import Outcome, Report, SharedFailureError
 from attnstore.sample import checkpoint_path, episodes_path
 from attnstore.store.arrays.groups import MAP_BITS
 from attnstore.store.commits import ATTEMPT_FILE, Attempt, latest_commit, now
