@@ -14,7 +14,20 @@ from ..format.precision import PRECISIONS
 from ..format.statistics import SEMANTICS
 from ..format.version import check_version, explained, written
 from ..format.views import check_cameras
-from . import SAFE, StorePaths, create_exclusive, log_of, now, read_json, register_run, slug
+from . import (
+    SAFE,
+    StorePaths,
+    create_exclusive,
+    log_of,
+    now,
+    parse_json,
+    read_bounded,
+    register_run,
+    slug,
+)
+from .entry import check_seal, sealed
+
+_REPAIR = "put back a copy of it, or delete it and give the same ingest command again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +87,24 @@ def save_run(paths: StorePaths, config: RunConfig, provenance: Mapping[str, Any]
         "provenance": dict(provenance),
         "created": now(),
     }
-    create_exclusive(paths.run_file(config.id), value)
+    create_exclusive(paths.run_file(config.id), sealed(value))
     register_run(paths, config.id)
     return config.id
+
+
+def copy_run(source: StorePaths, target: StorePaths, run: str) -> None:
+    """Have a run's file in another store as well, byte for byte, unless it is there.
+
+    Raises
+    ------
+    NotFoundError
+        If the source has none.
+    IntegrityError
+        As `load_run`.
+    """
+    if not target.run_file(run).is_file():
+        load_run(source, run)
+        create_exclusive(target.run_file(run), read_bounded(source.run_file(run)))
 
 
 def load_run(paths: StorePaths, run: str) -> tuple[RunConfig, dict[str, Any]]:
@@ -87,7 +115,7 @@ def load_run(paths: StorePaths, run: str) -> tuple[RunConfig, dict[str, Any]]:
     NotFoundError
         If the store has no such run.
     IntegrityError
-        If its file is not a run configuration.
+        If its file is not a run configuration, is another run's, or not as it was written.
     UnsupportedFormatError
         If a newer major version of the format wrote it.
     """
@@ -95,19 +123,26 @@ def load_run(paths: StorePaths, run: str) -> tuple[RunConfig, dict[str, Any]]:
         if not SAFE.fullmatch(run):
             raise FileNotFoundError
         path = paths.run_file(run)
-        value = read_json(path)
+        data = read_bounded(path)
     except FileNotFoundError:
         raise NotFoundError(
             f"{paths.root} has no run {run[:200]!r}; it has: {', '.join(run_ids(paths)) or 'none'}"
         ) from None
+    value = parse_json(data, path)
     version = check_version(value, path)
     try:
+        check_seal(data)
+    except IntegrityError as error:
+        raise IntegrityError(f"{path}: {error}; {_REPAIR}") from None
+    try:
         check(value, "run", "run")
-        raw = {**value["config"], "cameras": tuple(value["config"]["cameras"])}
-        return RunConfig(**raw), {**value["provenance"], "created": value["created"]}
+        config = RunConfig(**{**value["config"], "cameras": tuple(value["config"]["cameras"])})
     except (IntegrityError, ValueError) as error:
         broken = IntegrityError(f"{path}: not a run configuration ({error})")
         raise explained(broken, version) from None
+    if config.id != run:
+        raise IntegrityError(f"{path}: its configuration is that of run {config.id}; {_REPAIR}")
+    return config, {**value["provenance"], "created": value["created"]}
 
 
 def run_ids(paths: StorePaths) -> list[str]:

@@ -109,11 +109,8 @@ def _part(paths: StorePaths, commit: Commit) -> Iterator[Problem]:
 def _run(paths: StorePaths, run: str) -> Iterator[Problem]:
     file = f"runs/{run}.json"
     try:
-        config, _ = load_run(paths, run)
+        load_run(paths, run)
     except NotFoundError:
         yield Problem(run, None, None, file, "missing")
     except AttnstoreError as error:
         yield Problem(run, None, None, file, str(error))
-    else:
-        if config.id != run:
-            yield Problem(run, None, None, file, f"its configuration is that of run {config.id}")

@@ -2,7 +2,7 @@
 //
 //     cd .venv/viewer && node --input-type=module - STORE < tests/golden/read.mjs
 //
-// prints what tests/test_golden.py compares with the Python reader and with the numbers that were stored.
+// prints what tests/store/test_golden.py compares with the Python reader and with the numbers that were stored.
 // (By standard input, so that the libraries are found below the current directory.)
 
 import { createHash } from "node:crypto";
@@ -34,6 +34,17 @@ function json(file) {
   return { bytes, value: JSON.parse(bytes.toString("utf8")) };
 }
 
+/** A document whose last line is the SHA-256 of the others. */
+function sealed(file, where) {
+  const { bytes, value } = json(file);
+  readable(value, where);
+  const seal = /,\n "sha256": "([0-9a-f]{64})"\n}\n$/.exec(bytes.toString("utf8"));
+  need(seal !== null, `${where}: not sealed`);
+  const written = Buffer.concat([bytes.subarray(0, bytes.length - Buffer.byteLength(seal[0])), Buffer.from("\n}\n")]);
+  need(sha256(written) === seal[1], `${where}: not what was written`);
+  return { bytes, value };
+}
+
 // --- the log ---------------------------------------------------------------------------------------------
 
 /** What counts of every part, from the entries in the order of their numbers. */
@@ -46,12 +57,7 @@ function readLog(root) {
   const discarded = [];
   let previous = null;
   names.forEach((name, index) => {
-    const { bytes, value } = json(join(folder, name));
-    readable(value, name);
-    const seal = /,\n "sha256": "([0-9a-f]{64})"\n}\n$/.exec(bytes.toString("utf8"));
-    need(seal !== null, `${name}: not sealed`);
-    const written = Buffer.concat([bytes.subarray(0, bytes.length - Buffer.byteLength(seal[0])), Buffer.from("\n}\n")]);
-    need(sha256(written) === seal[1], `${name}: not what was written`);
+    const { bytes, value } = sealed(join(folder, name), name);
     need(value.number === index + 1 && Number(name.slice(0, 10)) === index + 1, `${name}: number ${value.number}`);
     need(value.previous === previous, `${name}: written after another entry`);
     previous = sha256(bytes);
@@ -218,8 +224,7 @@ readable(marker, "attnstore.json");
 const log = readLog(root);
 const runs = {};
 for (const run of log.runs) {
-  const { value } = json(join(root, "runs", `${run}.json`));
-  readable(value, `runs/${run}.json`);
+  const { value } = sealed(join(root, "runs", `${run}.json`), `runs/${run}.json`);
   runs[run] = value.config;
 }
 const episodes = [];

@@ -36,8 +36,8 @@ from attnstore.store.commits import (
     remove_part,
 )
 from attnstore.store.commits.entry import sealed as sealed_entry
-from attnstore.store.commits.run import save_run
-from attnstore.store.errors import IntegrityError, UsageError
+from attnstore.store.commits.run import load_run, run_ids, save_run
+from attnstore.store.errors import IntegrityError, UnsupportedFormatError, UsageError
 from attnstore.store.opening import create_store
 from attnstore.store.tables.inventory import ALL_TABLES, TABLES
 from attnstore.store.tables.ledger import LEDGER
@@ -433,8 +433,8 @@ import json, os, sys
 from pathlib import Path
 import pyarrow, duckdb
 from attnstore.store.catalog import connect, generations, refresh
-from attnstore.store.commits.run import save_run
-from attnstore.store.errors import IntegrityError, UsageError
+from attnstore.store.commits.run import load_run, run_ids, save_run
+from attnstore.store.errors import IntegrityError, UnsupportedFormatError, UsageError
 from attnstore.store.opening import open_store
 
 if os.getuid() == 0:
@@ -537,6 +537,35 @@ def test_what_was_left_out_is_there_once_its_file_is(paths: StorePaths) -> None:
             ((rows,),) = connection.execute(sql, [one.episode]).fetchall()
             assert rows == pq.read_metadata(one.directory(paths) / f"{name}.parquet").num_rows
     assert len(generations(paths)) == 3
+
+
+def test_a_flipped_bit_of_a_run(paths: StorePaths) -> None:
+    """Each is refused, whether it is of what changes numbers or of what does not."""
+    run, *others = run_ids(paths)
+    file = paths.run_file(run)
+    honest = file.read_bytes()
+    config, provenance = load_run(paths, run)
+    for place in range(len(honest)):
+        damaged = bytearray(honest)
+        damaged[place] ^= 1 << place % 8
+        file.write_bytes(damaged)
+        with pytest.raises((IntegrityError, UnsupportedFormatError)):
+            load_run(paths, run)
+    file.write_bytes(honest.replace(b'"stride": 8', b'"stride": 9'))
+    assert file.read_bytes() != honest
+    with connect(paths) as connection:
+        assert connection.sql("SELECT run FROM runs ORDER BY run").fetchall() == [
+            (o,) for o in others
+        ]
+        ((reason,),) = connection.sql("SELECT reason FROM unreadable").fetchall()
+    assert reason.startswith(f"{file}: its bytes are not those that were written")
+    file.write_bytes(honest)
+    assert load_run(paths, run) == (config, provenance)
+    with connect(paths) as connection:
+        sql = f"SELECT stride, provenance FROM runs WHERE run = '{run}'"
+        ((stride, made),) = connection.sql(sql).fetchall()
+    created = {"created": provenance["created"]}
+    assert (stride, {**json.loads(made), **created}) == (config.stride, provenance)
 
 
 def test_another_release_tries_again(paths: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:

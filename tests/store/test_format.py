@@ -237,8 +237,8 @@ def store(tmp_path: Path) -> tuple[StorePaths, Commit]:
 def rewrite(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
     value = json.loads(file.read_text())
     change(value)
-    entry = file.parent.name == "log"
-    file.write_bytes(sealed_entry(value) if entry else to_json(value))
+    has_seal = file.parent.name in ("log", "runs")
+    file.write_bytes(sealed_entry(value) if has_seal else to_json(value))
 
 
 def entry_file(paths: StorePaths, kind: str) -> Path:

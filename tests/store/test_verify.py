@@ -19,6 +19,7 @@ from attnstore.store.commits import (
     latest_commit,
     register_run,
 )
+from attnstore.store.commits.entry import sealed
 from attnstore.store.commits.verify import verify
 from attnstore.store.errors import NotFoundError
 from attnstore.store.opening import create_store
@@ -122,10 +123,10 @@ def test_runs_that_are_missing_or_changed(paths: StorePaths) -> None:
     first.unlink()
     raw = json.loads(second.read_text())
     raw["config"]["stride"] = 4
-    second.write_text(json.dumps(raw))
+    second.write_bytes(sealed(raw))
     one, other = verify(paths)
     assert (one.file, one.reason) == (f"runs/{first.name}", "missing")
-    assert other.reason.startswith("its configuration is that of run pi0-")
+    assert "its configuration is that of run pi0-" in other.reason
     (paths.runs / "third.json").write_text("[]")
     register_run(paths, "third")
     assert "JSON object" in list(verify(paths))[2].reason
