@@ -31,6 +31,8 @@ from .layout import Key, Layout, check_id, check_relative
 Kind = Literal["commit", "removal", "run", "discard"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _SEAL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n\Z')
+PLACE = ("number", "previous", "sha256")
+"""Keys that say where in its log an entry stands; the others say what it says."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ..errors import AttnstoreError, IntegrityError, NotFoundError
-from .entry import Commit, Fact, check_seal, commit_of, facts, ids, previous_of, sealed
+from .entry import PLACE, Commit, Fact, check_seal, commit_of, facts, ids, previous_of, sealed
 from .files import create_exclusive, parse_json, read_bounded, sync_directory
 from .holding import StorePaths
 from .layout import ENTRY, Key
@@ -268,13 +268,7 @@ class Log:
         if revision.reason is not None:
             raise IntegrityError(f"{file}: {revision.reason}")
         try:
-            self._paths.need_entry(revision.number)
-            data = read_bounded(file)
-            raw = parse_json(data, file)
-            commit = commit_of(raw)
-            check_seal(data)
-        except (FileNotFoundError, NotFoundError):
-            raise IntegrityError(f"{file}: missing") from None
+            commit = commit_of(self._sealed(revision.number))
         except IntegrityError as error:
             raise IntegrityError(_named(file, error)) from None
         known = self._history.attempts.get(commit.attempt)
@@ -298,6 +292,35 @@ class Log:
                 return error
 
         yield from _in_batches(read, revisions)
+
+    def content(self, number: int) -> dict[str, Any]:
+        """Read what an entry says, for another log to say: what is not known here included.
+
+        Returns
+        -------
+        The entry without `number`, `previous` and `sha256`, which are its place in this log.
+
+        Raises
+        ------
+        IntegrityError
+            If it cannot be read.
+        """
+        try:
+            raw = self._sealed(number)
+        except IntegrityError as error:
+            raise IntegrityError(_named(self._paths.entry(number), error)) from None
+        return {key: said for key, said in raw.items() if key not in PLACE}
+
+    def _sealed(self, number: int) -> dict[str, Any]:
+        file = self._paths.entry(number)
+        try:
+            self._paths.need_entry(number)
+            data = read_bounded(file)
+        except (FileNotFoundError, NotFoundError):
+            raise IntegrityError("missing") from None
+        raw = parse_json(data, file)
+        check_seal(data)
+        return raw
 
     def append(self, make: Callable[[History], dict[str, Any] | None]) -> int | None:
         """Add an entry; return its number.

@@ -19,15 +19,14 @@ from ..commits import (
     History,
     StorePaths,
     check_marker,
-    commit_draft,
     create_exclusive,
     log_of,
     now,
     read_commits,
-    read_document,
     register_run,
     replace_file,
 )
+from ..commits.run import copy_run
 from ..errors import AttnstoreError, NotFoundError, UsageError
 from .fetching import Wanted, fetch_all, remove_abandoned
 from .pulled import SOURCE, PulledPaths
@@ -260,20 +259,25 @@ def _begin(plan: PullPlan, name: str) -> PulledPaths:
 
 def _commit(plan: PullPlan, copy: PulledPaths, part: PulledPart) -> None:
     commit = part.commit
-    run = copy.run_file(commit.run)
-    if not run.is_file():
-        try:
-            create_exclusive(run, read_document(plan.source.run_file(commit.run), "run"))
-        except FileNotFoundError:
-            raise NotFoundError(f"the source has no runs/{run.name}") from None
-    register_run(copy, commit.run)
+    try:
+        copy_run(plan.source, copy, commit.run)
+    except NotFoundError:
+        raise NotFoundError(f"the source has no runs/{commit.run}.json") from None
+    theirs = log_of(plan.source)
+    history = theirs.update()
+    if (number := history.runs.get(commit.run)) is None:
+        register_run(copy, commit.run)
+    else:
+        _repeat(theirs.content(number), copy, lambda ours: commit.run in ours.runs)
     # Before the commit: without it, a part is taken for one that was committed here, whole.
     copy.set_tier(commit, part.tier)
+    number = history.attempts[commit.attempt].number
+    _repeat(theirs.content(number), copy, lambda ours: commit.attempt in ours.attempts)
 
-    def entry(history: History) -> dict[str, Any] | None:
-        return None if commit.attempt in history.attempts else commit_draft(commit)
 
-    log_of(copy).append(entry)
+def _repeat(content: dict[str, Any], copy: PulledPaths, is_said: Callable[[History], bool]) -> None:
+    """Say in the copy what an entry of the source says, in that entry's words and version."""
+    log_of(copy).append(lambda history: None if is_said(history) else content)
 
 
 def absent(paths: StorePaths, commits: Iterable[Commit]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -22,8 +23,8 @@ from store_fixtures import flip_byte, write_episode
 import attnstore
 from attnstore.cli import cli
 from attnstore.store.catalog import rebuild, refresh
-from attnstore.store.commits import Attempt, StorePaths, all_commits
-from attnstore.store.commits.entry import sealed
+from attnstore.store.commits import Attempt, StorePaths, all_commits, log_of
+from attnstore.store.commits.entry import PLACE, sealed
 from attnstore.store.commits.verify import verify
 from attnstore.store.errors import (
     AttnstoreError,
@@ -33,6 +34,7 @@ from attnstore.store.errors import (
     PartialError,
     UsageError,
 )
+from attnstore.store.format.version import FORMAT_MAJOR, FORMAT_MINOR
 from attnstore.store.opening import create_store, open_store
 from attnstore.store.remote.pull import plan_pull
 from attnstore.store.remote.pulled import PulledPaths
@@ -275,6 +277,35 @@ def test_damaged_bytes_at_the_source(
     table.write_bytes(whole)
     run("pull", source, copy, "--tier", "maps")
     assert held(copy) == expected(paths, "maps")
+
+
+def test_what_a_newer_minor_version_says_is_copied(paths: StorePaths, copy: Path) -> None:
+    """Keys that are not known here, of runs and of entries; only the place in the log is the copy's."""
+    newer = {"major": FORMAT_MAJOR, "minor": FORMAT_MINOR + 1}
+    previous = None
+    for file in (*sorted(paths.runs.iterdir()), *sorted(paths.log.iterdir())):
+        value = json.loads(file.read_text()) | {
+            "format": newer,
+            "colour": {"of": ["the", "future"]},
+        }
+        if file.parent == paths.log:
+            value["previous"] = previous
+        file.write_bytes(sealed(value))
+        if file.parent == paths.log:
+            previous = hashlib.sha256(file.read_bytes()).hexdigest()
+    run("pull", paths.root, copy, "--tier", "maps")
+    ours = PulledPaths(copy)
+    assert list(verify(ours)) == []
+    assert log_of(ours).update().unreadable == {}
+    for file in paths.runs.iterdir():
+        assert (ours.runs / file.name).read_bytes() == file.read_bytes()
+
+    def said(log: Path) -> list[Any]:
+        entries = [json.loads(f.read_text()) for f in sorted(log.iterdir())]
+        return [{k: v for k, v in e.items() if k not in PLACE} for e in entries]
+
+    assert sorted(map(str, said(ours.log))) == sorted(map(str, said(paths.log)))
+    assert all(e["colour"] == {"of": ["the", "future"]} for e in said(ours.log))
 
 
 def test_commits_cannot_name_files_outside(paths: StorePaths, copy: Path, tmp_path: Path) -> None:
