@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,10 @@ def sql(
         write_result(relation, form, sys.stdout.buffer)  # type: ignore[arg-type]  # one of FORMATS
         sys.stdout.flush()
     else:
-        with out.open("wb") as stream:
+        from attnstore.render.picture.image_file import complete
+
+        # A device or a pipe is written to; a file is there when it is whole.
+        plain = out.is_file() or not out.exists()
+        with complete(out) if plain else nullcontext(out) as file, file.open("wb") as stream:
             write_result(relation, form, stream)  # type: ignore[arg-type]  # one of FORMATS
     name_unreadable(unreadable_parts(opened))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from attnstore.store.image import decode as decode_image
 
 FORMATS = ("jpg", "png", "webp")
 DEFAULT_QUALITY = 90
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""What only writing meets."""
 
 
 def encode(image: NDArray[np.uint8], format: str, quality: int = DEFAULT_QUALITY) -> bytes:
@@ -80,6 +83,11 @@ def complete(path: Path) -> Iterator[Path]:
 
     If the block raises, nothing is left. A killed process leaves at most a hidden ``.part`` file,
     never half a picture under the final name.
+
+    Raises
+    ------
+    OSError
+        Of the block, about ``path``: a full disk names no file, and the temporary name is nobody's.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # the token keeps apart two processes that draw the same episode
@@ -87,9 +95,15 @@ def complete(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)  # noqa: PTH105  # atomic on every platform, unlike rename
-    except BaseException:
+    except BaseException as error:
         with suppress(FileNotFoundError):
             temporary.unlink()
+        if isinstance(error, OSError) and (
+            (error.filename is None and error.errno in _FULL)
+            or str(error.filename) == str(temporary)
+        ):
+            # PyAV's own errors cannot be renamed.
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

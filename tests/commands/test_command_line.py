@@ -96,6 +96,43 @@ class TestOutputThatCannotBeWritten:
         process = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
         assert_one_line(process, 1, "No space left on device")
 
+    @pytest.mark.parametrize(
+        ("arguments", "file"),
+        [
+            (
+                ("sql", "STORE", "from range(100000)", "--parquet", "--out", "rows.parquet"),
+                "rows.parquet",
+            ),
+            (("tokens", "STORE", "--out", "tokens.png"), "tokens.png"),
+            (("compare", "groups", "STORE", "--metric", "entropy", "--out", "c.png"), "c.png"),
+            (("render", "images", "STORE", "--out", "out"), ".jpg"),
+            (("render", "videos", "STORE", "--out", "out"), ".webm"),
+            (("report", "STORE", "--out", "out"), "out/"),
+        ],
+        ids=lambda words: " ".join(words[:2]) if isinstance(words, tuple) else words,
+    )
+    def test_a_full_disk(
+        self, root: Path, tmp_path: Path, arguments: tuple[str, ...], file: str
+    ) -> None:
+        """No byte fits: the file is named, by its own name, and nothing of it is left."""
+        run("sql", root, "select 1")  # the catalog is up to date: nothing else is written
+        words = [
+            sys.executable,
+            "-m",
+            "attnstore",
+            *(str(root) if a == "STORE" else a for a in arguments),
+        ]
+        process = subprocess.run(
+            ["bash", "-c", 'ulimit -f 0; exec "$@" 2>&1 >/dev/null | cat', "-", *words],
+            cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+        last = process.stdout.splitlines()[-1]
+        assert re.fullmatch(rf"attnstore: .*{re.escape(file)}.*: File too large", last), (
+            process.stdout
+        )
+        assert ".part" not in last
+        assert [f for f in tmp_path.rglob("*") if f.is_file() and not f.is_relative_to(root)] == []
+
     @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
     def test_a_closed_stdout(self, root: Path, closed: str) -> None:
         command = f"{sys.executable} -m attnstore ls {root} {closed}"
