@@ -27,6 +27,8 @@ from .episodes import Episodes
 if TYPE_CHECKING:
     import duckdb
 
+    from .relation import Relation
+
 
 def open(path: str | os.PathLike[str], *, engine: str | None = None) -> Store:
     """Open a store for reading.
@@ -214,7 +216,7 @@ class Store:
         """
         return Episode(Part(self.paths, commit, engine=self._engine))
 
-    def sql(self, query: str) -> duckdb.DuckDBPyRelation:
+    def sql(self, query: str) -> Relation:
         """Ask the catalog and the tables in SQL; it is brought up to date first.
 
         Parameters
@@ -224,22 +226,26 @@ class Store:
 
         Returns
         -------
-        A DuckDB relation, lazily evaluated: ``.df()``, ``.to_arrow_table()``, ``.fetchall()``.
+        DuckDB's relation, lazily evaluated: ``.df()``, ``.to_arrow_table()``, ``.fetchall()``. What
+        fails then, fails with one of the errors below as well.
 
         Raises
         ------
         UsageError
             If the query fails.
+        IntegrityError
+            If a table that it reads is not what was committed.
         """
         from attnstore.store.catalog import connect
 
+        from .relation import Relation
         from .run import run_query
 
         # A new connection each time: an older relation keeps the generation that it was made on,
         # and its connection.
         connection = connect(self.paths)
         self._connections.add(connection)
-        return run_query(connection, query)
+        return Relation(run_query(connection, query))
 
     def _named(self, name: str, run: str | None) -> list[Commit]:
         """Commits of the episodes with this name, last part of a name, or id."""

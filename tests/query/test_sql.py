@@ -4,7 +4,7 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from store_fixtures import write_episode
+from store_fixtures import flip_byte, write_episode
 
+import attnstore
 from attnstore.query.sql.run import (
     FORMATS,
     TABLE_ROWS,
@@ -23,7 +24,7 @@ from attnstore.query.sql.run import (
     write_result,
 )
 from attnstore.store.catalog import connect
-from attnstore.store.errors import AttnstoreError, UsageError
+from attnstore.store.errors import AttnstoreError, IntegrityError, UsageError
 from attnstore.store.opening import create_store
 
 EVERYTHING = """
@@ -229,3 +230,34 @@ def test_times_with_a_zone_and_intervals_are_spelled() -> None:
     )
     ((zoned, days, number, nested, _),) = json_rows(relation)
     assert (zoned, days, number, nested) == ("12:00:00+02", "3 days", 1, "['01:00:00-05']")
+
+
+def test_a_refused_file_is_an_error_of_ours(tmp_path: Path) -> None:
+    """However the rows are asked for; DuckDB's own has the text of a traceback in it."""
+    paths = create_store(tmp_path / "s.attn")
+    commit = write_episode(paths, "success/a", keyframes=1)
+    opened = attnstore.open(paths.root)
+    sound = opened.sql("SELECT * FROM head_stats")
+    names, rows = sound.columns, len(sound)
+    assert rows == len(sound.fetchall()) == pa.table(sound).num_rows == len(sound.df())
+    table = commit.directory(paths) / "head_stats.parquet"
+    flip_byte(table, table.stat().st_size // 2)
+    relation = opened.sql("SELECT * FROM head_stats")
+    ways: list[Callable[[Any], Any]] = [
+        lambda r: r.fetchall(),
+        lambda r: r.df(),
+        lambda r: r.to_arrow_table(),
+        lambda r: r.filter("layer = 0").aggregate("count(DISTINCT entropy)").fetchall(),
+        lambda r: r.shape,
+        pa.table,
+        repr,
+    ]
+    for ask in ways:
+        with pytest.raises(IntegrityError, match="SHA-256") as caught:
+            ask(relation)
+        assert str(caught.value).startswith(f"{commit.run}/{commit.episode}/")
+        assert "Traceback" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="line 1, column|Binder"):
+        sound.filter("no_such_column = 1").fetchall()
+    assert relation.columns == names
