@@ -16,7 +16,6 @@ from attnstore.store.commits import (
     Commit,
     Key,
     StorePaths,
-    create_exclusive,
     latest_commit,
     now,
     slug,
@@ -220,13 +219,13 @@ def _quarantine(paths: StorePaths, part: Key, name: str, reason: str) -> None:
     folder = paths.quarantine / part[0] / slug(name)
     entry = {"run": part[0], "part": part[2], "name": name, "reason": reason, "created": now()}
     for number in range(1, 1_000_000):
-        if create_exclusive(folder / f"{number:06d}.json", entry):
+        if paths.create(folder / f"{number:06d}.json", entry):
             return
 
 
 def _disk_error(paths: StorePaths, name: str, error: Exception) -> AttnstoreError:
     if not _is_disk_full(error):
-        return AttnstoreError(f"{paths.root} cannot be written while at {name}: {error}")
+        return AttnstoreError(f"{paths.name} cannot be written while at {name}: {error}")
     return DiskFullError(
         f"no space left for {paths.root} while writing {name}; committed episodes are kept: "
         "free space and run the same command again"

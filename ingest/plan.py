@@ -65,8 +65,10 @@ class Plan:
     """Raw stored bytes of one keyframe's attention and overview maps, padding stripped."""
     stored_bytes: int
     """Forecast for all pending episodes, compressed: attention, maps, tables, images, metadata."""
+    needed_bytes: int
+    """Of these, what lies on this machine at a time: all, but of a store in a bucket an episode."""
     free_bytes: int
-    """Free space where the store is."""
+    """Free space where that is."""
     tokens: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """(query, key) tokens per phase, of the first episode."""
 
@@ -78,7 +80,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether the forecast leaves free space."""
-        return self.stored_bytes < self.free_bytes
+        return self.needed_bytes < self.free_bytes
 
 
 def make_plan(
@@ -174,6 +176,10 @@ def make_plan(
         keyframes,
         largest.raw,
         stored,
+        # What is written elsewhere is here one episode at a time.
+        stored * max(keyframes.values(), default=0) // max(total, 1)
+        if job.paths.remote
+        else stored,
         shutil.disk_usage(_existing(job.paths.root)).free,
         tokens,
     )

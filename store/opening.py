@@ -15,30 +15,36 @@ from .commits import (
     now,
     sync_directory,
 )
+from .commits.layout import ROOT_ENTRIES
 from .errors import UsageError
 from .format.version import written
 from .remote.mirror import open_mirror
 from .remote.pulled import PulledPaths
 from .remote.transport import is_url, local_path
 
-_STORE_ENTRIES = {MARKER, "runs", "commits", "data", "catalog", "quarantine"}
 
-
-def create_store(root: Path) -> StorePaths:
-    """Make an empty store, or open the one that is there.
+def create_store(name: Path | str) -> StorePaths:
+    """Make an empty store, or open the one that is there, for writing: by a path, or at ``s3://``.
 
     Raises
     ------
     UsageError
         If the directory has other content, which is never overwritten.
+    AttnstoreError
+        As `open_store`, which knows what can be wrong with a bucket.
     """
+    if (url := _url(name)) is not None:
+        from .remote.spool import create_spooled
+
+        return create_spooled(url)
+    root = _path(name)
     if (root / MARKER).exists():
         return open_store(root)
     if root.exists() and not root.is_dir():
         raise UsageError(f"{root} is a file; a store is a directory")
     # A kill while the marker was made leaves its temporary name behind; that is no foreign content.
     if root.exists() and any(
-        p.name not in _STORE_ENTRIES and not p.name.startswith(".tmp-") for p in root.iterdir()
+        p.name not in ROOT_ENTRIES and not p.name.startswith(".tmp-") for p in root.iterdir()
     ):
         raise UsageError(
             f"{root} exists, is not empty and has no {MARKER}; name a new or empty directory"
@@ -56,18 +62,25 @@ def create_store(root: Path) -> StorePaths:
     return open_store(root)
 
 
-def open_store(root: Path) -> StorePaths:
-    """Open a store and check its format version.
+def open_store(name: Path | str) -> StorePaths:
+    """Open a store for writing and check its format version: by a path, or at ``s3://``.
 
     Raises
     ------
     NotFoundError
-        If there is no store at `root`.
+        If there is no store of this name.
     UnsupportedFormatError
         If a newer major format version wrote it.
     IntegrityError
         If the marker file cannot be read.
+    AttnstoreError
+        If a bucket cannot be written; see `attnstore.store.remote.spool.open_spooled`.
     """
+    if (url := _url(name)) is not None:
+        from .remote.spool import open_spooled
+
+        return open_spooled(url)
+    root = _path(name)
     check_marker(root)
     if os.fspath(root).startswith("~"):
         root = root.absolute()  # DuckDB takes a leading ~ for the home directory
@@ -85,3 +98,14 @@ def open_paths(name: str | os.PathLike[str]) -> StorePaths:
     text = os.fspath(name)
     path = local_path(text) if is_url(text) else Path(text)
     return open_mirror(text) if path is None else open_store(path)
+
+
+def _url(name: Path | str) -> str | None:
+    """Return the URL that a name is, unless it names a path."""
+    return name if isinstance(name, str) and is_url(name) and local_path(name) is None else None
+
+
+def _path(name: Path | str) -> Path:
+    if isinstance(name, str) and is_url(name):
+        return local_path(name) or Path(name)
+    return Path(name)

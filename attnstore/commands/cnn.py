@@ -18,6 +18,7 @@ from .options import (
     FiniteNumber,
     NumberList,
     StoreGroup,
+    StoreName,
     add_options,
     episode_options,
     grouped,
@@ -119,7 +120,7 @@ class PictureChoice:
     keyframes: tuple[int, ...] | None
     size: int
 
-    def of(self, root: Path, episodes: EpisodeChoice) -> Iterator[Pictures]:
+    def of(self, root: StoreName, episodes: EpisodeChoice) -> Iterator[Pictures]:
         """Yield the pictures file by file and episode by episode."""
         from attnstore.ingest.cnn.pictures import Pictures, picture_file
 
@@ -254,7 +255,7 @@ def layers(network: NetworkChoice, as_json: bool) -> None:
               help="Filters that climb at once; does not change the results.")  # fmt: skip
 @add_options(json_option)
 def filters(
-    store: Path, network: NetworkChoice, layers: LayerChoice, batch: int, as_json: bool,
+    store: StoreName, network: NetworkChoice, layers: LayerChoice, batch: int, as_json: bool,
     **settings: float,
 ) -> None:  # fmt: skip
     """Make the image that each filter answers most to: activation maximisation.
@@ -286,7 +287,7 @@ _LOOK = (store_to_write, _NETWORK, _LAYERS, episode_options, _PICTURES)
 @cnn.command()
 @add_options(_LOOK, json_option)
 def activations(
-    store: Path, network: NetworkChoice, layers: LayerChoice, episodes: EpisodeChoice,
+    store: StoreName, network: NetworkChoice, layers: LayerChoice, episodes: EpisodeChoice,
     pictures: PictureChoice, as_json: bool,
 ) -> None:  # fmt: skip
     """Store the feature maps of chosen filters for pictures or stored keyframes.
@@ -306,7 +307,7 @@ def activations(
               help="The filter's strongest position, or the mean over positions.")  # fmt: skip
 @add_options(json_option)
 def guided(
-    store: Path, network: NetworkChoice, layers: LayerChoice, episodes: EpisodeChoice,
+    store: StoreName, network: NetworkChoice, layers: LayerChoice, episodes: EpisodeChoice,
     pictures: PictureChoice, target: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Take filters' activations back to pictures: guided backpropagation.
@@ -321,7 +322,7 @@ def guided(
 
 
 def _look(
-    root: Path, network: NetworkChoice, layers: LayerChoice, episodes: EpisodeChoice,
+    root: StoreName, network: NetworkChoice, layers: LayerChoice, episodes: EpisodeChoice,
     choice: PictureChoice, add: Callable[..., Added], as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     from attnstore.store.opening import create_store

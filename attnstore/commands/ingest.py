@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from attnstore.store.errors import AttnstoreError, UsageError
+from attnstore.store.errors import AttnstoreError, NotFoundError, UsageError
 
 from .options import (
     FiniteNumber,
     StoreCommand,
     StoreGroup,
+    StoreName,
     WorkersChoice,
     adapter_options,
     add_options,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from attnstore.ingest.policies.base import Policy
     from attnstore.ingest.policies.registry import PolicySpec
     from attnstore.ingest.work import Workers
+    from attnstore.store.commits import StorePaths
 
 
 @click.group(cls=StoreGroup)
@@ -206,7 +208,7 @@ _RUN = grouped(
 )
 @add_options(_RECORDINGS, _RUN, workers_options, json_option)
 def droid(
-    store: Path,
+    store: StoreName,
     dataset: Path,
     policy: PolicyChoice,
     side: str,
@@ -284,7 +286,7 @@ def droid(
 )
 @add_options(_RECORDINGS, _RUN, workers_options, json_option)
 def lerobot(
-    store: Path,
+    store: StoreName,
     dataset: str,
     policy: PolicyChoice,
     dataset_revision: str | None,
@@ -330,7 +332,7 @@ def lerobot(
 
 
 def _load_and_ingest(
-    store: Path,
+    store: StoreName,
     dataset: Dataset,
     policy: PolicyChoice,
     run: RunChoice,
@@ -347,7 +349,7 @@ def _load_and_ingest(
 
 
 def run_ingest(
-    target: Path,
+    target: StoreName,
     dataset: Dataset,
     policy: Policy,
     spec: PolicySpec,
@@ -382,7 +384,6 @@ def run_ingest(
     from attnstore.ingest.plan import describe_run, make_plan
     from attnstore.ingest.policies.base import Watch
     from attnstore.ingest.work import HERE
-    from attnstore.store.commits import MARKER, StorePaths
     from attnstore.store.commits.run import save_run
     from attnstore.store.opening import create_store
 
@@ -391,10 +392,8 @@ def run_ingest(
         policy, spec.name, dataset, stride=choice.stride, precision=choice.precision,
         seed=choice.seed, watch=watch,
     )  # fmt: skip
-    if choice.dry_run and not (target / MARKER).exists():
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise UsageError(f"{target} exists, is not empty and is no store; name a new directory")
-        paths = StorePaths(target)
+    if choice.dry_run:
+        paths = _store_or_none(target)
     else:
         with _writable(target):
             paths = create_store(target)
@@ -403,7 +402,7 @@ def run_ingest(
     _show_plan(plan, run.id, target, as_json)
     if not plan.fits and not choice.dry_run and not choice.force:
         raise AttnstoreError(
-            f"the forecast needs {size_text(plan.stored_bytes)}, {target} has "
+            f"the forecast needs {size_text(plan.needed_bytes)}, {paths.root} has "
             f"{size_text(plan.free_bytes)} free: use --precision log8, a larger --stride, "
             "another STORE, or --force"
         )
@@ -420,7 +419,27 @@ def run_ingest(
     conclude(plan, report, target, as_json, stopped)
 
 
-def _show_plan(plan: Plan, run: str, target: Path, as_json: bool) -> None:
+def _store_or_none(target: StoreName) -> StorePaths:
+    """Open a store for a forecast; where there is none, return one that holds nothing."""
+    from attnstore.store.commits import StorePaths
+    from attnstore.store.opening import open_paths
+    from attnstore.store.remote.mirror import cache_root
+    from attnstore.store.remote.transport import is_url
+
+    try:
+        return open_paths(target)
+    except NotFoundError:
+        if isinstance(target, str) and is_url(target):
+            return StorePaths(cache_root() / "nothing")
+        path = Path(target)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UsageError(
+                f"{target} exists, is not empty and is no store; name a new directory"
+            ) from None
+        return StorePaths(path)
+
+
+def _show_plan(plan: Plan, run: str, target: StoreName, as_json: bool) -> None:
     if as_json:
         print_json(
             [
@@ -455,7 +474,7 @@ def _show_plan(plan: Plan, run: str, target: Path, as_json: bool) -> None:
 
 
 @contextlib.contextmanager
-def _writable(target: Path) -> Iterator[None]:
+def _writable(target: StoreName) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -21,6 +21,7 @@ from .options import (
     EpisodeChoice,
     FiniteNumber,
     StoreGroup,
+    StoreName,
     WorkersChoice,
     add_options,
     episode_options,
@@ -73,7 +74,7 @@ def objects() -> None:
               help="With --out: draw every keyframe and a video of every layer.")  # fmt: skip
 @add_options(workers_options, json_option)
 def add(
-    store: Path, dataset: Path, camera: str | None, sources: tuple[str, ...],
+    store: StoreName, dataset: Path, camera: str | None, sources: tuple[str, ...],
     episodes: EpisodeChoice, phases: tuple[str, ...], threshold: float, within: int,
     tier: str, tool_offset: float, redo: bool, out: Path | None, pictures: bool,
     workers: WorkersChoice, as_json: bool,
@@ -96,8 +97,11 @@ def add(
     from attnstore.query import open as open_for_reading
     from attnstore.query.objects.options import ObjectOptions
     from attnstore.query.objects.part import find_dataset
+    from attnstore.store.opening import open_store
 
     doers = workers.on("cpu")
+    paths = open_store(store)
+    paths.check_writable()
     opened = open_for_reading(store)
     root = find_dataset(dataset)
     chosen = workers.share(episodes.open(opened))
@@ -112,7 +116,7 @@ def add(
         for source in dict.fromkeys(sources or _sources(chosen, root, camera))
     ]  # fmt: skip
     work = ObjectWork(
-        opened.paths, root, phases, redo,
+        paths, root, phases, redo,
         {f"{e.run} {e.id} {o.part}": (e.run, e.name, o) for e in chosen for o in options},
     )  # fmt: skip
     with interrupts(finishing="episode") as stopped, console().status("") as status:
@@ -155,7 +159,7 @@ class ObjectWork:
         """Open the store."""
         from attnstore.query import open as open_for_reading
 
-        return open_for_reading(self.paths.root)
+        return open_for_reading(self.paths.name)
 
     def reach(self, name: str) -> None:
         """Check that the dataset is here."""

@@ -139,10 +139,11 @@ def _to_read(context: click.Context, _parameter: click.Parameter, value: Any) ->
 
 def _to_write(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
     named = _to_read(context, parameter, value)
-    if isinstance(named, str) and not context.resilient_parsing:
+    other = isinstance(named, str) and not named.startswith(("s3://", "file://"))
+    if other and not context.resilient_parsing:
         raise UsageError(
-            f"{named} is a URL, which is read-only: this command writes to a store and takes its "
-            "local path (attnstore pull makes a local copy)"
+            f"{named} is read-only: this command writes to a store, on this machine or at s3:// "
+            "(attnstore pull makes a local copy)"
         )
     return named
 
@@ -150,7 +151,7 @@ def _to_write(context: click.Context, parameter: click.Parameter, value: Any) ->
 store_to_read = click.argument("store", required=False, callback=_to_read)
 """Adds STORE, a path or a URL; the command gets it as ``store: StoreName``."""
 store_to_write = click.argument("store", required=False, callback=_to_write)
-"""Adds STORE, a path; the command gets it as ``store: Path``."""
+"""Adds STORE, a path or an s3:// URL; the command gets it as ``store: StoreName``."""
 stores_to_read = click.argument(
     "stores", nargs=-1, required=False, callback=_to_read, metavar="[STORE]..."
 )

@@ -17,6 +17,7 @@ from .options import (
     FiniteNumber,
     StepNumber,
     StoreGroup,
+    StoreName,
     WorkersChoice,
     active_option,
     adapter_options,
@@ -213,7 +214,7 @@ _MAP = grouped(
     json_option,
 )
 def fidelity(
-    store: Path,
+    store: StoreName,
     episodes: EpisodeChoice,
     again: PassChoice,
     workers: WorkersChoice,
@@ -278,7 +279,7 @@ def fidelity(
     json_option,
 )
 def regions(
-    store: Path,
+    store: StoreName,
     episodes: EpisodeChoice,
     again: PassChoice,
     workers: WorkersChoice,
@@ -346,7 +347,7 @@ def regions(
     json_option,
 )
 def prompts(
-    store: Path,
+    store: StoreName,
     episodes: EpisodeChoice,
     again: PassChoice,
     workers: WorkersChoice,
@@ -409,7 +410,7 @@ def prompts(
     json_option,
 )
 def knockout(
-    store: Path,
+    store: StoreName,
     episodes: EpisodeChoice,
     again: PassChoice,
     workers: WorkersChoice,
@@ -441,7 +442,7 @@ def knockout(
 
 def _run_probe(
     make: Callable[[Any, int], Probe],
-    store: Path,
+    store: StoreName,
     choice: EpisodeChoice,
     again: PassChoice,
     workers: WorkersChoice,
@@ -492,7 +493,7 @@ def _run_probe(
         conclude(plan, report, store, as_json, stopped)
 
 
-def _show_plan(plan: ProbePlan, job: Any, target: Path, as_json: bool) -> None:
+def _show_plan(plan: ProbePlan, job: Any, target: StoreName, as_json: bool) -> None:
     if as_json:
         print_json(
             [

@@ -181,7 +181,7 @@ def end_if_interrupted(report: Report, stopped: Interrupts) -> None:
 
 
 def conclude(
-    plan: Plan | ProbePlan, report: Report, target: Path, as_json: bool, stopped: Interrupts
+    plan: Plan | ProbePlan, report: Report, target: Path | str, as_json: bool, stopped: Interrupts
 ) -> None:
     """Say what became of every episode, and set the exit code.
 

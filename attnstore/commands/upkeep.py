@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -104,7 +103,7 @@ def verify(store: StoreName, episodes: EpisodeChoice, as_json: bool) -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be removed.")
 @json_option
-def gc(store: Path, lease: float, dry_run: bool, as_json: bool) -> None:
+def gc(store: StoreName, lease: float, dry_run: bool, as_json: bool) -> None:
     """Remove what no commit refers to: broken-off attempts, replaced revisions, old catalogs.
 
     Examples
@@ -133,7 +132,7 @@ def gc(store: Path, lease: float, dry_run: bool, as_json: bool) -> None:
 @click.option("--part", metavar="NAME", help="Only this part of the episodes; all by default.")
 @click.option("--entry", type=click.IntRange(min=1), metavar="NUMBER",
               help="Give up an entry of the commit log that cannot be read: what it said is lost.")  # fmt: skip
-def remove(store: Path, episodes: EpisodeChoice, part: str | None, entry: int | None) -> None:
+def remove(store: StoreName, episodes: EpisodeChoice, part: str | None, entry: int | None) -> None:
     """Take episodes, or a part of them, out of the store.
 
     They may be ingested again. Their files stay until `attnstore gc` finds them older than its lease.
@@ -169,7 +168,7 @@ def catalog() -> None:
 
 @catalog.command()
 @store_to_write
-def rebuild(store: Path) -> None:
+def rebuild(store: StoreName) -> None:
     """Build a new generation of the catalog from the commits alone.
 
     Examples
@@ -185,7 +184,7 @@ def rebuild(store: Path) -> None:
 
 @catalog.command()
 @store_to_write
-def refresh(store: Path) -> None:
+def refresh(store: StoreName) -> None:
     """Bring the catalog up to date; SQL does it by itself.
 
     Examples

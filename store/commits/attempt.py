@@ -92,6 +92,7 @@ class Attempt:
         if after is not None and known != after:
             raise self._lost(known)
         revisions = history.revisions(self.run, self.episode, self.part)
+        self.paths.deliver(self.path, files)
         commit = Commit(
             self.run,
             self.episode,
@@ -119,6 +120,7 @@ class Attempt:
             # On a file system without hard links, where this writer stood still for seconds between
             # claiming its number and filling it, another may have gone past and committed the same.
             raise self._lost(commit.revision)
+        self.paths.delivered(self.path, files)
         return commit
 
     def _lost(self, revision: int) -> ConflictError:

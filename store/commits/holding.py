@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from .entry import Commit, StoredFile
+from .files import create_exclusive
 from .layout import Layout
 
 
@@ -37,8 +38,8 @@ class Pieces(Protocol):
 class StorePaths(Layout):
     """A store on a file system, whole: every committed file is there.
 
-    The mirror of a store elsewhere and a pulled copy are the two other kinds; what differs between
-    the three is below, and only that.
+    The mirror of a store elsewhere, the spool of one in a bucket that is written, and a pulled copy are
+    the other kinds; what differs between them is below, and only that.
     """
 
     @property
@@ -68,6 +69,25 @@ class StorePaths(Layout):
 
     def check_writable(self) -> None:
         """Raise `UsageError` if nothing may be committed here."""
+
+    def look(self, *, anew: bool = False) -> None:
+        """Learn of entries of the log that came; on a file system the directory tells.
+
+        Parameters
+        ----------
+        anew
+            Although that was asked a moment ago.
+        """
+
+    def create(self, file: Path, data: bytes | Mapping[str, Any]) -> bool:
+        """Create a file of the store whole, unless its name is taken; say whether this call did."""
+        return create_exclusive(file, data)
+
+    def deliver(self, directory: Path, files: Sequence[StoredFile]) -> None:
+        """Have an attempt's files, which are durable here, where the store is."""
+
+    def delivered(self, directory: Path, files: Sequence[StoredFile]) -> None:
+        """Take notice that they are committed."""
 
     def cached(self) -> StorePaths:
         """Return what is on this machine."""

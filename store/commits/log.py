@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from ..errors import AttnstoreError, IntegrityError, NotFoundError
 from .entry import PLACE, Commit, Fact, check_seal, commit_of, facts, ids, previous_of, sealed
-from .files import create_exclusive, parse_json, read_bounded, sync_directory
+from .files import parse_json, read_bounded, sync_directory
 from .holding import StorePaths
 from .layout import ENTRY, Key
 
@@ -207,6 +207,7 @@ class Log:
         AttnstoreError
             If the log cannot be listed or read.
         """
+        self._paths.look()
         with self._lock:
             known = self._history
             if known.head and not self._is_as_known(known):
@@ -342,9 +343,10 @@ class Log:
             # Of what cannot be read nobody knows what it will be when somebody repairs it.
             previous = None if history.head in history.unreadable else history.tip or None
             value = {"number": number, "previous": previous, **content}
-            if create_exclusive(self._paths.entry(number), sealed(value)):
+            if self._paths.create(self._paths.entry(number), sealed(value)):
                 sync_directory(self._paths.log.parent)
                 return number
+            self._paths.look(anew=True)
             self._wait_for(number)
 
     def _forget(self) -> None:

@@ -17,7 +17,6 @@ from ..format.views import check_cameras
 from . import (
     SAFE,
     StorePaths,
-    create_exclusive,
     log_of,
     now,
     parse_json,
@@ -87,7 +86,7 @@ def save_run(paths: StorePaths, config: RunConfig, provenance: Mapping[str, Any]
         "provenance": dict(provenance),
         "created": now(),
     }
-    create_exclusive(paths.run_file(config.id), sealed(value))
+    paths.create(paths.run_file(config.id), sealed(value))
     register_run(paths, config.id)
     return config.id
 
@@ -104,7 +103,7 @@ def copy_run(source: StorePaths, target: StorePaths, run: str) -> None:
     """
     if not target.run_file(run).is_file():
         load_run(source, run)
-        create_exclusive(target.run_file(run), read_bounded(source.run_file(run)))
+        target.create(target.run_file(run), read_bounded(source.run_file(run)))
 
 
 def load_run(paths: StorePaths, run: str) -> tuple[RunConfig, dict[str, Any]]:

@@ -254,7 +254,7 @@ def open_mirror(url: str) -> MirrorPaths:
         marker.unlink(missing_ok=True)
     remove_abandoned(scratch)
     remove_abandoned(root / "unfinished")
-    paths = MirrorPaths(root, url, _Arrivals(transport, root).last())
+    paths = MirrorPaths(root, url, Arrivals(transport, root).last())
     seed_log(paths)
     runs = log_of(paths).update().runs
 
@@ -272,7 +272,7 @@ def _relative(number: int) -> str:
     return f"commits/log/{number:010d}.json"
 
 
-class _Arrivals:
+class Arrivals:
     """Which entries of the log a source has, beyond those that are here."""
 
     def __init__(self, transport: Transport, root: Path) -> None:
@@ -292,6 +292,10 @@ class _Arrivals:
             known = 0
         if not known:
             known = self._take_catalog(0)
+        return self.beyond(known)
+
+    def beyond(self, known: int) -> int:
+        """Fetch the entries after one that is known; return the number of the log's last."""
         last, size = known, _FIRST
         while True:
             numbers = range(last + 1, last + size + 1)
