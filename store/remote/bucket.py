@@ -37,6 +37,8 @@ from .transport import shown
 T = TypeVar("T")
 PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Seconds before a failed request is made again, beyond what obstore repeats by itself."""
+RETRIES = 8
+"""Of obstore, at 503, lost connections and the like; with longer and longer pauses."""
 PART = 8 << 20
 """Bytes of a part of a large object."""
 PARTED = 16 << 20
@@ -114,7 +116,7 @@ class Bucket:
             }
 
         self._lend = lend
-        self._objects = self._open(retries=8, patience=timedelta(seconds=120))
+        self._objects = self._open(retries=RETRIES, patience=timedelta(seconds=120))
 
     def _open(self, retries: int, patience: timedelta) -> Any:
         config: dict[str, Any] = {

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
-import threading
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from checkout import FIXTURES
+from remote_servers import S3_CREDENTIALS, FaultyProxy, s3_server
+from store_fixtures import run_config, write_episode
 
 from attnstore.query import open as open_for_reading
-from attnstore.store.commits import Attempt, StorePaths, all_commits, latest_commit, log_of
-from attnstore.store.errors import AttnstoreError, ConflictError, DeniedError, NotFoundError, UsageError
+from attnstore.store.commits import StoredFile, StorePaths, all_commits, hash_file, log_of
+from attnstore.store.errors import (
+    AttnstoreError,
+    ConflictError,
+    DeniedError,
+    IntegrityError,
+    NotFoundError,
+    UsageError,
+)
 from attnstore.store.opening import create_store, open_store
 from attnstore.store.remote import bucket as bucket_module
 from attnstore.store.remote import spool
 from attnstore.store.remote.bucket import Bucket
-
-from remote_servers import S3_CREDENTIALS, FaultyProxy, s3_server
-from store_fixtures import commit_random, random_episode
 
 pytest.importorskip("obstore")
 
@@ -35,14 +43,250 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyProxy]:
 
 
 @pytest.fixture
-def s3(server: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+def s3(
+    server: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FaultyProxy]:
     for name, value in {**S3_CREDENTIALS, "AWS_ENDPOINT_URL": server.url}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("ATTNSTORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(bucket_module, "PAUSES", (0.05, 0.1, 0.2, 0.4))
+    monkeypatch.setattr(bucket_module, "RETRIES", 2)
     for cached in (spool._bucket, spool._check, spool._known):
         cached.cache_clear()
     server.fault = lambda method, path: None
     server.requests.clear()
     yield server
     server.fault = lambda method, path: None
+
+
+@pytest.fixture
+def bucket(s3: FaultyProxy, request: pytest.FixtureRequest) -> str:
+    """URL of a place in a new bucket."""
+    name = "b" + re.sub(r"[^a-z0-9]", "", request.node.name.lower())[:40]
+    client().create_bucket(Bucket=name)
+    return f"s3://{name}/lab/pi05.attn"
+
+
+def client() -> Any:
+    import botocore.session
+
+    return botocore.session.get_session().create_client("s3")
+
+
+def objects(url: str) -> dict[str, int]:
+    """Every object below a URL and its size, as another client lists it."""
+    name, _, prefix = url.removeprefix("s3://").partition("/")
+    pages = client().get_paginator("list_objects_v2").paginate(Bucket=name, Prefix=prefix)
+    return {
+        each["Key"].removeprefix(f"{prefix}/"): each["Size"]
+        for page in pages
+        for each in page.get("Contents", ())
+    }
+
+
+def uploads(url: str) -> list[Any]:
+    name = url.removeprefix("s3://").partition("/")[0]
+    return list(client().list_multipart_uploads(Bucket=name).get("Uploads", ()))
+
+
+SMALL: dict[str, Any] = {"keyframes": 2, "grid": (2, 2)}
+
+
+def assert_same(url: str, local: StorePaths) -> None:
+    """Every array and table read from a bucket, with an empty cache, is that of a local store."""
+    here, there = open_for_reading(local.root), open_for_reading(url)
+    assert there.sql(
+        "SELECT * EXCLUDE (committed, attempt) FROM episodes ORDER BY ALL"
+    ).fetchall() == (
+        here.sql("SELECT * EXCLUDE (committed, attempt) FROM episodes ORDER BY ALL").fetchall()
+    )
+    query = "SELECT * FROM head_stats ORDER BY ALL"
+    assert there.sql(query).fetchall() == here.sql(query).fetchall()
+    for commit in all_commits(local):
+        name = str(commit.summary["name"])
+        for phase in ("prefix", "suffix"):
+            np.testing.assert_array_equal(
+                here.episode(name).attention(phase, layer=1, keyframe=1).values,
+                there.episode(name).attention(phase, layer=1, keyframe=1).values,
+            )
+
+
+def test_a_store_in_a_bucket_is_that_of_a_disk(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, local = create_store(bucket), create_store(tmp_path / "local.attn")
+    for name, seed in (("success/d/e0", 0), ("failure/d/e1", 1)):
+        made = write_episode(paths, name, seed=seed, **SMALL)
+        write_episode(local, name, seed=seed, **SMALL)
+        below = made.directory(paths).relative_to(paths.root).as_posix()
+        # Just what the entry lists, and who wrote it; nothing large is left here.
+        there = {p: n for p, n in objects(bucket).items() if p.startswith(below)}
+        assert there.pop(f"{below}/attempt.json") > 0
+        assert there == {f"{below}/{f.path}": f.size for f in made.files}
+        left = [p for p in made.directory(paths).rglob("*") if p.is_file()]
+        assert left
+        assert not any("attention/c" in p.as_posix() for p in left)
+    monkeypatch.setenv("ATTNSTORE_CACHE", str(tmp_path / "another"))
+    assert_same(bucket, local)
+    # The marker, two commits, a run, and the run's own file.
+    names = {p for p in objects(bucket) if not p.startswith("data/")}
+    run = f"runs/{run_config().id}.json"
+    assert names == {"attnstore.json", run} | {f"commits/log/{n:010d}.json" for n in (1, 2, 3)}
+    assert uploads(bucket) == []
+
+
+WRITER = """
+import sys
+from store_fixtures import write_episode
+from attnstore.store.errors import ConflictError
+from attnstore.store.opening import open_store
+
+url, me = sys.argv[1:]
+paths = open_store(url)
+print("ready", flush=True)
+sys.stdin.readline()
+for name in ("shared0", f"own{me}", "shared1"):
+    try:
+        print(name, write_episode(paths, name, seed=int(me), keyframes=1, grid=(2, 2)).attempt)
+    except ConflictError:
+        print(name, "lost")
+"""
+
+
+def test_of_many_writers_one_wins(bucket: str, s3: FaultyProxy, tmp_path: Path) -> None:
+    create_store(bucket)
+    turn = iter(range(10**6))
+    # Some puts of entries are delivered twice, or their answer is lost: both are ordinary on S3.
+    s3.fault = lambda method, path: (
+        (None, "twice", "unanswered")[next(turn) % 3]
+        if method == "PUT" and "/commits/log/" in path
+        else None
+    )
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, bucket, str(i)], text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(FIXTURES),
+                 "ATTNSTORE_CACHE": str(tmp_path / f"cache{i}")},
+        )
+        for i in range(3)
+    ]  # fmt: skip
+    for writer in writers:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+    answers = [writer.communicate("go\n", timeout=120)[0] for writer in writers]
+    said = [tuple(line.split()) for answer in answers for line in answer.splitlines()]
+    assert len(said) == 9
+    s3.fault = lambda method, path: None
+    store = open_for_reading(bucket)
+    kept = {str(c.summary["name"]): c.attempt for c in all_commits(store.paths)}
+    assert set(kept) == {"shared0", "shared1", "own0", "own1", "own2"}
+    for name, attempt in kept.items():
+        assert [a for n, a in said if n == name and a != "lost"] == [attempt]
+    # Every entry is there once, none is missing, and each was written after the one before.
+    history = log_of(store.paths).update()
+    assert history.head == 6
+    assert not history.unreadable
+
+
+@pytest.mark.parametrize("fault", ["lost", "unanswered", "busy", "slow", "twice"])
+def test_what_networks_do_changes_nothing(
+    bucket: str, s3: FaultyProxy, tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = create_store(tmp_path / "local.attn")
+    write_episode(local, "e0", **SMALL)
+    turn = iter(range(10**6))
+    every = 7 if fault == "slow" else 3
+    spoiled: list[str] = []
+
+    def spoil(method: str, path: str) -> str | None:
+        if method in ("PUT", "POST") and next(turn) % every == 0:
+            spoiled.append(path)
+            return fault
+        return None
+
+    s3.fault = spoil
+    write_episode(create_store(bucket), "e0", **SMALL)
+    assert len(spoiled) >= 3
+    s3.fault = lambda method, path: None
+    monkeypatch.setenv("ATTNSTORE_CACHE", str(tmp_path / "another"))
+    assert_same(bucket, local)
+    assert uploads(bucket) == []
+
+
+def test_what_cannot_be_written_is_said_before_anything_is(
+    bucket: str, s3: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(kind: type[AttnstoreError], url: str = bucket) -> str:
+        for cached in (spool._bucket, spool._check):
+            cached.cache_clear()
+        with pytest.raises(kind) as said:
+            create_store(url)
+        assert "\n" not in str(said.value)
+        return str(said.value)
+
+    assert "there is no bucket nowhere at http://127" in refused(NotFoundError, "s3://nowhere/a")
+    assert "at s3://BUCKET/PATH" in refused(UsageError, "gs://bucket/a")
+    assert "at s3://BUCKET/PATH" in refused(UsageError, "s3:///a")
+    s3.fault = lambda method, path: "unconditional"
+    assert "does not put on a condition (of 5 writers of one name, 5 won" in refused(UsageError)
+    s3.fault = lambda method, path: "denied" if method in ("PUT", "POST", "DELETE") else None
+    assert "the credentials may not write this bucket" in refused(DeniedError)
+    s3.fault = lambda method, path: None
+    assert objects(bucket) == {}
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        assert "http://127.0.0.1:9 cannot be reached (no connection)" in refused(AttnstoreError)
+    with monkeypatch.context() as patch:
+        for name in S3_CREDENTIALS:
+            patch.delenv(name)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        assert "no credentials were found; set AWS_ACCESS_KEY_ID" in refused(DeniedError)
+    name, _, prefix = bucket.removeprefix("s3://").partition("/")
+    client().put_object(Bucket=name, Key=f"{prefix}/thesis.tex", Body=b"")
+    assert "is not empty and has no attnstore.json: thesis.tex lies there" in refused(UsageError)
+    assert objects(bucket) == {"thesis.tex": 0}
+    with pytest.raises(NotFoundError, match="is not an attnstore store"):
+        open_store(bucket)
+
+
+def test_an_upload_that_fails_leaves_no_part(
+    bucket: str, s3: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_module, "PARTED", 1 << 20)
+    file = tmp_path / "large"
+    file.write_bytes(os.urandom(21 << 20))
+    expected = StoredFile("large", file.stat().st_size, hash_file(file))
+    place = Bucket(bucket)
+    place.upload("data/large", file, expected)
+    assert objects(bucket) == {"data/large": expected.size}
+    s3.fault = lambda method, path: "denied" if "partNumber=3" in path else None
+    with pytest.raises(DeniedError):
+        place.upload("data/broken", file, expected)
+    s3.fault = lambda method, path: None
+    assert uploads(bucket) == []
+    assert set(objects(bucket)) == {"data/large"}
+    file.write_bytes(b"other bytes")
+    with pytest.raises(IntegrityError, match="differ from what was committed"):
+        place.upload("data/large", file, expected)
+
+
+def test_an_answer_that_never_comes_loses_nothing(bucket: str, s3: FaultyProxy) -> None:
+    paths = create_store(bucket)
+    s3.fault = lambda method, path: (
+        "unanswered" if method in ("PUT", "GET") and path.endswith("0000000002.json") else None
+    )
+    # The entry arrived, but nobody says so: the writer gives up, and its files stay.
+    with pytest.raises(AttnstoreError):
+        write_episode(paths, "e0", **SMALL)
+    s3.fault = lambda method, path: None
+    for cached in (spool._bucket, spool._check, spool._known):
+        cached.cache_clear()
+    again = open_store(bucket)
+    (commit,) = all_commits(again)
+    assert {
+        f"{commit.attempt}" in path for path in objects(bucket) if path.startswith("data/")
+    } == {True}
+    with pytest.raises(ConflictError):
+        write_episode(again, "e0", **SMALL)
+    assert open_for_reading(bucket).episode("e0").attention("prefix", layer=0, keyframe=0).size
