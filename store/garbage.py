@@ -6,19 +6,23 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from pathlib import Path
+from datetime import UTC, datetime, timedelta
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
-from .catalog.generations import generations
+from .catalog.generations import NAME, generations
 from .commits.entry import draft
-from .commits.files import now, read_document
+from .commits.files import now, parse_json, read_document
 from .commits.holding import StorePaths
-from .commits.layout import ATTEMPT_FILE, SAFE
+from .commits.layout import ATTEMPT_FILE, ENTRY, SAFE, Key
 from .commits.log import History, log_of
 from .errors import IntegrityError
+from .format.documents import check
+from .remote.bucket import Lying
+from .remote.spool import SpooledPaths
 
 LEASE = timedelta(hours=24)
 """How long an attempt may lie untouched before it counts as abandoned."""
@@ -39,6 +43,8 @@ class Collected:
     """Files of the catalog."""
     temporary: tuple[str, ...]
     bytes: int
+    uploads: tuple[str, ...] = ()
+    """Objects of a bucket of which parts were sent, and no more came; what they take is not known."""
 
 
 def collect(paths: StorePaths, lease: timedelta = LEASE, *, dry_run: bool = False) -> Collected:
@@ -46,7 +52,8 @@ def collect(paths: StorePaths, lease: timedelta = LEASE, *, dry_run: bool = Fals
 
     The latest revision of a part is never touched, nor is anything of a part whose commits cannot
     be read. An attempt that was not committed is kept while it is younger than the lease, or its
-    process lives on this host. Entries of the log stay for ever.
+    process lives on this host. Entries of the log stay for ever. Of a store in a bucket, objects are
+    as old as its server says, and uploads that were broken off are given up as well.
 
     Parameters
     ----------
@@ -59,22 +66,32 @@ def collect(paths: StorePaths, lease: timedelta = LEASE, *, dry_run: bool = Fals
         Only say what would be removed.
     """
     paths.check_writable()
+    if isinstance(paths, SpooledPaths):
+        return _collect_objects(paths, lease, dry_run)
     before = time.time() - lease.total_seconds()
     history = log_of(paths).update(thorough=True)
     abandoned, replaced = [], []
+
+    def settled(number: int) -> bool:
+        try:
+            return paths.entry(number).stat().st_mtime <= before
+        except OSError:
+            return False
+
     for attempt in sorted(paths.data.glob("*/*/*.*")):
-        part, _, id = attempt.name.rpartition(".")
-        key = attempt.parts[-3], attempt.parts[-2], part
-        if not attempt.is_dir() or not all(SAFE.fullmatch(name) for name in (*key, id)):
+        named = _named(attempt)
+        if named is None or not attempt.is_dir():
             continue
+        key, id = named
         fact = history.attempts.get(id)
         if fact is not None and fact.key == key:
-            if _is_replaced(paths, history, id, before):
+            if _is_replaced(history, id, settled):
                 replaced.append(attempt)
         elif not history.concealed() and _is_abandoned(attempt, before):
             abandoned.append(attempt)
     if not dry_run:
-        abandoned = _give_up(paths, abandoned)
+        kept = _give_up(paths, abandoned)
+        abandoned = [attempt for attempt in abandoned if attempt in kept]
     size = sum(s.st_size for attempt in (*abandoned, *replaced) for s in _stats(attempt))
     catalogs = [g.path for g in generations(paths)[:-KEPT_GENERATIONS]]
     temporary = _temporary(paths, min(before, time.time() - TEMPORARY_LEASE.total_seconds()))
@@ -93,26 +110,118 @@ def collect(paths: StorePaths, lease: timedelta = LEASE, *, dry_run: bool = Fals
     )
 
 
-def _is_replaced(paths: StorePaths, history: History, attempt: str, before: float) -> bool:
+def _collect_objects(paths: SpooledPaths, lease: timedelta, dry_run: bool) -> Collected:
+    """Collect in a bucket: one listing, the log, and then what is to go."""
+    bucket = paths.bucket
+    # By this machine's clock: a lease is hours, and clocks of servers are minutes wrong at most.
+    before = datetime.now(UTC) - lease
+    brief = min(before, datetime.now(UTC) - TEMPORARY_LEASE)
+    uploads = [each for each in bucket.unfinished() if each.began <= before]
+    attempts: dict[PurePath, list[Lying]] = defaultdict(list)
+    entries: dict[int, datetime] = {}
+    catalogs, temporary = [], []
+    for each in bucket.lying(""):
+        place = PurePosixPath(each.path)
+        entry = ENTRY.fullmatch(place.name)
+        if place.parts[0] == "data" and len(place.parts) > 4:
+            attempts[PurePosixPath(*place.parts[:4])].append(each)
+        elif place.parts[0] == "commits" and entry is not None:
+            entries[int(entry[1])] = each.modified
+        elif place.parts[0] == "catalog" and (made := NAME.fullmatch(place.name)) is not None:
+            catalogs.append((int(made[1]), each))
+        elif place.name.startswith(".tmp-") and each.modified <= brief:
+            temporary.append(each)
+    history = log_of(paths).update(thorough=True)
+
+    def settled(number: int) -> bool:
+        return number in entries and entries[number] <= before
+
+    abandoned, replaced = [], []
+    for attempt, lying in sorted(attempts.items()):
+        named = _named(attempt)
+        if named is None:
+            continue
+        key, id = named
+        fact = history.attempts.get(id)
+        if fact is not None and fact.key == key:
+            if _is_replaced(history, id, settled):
+                replaced.append(attempt)
+        elif not history.concealed() and all(each.modified <= before for each in lying):
+            owner = bucket.read(f"{attempt}/{ATTEMPT_FILE}")
+            if owner is None or not _is_owned(owner, str(attempt)):
+                abandoned.append(attempt)
+    if not dry_run:
+        kept = _give_up(paths, abandoned)
+        abandoned = [attempt for attempt in abandoned if attempt in kept]
+    old = [each for _, each in sorted(catalogs, key=lambda c: c[0])[:-KEPT_GENERATIONS]]
+    gone = [each for attempt in (*abandoned, *replaced) for each in attempts[attempt]]
+    gone += [*old, *temporary]
+    if not dry_run:
+        bucket.delete(each.path for each in gone)
+        for upload in uploads:
+            bucket.abort(upload)
+        _clear_spool(paths, history, before.timestamp())
+    return Collected(
+        tuple(map(str, abandoned)),
+        tuple(map(str, replaced)),
+        tuple(each.path for each in old),
+        tuple(each.path for each in temporary),
+        sum(each.size for each in gone),
+        tuple(each.path for each in uploads),
+    )
+
+
+def _clear_spool(paths: SpooledPaths, history: History, before: float) -> None:
+    """Delete what writers on this machine left in the spool when they died."""
+    for attempt in paths.data.glob("*/*/*.*"):
+        named = _named(attempt)
+        if named is None or named[1] in history.attempts:
+            continue
+        if (attempt / ATTEMPT_FILE).is_file() and _is_abandoned(attempt, before):
+            shutil.rmtree(attempt, ignore_errors=True)
+
+
+def _named(attempt: PurePath) -> tuple[Key, str] | None:
+    """Return what an attempt's directory is of, and its id; None if it is no attempt's."""
+    part, _, id = attempt.name.rpartition(".")
+    key = attempt.parts[-3], attempt.parts[-2], part
+    return (key, id) if all(SAFE.fullmatch(name) for name in (*key, id)) else None
+
+
+def _is_replaced(history: History, attempt: str, settled: Callable[[int], bool]) -> bool:
+    """Whether a later revision has been there for the lease; `settled` says so of its entry."""
     revisions = history.revisions(*history.attempts[attempt].key)
     latest = revisions[max(revisions)]
     if latest.attempt == attempt or latest.reason is not None:
         return False
-    try:
-        return paths.entry(latest.number).stat().st_mtime <= before
-    except OSError:
-        return False
+    return settled(latest.number)
 
 
 def _is_abandoned(attempt: Path, before: float) -> bool:
     if any(s.st_mtime > before for s in _stats(attempt)):
         return False
     try:
-        owner = read_document(attempt / ATTEMPT_FILE, "attempt")
-        host, pid = str(owner["host"]), int(owner["pid"])
-    except (OSError, IntegrityError, KeyError, TypeError, ValueError):
+        return not _lives(read_document(attempt / ATTEMPT_FILE, "attempt"))
+    except (OSError, IntegrityError):
         return True
-    return host != socket.gethostname() or not _is_alive(pid)
+
+
+def _is_owned(owner: bytes, name: str) -> bool:
+    """Whether the process that writes an attempt lives on this host, by the text of its file."""
+    try:
+        value = parse_json(owner, name)
+        check(value, "attempt", name)
+        return _lives(value)
+    except IntegrityError:
+        return False
+
+
+def _lives(owner: dict[str, Any]) -> bool:
+    try:
+        host, pid = str(owner["host"]), int(owner["pid"])
+    except (KeyError, TypeError, ValueError):
+        return False
+    return host == socket.gethostname() and _is_alive(pid)
 
 
 def _is_alive(pid: int) -> bool:
@@ -125,7 +234,7 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _give_up(paths: StorePaths, attempts: Sequence[Path]) -> list[Path]:
+def _give_up(paths: StorePaths, attempts: Sequence[PurePath]) -> set[PurePath]:
     """Say in the log that these attempts will never be committed; return those that were not.
 
     Where a writer commits, it reads this first; and here it is seen what it committed. One of the
@@ -141,7 +250,7 @@ def _give_up(paths: StorePaths, attempts: Sequence[Path]) -> list[Path]:
 
     if by_id:
         log_of(paths).append(entry)
-    return list(by_id.values())
+    return set(by_id.values())
 
 
 def _stats(attempt: Path) -> list[os.stat_result]:

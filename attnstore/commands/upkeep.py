@@ -123,6 +123,7 @@ def gc(store: StoreName, lease: float, dry_run: bool, as_json: bool) -> None:
         f"{len(collected.revisions)} replaced revisions, {len(collected.generations)} catalogs, "
         f"{len(collected.temporary)} temporary files: "
         f"{size_text(collected.bytes)}"
+        + (f"; {len(collected.uploads)} unfinished uploads" if collected.uploads else "")
     )
 
 

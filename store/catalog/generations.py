@@ -83,6 +83,8 @@ def refresh(paths: StorePaths) -> Generation:
     with duckdb.connect() as connection:
         found = attach_current(connection, paths)
         if isinstance(found, Generation):
+            connection.close()
+            _shelve(paths)
             return found
         raise UsageError(f"{paths.catalog} cannot be written: {found}")
 
@@ -102,7 +104,14 @@ def rebuild(paths: StorePaths) -> Generation:
         except (OSError, duckdb.IOException) as error:
             raise UsageError(f"{paths.catalog} cannot be written: {error}") from None
         if made is not None:
+            _shelve(paths, anew=True)
             return made
+
+
+def _shelve(paths: StorePaths, *, anew: bool = False) -> None:
+    made = made_from(paths)
+    if made is not None:
+        paths.shelve(made.path, made.head, made.tip, anew=anew)
 
 
 def connect(paths: StorePaths) -> duckdb.DuckDBPyConnection:

@@ -89,6 +89,15 @@ class StorePaths(Layout):
     def delivered(self, directory: Path, files: Sequence[StoredFile]) -> None:
         """Take notice that they are committed."""
 
+    def shelve(self, generation: Path, head: int, tip: str, *, anew: bool = False) -> None:
+        """Have a catalog, which is here and was made up to an entry, where the store is.
+
+        Parameters
+        ----------
+        anew
+            Although one is there that knows as much.
+        """
+
     def cached(self) -> StorePaths:
         """Return what is on this machine."""
         return self

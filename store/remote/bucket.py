@@ -315,7 +315,7 @@ class Bucket:
 
     def unfinished(self, below: str = "") -> list[Unfinished]:
         """Uploads in parts that were not completed, of a folder or an object of the store."""
-        prefix = "/".join(p for p in (self._prefix, below) if p)
+        prefix = f"{self._prefix}/{below}".lstrip("/")
         pages = self._client().get_paginator("list_multipart_uploads")
         skip = len(self._prefix) + 1 if self._prefix else 0
 
@@ -326,7 +326,8 @@ class Bucket:
                 for each in page.get("Uploads", ())
             ]
 
-        return self._tried(below, ask)
+        found = self._tried(below, ask)
+        return [u for u in found if not below or f"{u.path}/".startswith(f"{below}/")]
 
     def abort(self, upload: Unfinished) -> None:
         """Delete the parts of an upload."""

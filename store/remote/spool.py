@@ -18,18 +18,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..catalog import seed_log
+from ..catalog import NEWEST, seed_log
 from ..commits import (
     ATTEMPT_FILE,
     MARKER,
     MAX_JSON,
     StoredFile,
     create_exclusive,
+    hash_file,
     now,
+    parse_json,
 )
 from ..commits.files import to_json
 from ..commits.layout import ENTRY, ROOT_ENTRIES
-from ..errors import AttnstoreError, UsageError
+from ..errors import AttnstoreError, IntegrityError, UsageError
 from ..format.version import written
 from .bucket import Bucket
 from .fetching import place_file
@@ -118,6 +120,22 @@ class SpooledPaths(MirrorPaths):
             if tier_of(file.path) == "full":
                 (directory / file.path).unlink(missing_ok=True)
         (directory / ATTEMPT_FILE).unlink(missing_ok=True)
+
+    def shelve(self, generation: Path, head: int, tip: str, *, anew: bool = False) -> None:
+        """Put a catalog, and then name it as the newest, unless one there knows as much."""
+        there = self.bucket.read(f"catalog/{NEWEST}")
+        try:
+            known = int(parse_json(there or b"{}", NEWEST).get("head", 0))
+        except (IntegrityError, TypeError, ValueError):
+            known = 0
+        if known > head or (known == head and not anew):
+            return
+        # Numbered by the time: whoever makes another one needs no listing, and has another number.
+        name = f"catalog/catalog-{time.time_ns() // 1000}.duckdb"
+        file = StoredFile(name, generation.stat().st_size, hash_file(generation))
+        self.bucket.upload(name, generation, file)
+        newest = {"path": name, "head": head, "tip": tip}
+        self.bucket.replace(f"catalog/{NEWEST}", to_json(newest))
 
     def _relative(self, file: Path) -> str:
         return file.relative_to(self.root).as_posix()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from remote_servers import S3_CREDENTIALS, FaultyProxy, s3_server
 from store_fixtures import run_config, write_episode
 
 from attnstore.query import open as open_for_reading
+from attnstore.store.catalog import rebuild, refresh
 from attnstore.store.commits import StoredFile, StorePaths, all_commits, hash_file, log_of
 from attnstore.store.errors import (
     AttnstoreError,
@@ -26,6 +29,7 @@ from attnstore.store.errors import (
     NotFoundError,
     UsageError,
 )
+from attnstore.store.garbage import collect
 from attnstore.store.opening import create_store, open_store
 from attnstore.store.remote import bucket as bucket_module
 from attnstore.store.remote import spool
@@ -139,6 +143,7 @@ WRITER = """
 import sys
 from store_fixtures import write_episode
 from attnstore.store.errors import ConflictError
+from attnstore.store.garbage import collect
 from attnstore.store.opening import open_store
 
 url, me = sys.argv[1:]
@@ -290,3 +295,71 @@ def test_an_answer_that_never_comes_loses_nothing(bucket: str, s3: FaultyProxy) 
     with pytest.raises(ConflictError):
         write_episode(again, "e0", **SMALL)
     assert open_for_reading(bucket).episode("e0").attention("prefix", layer=0, keyframe=0).size
+
+
+def test_gc_takes_what_no_entry_names_and_nothing_else(
+    bucket: str, s3: FaultyProxy, tmp_path: Path
+) -> None:
+    paths = create_store(bucket)
+    kept = write_episode(paths, "e0", **SMALL)
+    old = write_episode(paths, "e1", **SMALL)
+    new = write_episode(paths, "e1", replace=True, **SMALL)
+    # A writer that dies between its files and its entry.
+    s3.fault = lambda method, path: "denied" if "/commits/log/" in path else None
+    with pytest.raises(DeniedError):
+        write_episode(paths, "e2", **SMALL)
+    s3.fault = lambda method, path: None
+    name, _, prefix = bucket.removeprefix("s3://").partition("/")
+    begun = client().create_multipart_upload(Bucket=name, Key=f"{prefix}/data/r/e/base.a/shard")
+    client().create_multipart_upload(Bucket=name, Key=f"{prefix}2/of/another/store")
+    client().put_object(Bucket=name, Key=f"{prefix}/.tmp-0", Body=b"")
+    before = objects(bucket)
+    # This process lives, and may go on.
+    assert collect(paths, timedelta(0), dry_run=True).attempts == ()
+    (dead,) = {
+        p.rpartition("/")[0] for p in before if p.endswith("attempt.json") and "/e2-" in p
+    }  # fmt: skip
+    owner = {"host": "another", "pid": 1, "created": "2025-01-01T00:00:00.000+00:00"}
+    client().put_object(
+        Bucket=name, Key=f"{prefix}/{dead}/attempt.json", Body=json.dumps(owner).encode()
+    )
+    # Younger than a day; of uploads, moto says 2010.
+    assert collect(paths, dry_run=True).attempts == ()
+    there = set(objects(bucket))
+    said = collect(paths, timedelta(0), dry_run=True)
+    assert said.attempts == (dead,)
+    assert said.uploads == ("data/r/e/base.a/shard",)
+    assert set(objects(bucket)) == there
+    done = collect(paths, timedelta(0))
+    assert done.attempts == (dead,)
+    left = {p.split("/")[3] for p in objects(bucket) if p.startswith("data/")}
+    assert left == {f"base.{kept.attempt}", f"base.{new.attempt}"}
+    assert old.attempt not in str(objects(bucket))
+    assert [u["Key"] for u in uploads(bucket)] == [f"{prefix}2/of/another/store"]
+    assert begun["UploadId"] not in str(uploads(bucket))
+    # What gc gave up is in the log, where a writer that was only slow finds it.
+    assert dead.rpartition(".")[2] in log_of(paths).update().discarded
+
+
+def test_a_catalog_in_the_bucket_spares_the_log(
+    bucket: str, s3: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = create_store(bucket)
+    for i in range(4):
+        write_episode(paths, f"e{i}", keyframes=1, grid=(2, 2))
+    refresh(paths)
+    refresh(paths)
+    there = [p for p in objects(bucket) if p.startswith("catalog/")]
+    assert len(there) == 2  # the catalog, and which is the newest
+    monkeypatch.setenv("ATTNSTORE_CACHE", str(tmp_path / "another"))
+    s3.requests.clear()
+    store = open_for_reading(bucket)
+    assert store.sql("SELECT count(*) FROM episodes").fetchall() == [(4,)]
+    entries = [path for method, path in s3.requests if "/commits/log/" in path]
+    assert len({p.rpartition("/")[2] for p in entries}) <= 3
+    for _ in range(3):
+        rebuild(paths)
+    assert len([p for p in objects(bucket) if p.endswith(".duckdb")]) == 4
+    collect(paths)
+    assert len([p for p in objects(bucket) if p.endswith(".duckdb")]) == 2
+    assert open_for_reading(bucket).sql("SELECT count(*) FROM episodes").fetchall() == [(4,)]

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from datetime import timedelta
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
@@ -166,7 +166,7 @@ def test_a_writer_that_commits_meanwhile_keeps_its_data(
     grow_old(attempt.path)
     give_up = module._give_up
 
-    def commit_first(paths: StorePaths, attempts: list[Path]) -> list[Path]:
+    def commit_first(paths: StorePaths, attempts: list[PurePath]) -> set[PurePath]:
         attempt.publish({})
         return give_up(paths, attempts)
 

@@ -515,7 +515,7 @@ def test_nothing_is_written_to_a_url(server: FileServer) -> None:
     for command in (["gc"], ["catalog", "refresh"], ["catalog", "rebuild"]):
         result = CliRunner().invoke(cli, [*command, server.url])
         assert isinstance(result.exception, UsageError)
-        assert "is a URL, which is read-only" in str(result.exception)
+        assert "is read-only: this command writes to a store" in str(result.exception)
 
 
 def test_commands_that_read(paths: StorePaths, server: FileServer, tmp_path: Path) -> None:
