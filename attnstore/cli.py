@@ -69,8 +69,9 @@ def cli(verbose: bool) -> None:
     `ingest` runs a policy once per keyframe and stores its attention; everything else reads the
     store and needs neither the policy nor torch.
 
-    STORE is a directory, or a URL for commands that only read. It may be left out where the variable
-    ATTNSTORE names it, or `store = "PATH"` in attnstore.toml of the working directory or one above.
+    STORE is a directory or an s3:// URL; for commands that only read, any URL. It may be left out
+    where the variable ATTNSTORE names it, or `store = "PATH"` in attnstore.toml of the working
+    directory or one above.
 
     Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 integrity, 5 partial, 75 stopped by SIGTERM or
     SIGUSR1 (run it again), 130 interrupted.
