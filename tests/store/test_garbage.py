@@ -204,7 +204,7 @@ def test_a_writer_between_whose_commit_and_check_gc_comes(
         collected.append(collect(paths))
         return create(path, data)
 
-    monkeypatch.setattr("attnstore.store.commits.log.create_exclusive", gc_in_between)
+    monkeypatch.setattr("attnstore.store.commits.holding.create_exclusive", gc_in_between)
     with pytest.raises(ConflictError, match="gc takes attempts"):
         attempt.publish({})
     assert len(collected[0].attempts) == 1
