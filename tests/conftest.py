@@ -28,7 +28,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 TESTS = Path(__file__).parent
 ABSENT = {
     library
-    for library in ("torch", "torchvision", "transformers", "jax", "flax", "playwright")
+    for library in ("torch", "torchvision", "transformers", "jax", "flax", "playwright", "rerun")
     if find_spec(library) is None
 }
 

@@ -94,7 +94,8 @@ class Video:
         position = -1
         try:
             with av.open(str(self.path), metadata_errors="replace") as container:
-                stream, pixels = picture_stream(container), Pixels()
+                stream = picture_stream(container)
+                pixels = Pixels(stream)
                 # Frame threads race: which damaged frames they flag would differ from run to run.
                 stream.thread_type = "SLICE"
                 for position, frame in enumerate(container.decode(stream)):

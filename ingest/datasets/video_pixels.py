@@ -61,15 +61,16 @@ def check_format(stream: Any) -> None:
     if codec is None:
         raise VideoFormatError("is not a readable video: its stream has no known codec")
     if codec.format is not None:
-        _check(codec.format, getattr(codec, "color_trc", None), codec.colorspace)
+        _check(codec.format, codec.color_trc, codec.colorspace)
 
 
 class Pixels:
     """Turns the frames of one pass through a stream into pixels."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: Any) -> None:
         from av.video.reformatter import VideoReformatter
 
+        self._codec = stream.codec_context
         self._reformatter = VideoReformatter()
 
     def of(self, frame: Any) -> NDArray[np.uint8]:
@@ -81,7 +82,8 @@ class Pixels:
             If they have no exact picture of 8 bits, or are turned by no quarter.
         """
         format = frame.format
-        _check(format, getattr(frame, "color_trc", None), frame.colorspace)
+        # PyAV below 17 tells a stream's transfer, and no frame's
+        _check(format, getattr(frame, "color_trc", self._codec.color_trc), frame.colorspace)
         if format.is_rgb or format.has_palette:
             rgb = frame.reformat(format="rgb24")
         else:
@@ -167,5 +169,5 @@ def _is_full(frame: Any) -> bool:
 
 
 def _disposition(stream: Any) -> int:
-    found = getattr(stream, "disposition", 0)  # PyAV has it since 14
+    found = stream.disposition
     return int(getattr(found, "value", found))

@@ -30,7 +30,6 @@ from .head_table import (
     HeadTable,
     diverging,
     draw_bar,
-    drawable,
 )
 
 if TYPE_CHECKING:
@@ -119,7 +118,7 @@ def draw_comparison(comparison: Comparison, first: int = FIRST) -> Image:
         (f"larger in {groups.a}", MARGIN + left, "right", HIGH),
     ):
         side: label.Anchor = "left" if anchor == "left" else "right"
-        label.write(canvas, drawable(text), x, y, size=15, color=color, anchor=side, room=half)
+        label.write(canvas, text, x, y, size=15, color=color, anchor=side, room=half)
     _draw_rows(canvas, MARGIN + left + GAP if beside else MARGIN, rows_top, comparison, shown)
     return canvas
 
@@ -169,11 +168,11 @@ def draw_divergence(divergences: Sequence[xr.DataArray]) -> Image:
 
 def _draw_title(canvas: Image, title: str, facts: Sequence[str], notes: Sequence[str]) -> None:
     room, y = canvas.shape[1] - 2 * MARGIN, MARGIN + LINE // 2
-    label.write(canvas, drawable(title), MARGIN, y, size=26, color=TEXT, room=room)
+    label.write(canvas, title, MARGIN, y, size=26, color=TEXT, room=room)
     for number, text in enumerate((*facts, *notes)):
         y = MARGIN + 2 * LINE + number * LINE
         color = MUTED if number < len(facts) else HIGH
-        label.write(canvas, drawable(text), MARGIN, y, size=17, color=color, room=room)
+        label.write(canvas, text, MARGIN, y, size=17, color=color, room=room)
 
 
 def _draw_rows(

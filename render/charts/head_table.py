@@ -28,18 +28,6 @@ NAMES = 48
 """Width of the layers' names."""
 BETWEEN = 20
 """Space between two blocks."""
-_DRAWABLE = str.maketrans({"×": "x", "−": "-", "≤": "<=", "≥": ">=", "δ": "delta", "…": "..."})
-
-
-def drawable(text: str) -> str:
-    """Replace the signs that Pillow's own font lacks.
-
-    Examples
-    --------
-    >>> drawable("18 layers × 8 heads at q ≤ 0.05")
-    '18 layers x 8 heads at q <= 0.05'
-    """
-    return text.translate(_DRAWABLE)
 
 
 def diverging(values: NDArray[np.floating]) -> Image:
@@ -108,9 +96,7 @@ class HeadTable:
         for block, name in enumerate(self.blocks):
             left, _ = self._corner(block, 0, 0)
             at_line = y + LINE // 2
-            label.write(
-                canvas, drawable(name), x + left, at_line, size=16, color=TEXT, room=self._block
-            )
+            label.write(canvas, name, x + left, at_line, size=16, color=TEXT, room=self._block)
             if wide < WIDE[0] or self.heads[0] < 0:
                 continue
             for number, head in enumerate(self.heads):
@@ -155,4 +141,4 @@ def draw_bar(
         (x, "left"), (x + width // 2, "center"), (x + width, "right"),
     )  # fmt: skip
     for text, (at, anchor) in zip(ends, places, strict=True):
-        label.write(canvas, drawable(text), at, y + LINE, size=14, color=MUTED, anchor=anchor)
+        label.write(canvas, text, at, y + LINE, size=14, color=MUTED, anchor=anchor)

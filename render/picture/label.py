@@ -60,6 +60,12 @@ def _has(character: str, font: str | None) -> bool:
     return character == " " or bytes(face.getmask(character)) != bytes(face.getmask("\uffff"))
 
 
+_SIGNS = {
+    "–": "-", "—": "-", "−": "-", "×": "x", "→": "->", "≤": "<=", "≥": ">=", "δ": "delta",
+    "‘": "'", "’": "'", "“": '"', "”": '"', "…": "...",
+}  # fmt: skip
+"""What stands for signs of our own texts in a font without them, as Pillow's is without some."""
+
 _opencv_text = Lock()  # its fonts keep state while they draw
 
 
@@ -96,19 +102,20 @@ def spelled(text: str, font: str | None = None) -> str:
 
     Examples
     --------
+    >>> spelled("18 layers × 8 heads")
+    '18 layers x 8 heads'
     >>> spelled("lift 🤖🍎 up")
     'lift U+1F916 U+1F34E up'
     """
     text = "".join(c for c in printable(text) if not 0xFE00 <= ord(c) <= 0xFE0F)  # say how, no more
-    if font is not None or all(_has(c, None) for c in text):
-        lacking = {c for c in set(text) if font is not None and not _has(c, font)}
-    else:
-        lacking = {
-            c for c in set(text) if not (_opencv_has(c) if _opencv_face() else _has(c, None))
-        }
+    lacking = {c for c in set(text) if not _has(c, font)}
+    if lacking <= _SIGNS.keys():  # no reason to leave a font
+        return "".join(_SIGNS[c] if c in lacking else c for c in text)
+    if font is None and _opencv_face() is not None:
+        lacking = {c for c in set(text) if not _opencv_has(c)}
     if not lacking:
         return text
-    parts = [f" U+{ord(c):04X} " if c in lacking else c for c in text]
+    parts = [_SIGNS.get(c, f" U+{ord(c):04X} ") if c in lacking else c for c in text]
     return " ".join("".join(parts).split())
 
 

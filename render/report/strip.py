@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..charts.head_table import drawable
 from ..picture import image_file, label
 
 Image = NDArray[np.uint8]
@@ -39,9 +38,7 @@ def strip(rows: Sequence[Sequence[tuple[str, Image]]], *, pane: int = PANE) -> b
     for row, height in zip(sized, heights, strict=True):
         for column, (words, image) in enumerate(row):
             left = GAP + column * (pane + GAP)
-            label.write(
-                canvas, drawable(words), left, top + LINE // 2, size=14, color=INK, room=pane
-            )
+            label.write(canvas, words, left, top + LINE // 2, size=14, color=INK, room=pane)
             canvas[top + LINE : top + LINE + image.shape[0], left : left + pane] = image
         top += height + GAP
     return image_file.encode(canvas, "jpg", QUALITY)

@@ -23,6 +23,7 @@ CUBE = "cube word → cube, wrist"
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Its directory, and all that it printed."""
+    pytest.importorskip("torch", reason="a model's test needs torch")
     out = tmp_path_factory.mktemp("demo") / "out"
     command = [sys.executable, "-m", "attnstore", "demo", "--out", str(out)]
     done = subprocess.run(

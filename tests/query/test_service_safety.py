@@ -824,8 +824,8 @@ class TestOddRequests:
     def test_numbers(self, server: Server, base: str) -> None:
         for number in ("9" * 30, str(-(1 << 63) - 1)):
             answer = server.get(f"{base}/attention", phase="prefix", frame=number)
-            assert answer.status == 422
-            assert server.get(f"{base}/frames/{number}/hand_camera").status == 422
+            assert answer.status in (400, 422)  # older pydantic takes an integer of any length
+            assert server.get(f"{base}/frames/{number}/hand_camera").status in (400, 422)
         assert server.get(f"{base}/overlays/hand_camera", phase="prefix", layer=0).status == 422
         assert server.get(f"/v1/stores/lab/runs/{'x' * 5000}").status == 404
 

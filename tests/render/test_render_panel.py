@@ -190,7 +190,7 @@ def test_the_numbers_of_a_colour_bar_are_apart_from_each_other(height: int) -> N
     rows = np.flatnonzero(np.diff(np.r_[0, lit.astype(int), 0]) == 1)
     assert len(rows) == len(texts), "each is on rows of its own"
     assert texts == (
-        ["0–0.12"] if height < 46 else ["0.12", "0"] if height < 69 else ["0.12", "0.06", "0"]
+        ["0-0.12"] if height < 46 else ["0.12", "0"] if height < 69 else ["0.12", "0.06", "0"]
     )
 
 

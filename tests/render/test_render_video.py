@@ -12,6 +12,7 @@ import pytest
 from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
 
+from attnstore.ingest.datasets.video_pixels import Pixels
 from attnstore.render.files.video import CODECS, VideoWriter, codec_for, encode, extension_for
 from attnstore.store.errors import UsageError
 
@@ -40,7 +41,8 @@ def moving_square(count: int, height: int, width: int) -> Frames:
 
 def decode(path: Path) -> tuple[Frames, av.container.InputContainer]:
     container = av.open(str(path))
-    frames = [np.asarray(f.to_ndarray(format="rgb24"), np.uint8) for f in container.decode(video=0)]
+    pixels = Pixels(container.streams.video[0])  # PyAV below 17 heeds no tags by itself
+    frames = [pixels.of(frame) for frame in container.decode(video=0)]
     return frames, container
 
 

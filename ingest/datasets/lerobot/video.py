@@ -138,7 +138,8 @@ class TimedVideo:
         past = 0
         try:
             with av.open(str(self.path), metadata_errors="replace") as container:
-                stream, pixels = self._stream(container), Pixels()
+                stream = self._stream(container)
+                pixels = Pixels(stream)
                 # Frame threads race: which damaged frames they flag would differ from run to run.
                 stream.thread_type = "SLICE"
                 self._seek(container, stream, ascending[0])
