@@ -21,7 +21,8 @@ from attnstore.store.errors import SelectionError
 from attnstore.store.format.tokens import REPEATED, AlignedAxis
 from attnstore.store.format.views import is_current
 from attnstore.store.reader.blocks import Dimension
-from attnstore.store.reader.episode import Episode, Reduction
+from attnstore.store.reader.episode import Episode
+from attnstore.store.reader.reads import Reduction
 from attnstore.store.reader.selection import (
     Group,
     check_index,

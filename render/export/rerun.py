@@ -31,7 +31,8 @@ from PIL import Image
 
 from attnstore.store.errors import MissingExtraError, NotFoundError
 from attnstore.store.image import read_header
-from attnstore.store.reader.episode import Episode, Reduction
+from attnstore.store.reader.episode import Episode
+from attnstore.store.reader.reads import Reduction
 from attnstore.store.rules import Active
 
 from ..picture import colormap, heatmap

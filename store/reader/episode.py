@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..commits import Commit, committed_names, latest_commit
 from ..commits.part import Part
 from ..errors import EpisodeError, NotFoundError, SelectionError
-from ..format.axes import STEPPED_PHASES, attention_dims, map_dims
+from ..format.axes import STEPPED_PHASES
 from ..format.episode import PhaseSpec
 from ..format.generated import DECODE
 from ..format.rle import Mask, decode_rle
@@ -34,7 +34,6 @@ from ..rules import (
     standing_step,
 )
 from ..tables.base import METRICS
-from . import sinks
 from .blocks import (
     Block,
     Cost,
@@ -45,14 +44,13 @@ from .blocks import (
     Read,
     Selection,
     cost,
-    too_large,
 )
 from .description import EpisodeDescription
 from .head_stats import NUMERIC, HeadStats, at_steps
-from .lazy import lazy as lazy_data
-from .selection import Group, TokenSelection, check_index, select_tokens, span_labels, token_labels
+from .labels import TokenLabels, labelled, labels_of_tokens
+from .reads import ReducedMapRead, Reduction, SinklessMapRead, StoredMapRead, WeightsRead
+from .selection import Group, TokenSelection, check_index, select_tokens
 
-Reduction = Literal["max", "mean"]
 Heads = Index | Literal["active"]
 """Head: index, slice, indices, None for all, or the one that `Episode.active_head` names."""
 Steps = Index | Literal["first", "last", "all"]
@@ -80,7 +78,7 @@ class Episode(EpisodeDescription):
         self._statistics = HeadStats(part)
         self._active: dict[tuple[Any, ...], int] = {}
         self._selections: dict[tuple[str, str, str], TokenSelection] = {}
-        self._labels: dict[str, dict[str, tuple[str, NDArray[Any]]]] = {}
+        self._token_labels: dict[str, TokenLabels] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Without what was read: lazy arrays carry an episode to dask's workers.
@@ -164,17 +162,19 @@ class Episode(EpisodeDescription):
                 selection, spec, seen, step, query=query, reduce="max", active=active
             )
             attributes["active"] = describe_active(active)
-        read = partial(self._read_weights, spec, _NO_LIMIT if lazy else max_bytes)
+        read = WeightsRead(self.part, spec, _NO_LIMIT if lazy else max_bytes)
         labels = {
             name: (axis, values[dict(rest)[axis].positions])
-            for name, (axis, values) in self._token_labels(spec).items()
+            for name, (axis, values) in self._labels(spec).items()
         }
         attributes |= self._identity(spec) | {
             "precision": self.spec.precision,
             "geometry": self._geometries,
         }
         name = f"{spec.phase}_attention"
-        return self._labelled(name, selection, read, labels, attributes, lazy, max_bytes)
+        return self._labelled(
+            name, selection, read, labels, attributes, None if lazy else max_bytes
+        )
 
     def maps(
         self,
@@ -261,10 +261,9 @@ class Episode(EpisodeDescription):
                 sink_corrected=sink_corrected,
             )  # fmt: skip
             attributes["active"] = describe_active(active)
-        read = partial(
-            self._read_maps, spec, camera, reduce, group, sink_corrected,
-            _NO_LIMIT if lazy else max_bytes,
-        )  # fmt: skip
+        read: Read = self._map_read(spec, camera, reduce, group, _NO_LIMIT if lazy else max_bytes)
+        if sink_corrected:
+            read = SinklessMapRead(read, spec.phase, camera, geometry, self.sink_keys)
         attributes |= self._identity(spec) | {
             "long_name": f"attention, {reduce} over the {_spell(group)} tokens",
             "camera": camera,
@@ -275,7 +274,9 @@ class Episode(EpisodeDescription):
         }
         labels = {"coverage": (("row", "col"), geometry.coverage())}
         name = f"{spec.phase}_map"
-        return self._labelled(name, selection, read, labels, attributes, lazy, max_bytes)
+        return self._labelled(
+            name, selection, read, labels, attributes, None if lazy else max_bytes
+        )
 
     @overload
     def stats(
@@ -377,7 +378,9 @@ class Episode(EpisodeDescription):
             read = partial(self._read_stats, spec, camera, group, name)
             text, unit = METRICS.get(name, ("of the patch that max is of", "patches"))
             attributes = {"long_name": text, "units": unit, **about}
-            return self._labelled(name, selection, read, {}, attributes, lazy, _NO_LIMIT)
+            return self._labelled(
+                name, selection, read, {}, attributes, None if lazy else _NO_LIMIT
+            )
 
         if isinstance(metric, str):
             return array(metric)
@@ -874,105 +877,22 @@ class Episode(EpisodeDescription):
 
     def _labelled(
         self, name: str, selection: Selection, read: Read, extra: Mapping[str, Any],
-        attributes: dict[str, Any], lazily: bool, max_bytes: int,
+        attributes: Mapping[str, Any], max_bytes: int | None,
     ) -> xr.DataArray:  # fmt: skip
-        """Read a selection, now or on access, and label it.
+        return labelled(name, selection, read, self.frames, extra, attributes, max_bytes)
 
-        Parameters
-        ----------
-        extra
-            Further coordinates: dimensions, or the dimension, and values.
-        """
-        data: Any
-        if lazily:
-            part = partial(selection.read_part, read)
-            data = lazy_data(selection.shape, np.dtype(np.float32), part)
-        else:
-            size = 4 * int(np.prod(selection.shape, dtype=np.int64))
-            if size > max_bytes:
-                raise too_large(size, max_bytes, name.replace("_", " "))
-            data = selection.read(read)
-        coords = selection.coordinates(self.frames)
-        for label, (dims, values) in extra.items():
-            here = (dims,) if isinstance(dims, str) else dims
-            if all(dim in selection.dims for dim in here):
-                coords[label] = (dims, values)
-            else:
-                coords[label] = values[0]
-        return xr.DataArray(data, coords, selection.dims, name=name, attrs=attributes)
-
-    def _read_weights(
-        self, spec: PhaseSpec, max_bytes: int, keyframes: Positions, steps: Positions | None,
-        layers: Positions, heads: Positions, queries: Positions, keys: Positions,
-    ) -> Float:  # fmt: skip
-        at = (keyframes, layers, heads, queries, keys)
-        dims = at if steps is None else (keyframes, steps, *at[1:])
-        block = Block(attention_dims(spec.phase), tuple(Dimension(each, False) for each in dims))
-        block.check_size(4, max_bytes, f"{spec.path} attention")
-        return block.pick(self.part.attention(spec.path, block.index)).astype(
-            np.float32, copy=False
-        )
-
-    def _read_maps(
-        self, spec: PhaseSpec, camera: str, reduce: Reduction, group: Group, sink_corrected: bool,
-        max_bytes: int, keyframes: Positions, steps: Positions | None, layers: Positions,
-        heads: Positions, rows: Positions, cols: Positions,
-    ) -> Float:  # fmt: skip
-        at = (keyframes, layers, heads) if steps is None else (keyframes, steps, layers, heads)
-        grid = self.spec.geometry[camera].grid
-        if sink_corrected:
-            whole = tuple(np.arange(n) for n in grid)
-            raw = self._read_maps(
-                spec,
-                camera,
-                reduce,
-                group,
-                False,
-                max_bytes,
-                keyframes,
-                steps,
-                layers,
-                heads,
-                *whole,
-            )
-            return self._without_sinks(raw, spec, camera, steps, layers, heads)[..., rows, :][
-                ..., cols
-            ]
+    def _map_read(
+        self, spec: PhaseSpec, camera: str, reduce: Reduction, group: Group, max_bytes: int
+    ) -> StoredMapRead | ReducedMapRead:
         if isinstance(group, str) and group in spec.query_groups:
-            dims = tuple(Dimension(each, False) for each in (*at, rows, cols))
-            block = Block(map_dims(spec.phase), dims)
-            block.check_size(4, max_bytes, f"{spec.phase} maps")
-            stored = self.part.map(spec.phase, group, camera, reduce, block.index)
-            return np.asarray(block.pick(stored), np.float32)
-        query = self._tokens(spec, "query", [group] if isinstance(group, int) else group).indices
-        key = self._tokens(spec, "key", f"image:{camera}").indices
-        weights = self._read_weights(spec, max_bytes, keyframes, steps, layers, heads, query, key)
-        if reduce == "max":
-            reduced = np.fmax.reduce(weights, axis=-2)
-        else:
-            # Not np.nanmean: it warns where a keyframe lacks the whole group or the camera.
-            there = ~np.isnan(weights)
-            with np.errstate(invalid="ignore"):
-                reduced = weights.sum(-2, where=there) / there.sum(-2)
-        maps = np.asarray(reduced.reshape(*reduced.shape[:-1], *grid), np.float32)
-        return maps[..., rows, :][..., cols]
-
-    def _without_sinks(
-        self, maps: Float, spec: PhaseSpec, camera: str, steps: Positions | None, layers: Positions,
-        heads: Positions,
-    ) -> Float:  # fmt: skip
-        """Correct each step's, layer's and head's maps on their own: a sink belongs to a head."""
-        geometry = self.geometry(camera)
-        numbers = [None] if steps is None else steps.tolist()
-        shape = (len(maps), len(numbers), *maps.shape[-4:])
-        corrected = maps.reshape(shape).copy()
-        for s, i, j in np.ndindex(len(numbers), len(layers), len(heads)):
-            keys = self.sink_keys(
-                spec.phase, layer=int(layers[i]), head=int(heads[j]), step=numbers[s]
-            )
-            own = [(row, col) for at, row, col, _ in keys if at == camera]
-            corrected[:, s, i, j] = sinks.remove(corrected[:, s, i, j], geometry, own)
-        return corrected.reshape(maps.shape)
+            return StoredMapRead(self.part, spec, camera, reduce, group, max_bytes)
+        return ReducedMapRead(
+            WeightsRead(self.part, spec, max_bytes),
+            self._tokens(spec, "query", [group] if isinstance(group, int) else group).indices,
+            self._tokens(spec, "key", f"image:{camera}").indices,
+            self.spec.geometry[camera].grid,
+            reduce,
+        )
 
     def _read_stats(
         self, spec: PhaseSpec, camera: str, group: str, metric: str, keyframes: Positions,
@@ -1019,15 +939,10 @@ class Episode(EpisodeDescription):
             self._selections[at] = select_tokens(aligned, group, where=f"{spec.path} {axis}")
         return self._selections[at]
 
-    def _token_labels(self, spec: PhaseSpec) -> dict[str, tuple[str, NDArray[Any]]]:
-        """Coordinates along queries and keys: the axis, and values over its whole length."""
-        if spec.path not in self._labels:
-            labels: dict[str, tuple[str, NDArray[Any]]] = {}
-            for axis, aligned in (("query", spec.query), ("key", spec.key)):
-                labels[f"{axis}_label"] = (axis, token_labels(aligned.spans, len(aligned)))
-                labels[f"{axis}_span"] = (axis, span_labels(aligned.spans, len(aligned)))
-            self._labels[spec.path] = labels
-        return self._labels[spec.path]
+    def _labels(self, spec: PhaseSpec) -> TokenLabels:
+        if spec.path not in self._token_labels:
+            self._token_labels[spec.path] = labels_of_tokens(spec)
+        return self._token_labels[spec.path]
 
     def _asked_step(self, phase: str, step: int | None) -> int:
         """Return the step as it is counted, or for None the one that stands for the phase."""

@@ -22,7 +22,7 @@ from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.format.geometry import Geometry
 from attnstore.store.format.precision import decode, encode
 from attnstore.store.opening import create_store
-from attnstore.store.reader.episode import Reduction
+from attnstore.store.reader.reads import Reduction
 
 NAME = "success/2025-01-01/2025-01-01_10-00-00"
 CAMERA = "hand_camera"
