@@ -224,7 +224,8 @@ class VideoWriter:
             frame = np.asarray(padded, np.uint8)
         full = self.codec in _FULL_RANGE
         picture = VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(
-            format="yuv420p",
+            # the encoder's own: PyAV below 17 converts between the two once more, with other colours
+            format="yuvj420p" if full else "yuv420p",
             src_color_range=ColorRange.JPEG,
             dst_color_range=ColorRange.JPEG if full else ColorRange.MPEG,
             dst_colorspace=Colorspace.ITU601 if full else Colorspace.ITU709,

