@@ -57,7 +57,7 @@ def test_render_takes_any_group_and_names_the_episodes_without_the_word(
         ("plum", "no tokens 'plum'; there are image, text, state"),
     ):
         refused = draw("--query", group)
-        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
         assert says in refused.stderr
 
 
