@@ -2,7 +2,8 @@
 
 `open` opens a store. It is a `Store`, with `Store.sql`, and `Store.episodes`, a mapping from names to
 `Episode`: their attention, maps and statistics are xarray's labelled arrays. `compare` says which heads
-differ between groups of episodes. `errors` has everything that is raised on purpose.
+differ between groups of episodes. `record` records a policy while it drives. `errors` has everything that
+is raised on purpose.
 
 >>> import attnstore
 >>> attnstore.open("no-such.attn")
@@ -25,18 +26,20 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "store" / "opening.
 from attnstore import errors  # noqa: E402  needs the path above
 
 if TYPE_CHECKING:
+    from attnstore.ingest.recording import record
     from attnstore.query import Episode, Store, open
     from attnstore.query.groups.comparison import compare
 
 __version__ = "0.1.0"
 
-__all__ = ["Episode", "Store", "compare", "errors", "open"]
+__all__ = ["Episode", "Store", "compare", "errors", "open", "record"]
 
 _HOMES = {
     "Episode": "attnstore.query",
     "Store": "attnstore.query",
     "compare": "attnstore.query.groups.comparison",
     "open": "attnstore.query",
+    "record": "attnstore.ingest.recording",
 }
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from attnstore.store.commits import Attempt, Commit, StorePaths, slug
 from attnstore.store.commits.run import RunConfig
 from attnstore.store.commits.writer import EpisodeWriter
 
 from .datasets.base import Dataset, EpisodeInfo, Frame
-from .keyframes import describe_episode, keyframe_indices, observation
+from .keyframes import describe_episode, keyframes_of, observation
 from .policies.base import ATTENTION_ONLY, Policy, Watch
 from .reading import prepare, read_info
 from .recorder import EpisodeRecorder
@@ -30,6 +31,8 @@ class EpisodeJob:
     variant: str = "base"
     watch: Watch = ATTENTION_ONLY
     """What is captured beside the attention of the policy's own phases; the run says so too."""
+    tolerance: float = 0.0
+    """How far actions may be from those recorded when the policy drove; see `EpisodeRecorder`."""
 
     @property
     def part(self) -> str:
@@ -74,7 +77,7 @@ def ingest_episode(
     """
     started = time.monotonic()
     info = read_info(dataset, name)
-    indices = keyframe_indices(info.frames, job.run.stride)
+    indices = keyframes_of(info, job.run.stride)
     spec, shapes = describe_episode(
         info,
         keyframe_views(dataset, info, indices, policy),
@@ -88,7 +91,7 @@ def ingest_episode(
     try:
         with WriteQueue() as queue:
             writer = EpisodeWriter(attempt, spec, shapes)
-            recorder = EpisodeRecorder(policy, writer, queue, job.watch)
+            recorder = EpisodeRecorder(policy, writer, queue, job.watch, job.tolerance)
             keyframe = 0
             held: list[Frame] = []
             for frame in keyframe_views(dataset, info, indices, policy):
@@ -102,7 +105,10 @@ def ingest_episode(
                     held = []
             recorder.finish()
         seconds = round(time.monotonic() - started, 3)
-        return writer.commit({"seconds": seconds, "dataset": job.run.dataset}, after=0)
+        summary: dict[str, Any] = {"seconds": seconds, "dataset": job.run.dataset}
+        if recorder.replay is not None:
+            summary["replay"] = recorder.replay
+        return writer.commit(summary, after=0)
     except BaseException:
         attempt.discard()
         raise

@@ -30,6 +30,11 @@ def keyframe_indices(frames: int, stride: int) -> tuple[int, ...]:
     return tuple(range(0, frames, stride))
 
 
+def keyframes_of(info: EpisodeInfo, stride: int) -> tuple[int, ...]:
+    """Frames of an episode that are keyframes: those of a policy that drove, else every `stride`-th."""
+    return keyframe_indices(info.frames, stride) if info.keyframes is None else info.keyframes
+
+
 def noise_seed(base: int, episode: str, frame: int) -> int:
     """Seed of a keyframe's noise: the same whatever the batching, the order or the worker.
 
@@ -45,6 +50,8 @@ def noise_seed(base: int, episode: str, frame: int) -> int:
 def observation(frame: Frame, info: EpisodeInfo, seed: int) -> Observation:
     """Return what the policy sees of a frame."""
     images = {c.camera: c.rgb for c in frame.cameras}
+    if (call := frame.call) is not None:
+        return Observation(images, call.instruction, frame.state, call.seed, call.batch)
     return Observation(
         images, info.instruction, frame.state, noise_seed(seed, info.name, frame.index)
     )

@@ -6,7 +6,7 @@ import errno
 import logging
 import platform
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -26,6 +26,7 @@ from attnstore.store.errors import (
     EpisodeError,
     HealthError,
     IntegrityError,
+    ReplayError,
     UnsupportedFormatError,
     UsageError,
 )
@@ -107,7 +108,8 @@ def settle(paths: StorePaths, part: Key, name: str, work: Callable[[], Commit]) 
         return Outcome(name, "broken", str(error))
     except HealthError as error:
         try:
-            _quarantine(paths, part, name, str(error))
+            evidence = error.evidence if isinstance(error, ReplayError) else {}
+            _quarantine(paths, part, name, str(error), evidence)
         except OSError as full:
             raise _disk_error(paths, name, full) from error
         return Outcome(name, "quarantined", str(error))
@@ -215,9 +217,19 @@ def _committed(name: str, commit: Commit) -> Outcome:
     )
 
 
-def _quarantine(paths: StorePaths, part: Key, name: str, reason: str) -> None:
+def _quarantine(
+    paths: StorePaths, part: Key, name: str, reason: str, evidence: Mapping[str, Any]
+) -> None:
     folder = paths.quarantine / part[0] / slug(name)
-    entry = {"run": part[0], "part": part[2], "name": name, "reason": reason, "created": now()}
+    entry: dict[str, Any] = {
+        "run": part[0],
+        "part": part[2],
+        "name": name,
+        "reason": reason,
+        "created": now(),
+    }
+    if evidence:
+        entry["actions"] = dict(evidence)
     for number in range(1, 1_000_000):
         if paths.create(folder / f"{number:06d}.json", entry):
             return

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +25,12 @@ from attnstore.store.tables.base import TOKEN_METRICS
 from .datasets.base import Dataset, EpisodeInfo
 from .encoders import all_layouts, all_shapes
 from .episode import EpisodeJob
-from .keyframes import keyframe_indices, observation
-from .optional import require
+from .keyframes import keyframes_of, observation
 from .policies.base import ATTENTION_ONLY, ObservationError, PhaseShape, Policy, Watch
+from .processes import lives
 from .reading import prepare, read_info
 from .views import first_full_window, keyframe_views
 
-CLOCK_SLACK = 2.0
-"""Seconds that a process's start time may be off: the kernel counts it in ticks since boot."""
 SAMPLES = 3
 """Episodes whose first frame is prepared to learn the token counts."""
 MAP_ITEM = 4
@@ -128,7 +124,7 @@ def make_plan(
             pending.append(read_info(dataset, name))
         except EpisodeError as error:
             broken[name] = error.reason
-    keyframes = {i.name: len(keyframe_indices(i.frames, job.run.stride)) for i in pending}
+    keyframes = {i.name: len(keyframes_of(i, job.run.stride)) for i in pending}
     largest = Size()
     images: list[int] = []
     tokens: dict[str, tuple[int, int]] = {}
@@ -138,7 +134,7 @@ def make_plan(
         if taken == SAMPLES or (not taken and len(refused) == REFUSALS and _alike(refused)):
             break
         try:
-            first = first_full_window(info, policy)
+            first = info.keyframes[0] if info.keyframes else first_full_window(info, policy)
             frame = next(keyframe_views(dataset, info, [first], policy))
         except EpisodeError as error:
             broken[info.name] = error.reason
@@ -244,20 +240,10 @@ def claimed_by_other(paths: StorePaths, run: str, episode: str, part: str) -> bo
 def _owned_elsewhere(attempt: Path) -> bool:
     try:
         owner = read_document(attempt / ATTEMPT_FILE, "attempt")
-        host, pid = str(owner["host"]), int(owner["pid"])
-        began = datetime.fromisoformat(str(owner["created"])).timestamp()
-    except (OSError, IntegrityError, KeyError, ValueError):
-        return False
-    if host != socket.gethostname() or pid == os.getpid():
-        return False
-    psutil = require("psutil", "ingest", "ingesting")
-    try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
+        if int(owner["pid"]) == os.getpid():
             return False
-        # After a reboot, or in a new container, the number may be another process's.
-        return bool(process.create_time() <= began + CLOCK_SLACK)
-    except psutil.NoSuchProcess:
+        return lives(owner["host"], owner["pid"], owner["created"])
+    except (OSError, IntegrityError, KeyError, ValueError):
         return False
 
 

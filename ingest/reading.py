@@ -6,10 +6,12 @@ Every call of a dataset's reader and of a policy's ``prepare`` goes through here
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from attnstore.store.boundary import concerns_all, episode_errors, told
-from attnstore.store.errors import EpisodeError
+from attnstore.store.errors import EpisodeError, UsageError
 
 from .datasets.base import Dataset, EpisodeInfo, Frame
 from .policies.base import Batch, Observation, ObservationError, Policy, PolicyError
@@ -47,15 +49,23 @@ def read_frames(dataset: Dataset, name: str, indices: Sequence[int]) -> Iterator
 
 
 def prepare(policy: Policy, observations: Sequence[Observation]) -> Batch:
-    """Turn observations into model inputs.
+    """Turn observations into model inputs, or take those that were recorded of them.
 
     Raises
     ------
     ObservationError
         If the policy cannot take them, in whatever way.
+    UsageError
+        If recorded inputs are to be made one batch of.
     """
+    recorded = [o.recorded for o in observations if o.recorded is not None]
+    if recorded and len(observations) > 1:
+        raise UsageError(
+            "recorded calls are replayed one at a time, since a batch may round otherwise; "
+            "leave --batch-size out"
+        )
     try:
-        batch = policy.prepare(observations)
+        batch = _on_device(policy, recorded[0]) if recorded else policy.prepare(observations)
         _check_vocabulary(policy, batch)
         return batch
     except ObservationError:
@@ -64,6 +74,19 @@ def prepare(policy: Policy, observations: Sequence[Observation]) -> Batch:
         if concerns_all(error) and not isinstance(error, PolicyError):
             raise
         raise ObservationError(f"the policy cannot take the observation: {told(error)}") from error
+
+
+def _on_device(policy: Policy, batch: Batch) -> Batch:
+    return replace(batch, inputs=moved(batch.inputs, str(getattr(policy, "device", "cpu"))))
+
+
+def moved(inputs: Any, device: str) -> Any:
+    """Return nested model inputs with every tensor of torch on a device."""
+    if isinstance(inputs, Mapping):
+        return {key: moved(value, device) for key, value in inputs.items()}
+    if isinstance(inputs, list | tuple):
+        return type(inputs)(moved(value, device) for value in inputs)
+    return inputs.to(device) if hasattr(inputs, "detach") else inputs
 
 
 def _check_vocabulary(policy: Policy, batch: Batch) -> None:

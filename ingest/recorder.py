@@ -7,8 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from attnstore.store.commits.writer import EpisodeWriter
+from attnstore.store.errors import ReplayError
 from attnstore.store.format.episode import EpisodeSpec, PhaseSpec
 from attnstore.store.format.generated import DECODE, at_step, with_tokens
 from attnstore.store.format.statistics import SINK_FRACTION, SINK_THRESHOLD
@@ -16,7 +18,7 @@ from attnstore.store.format.tokens import GENERATED, Token
 
 from .aggregates import episode_stats
 from .capture import Record, Session, capture
-from .datasets.base import Frame
+from .datasets.base import Frame, PolicyCall
 from .encoders import all_layouts, all_shapes, owners
 from .health import check_axes, check_complete, check_encoded, check_rows
 from .policies.base import ATTENTION_ONLY, Batch, Generated, Policy, Watch
@@ -45,6 +47,8 @@ class EpisodeRecorder:
     watch
         What is captured beside the attention of the policy's own phases; as the episode was
         described with.
+    tolerance
+        How far an action may be from one that was recorded when the policy drove; 0: the same bits.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class EpisodeRecorder:
         writer: EpisodeWriter,
         queue: WriteQueue,
         watch: Watch = ATTENTION_ONLY,
+        tolerance: float = 0.0,
     ) -> None:
         self._policy, self._writer, self._queue, self._watch = policy, writer, queue, watch
         self._spec: EpisodeSpec = writer.spec
@@ -60,6 +65,23 @@ class EpisodeRecorder:
         self._heads = HeadStatistics(self._spec)
         self._sinks = SinkStatistics(SINK_THRESHOLD, SINK_FRACTION)
         self._buffers: dict[str, torch.Tensor] = {}
+        self._tolerance = tolerance
+        self._differences: list[tuple[float, float]] = []
+
+    @property
+    def replay(self) -> dict[str, float] | None:
+        """How the actions compare with those recorded when the policy drove; None if none were.
+
+        ``difference`` is of the policy as it is, ``captured_difference`` with eager attention.
+        """
+        if not self._differences:
+            return None
+        plain, captured = (max(each) for each in zip(*self._differences, strict=True))
+        return {
+            "tolerance": self._tolerance,
+            "difference": plain,
+            "captured_difference": captured,
+        }
 
     def run(self, keyframes: Sequence[int], frames: Sequence[Frame], batch: Batch) -> None:
         """Act on one batch and record it.
@@ -105,12 +127,14 @@ class EpisodeRecorder:
             session, self._shapes, batch,
             encoder=self._policy.watches_encoder, hidden=self._watch.token_stats,
         )  # fmt: skip
-        self._write_policy(keyframes, frames, actions, session)
+        differences = self._write_policy(keyframes, frames, batch, actions, session)
         for i, keyframe in enumerate(keyframes):
             text = session.generated[i] if session.generated else None
             if text is not None:
                 self._writer.end_steps(DECODE, keyframe, len(text.tokens))
-            self._write_keyframe(keyframe, frames[i], batch, i, reductions[i], rows[i], text)
+            self._write_keyframe(
+                keyframe, frames[i], batch, i, reductions[i], rows[i], text, differences[i]
+            )
             for block in hidden.rows(i, keyframe):
                 self._writer.add_rows("token_stats", block)
 
@@ -138,9 +162,18 @@ class EpisodeRecorder:
         self._writer.add_rows("episode_stats", episode_stats(self._writer.rows("head_stats")))
 
     def _write_policy(
-        self, keyframes: Sequence[int], frames: Sequence[Frame], actions: Any, session: Session
-    ) -> None:
+        self,
+        keyframes: Sequence[int],
+        frames: Sequence[Frame],
+        batch: Batch,
+        actions: Any,
+        session: Session,
+    ) -> list[float | None]:
         chunk = actions.detach().float().cpu().numpy()
+        differences = [
+            None if f.call is None else self._compare(f.call, chunk[i], batch, keyframes[i])
+            for i, f in enumerate(frames)
+        ]
         # The input of step s + 1 is the result of step s; the last result is the action itself.
         noisy = [n.float().cpu().numpy() for n in session.noisy_actions[1:]]
         denoising = np.stack([*noisy, chunk], axis=1)
@@ -150,6 +183,26 @@ class EpisodeRecorder:
             self._writer.write_policy("state", keyframe, frames[i].state)
             if session.noisy_actions:
                 self._writer.write_policy("denoising", keyframe, denoising[i])
+        return differences
+
+    def _compare(
+        self, call: PolicyCall, chunk: NDArray[np.float32], batch: Batch, keyframe: int
+    ) -> float:
+        """Hold the policy to what it did when it drove; return how far it is from that while captured.
+
+        Eager attention rounds otherwise than the kernels that it drove with. So where the captured
+        actions are not the recorded ones, the policy acts once more as it is.
+        """
+        same_shape = call.actions.shape == chunk.shape
+        captured = action_difference(call.actions, chunk) if same_shape else 0.0
+        plain = 0.0
+        if captured or not same_shape:
+            again = self._policy.act(batch).detach().float().cpu().numpy()[0]
+            plain = check_actions(call, again, keyframe, self._tolerance)
+        if not np.isfinite(captured):
+            check_actions(call, chunk, keyframe, self._tolerance)
+        self._differences.append((plain, captured))
+        return captured
 
     def _write_keyframe(
         self,
@@ -160,6 +213,7 @@ class EpisodeRecorder:
         reductions: dict[str, PhaseReductions],
         rows: Sequence[tuple[float, float]],
         text: Generated | None,
+        difference: float | None,
     ) -> None:
         spec, writer, sample = self._spec, self._writer, batch.samples[index]
         for phase in reductions.values():
@@ -186,13 +240,15 @@ class EpisodeRecorder:
                 "keyframe": [keyframe],
                 "frame": [frame.index],
                 "timestamp": [frame.timestamp],
-                "instruction": [spec.instruction],
+                "instruction": [spec.instruction if frame.call is None else frame.call.instruction],
                 "seed": [spec.seeds[keyframe]],
                 "state": [frame.state.tolist()],
                 "action_recorded": [frame.action.tolist()],
                 "row_sum_min": [min(low for low, _ in rows)],
                 "row_sum_max": [max(high for _, high in rows)],
                 "generated": [None if text is None else text.text],
+                "executed": [None if frame.call is None else frame.call.executed],
+                "action_difference": [difference],
             },
         )
         if text is not None:
@@ -212,6 +268,62 @@ class EpisodeRecorder:
                 "geometry": [sample.geometry[c.camera].to_json() for c in seen],
             },
         )
+
+
+def action_difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """Largest difference between two action chunks: 0 if they are the same bits, NaN if one is NaN.
+
+    Examples
+    --------
+    >>> action_difference(np.zeros((1, 2), np.float32), np.array([[0, 0.5]], np.float32))
+    0.5
+    """
+    bits = [np.ascontiguousarray(a, np.float32).view(np.uint32) for a in (one, other)]
+    if np.array_equal(*bits):
+        return 0.0
+    return float(np.max(np.abs(one.astype(np.float64) - other), initial=0.0))
+
+
+def check_actions(
+    call: PolicyCall, chunk: NDArray[np.float32], keyframe: int, tolerance: float
+) -> float:
+    """Hold an action chunk to the one that was recorded when the policy drove.
+
+    Returns
+    -------
+    Their largest difference; 0 if both are the same bits.
+
+    Raises
+    ------
+    ReplayError
+        If it is larger than `tolerance`, or the chunks have different shapes.
+    """
+    recorded = call.actions
+    evidence = {"keyframe": keyframe, "recorded": _spelled(recorded), "replayed": _spelled(chunk)}
+    if recorded.shape != chunk.shape:
+        raise ReplayError(
+            f"keyframe {keyframe}: the policy gives actions of shape {chunk.shape}, it gave "
+            f"{recorded.shape} when it was recorded: another checkpoint, or other options",
+            evidence,
+        )
+    difference = action_difference(recorded, chunk)
+    if not difference <= tolerance:  # nor if it is NaN
+        why = (
+            f"the call was one of a batch of {call.rows}, which rounds otherwise"
+            if call.rows > 1
+            else "another data type, machine or library, or it was compiled"
+        )
+        raise ReplayError(
+            f"keyframe {keyframe}: the policy's actions differ from the recorded ones by up to "
+            f"{difference:.3g}, more than --tolerance {tolerance:g} ({why})",
+            evidence,
+        )
+    return difference
+
+
+def _spelled(actions: NDArray[np.float32]) -> list[list[float | None]]:
+    """Actions as JSON, which has no NaN."""
+    return [[float(v) if np.isfinite(v) else None for v in action] for action in actions]
 
 
 def _chosen(keyframe: int, tokens: Sequence[Token]) -> dict[str, Any]:

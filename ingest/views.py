@@ -26,7 +26,12 @@ def keyframe_views(
     EpisodeError
         If an image cannot be decoded, a value is missing, or the reader gives too few frames.
     """
-    if not isinstance(policy, WindowPolicy) or (policy.window == 1 and not policy.sees_goal):
+    # What a policy that drove saw is in its call: earlier views too.
+    if (
+        info.keyframes is not None
+        or not isinstance(policy, WindowPolicy)
+        or (policy.window == 1 and not policy.sees_goal)
+    ):
         yield from read_frames(dataset, info.name, indices)
         return
     reach = range(policy.window)

@@ -15,6 +15,7 @@
     ├── ConflictError               1  another writer committed the same revision first
     ├── EpisodeError                5  one episode of a dataset is broken
     ├── HealthError                 5  captured attention fails a check of the health gate
+    │   └── ReplayError             5  a policy acts otherwise than it did when it was recorded
     └── PartialError                5  some of the work was done, some was not
 
 Examples
@@ -25,7 +26,8 @@ Examples
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 
 class AttnstoreError(Exception):
@@ -97,6 +99,14 @@ class HealthError(AttnstoreError):
     """Captured attention fails a check of the health gate and must not be committed."""
 
     exit_code = 5
+
+
+class ReplayError(HealthError):
+    """A policy acts otherwise than it did when it was recorded; `evidence` has both action chunks."""
+
+    def __init__(self, reason: str, evidence: Mapping[str, Any]) -> None:
+        super().__init__(reason)
+        self.evidence = evidence
 
 
 class PartialError(AttnstoreError):

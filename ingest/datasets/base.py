@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.errors import UsageError
 from attnstore.store.image import LFS
+
+if TYPE_CHECKING:
+    from ..policies.base import Batch
 
 OUTCOMES = ("success", "failure", "unknown")
 VideoFrames = Literal["jpeg", "png"]
@@ -32,6 +35,24 @@ class CameraFrame:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyCall:
+    """What a policy was given and answered at a frame at which it drove."""
+
+    instruction: str
+    """The prompt of this call."""
+    seed: int
+    """Seed of the initial noise."""
+    batch: Batch
+    """The model's own inputs, of one observation: taken as they are, not made again."""
+    actions: NDArray[np.float32]
+    """The chunk that it gave, (horizon, action_dof), normalised units."""
+    executed: int | None = None
+    """Actions of it that were carried out, if that is known."""
+    rows: int = 1
+    """Observations in the batch that it was a row of."""
+
+
+@dataclass(frozen=True, slots=True)
 class Frame:
     """Everything recorded at one frame of an episode."""
 
@@ -45,6 +66,8 @@ class Frame:
     """Recorded action, (action_dof,), in the dataset's units."""
     timestamp: float | None = None
     """Seconds since the episode's first frame, if recorded."""
+    call: PolicyCall | None = None
+    """Of a recording of a policy that drove; else None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +88,8 @@ class EpisodeInfo:
     """Frames per second, if recorded."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """Whatever else the dataset says of the episode; JSON values."""
+    keyframes: tuple[int, ...] | None = None
+    """Frames at which a policy that drove was called, in order; None: every `stride`-th frame is one."""
 
 
 class Dataset(Protocol):
@@ -78,8 +103,11 @@ class Dataset(Protocol):
     """Reader's name on the command line: ``droid``."""
     name: str
     """Name of this dataset, part of the run's identity."""
-    cameras: tuple[str, ...]
-    """Camera names in the order in which every frame lists them."""
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Camera names in the order in which every frame lists them."""
+        ...
 
     def episode_names(self) -> Sequence[str]:
         """Names of all episodes after the reader's own filters, sorted."""

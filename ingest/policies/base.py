@@ -44,6 +44,8 @@ class Observation:
     """Robot state, (state_dof,), in the dataset's units."""
     seed: int
     """Seed of the initial noise."""
+    recorded: Batch | None = None
+    """The model inputs that were made of it when the policy drove; see `attnstore.ingest.reading.prepare`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Sample:
     """Per camera."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Batch:
     """Model inputs for some observations."""
 

@@ -77,6 +77,8 @@ _TABLES = (
             Column("row_sum_min", FLOAT32, "smallest sum of an attention row over keys, all phases"),
             Column("row_sum_max", FLOAT32, "largest sum of an attention row over keys, all phases"),
             Column("generated", STRING, "text that the policy generated, without markers such as end-of-sequence; NULL if it generates none", optional=True),
+            Column("executed", INT32, "actions of the chunk that were carried out before the next call, in an episode recorded while the policy drove; NULL elsewhere", optional=True),
+            Column("action_difference", FLOAT32, "largest difference between the stored actions, which are of eager attention, and those that the policy gave when it drove; 0 if bit for bit the same; NULL where none were recorded", "normalised actions", optional=True),
         ),
     ),
     Table(

@@ -1,0 +1,37 @@
+"""Whether the process that wrote a file still lives."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import datetime
+from typing import Any
+
+from .optional import require
+
+CLOCK_SLACK = 2.0
+"""Seconds that a process's start time may be off: the kernel counts it in ticks since boot."""
+
+
+def lives(host: Any, pid: Any, created: Any) -> bool:
+    """Whether a process of this host lives that wrote, at `created`, that it is `pid`.
+
+    Raises
+    ------
+    ValueError
+        If `pid` is no number, or `created` is no time.
+    """
+    number, began = int(pid), datetime.fromisoformat(str(created)).timestamp()
+    if host != socket.gethostname():
+        return False
+    if number == os.getpid():
+        return True
+    psutil = require("psutil", "ingest", "ingesting")
+    try:
+        process = psutil.Process(number)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        # After a reboot, or in a new container, the number may be another process's.
+        return bool(process.create_time() <= began + CLOCK_SLACK)
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,245 @@
+"""A policy's model inputs as JSON and arrays, and back, bit for bit.
+
+Inputs are nested mappings and sequences of tensors, arrays, numbers and texts. A tensor of few distinct
+values, as an image is that was scaled and normalised, is kept as codes and a table of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numcodecs.blosc import BITSHUFFLE, SHUFFLE, Blosc
+from numpy.typing import NDArray
+
+from attnstore.store.errors import AttnstoreError, IntegrityError
+
+LEAST = 4096
+"""Values from which on an array is looked at for a table."""
+_SAMPLE = 4096
+_CODINGS = ("plain", "table")
+_BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+_DTYPES = frozenset(
+    [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
+    + ["bool", "float16", "bfloat16", "float32", "float64"]
+)
+MAX_VALUES = 1 << 28
+
+
+class UnknownInputError(AttnstoreError):
+    """A policy's inputs hold something that a recording cannot keep."""
+
+
+@dataclass(slots=True)
+class Copied:
+    """Model inputs in memory of their own: nested as they were, tensors as `Kept`."""
+
+    tree: Any
+    arrays: list[Kept] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(a.bits.nbytes for a in self.arrays)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One tensor or array: its bits, and what they mean."""
+
+    bits: NDArray[Any]
+    """Unsigned integers of the item's size."""
+    dtype: str
+    torch: bool
+
+
+def copy_inputs(inputs: Any, row: int | None = None, rows: int = 1) -> Copied:
+    """Copy model inputs to memory that nobody else writes to.
+
+    Parameters
+    ----------
+    inputs
+        As of `attnstore.ingest.policies.base.Batch.inputs`.
+    row, rows
+        Only this row of a batch of so many: every tensor's first dimension is the batch's.
+
+    Raises
+    ------
+    UnknownInputError
+        If something is of another kind than this module's docstring says, or has no rows.
+    """
+    copied = Copied(None)
+    copied.tree = _copy(inputs, copied.arrays, row, rows, "inputs")
+    return copied
+
+
+def _copy(value: Any, arrays: list[Kept], row: int | None, rows: int, where: str) -> Any:
+    if value is None or isinstance(value, bool | int | str):
+        return {"value": value}
+    if isinstance(value, float):
+        return {"float": value.hex()}
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise UnknownInputError(f"{where}: a key that is no text")
+        return {"map": {k: _copy(v, arrays, row, rows, f"{where}.{k}") for k, v in value.items()}}
+    if isinstance(value, list | tuple):
+        kind = "list" if isinstance(value, list) else "tuple"
+        if row is not None and len(value) == rows and all(isinstance(v, str) for v in value):
+            return {kind: [{"value": value[row]}]}
+        return {kind: [_copy(v, arrays, row, rows, f"{where}[{i}]") for i, v in enumerate(value)]}
+    kept = _kept(value, where)
+    if row is not None:
+        if not kept.bits.ndim or kept.bits.shape[0] != rows:
+            raise UnknownInputError(
+                f"{where} has shape {kept.bits.shape}, not a row for each of {rows} observations: "
+                "call the policy once per environment"
+            )
+        kept = Kept(kept.bits[row : row + 1], kept.dtype, kept.torch)
+    arrays.append(Kept(np.array(kept.bits, order="C"), kept.dtype, kept.torch))
+    return {"array": len(arrays) - 1}
+
+
+def _kept(value: Any, where: str) -> Kept:
+    if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach"):
+        import torch
+
+        tensor = value.detach().cpu()
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype not in _DTYPES or tensor.layout != torch.strided:
+            raise UnknownInputError(f"{where}: a tensor of {dtype}")
+        unsigned = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+        size = tensor.dtype.itemsize
+        flat = tensor.contiguous().view(unsigned[size])
+        return Kept(flat.numpy().view(_BITS[size]), dtype, True)
+    if not hasattr(value, "__array__"):
+        raise UnknownInputError(f"{where}: a {type(value).__name__}")
+    array = np.asarray(value)
+    dtype = array.dtype.name
+    if dtype not in _DTYPES:
+        raise UnknownInputError(f"{where}: an array of {dtype}")
+    # NumPy makes a dimension of a scalar's contiguous copy
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    return Kept(array.view(_BITS[array.dtype.itemsize]), dtype, False)
+
+
+def pack_inputs(copied: Copied) -> tuple[dict[str, Any], list[bytes]]:
+    """Return what an entry says of inputs, and the compressed bytes of their arrays, in order."""
+    pieces: list[bytes] = []
+    arrays = [_pack(kept, pieces) for kept in copied.arrays]
+    return {"tree": copied.tree, "arrays": arrays}, pieces
+
+
+def _pack(kept: Kept, pieces: list[bytes]) -> dict[str, Any]:
+    said: dict[str, Any] = {
+        "dtype": kept.dtype,
+        "shape": list(kept.bits.shape),
+        "torch": kept.torch,
+        "coding": "plain",
+    }
+    flat = kept.bits.reshape(-1)
+    coded, table = flat, None
+    # Of noise, a sample says at once that there is no table.
+    few = flat.itemsize > 1 and flat.size >= LEAST and _repeats(flat)
+    if few:
+        values, codes = np.unique(flat, return_inverse=True)
+        if values.size <= 1 << 8 * min(2, flat.itemsize - 1):
+            table = values
+            coded = codes.astype(np.uint8 if values.size <= 256 else np.uint16)
+    if table is not None:
+        said["coding"], said["codes"] = "table", coded.dtype.name
+        pieces.append(_compress(table))
+        said["table"] = len(pieces[-1])
+        said["values"] = int(table.size)
+    pieces.append(_compress(coded))
+    said["size"] = len(pieces[-1])
+    return said
+
+
+def _repeats(flat: NDArray[Any]) -> bool:
+    sample = flat[:: max(1, flat.size // _SAMPLE)]
+    return len(np.unique(sample)) <= len(sample) // 2
+
+
+def _compress(values: NDArray[Any]) -> bytes:
+    shuffle = SHUFFLE if values.itemsize > 1 else BITSHUFFLE
+    # Blosc compresses no empty buffer
+    return bytes(Blosc("zstd", clevel=3, shuffle=shuffle).encode(values)) if values.size else b""
+
+
+def unpack_inputs(said: Mapping[str, Any], body: bytes) -> Any:
+    """Return what `copy_inputs` was given: tensors of torch on the CPU, other arrays as NumPy's.
+
+    Raises
+    ------
+    IntegrityError
+        If the entry and its bytes contradict each other.
+    """
+    try:
+        at = 0
+        arrays = []
+        for each in said["arrays"]:
+            array, at = _unpack(each, body, at)
+            arrays.append(array)
+        return _restore(said["tree"], arrays)
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        raise IntegrityError(f"recorded inputs cannot be read: {error}") from None
+
+
+def _unpack(said: Mapping[str, Any], body: bytes, at: int) -> tuple[Any, int]:
+    dtype, shape = str(said["dtype"]), tuple(int(n) for n in said["shape"])
+    if dtype not in _DTYPES or said["coding"] not in _CODINGS:
+        raise ValueError(f"dtype {dtype!r}, coding {said['coding']!r}")
+    count = math.prod(shape)
+    if min(shape, default=0) < 0 or count > MAX_VALUES:
+        raise ValueError(f"shape {shape}")
+    bits = np.dtype(_BITS[2 if dtype == "bfloat16" else np.dtype(dtype).itemsize])
+    if said["coding"] == "table":
+        values, at = _inflate(body, at, int(said["table"]), bits, int(said["values"]))
+        if said["codes"] not in ("uint8", "uint16"):
+            raise ValueError(f"codes {said['codes']!r}")
+        codes, at = _inflate(body, at, int(said["size"]), np.dtype(said["codes"]), count)
+        flat = values[codes]
+    else:
+        flat, at = _inflate(body, at, int(said["size"]), bits, count)
+    flat = flat.reshape(shape)
+    if not said["torch"]:
+        return flat.view(np.dtype(dtype)), at
+    import torch
+
+    signed = flat.view(bits.str.replace("u", "i")) if bits.itemsize > 1 else flat
+    return torch.from_numpy(np.array(signed)).view(getattr(torch, dtype)), at
+
+
+def _inflate(
+    body: bytes, at: int, size: int, dtype: np.dtype[Any], count: int
+) -> tuple[NDArray[Any], int]:
+    piece = body[at : at + size]
+    if len(piece) != size:
+        raise ValueError(f"{size} bytes are expected at {at}, {len(piece)} are there")
+    if not count:
+        return np.empty(0, dtype), at + size
+    buffer = np.empty(count, dtype)
+    # numcodecs compares the length that the block says with the buffer's
+    Blosc().decode(piece, buffer)
+    return buffer, at + size
+
+
+def _restore(tree: Any, arrays: Sequence[Any]) -> Any:
+    ((kind, value),) = tree.items()
+    match kind:
+        case "value":
+            return value
+        case "float":
+            return float.fromhex(value)
+        case "map":
+            return {k: _restore(v, arrays) for k, v in value.items()}
+        case "list":
+            return [_restore(v, arrays) for v in value]
+        case "tuple":
+            return tuple(_restore(v, arrays) for v in value)
+        case "array":
+            return arrays[int(value)]
+    raise ValueError(f"inputs of kind {kind!r}")

@@ -1,0 +1,712 @@
+"""``attnstore.record``: a policy's calls while it drives, each a keyframe of the episode it belongs to."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnstore.store.boundary import told
+from attnstore.store.commits import StorePaths, now, slug
+from attnstore.store.commits.run import save_run
+from attnstore.store.errors import UsageError
+from attnstore.store.format.precision import PRECISIONS
+from attnstore.store.json_text import json_value
+from attnstore.store.opening import create_store
+
+from ..datasets.base import OUTCOMES, VideoFrames
+from ..datasets.video import check_kept
+from ..episode import EpisodeJob
+from ..pipeline import Outcome, ingest_one, provenance
+from ..plan import describe_run
+from ..policies.base import ATTENTION_ONLY, Batch, Observation, Policy, Watch
+from .call import Call, pack_call
+from .dataset import RecordingDataset
+from .inputs import Copied, copy_inputs
+from .journal import SPOOL, SUFFIX, Journal
+from .outbox import Outbox
+from .spool import Row, Shown, Spool, SpooledPolicy, Spooler
+
+_log = logging.getLogger(__name__)
+
+Mode = Literal["live", "replay"]
+QUEUE_BYTES = {"live": 512 << 20, "replay": 64 << 20}
+"""What may wait to be written."""
+LONGEST_WAIT = 30.0
+"""Seconds that a policy may wait for room in the queue, where it may wait."""
+SYNC_EVERY = 1.0
+"""Seconds after which what was written is made durable: what a power cut may cost."""
+UNFINISHED = "the episode ended without finish"
+_CAPTURING = threading.RLock()
+"""Hooks and attention implementations are the process's: live captures take turns."""
+
+
+def record(
+    policy: Policy,
+    store: str | os.PathLike[str],
+    *,
+    mode: Mode = "live",
+    name: str = "recording",
+    precision: str = "float16",
+    watch: Watch = ATTENTION_ONLY,
+    pictures: VideoFrames = "jpeg",
+    rate: float | None = None,
+    wait: bool | None = None,
+    queue_bytes: int | None = None,
+) -> Recorder:
+    """Record what a policy sees and does while it drives, and its attention at once or later.
+
+    Inside the ``with``, `policy.act` records every call of a thread that is in an episode. The actions are
+    those of the policy, and nothing that the recorder does is raised into the caller.
+
+    Parameters
+    ----------
+    policy
+        Loaded by an adapter: `attnstore.ingest.policies.registry.load_policy`.
+    store
+        Local path of the store; made if there is none.
+    mode
+        ``live``: attention is captured in the forward, eager and uncompiled, and committed when the
+        episode ends. ``replay``: what the policy saw is kept, and ``attnstore ingest recording`` captures
+        from it later.
+    name
+        Of the recording; with the policy it says which run the episodes are of.
+    precision
+        Stored precision of a live run: ``float16`` or ``log8``.
+    watch
+        What a live run captures beside the attention of the policy's own phases.
+    pictures
+        How camera images are kept, for looking at: ``jpeg``, or ``png`` exactly. The policy's inputs are
+        kept exactly in any case.
+    rate
+        Environment steps a second, if it is known.
+    wait
+        Whether a call waits, at most half a minute, while the queue is full; else it is dropped and
+        counted. None: live waits, replay does not.
+    queue_bytes
+        What may wait to be written. None: 512 MiB live, 64 MiB for replay.
+
+    Raises
+    ------
+    UsageError
+        If an argument breaks a rule, or the policy is being recorded already.
+    OSError
+        If the store cannot be made.
+
+    Examples
+    --------
+    ::
+
+        with attnstore.record(policy, "lab.attn", mode="replay") as recorder:
+            with recorder.episode("cube-0001", instruction="lift the cube", seed=1) as episode:
+                while not done:
+                    actions = policy.act(policy.prepare([observation]))
+                    ...  # carry out 8 of them
+                    episode.advance(8)
+                episode.finish(outcome="success", reward=1.0)
+    """
+    if mode not in get_args(Mode):
+        raise UsageError(f"mode is one of {', '.join(get_args(Mode))}; got {mode!r}")
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision is one of {', '.join(PRECISIONS)}; got {precision!r}")
+    check_kept(pictures)
+    if rate is not None and not 0 < rate < float("inf"):
+        raise UsageError(f"rate is a positive number of steps a second; got {rate!r}")
+    if queue_bytes is not None and queue_bytes < 1:
+        raise UsageError(f"queue_bytes is positive; got {queue_bytes}")
+    if not name.strip():
+        raise UsageError("a recording needs a name")
+    if "://" in os.fspath(store):
+        raise UsageError(f"a policy is recorded into a local store; got {os.fspath(store)}")
+    if watch.vision:
+        policy.encoder_shape()
+    if watch.token_stats:
+        policy.check_hidden()
+    seconds = LONGEST_WAIT if (mode == "live" if wait is None else wait) else 0.0
+    settings = _Settings(
+        mode, name, precision, watch, pictures, rate, seconds, queue_bytes or QUEUE_BYTES[mode]
+    )
+    return Recorder(policy, Path(store), settings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    mode: Mode
+    name: str
+    precision: str
+    watch: Watch
+    pictures: VideoFrames
+    rate: float | None
+    wait: float
+    queue_bytes: int
+
+
+class Episode:
+    """One episode that is being recorded; made by `Recorder.episode`.
+
+    As a context manager it is the episode of every policy call of this thread, and ends with the ``with``.
+    """
+
+    def __init__(self, recorder: Recorder, name: str, head: dict[str, Any], path: Path) -> None:
+        self.name = name
+        self.step = 0
+        """Environment steps so far."""
+        self.calls = 0
+        """Policy calls so far, dropped ones included."""
+        self.dropped: Counter[str] = Counter()
+        """Calls that are not in the recording, by reason."""
+        self.ended = False
+        self._recorder, self._head, self._path = recorder, head, path
+        self._began = time.monotonic()
+        self._reward: float | None = None
+        self._lock = threading.Lock()
+        self._journal: Journal | None = None
+        self._synced = self._began
+        self._token: Token[Sequence[Episode | None] | None] | None = None
+        self.spool = Spool(path.with_suffix(SPOOL))
+        self.chunks: dict[int, Any] = {}
+
+    def advance(self, steps: int = 1, reward: float | None = None) -> None:
+        """Say that so many actions were carried out; a reward is added to the episode's."""
+        with self._lock:
+            self.step += steps
+            if reward is not None:
+                self._reward = (self._reward or 0.0) + float(reward)
+
+    def finish(
+        self,
+        outcome: str | bool | None = None,
+        reward: float | None = None,
+        **attributes: Any,
+    ) -> None:
+        """End the episode; it is committed in the background.
+
+        Parameters
+        ----------
+        outcome
+            ``success``, ``failure`` or ``unknown``; a truth value is one of the first two.
+        reward
+            Of the whole episode. None: the sum of those that `advance` was given.
+        attributes
+            Whatever else is to be kept of it; JSON values.
+        """
+        self._end(outcome, reward, attributes, None)
+
+    def __enter__(self) -> Episode:
+        self._token = self._recorder._enter([self])
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._token is not None:
+            self._recorder._leave(self._token)
+            self._token = None
+        reason = UNFINISHED
+        if kind is not None:
+            reason = f"{kind.__name__}: {error}"[:300] if str(error) else kind.__name__
+        self._end(None, None, {}, reason)
+
+    def _end(
+        self,
+        outcome: str | bool | None,
+        reward: float | None,
+        attributes: Mapping[str, Any],
+        reason: str | None,
+    ) -> None:
+        with self._lock:
+            if self.ended:
+                return
+            self.ended = True
+        try:
+            given = {str(k): v for k, v in attributes.items()}
+            if isinstance(outcome, bool | np.bool_):
+                outcome = "success" if outcome else "failure"
+            if outcome is not None and outcome not in OUTCOMES:
+                self._recorder._fault(
+                    f"an outcome is one of {', '.join(OUTCOMES)}; got {outcome!r}, kept as unknown"
+                )
+                given["outcome_given"], outcome = str(outcome), None
+            reward = self._reward if reward is None else float(reward)
+            if reward is not None and not np.isfinite(reward):
+                given["reward_given"], reward = str(reward), None
+            end = {
+                "kind": "end",
+                "outcome": outcome or "unknown",
+                "reward": reward,
+                "reason": reason,
+                "step": self.step,
+                "created": now(),
+                "attributes": json_value(given),
+            }
+            self._recorder._ended(self, end)
+        except Exception as error:
+            self._recorder._fault(f"the end of an episode: {told(error)}")
+
+    # What follows is called by the recorder.
+
+    def _number(self) -> int:
+        with self._lock:
+            self.calls += 1
+            return self.calls - 1
+
+    def _drop(self, reason: str) -> None:
+        with self._lock:
+            self.dropped[reason] += 1
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def _append(self, head: Mapping[str, Any], pieces: Sequence[bytes] = ()) -> None:
+        """Append in the outbox's thread; the file is made at the first entry."""
+        if self._journal is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            journal = Journal(self._path)
+            try:
+                journal.append(self._head)
+            except BaseException:
+                journal.close()
+                self._path.unlink(missing_ok=True)
+                raise
+            self._journal = journal
+        if head is not self._head:
+            self._journal.append(head, pieces)
+        if time.monotonic() - self._synced > SYNC_EVERY:
+            self._journal.sync()
+            self._synced = time.monotonic()
+
+    def _close(self) -> None:
+        if self._journal is not None:
+            self._journal.sync()
+            self._journal.close()
+            self._journal = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A row of a call that is under way."""
+
+    row: int
+    episode: Episode
+    number: int
+    step: int
+    at: float
+    observation: Observation
+    inputs: Copied
+
+
+class Recorder:
+    """Records the calls of one policy; made by `record`."""
+
+    def __init__(self, policy: Policy, store: Path, settings: _Settings) -> None:
+        self.policy = policy
+        self.mode = settings.mode
+        self.outcomes: list[Outcome] = []
+        """What became of the episodes of a live recording that were committed, or could not be."""
+        self.faults: Counter[str] = Counter()
+        """What went wrong in the recorder, each logged once."""
+        self._settings = settings
+        self._paths: StorePaths = create_store(store)
+        self._paths.check_writable()
+        self._folder = self._paths.recordings / slug(settings.name)
+        self._identity = {
+            "policy": policy.name,
+            "checkpoint": policy.checkpoint,
+            "checkpoint_digest": policy.digest,
+            "dtype": policy.dtype,
+        }
+        self._rows: ContextVar[Sequence[Episode | None] | None] = ContextVar("rows", default=None)
+        self._inside = threading.local()
+        self._prepared: dict[int, tuple[weakref.ref[Batch], tuple[Observation, ...]]] = {}
+        self._lock = threading.Lock()
+        self._open: list[Episode] = []
+        self._names: set[str] = set()
+        self._outbox: Outbox | None = None
+        self._commits: ThreadPoolExecutor | None = None
+        self._job: EpisodeJob | None = None
+        self._act: Callable[[Batch], Any] = policy.act
+        self._prepare: Callable[[Sequence[Observation]], Batch] = policy.prepare
+
+    @property
+    def directory(self) -> Path:
+        """Where the journals are."""
+        return self._folder
+
+    @property
+    def dropped(self) -> int:
+        """Calls of episodes that are still open and were dropped."""
+        with self._lock:
+            return sum(e.dropped.total() for e in self._open)
+
+    def __enter__(self) -> Recorder:
+        own = vars(self.policy) if hasattr(self.policy, "__dict__") else {}
+        if getattr(own.get("act"), "attnstore_recorder", None) is not None:
+            raise UsageError(f"policy {self.policy.name} is being recorded already")
+        self._act, self._prepare = self.policy.act, self.policy.prepare
+
+        def act(batch: Batch) -> Any:
+            return self._acting(batch)
+
+        def prepare(observations: Sequence[Observation]) -> Batch:
+            return self._preparing(observations)
+
+        act.attnstore_recorder = self
+        try:
+            self.policy.act, self.policy.prepare = act, prepare  # type: ignore[method-assign]
+        except AttributeError as error:
+            raise UsageError(
+                f"policy {self.policy.name} cannot be recorded: its methods cannot be replaced "
+                f"on the object ({error})"
+            ) from None
+        self._outbox = Outbox(self._settings.queue_bytes)
+        if self.mode == "live":
+            self._commits = ThreadPoolExecutor(1, "attnstore-committer")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        del self.policy.act, self.policy.prepare  # type: ignore[misc]
+        reason = UNFINISHED if kind is None else f"{kind.__name__}: {error}"[:300]
+        with self._lock:
+            still = list(self._open)
+        for episode in still:
+            episode._end(None, None, {}, reason)
+        assert self._outbox is not None
+        self._outbox.close()
+        if self._commits is not None:
+            self._commits.shutdown(wait=True)
+
+    def episode(
+        self,
+        name: str,
+        *,
+        instruction: str | None = None,
+        task: str | None = None,
+        seed: int | None = None,
+        **attributes: Any,
+    ) -> Episode:
+        """Open an episode.
+
+        Parameters
+        ----------
+        name
+            Unique in the recording; of a name that is there already, the next one is called ``name~2``.
+        instruction
+            None: that of the first call.
+        task, seed
+            Of the environment.
+        attributes
+            Whatever else is to be kept of it; JSON values.
+        """
+        text = str(name)
+        with self._lock:
+            unique, count = text, 1
+            while unique in self._names or self._path(unique).exists():
+                count += 1
+                unique = f"{text}~{count}"
+            self._names.add(unique)
+        if unique != text:
+            self._fault(f"an episode {text} is recorded already; this one is called {unique}")
+        try:
+            kept = json_value({str(k): v for k, v in attributes.items()})
+        except Exception as error:
+            self._fault(f"attributes of an episode: {told(error)}")
+            kept = {}
+        head = {
+            "kind": "episode",
+            "format": 1,
+            "name": unique,
+            "instruction": instruction,
+            "task": task,
+            "seed": None if seed is None else int(seed),
+            "rate": self._settings.rate,
+            "mode": self.mode,
+            "policy": self._identity,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "created": now(),
+            "attributes": kept,
+        }
+        episode = Episode(self, unique, head, self._path(unique))
+        with self._lock:
+            self._open.append(episode)
+        self._send(episode, lambda: episode._append(head), 0)
+        return episode
+
+    @contextmanager
+    def rows(self, episodes: Sequence[Episode | None]) -> Iterator[None]:
+        """Say whose the rows of this thread's batches are, in a batched environment.
+
+        A row whose episode is None, or has ended, is not recorded. Put the row's next episode in the
+        same list, and the next call is its.
+        """
+        token = self._enter(episodes)
+        try:
+            yield
+        finally:
+            self._leave(token)
+
+    def flush(self) -> None:
+        """Wait until every call so far is written, and every ended episode committed."""
+        if self._outbox is not None:
+            self._outbox.flush()
+        if self._commits is not None:
+            self._commits.submit(lambda: None).result()
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{slug(name)}{SUFFIX}"
+
+    def _enter(self, rows: Sequence[Episode | None]) -> Token[Sequence[Episode | None] | None]:
+        return self._rows.set(rows)
+
+    def _leave(self, token: Token[Sequence[Episode | None] | None]) -> None:
+        self._rows.reset(token)
+
+    def _fault(self, text: str) -> None:
+        """Log a fault, each once."""
+        with self._lock:
+            self.faults[text] += 1
+            first = self.faults[text] == 1
+        if first:
+            _log.warning("recording goes on without it: %s", text)
+
+    # The policy's two methods, while it is recorded.
+
+    def _preparing(self, observations: Sequence[Observation]) -> Batch:
+        batch = self._prepare(observations)
+        try:
+            key = id(batch)
+
+            def forget(_: weakref.ref[Batch], key: int = key) -> None:
+                self._prepared.pop(key, None)
+
+            self._prepared[key] = weakref.ref(batch, forget), tuple(observations)
+        except Exception as error:
+            self._fault(f"a batch: {told(error)}")
+        return batch
+
+    def _acting(self, batch: Batch) -> Any:
+        if getattr(self._inside, "acting", False):
+            return self._act(batch)
+        rows = self._rows.get()
+        if rows is None:
+            if self.mode == "replay":
+                return self._act(batch)
+            with _CAPTURING:  # hooks of another thread's call would see this one's weights
+                return self._act(batch)
+        self._inside.acting = True
+        try:
+            pending = self._begin(batch, tuple(rows))
+            started = time.monotonic()
+            if self.mode == "live" and pending:
+                actions, spooled = self._capture(batch, pending)
+            else:
+                actions, spooled = self._act(batch), {}
+            self._record(batch, pending, actions, time.monotonic() - started, spooled)
+            return actions
+        finally:
+            self._inside.acting = False
+
+    def _begin(self, batch: Batch, rows: tuple[Episode | None, ...]) -> list[_Pending]:
+        """Copy what the policy is given, before it is."""
+        pending: list[_Pending] = []
+        for row, episode in enumerate(rows):
+            if episode is None or episode.ended:
+                continue
+            number = episode._number()
+            try:
+                if len(rows) != len(batch):
+                    raise UsageError(
+                        f"a batch of {len(batch)} observations for {len(rows)} episodes: "
+                        "say whose the rows are by recorder.rows"
+                    )
+                known = self._prepared.get(id(batch))
+                if known is None or known[0]() is not batch:
+                    raise UsageError("a batch that this policy's prepare did not make")
+                seen = known[1][row]
+                images = {camera: np.array(image) for camera, image in seen.images.items()}
+                copied = replace(
+                    seen, images=images, state=np.array(seen.state, np.float32), recorded=None
+                )
+                inputs = copy_inputs(dict(batch.inputs), row if len(rows) > 1 else None, len(rows))
+                pending.append(
+                    _Pending(row, episode, number, episode.step, episode._seconds(), copied, inputs)
+                )
+            except Exception as error:
+                self._lost(episode, told(error))
+        return pending
+
+    def _capture(self, batch: Batch, pending: Sequence[_Pending]) -> tuple[Any, dict[int, Row]]:
+        """Act with the policy watched; without, if watching it fails."""
+        spooled = {p.row: Row(p.row, p.episode.spool, Shown()) for p in pending}
+        spooler = Spooler(batch, list(spooled.values()), self._settings.watch, self._room)
+        with _CAPTURING:
+            try:
+                with self.policy.instrument(spooler):
+                    actions = self._act(batch)
+            except Exception as error:
+                # The policy's own error comes again; the capture's does not.
+                actions = self._act(batch)
+                spooler.fault = spooler.fault or told(error)
+        if spooler.fault is not None:
+            self._fault(f"a call was not captured while it drove: {spooler.fault}")
+            return actions, {}
+        return actions, spooled
+
+    def _room(self, task: Callable[[], object], size: int) -> bool:
+        assert self._outbox is not None
+        return self._outbox.put(task, size, self._settings.wait)
+
+    def _record(
+        self,
+        batch: Batch,
+        pending: Sequence[_Pending],
+        actions: Any,
+        seconds: float,
+        spooled: Mapping[int, Row],
+    ) -> None:
+        if not pending:
+            return
+        try:
+            chunks = _numpy(actions)
+        except Exception as error:
+            for each in pending:
+                self._lost(each.episode, f"the actions: {told(error)}")
+            return
+        for each in pending:
+            try:
+                # A lone row keeps the order of its images; of several, each keeps its own.
+                encoded = tuple(
+                    None if place is None else (0, place[1])
+                    for place in batch.encoded
+                    if len(batch) == 1 or (place is not None and place[0] == each.row)
+                )
+                call = Call(
+                    each.number, each.step, each.at, seconds, len(batch), each.observation,
+                    batch.samples[each.row], encoded, each.inputs, chunks[each.row].copy(),
+                )  # fmt: skip
+                if each.row in spooled:
+                    # An episode may have ended in another thread meanwhile.
+                    each.episode.spool.calls[each.number] = spooled[each.row].shown
+                    each.episode.chunks[each.number] = (
+                        actions[each.row : each.row + 1].detach().cpu()
+                    )
+                self._send(each.episode, partial(self._write, each.episode, call), call.nbytes)
+            except Exception as error:
+                self._lost(each.episode, told(error))
+
+    def _write(self, episode: Episode, call: Call) -> None:
+        head, pieces = pack_call(call, episode.dropped.total(), self._settings.pictures)
+        episode._append(head, pieces)
+
+    def _send(self, episode: Episode, task: Callable[[], None], size: int) -> None:
+        """Have the outbox's thread do something with an episode's journal."""
+
+        def guarded() -> None:
+            try:
+                task()
+            except Exception as error:
+                if size:
+                    self._lost(episode, told(error))
+                else:
+                    self._fault(f"{episode.name}: {told(error)}")
+
+        assert self._outbox is not None
+        if not self._outbox.put(guarded, size, self._settings.wait if size else 0.0):
+            self._lost(episode, "the queue is full")
+
+    def _lost(self, episode: Episode, reason: str) -> None:
+        episode._drop(reason)
+        self._fault(f"a policy call was dropped: {reason}")
+
+    def _ended(self, episode: Episode, end: dict[str, Any]) -> None:
+        with self._lock:
+            if episode in self._open:
+                self._open.remove(episode)
+
+        def close() -> None:
+            end["dropped"] = episode.dropped.total()
+            if episode.dropped:
+                end["attributes"]["dropped_because"] = dict(episode.dropped)
+            try:
+                episode._append(end)
+            finally:
+                episode._close()
+            if self._commits is not None:
+                self._commits.submit(self._commit, episode)
+
+        self._send(episode, close, 0)
+
+    def _commit(self, episode: Episode) -> None:
+        """Put a live episode into the store, from its journal and its spool."""
+        try:
+            self.outcomes.append(self._committed(episode))
+        except Exception as error:
+            outcome = Outcome(episode.name, "failed", told(error))
+            self.outcomes.append(outcome)
+        finally:
+            episode.spool.close()
+            episode.spool.calls.clear()
+            episode.chunks.clear()
+        last = self.outcomes[-1]
+        if last.status not in ("committed", "present"):
+            self._fault(
+                f"{last.name} is not in {self._paths.root} ({last.status}: {last.reason}); "
+                f"`attnstore ingest recording {self._paths.root}` captures it from {self._folder}"
+            )
+
+    def _committed(self, episode: Episode) -> Outcome:
+        # Named as the recording is, not as its directory.
+        dataset = RecordingDataset(self._folder, episodes=[episode.name])
+        numbers = dataset.numbers(episode.name)
+        spool = episode.spool
+        if spool.fault is not None:
+            return Outcome(episode.name, "failed", spool.fault)
+        missing = [n for n in numbers if n not in spool.calls]
+        if missing:
+            return Outcome(
+                episode.name, "failed",
+                f"{len(missing)} of {len(numbers)} calls were not captured while it drove",
+            )  # fmt: skip
+        spooled = SpooledPolicy(self.policy, spool, numbers, episode.chunks)
+        if self._job is None:
+            settings = self._settings
+            run = describe_run(
+                spooled, self.policy.name, dataset, stride=1, precision=settings.precision,
+                seed=0, watch=settings.watch,
+            )  # fmt: skip
+            save_run(self._paths, run, provenance(self.policy))
+            self._job = EpisodeJob(self._paths, run, watch=settings.watch)
+        return ingest_one(
+            self._job, spooled, dataset, episode.name,
+            progress=lambda count: None, stopped=lambda: False,
+        )  # fmt: skip
+
+
+def _numpy(actions: Any) -> NDArray[np.float32]:
+    """Copy a chunk to the CPU, as float32, which holds every smaller type exactly."""
+    values = actions.detach().float().cpu().numpy() if hasattr(actions, "detach") else actions
+    return np.array(values, np.float32)
