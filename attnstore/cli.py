@@ -21,6 +21,7 @@ from attnstore.commands.objects import objects
 from attnstore.commands.options import StoreGroup
 from attnstore.commands.probe import probe
 from attnstore.commands.pull import pull
+from attnstore.commands.record import record
 from attnstore.commands.render import render
 from attnstore.commands.render_cnn import render_cnn
 from attnstore.commands.report import report
@@ -88,7 +89,7 @@ def cli(verbose: bool) -> None:
 
 
 for command in (
-    ingest, ls, tokens, attention, sql, compare, export, objects, cnn, probe, render, report, pull, serve,
+    ingest, record, ls, tokens, attention, sql, compare, export, objects, cnn, probe, render, report, pull, serve,
     verify, gc, remove, catalog, policies, demo,
 ):  # fmt: skip
     cli.add_command(command)

@@ -278,8 +278,8 @@ def action_difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> f
     >>> action_difference(np.zeros((1, 2), np.float32), np.array([[0, 0.5]], np.float32))
     0.5
     """
-    bits = [np.ascontiguousarray(a, np.float32).view(np.uint32) for a in (one, other)]
-    if np.array_equal(*bits):
+    first, second = (np.ascontiguousarray(a, np.float32) for a in (one, other))
+    if first.tobytes() == second.tobytes():
         return 0.0
     return float(np.max(np.abs(one.astype(np.float64) - other), initial=0.0))
 

@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from attnstore.store.errors import AttnstoreError, NotFoundError, UsageError
+from attnstore.store.errors import AttnstoreError, NotFoundError, PartialError, UsageError
 
 from .options import (
     FiniteNumber,
@@ -144,6 +144,26 @@ _RECORDINGS = grouped(
         "--dataset-name", help="Name of the dataset in the run.  [default: the directory's]"
     ),
 )
+_PRECISION = click.option(
+    "--precision",
+    type=click.Choice(["float16", "log8"]),
+    default="float16",
+    show_default=True,
+    help="log8: one byte a weight, within 2.3 % down to 2^-16, below 2^-17 zero.",
+)
+_VISION = click.option(
+    "--vision",
+    is_flag=True,
+    help="Also store the attention inside each camera's image encoder.",
+)
+_TOKEN_STATS = click.option(
+    "--token-stats",
+    is_flag=True,
+    help="Also keep every token's norm and cosines, layer by layer.",
+)
+_FORCE = click.option(
+    "--force", is_flag=True, help="Go on although the forecast exceeds the free disk."
+)
 _RUN = grouped(
     "run",
     RunChoice,
@@ -154,13 +174,7 @@ _RUN = grouped(
         show_default=True,
         help="Frames between keyframes.",
     ),
-    click.option(
-        "--precision",
-        type=click.Choice(["float16", "log8"]),
-        default="float16",
-        show_default=True,
-        help="log8: one byte a weight, within 2.3 % down to 2^-16, below 2^-17 zero.",
-    ),
+    _PRECISION,
     click.option(
         "--seed",
         type=int,
@@ -175,20 +189,10 @@ _RUN = grouped(
         show_default=True,
         help="Keyframes a forward; does not change the results.",
     ),
-    click.option(
-        "--vision",
-        is_flag=True,
-        help="Also store the attention inside each camera's image encoder.",
-    ),
-    click.option(
-        "--token-stats",
-        is_flag=True,
-        help="Also keep every token's norm and cosines, layer by layer.",
-    ),
+    _VISION,
+    _TOKEN_STATS,
     dry_run_option,
-    click.option(
-        "--force", is_flag=True, help="Go on although the forecast exceeds the free disk."
-    ),
+    _FORCE,
 )
 
 
@@ -331,6 +335,87 @@ def lerobot(
     _load_and_ingest(store, source, policy, run, workers, as_json)
 
 
+class _SourceCommand(StoreCommand):
+    """A command whose second argument may be left out: then it is the first."""
+
+    def expected_arguments(self, options: dict[str, Any], given: Sequence[str]) -> int:
+        """One or two; one alone is STORE."""
+        return max(1, len(given))
+
+
+@ingest.command(cls=_SourceCommand)
+@store_to_write
+@click.argument("source", required=False, type=click.Path(path_type=Path))
+@add_options(_POLICY)
+@names_option("episodes")
+@click.option(
+    "--outcome",
+    type=click.Choice(["success", "failure", "unknown"]),
+    help="Only episodes of this outcome.",
+)
+@limit_option
+@click.option("--name", metavar="RECORDING", help="Which of a store's recordings.  [default: all]")
+@click.option(
+    "--tolerance",
+    type=FiniteNumber(min=0),
+    default=0.0,
+    show_default=True,
+    help="How far an action may be from the recorded one, normalised; 0: the same bits.",
+)
+@add_options(
+    grouped("run", RunChoice, _PRECISION, _VISION, _TOKEN_STATS, dry_run_option, _FORCE)
+)
+@add_options(workers_options, json_option)
+def recording(
+    store: StoreName,
+    source: Path | None,
+    policy: PolicyChoice,
+    episodes: tuple[str, ...],
+    outcome: str | None,
+    limit: int | None,
+    name: str | None,
+    tolerance: float,
+    run: RunChoice,
+    workers: WorkersChoice,
+    as_json: bool,
+) -> None:
+    """Capture from what `attnstore.record` kept while a policy drove.
+
+    SOURCE is a store with recordings, by default STORE itself, or a directory with journals. The
+    policy acts again from the very same inputs, and its actions are held to the recorded ones; an
+    episode in which they differ is quarantined with both. Otherwise as `attnstore ingest droid`.
+
+    Examples
+    --------
+    attnstore ingest recording lab.attn --policy pi0 --checkpoint CHECKPOINT --device cuda
+    attnstore ingest recording lab.attn robot.attn --policy pi0 --checkpoint CHECKPOINT
+    """
+    from attnstore.ingest.recording.dataset import RecordingDataset, recording_directories
+
+    if source is None and not isinstance(store, Path):
+        raise UsageError(f"recordings are local: name the store or the directory that has them; got {store}")
+    sources = [
+        RecordingDataset(directory, outcome=outcome, episodes=episodes, limit=limit)
+        for directory in recording_directories(Path(source or store), name)
+    ]
+    doers = workers.on(policy.device)
+    failed: list[PartialError] = []
+    with interrupts(finishing=None):
+        loaded, spec = policy.load()
+        for each in sources:
+            each.check_policy(loaded, tolerance)
+            try:
+                run_ingest(
+                    store, each, loaded, spec, replace(run, stride=1),
+                    names=workers.share(each.episode_names(), each.file_of),
+                    workers=doers, tolerance=tolerance, as_json=as_json,
+                )  # fmt: skip
+            except PartialError as error:
+                failed.append(error)
+    if failed:
+        raise PartialError("; ".join(str(error) for error in failed))
+
+
 def _load_and_ingest(
     store: StoreName,
     dataset: Dataset,
@@ -357,6 +442,7 @@ def run_ingest(
     *,
     names: Sequence[str] | None = None,
     workers: Workers | None = None,
+    tolerance: float = 0.0,
     as_json: bool = False,
 ) -> None:
     """Forecast, ingest, and say what became of every episode.
@@ -371,6 +457,8 @@ def run_ingest(
         Episodes; by default all.
     workers
         Who does it; by default this process.
+    tolerance
+        How far actions may be from those recorded when the policy drove.
 
     Raises
     ------
@@ -397,7 +485,7 @@ def run_ingest(
     else:
         with _writable(target):
             paths = create_store(target)
-    job = EpisodeJob(paths, run, choice.batch_size, watch=watch)
+    job = EpisodeJob(paths, run, choice.batch_size, watch=watch, tolerance=tolerance)
     plan = make_plan(job, policy, dataset, names)
     _show_plan(plan, run.id, target, as_json)
     if not plan.fits and not choice.dry_run and not choice.force:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attnstore.store.commits import MARKER, now
+from attnstore.store.commits import MARKER, now, slug
 from attnstore.store.episode_names import names_episode
 from attnstore.store.errors import EpisodeError, IntegrityError, NotFoundError, UsageError
 from attnstore.store.format.views import is_current
@@ -25,8 +25,13 @@ REST = ".rest"
 RECOVERED = "recovered: its process ended without finish"
 
 
-def recording_directories(source: Path) -> list[Path]:
+def recording_directories(source: Path, name: str | None = None) -> list[Path]:
     """Directories with journals: of a store, each of its recordings; else the directory itself.
+
+    Parameters
+    ----------
+    name
+        Only the recording of this name.
 
     Raises
     ------
@@ -40,7 +45,11 @@ def recording_directories(source: Path) -> list[Path]:
         found = sorted(p for p in below.iterdir() if p.is_dir()) if below.is_dir() else []
         if not found:
             raise NotFoundError(f"{source}: the store has no recordings")
-        return found
+        chosen = [p for p in found if name in (None, p.name) or p.name == slug(name or "")]
+        if not chosen:
+            known = ", ".join(p.name for p in found)
+            raise NotFoundError(f"{source}: no recording is called {name!r}; it has: {known}")
+        return chosen
     if not any(source.glob(f"*{SUFFIX}")):
         raise NotFoundError(f"{source}: neither a store nor a directory with *{SUFFIX} files")
     return [source]
@@ -325,7 +334,7 @@ def recover(directory: Path) -> list[dict[str, Any]]:
             with path.open("rb") as file:
                 file.seek(contents.good)
                 path.with_name(path.name + REST).write_bytes(file.read())
-        journal = Journal(path, contents.good)
+        journal = Journal(path, at=contents.good)
         try:
             if not ended:
                 calls = [p.head for p in places if p.kind == "call"]

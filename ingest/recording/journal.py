@@ -8,9 +8,11 @@ appending leaves half an entry at the end, and nothing else. docs/format.md has 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,10 +77,14 @@ class Contents:
 class Journal:
     """Appends entries to a new file, or to one whose end was found whole.
 
+    A new file gets its name with its first entry, so that there is none that says nothing.
+
     Parameters
     ----------
     path
         Made by this; a file that exists is opened only with `at`.
+    first
+        First entry of a new file.
     at
         Bytes of an existing file that are whole entries; what follows is cut off.
 
@@ -88,20 +94,39 @@ class Journal:
         If the file exists and `at` is None.
     """
 
-    def __init__(self, path: Path, at: int | None = None) -> None:
+    def __init__(
+        self, path: Path, first: Mapping[str, Any] | None = None, at: int | None = None
+    ) -> None:
         self.path = path
-        flags = os.O_WRONLY | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if at is None else 0)
-        self._file = os.open(path, flags, 0o644)
         self._end = 0
-        try:
-            if at is None:
-                self._write([MAGIC])
-            else:
+        if at is not None:
+            self._file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
                 os.ftruncate(self._file, at)
                 self._end = at
+            except BaseException:
+                self.close()
+                raise
+            return
+        temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
+        self._file = os.open(temporary, os.O_WRONLY | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            self._write([MAGIC])
+            if first is not None:
+                self.append(first)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without hard links
+                if path.exists():
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
+                temporary.replace(path)
         except BaseException:
             self.close()
             raise
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def append(self, head: Mapping[str, Any], pieces: Sequence[bytes] = ()) -> None:
         """Append an entry, whole or not at all.

@@ -280,14 +280,7 @@ class Episode:
         """Append in the outbox's thread; the file is made at the first entry."""
         if self._journal is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            journal = Journal(self._path)
-            try:
-                journal.append(self._head)
-            except BaseException:
-                journal.close()
-                self._path.unlink(missing_ok=True)
-                raise
-            self._journal = journal
+            self._journal = Journal(self._path, self._head)
         if head is not self._head:
             self._journal.append(head, pieces)
         if time.monotonic() - self._synced > SYNC_EVERY:
@@ -369,7 +362,7 @@ class Recorder:
         def prepare(observations: Sequence[Observation]) -> Batch:
             return self._preparing(observations)
 
-        act.attnstore_recorder = self
+        vars(act)["attnstore_recorder"] = self
         try:
             self.policy.act, self.policy.prepare = act, prepare  # type: ignore[method-assign]
         except AttributeError as error:
@@ -388,7 +381,7 @@ class Recorder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        del self.policy.act, self.policy.prepare  # type: ignore[misc]
+        del self.policy.act, self.policy.prepare
         reason = UNFINISHED if kind is None else f"{kind.__name__}: {error}"[:300]
         with self._lock:
             still = list(self._open)

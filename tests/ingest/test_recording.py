@@ -12,14 +12,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from ingest_fixtures import (
-    CAMERAS,
     Watcher,
     arrays_of,
     assert_same_store,
@@ -33,7 +31,7 @@ import attnstore
 from attnstore.ingest.episode import EpisodeJob
 from attnstore.ingest.pipeline import Report, ingest_all, provenance
 from attnstore.ingest.plan import describe_run, make_plan
-from attnstore.ingest.policies.base import ATTENTION_ONLY, Observation, Watch
+from attnstore.ingest.policies.base import ATTENTION_ONLY, Watch
 from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.registry import load_policy
 from attnstore.ingest.recording import Recorder
@@ -49,7 +47,7 @@ from attnstore.ingest.recording.outbox import Outbox
 from attnstore.store.commits import StorePaths
 from attnstore.store.commits.part import Part
 from attnstore.store.commits.run import save_run
-from attnstore.store.errors import EpisodeError, UsageError
+from attnstore.store.errors import UsageError
 from attnstore.store.opening import create_store
 
 torch = pytest.importorskip("torch", reason="a model's test needs torch")
@@ -147,3 +145,413 @@ def test_what_an_episode_says_of_itself(policy: Pi0Policy, ram_path: Path) -> No
     assert rows == [(5, 0.0, observe().instruction)] * 3
     part = Part(StorePaths(store), commits(store)["pick/one"])
     np.testing.assert_array_equal(arrays_of(part)["policy/actions"], torch.cat(given).numpy())
+
+
+def test_replayed_actions_that_differ_are_quarantined_with_both(
+    policy: Pi0Policy, ram_path: Path
+) -> None:
+    recorded, store = ram_path / "recorded", ram_path / "store"
+    with attnstore.record(policy, recorded, mode="replay") as recorder:
+        drive(recorder, policy, "one", 2)
+    (directory,) = recording_directories(recorded)
+    other = load_policy("pi0", _checkpoint_of(policy))
+    with torch.no_grad():
+        other.model.action_out_proj.bias += 0.01  # type: ignore[attr-defined]
+    (outcome,) = replay(recorded, store, other).outcomes
+    assert outcome.status == "quarantined"
+    assert "more than --tolerance 0" in outcome.reason
+    (file,) = (store / "quarantine").rglob("*.json")
+    both = json.loads(file.read_text())["actions"]
+    assert both["keyframe"] == 0
+    apart = np.abs(np.array(both["recorded"]) - np.array(both["replayed"])).max()
+    assert 0.001 < apart < 0.1
+    assert not commits(store)
+    # The same to a stated tolerance
+    (outcome,) = replay(recorded, store, other, tolerance=0.1).outcomes
+    assert outcome.status == "committed"
+    assert commits(store)["one"].summary["replay"]["difference"] >= apart
+    # Another checkpoint is refused before anything runs.
+    other.__dict__["digest"] = "0" * 64
+    with pytest.raises(UsageError, match="replay it with the checkpoint that drove"):
+        RecordingDataset(directory).check_policy(other, 0.0)
+
+
+def _checkpoint_of(policy: Pi0Policy) -> str:
+    return policy._directory
+
+
+def test_batched_environments_do_not_mix(policy: Pi0Policy, ram_path: Path) -> None:
+    """Rows end at different times, and another episode begins in a row."""
+    store, again = ram_path / "live", ram_path / "again"
+    given: dict[str, list[Any]] = {"a": [], "b": [], "c": []}
+    with attnstore.record(policy, store) as recorder:
+        episodes = [recorder.episode("a"), recorder.episode("b")]
+        with recorder.rows(episodes):
+            for turn in range(4):
+                seeds = [turn, 100 + turn]
+                actions = policy.act(policy.prepare([observe(s) for s in seeds]))
+                for row, episode in enumerate(episodes):
+                    if not episode.ended:
+                        given[episode.name].append(actions[row])
+                        episode.advance(2)
+                if turn == 1:
+                    episodes[0].finish(outcome=True)
+                    episodes[0] = recorder.episode("c")
+                if turn == 2:
+                    episodes[1].finish(outcome=False)
+            episodes[0].finish()
+    assert {o.name: (o.status, o.keyframes) for o in recorder.outcomes} == {
+        "a": ("committed", 2),
+        "b": ("committed", 3),
+        "c": ("committed", 2),
+    }
+    found = commits(store)
+    assert {n: c.summary["outcome"] for n, c in found.items()} == {
+        "a": "success", "b": "failure", "c": "unknown",
+    }  # fmt: skip
+    for name, chunks in given.items():
+        part = Part(StorePaths(store), found[name])
+        np.testing.assert_array_equal(
+            arrays_of(part)["policy/actions"], torch.stack(chunks).numpy()
+        )
+    assert Part(StorePaths(store), found["c"]).spec.seeds == (2, 3)
+    assert Part(StorePaths(store), found["b"]).spec.seeds == (100, 101, 102)
+    # Alone, a row rounds otherwise than in its batch.
+    assert {o.status for o in replay(store, again, policy, tolerance=1e-4).outcomes} == {
+        "committed"
+    }
+    for name, commit in commits(again).items():
+        one = arrays_of(Part(StorePaths(store), found[name]))["prefix/attention"]
+        other = arrays_of(Part(StorePaths(again), commit))["prefix/attention"]
+        np.testing.assert_allclose(one.astype(np.float32), other, atol=2e-3, equal_nan=True)
+
+
+@pytest.mark.parametrize("mode", ["live", "replay"])
+def test_threads_and_policies_do_not_mix(
+    policy: Pi0Policy, checkpoint: Path, ram_path: Path, mode: Any
+) -> None:
+    other = load_policy("pi0", str(checkpoint))
+    store, second = ram_path / "one", ram_path / "two"
+    failures: list[BaseException] = []
+
+    def work(recorder: Recorder, which: Any, name: str, first: int) -> None:
+        try:
+            drive(recorder, which, name, 3, first)
+        except BaseException as error:
+            failures.append(error)
+
+    with (
+        attnstore.record(policy, store, mode=mode) as one,
+        attnstore.record(other, second, mode=mode) as two,
+    ):
+        threads = [
+            threading.Thread(target=work, args=(recorder, which, f"{first}", first))
+            for first, (recorder, which) in enumerate([(one, policy), (two, other)] * 2)
+        ]
+        for thread in threads:
+            thread.start()
+        outside = policy.act(policy.prepare([observe(50)]))
+        for thread in threads:
+            thread.join()
+        del outside
+    assert not failures
+    assert not one.faults
+    assert not two.faults
+    for path, firsts in ((store, (0, 2)), (second, (1, 3))):
+        (directory,) = recording_directories(path)
+        dataset = RecordingDataset(directory)
+        assert dataset.episode_names() == [str(f) for f in firsts]
+        for first in firsts:
+            info = dataset.info(str(first))
+            assert info.keyframes == (0, 5, 10)
+            calls = [f.call for f in dataset.frames(info.name, info.keyframes)]
+            assert [c.seed for c in calls if c is not None] == [first, first + 1, first + 2]
+        if mode == "live":
+            assert len(commits(path)) == 2
+
+
+def test_an_episode_without_finish_is_unknown_by_name(policy: Pi0Policy, ram_path: Path) -> None:
+    store = ram_path / "s"
+    with attnstore.record(policy, store) as recorder:
+        with recorder.episode("forgotten"):
+            policy.act(policy.prepare([observe()]))
+        with pytest.raises(KeyError), recorder.episode("broken"):
+            policy.act(policy.prepare([observe()]))
+            raise KeyError("gripper")
+        left = recorder.episode("left open")
+        with recorder.rows([left]):
+            policy.act(policy.prepare([observe()]))
+        with recorder.episode("typo") as episode:
+            policy.act(policy.prepare([observe()]))
+            episode.finish(outcome="sucess")
+        with recorder.episode("typo") as episode:
+            policy.act(policy.prepare([observe()]))
+            episode.finish(outcome="success")
+    found = {n: Part(StorePaths(store), c).spec for n, c in commits(store).items()}
+    assert {n: s.outcome for n, s in found.items()} == {
+        "forgotten": "unknown", "broken": "unknown", "left open": "unknown", "typo": "unknown",
+        "typo~2": "success",
+    }  # fmt: skip
+    assert found["broken"].attributes["ended"] == "KeyError: 'gripper'"
+    assert found["forgotten"].attributes["ended"] == "the episode ended without finish"
+    assert found["typo"].attributes["outcome_given"] == "sucess"
+    assert "ended" not in found["typo~2"].attributes
+
+
+def test_faults_are_logged_once_and_never_raised(
+    policy: Pi0Policy,
+    ram_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A full disk for some calls, a batch of nobody, wrong rows: the loop goes on, drops are counted."""
+    expected = [policy.act(policy.prepare([observe(i)])) for i in range(6)]
+    store, full = ram_path / "s", threading.Event()
+    write = os.pwrite
+
+    def pwrite(file: int, data: Any, offset: int) -> int:
+        if full.is_set():
+            # half of it goes through, as on a real disk
+            write(file, bytes(data)[: len(data) // 2], offset)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(file, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    given = []
+    with (
+        caplog.at_level(logging.WARNING),
+        attnstore.record(policy, store, mode="replay") as recorder,
+        recorder.episode("one") as episode,
+    ):
+        for i in range(6):
+            recorder.flush()
+            full.set() if i in (2, 3) else full.clear()
+            given.append(policy.act(policy.prepare([observe(i)])))
+            recorder.flush()
+        full.clear()
+        foreign = policy.prepare([observe()])
+        recorder._prepared.clear()
+        policy.act(foreign)
+        policy.act(policy.prepare([observe(), observe(1)]))
+        episode.finish(outcome="failure")
+    assert all(map(torch.equal, expected, given))
+    said = [r.message for r in caplog.records]
+    assert len(said) == 3
+    assert "No space left" in said[0]
+    info = RecordingDataset(recorder.directory).info("one")
+    assert info.keyframes == (0, 1, 4, 5)
+    assert info.attributes["dropped"] == 4
+    assert sum(info.attributes["dropped_because"].values()) == 4
+    assert [o.status for o in replay(store, ram_path / "t", policy).outcomes] == ["committed"]
+
+
+def test_a_capture_that_fails_does_not_stop_the_policy(
+    policy: Pi0Policy, ram_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = policy.act(policy.prepare([observe()]))
+    store = ram_path / "s"
+    with attnstore.record(policy, store) as recorder, recorder.episode("one") as episode:
+        with monkeypatch.context() as patch:
+            patch.setattr("attnstore.ingest.recording.spool.compact", lambda *a: 1 / 0)
+            assert policy.act(policy.prepare([observe()])).shape == expected.shape
+            patch.setattr(policy, "eager", _broken)
+            assert torch.equal(policy.act(policy.prepare([observe()])), expected)
+        policy.act(policy.prepare([observe(1)]))
+        episode.finish(outcome="success")
+    assert [o.status for o in recorder.outcomes] == ["failed"]
+    assert "2 of 3 calls were not captured" in recorder.outcomes[0].reason
+    # What it saw is whole.
+    assert [o.keyframes for o in replay(store, store, policy, tolerance=1e-4).outcomes] == [3]
+
+
+def _broken() -> Any:
+    raise RuntimeError("no eager attention")
+
+
+def test_the_policys_own_error_is_the_callers(policy: Pi0Policy, ram_path: Path) -> None:
+    with attnstore.record(policy, ram_path / "s") as recorder, recorder.episode("one") as episode:
+        batch = policy.prepare([observe()])
+        batch.inputs["noise"] = torch.zeros(1, 2, 3)  # type: ignore[index]
+        with pytest.raises(RuntimeError):
+            policy.act(batch)
+        policy.act(policy.prepare([observe()]))
+        episode.finish(outcome="success")
+    assert "act" not in vars(policy)
+    assert "prepare" not in vars(policy)
+    with attnstore.record(policy, ram_path / "s"), pytest.raises(UsageError, match="already"):
+        attnstore.record(policy, ram_path / "t").__enter__()
+    with pytest.raises(UsageError, match="mode is one of live, replay; got 'alive'"):
+        attnstore.record(policy, ram_path / "s", mode="alive")  # type: ignore[arg-type]
+
+
+def test_a_full_queue_drops_and_never_waits() -> None:
+    gate, ran = threading.Event(), []
+    outbox = Outbox(100)
+    assert outbox.put(lambda: gate.wait(10), 60)
+    assert outbox.put(lambda: ran.append(1), 40)
+    began = time.monotonic()
+    assert not outbox.put(lambda: ran.append(2), 1)
+    assert outbox.put(lambda: ran.append(3))  # an episode's end is always let in
+    assert time.monotonic() - began < 0.5
+    assert not outbox.put(lambda: ran.append(4), 50, wait=0.05)
+    gate.set()
+    assert outbox.put(lambda: ran.append(5), 50, wait=5)
+    outbox.close()
+    assert ran == [1, 3, 5]
+
+
+def test_inputs_come_back_bit_for_bit() -> None:
+    rng = np.random.default_rng(0)
+    picture = (rng.integers(0, 256, (1, 3, 64, 64)) / 127.5 - 1).astype(np.float32)
+    noise = rng.normal(size=(1, 9, 700)).astype(np.float32)
+    noise[0, 0, :3] = np.nan, np.inf, -0.0
+    inputs = {
+        "picture": torch.from_numpy(picture),
+        "noise": torch.from_numpy(noise),
+        "half": torch.from_numpy(noise).bfloat16(),
+        "nested": {
+            "mask": torch.tensor([[True, False]]),
+            "none": None,
+            "list": [1, 2.5, "x", (True,)],
+        },
+        "numpy": noise[0, 0],
+        "empty": torch.zeros(1, 0),
+        "scalar": np.float64(0.1),
+        "ids": torch.tensor([[3, -4]]),
+    }
+    said, pieces = pack_inputs(copy_inputs(inputs))
+    back = unpack_inputs(json.loads(json.dumps(said)), b"".join(pieces))
+    for key in ("picture", "noise", "half", "ids", "empty"):
+        one, other = inputs[key], back[key]
+        assert isinstance(one, torch.Tensor)
+        assert one.dtype == other.dtype
+        assert one.shape == other.shape
+        assert one.numel() == 0 or bytes(one.view(torch.uint8).numpy()) == bytes(
+            other.view(torch.uint8).numpy()
+        )
+    assert back["nested"]["list"] == [1, 2.5, "x", (True,)]
+    assert torch.equal(back["nested"]["mask"], torch.tensor([[True, False]]))
+    np.testing.assert_array_equal(back["numpy"], noise[0, 0])
+    assert back["scalar"] == np.float64(0.1)
+    # A picture of 256 levels is a quarter of its bytes and less.
+    assert said["arrays"][0]["coding"] == "table"
+    assert said["arrays"][0]["size"] + said["arrays"][0]["table"] <= picture.nbytes / 4 + 2048
+    with pytest.raises(UnknownInputError, match=r"inputs\.odd: a object"):
+        copy_inputs({"odd": object()})
+    row = copy_inputs({"x": torch.arange(6).reshape(3, 2), "task": ["a", "b", "c"]}, 1, 3)
+    said, pieces = pack_inputs(row)
+    back = unpack_inputs(said, b"".join(pieces))
+    assert back["x"].tolist() == [[2, 3]]
+    assert back["task"] == ["b"]
+    with pytest.raises(UnknownInputError, match="once per environment"):
+        copy_inputs({"x": torch.zeros(5, 2)}, 1, 3)
+
+
+def test_every_cut_and_every_flipped_byte_of_a_journal_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "e.journal"
+    journal = Journal(path)
+    sizes = [path.stat().st_size]
+    for i in range(4):
+        journal.append({"kind": "call", "number": i}, [bytes([i]) * 50])
+        sizes.append(path.stat().st_size)
+    journal.close()
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        contents = read_contents(path)
+        count = sum(size <= length for size in sizes[1:])
+        assert len(contents.places) == count
+        assert (contents.reason is None) == (length in sizes)
+    rng = random.Random(0)
+    for at in rng.sample(range(sizes[0], len(whole)), 60):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :])
+        contents = read_contents(path)
+        assert contents.reason is not None
+        assert len(contents.places) == sum(size <= at for size in sizes[1:])
+
+
+def test_killed_at_random_moments_nothing_that_was_flushed_is_lost(ram_path: Path) -> None:
+    """Forty processes are killed while they record into one store; then all is recovered."""
+    rng = random.Random(15)
+    store, kills = ram_path / "s", 40
+    create_store(store)
+    program = Path(__file__).parents[1] / "fixtures" / "recording_policy.py"
+    with subprocess.Popen(
+        [sys.executable, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as zygote:
+        assert zygote.stdin is not None
+        assert zygote.stdout is not None
+
+        def ask(**request: Any) -> int:
+            zygote.stdin.write(json.dumps(request) + "\n")  # type: ignore[union-attr]
+            zygote.stdin.flush()  # type: ignore[union-attr]
+            return int(zygote.stdout.readline())  # type: ignore[union-attr]
+
+        assert zygote.stdout.readline() == "ready\n"
+        for kill in range(kills):
+            progress = ram_path / f"{kill}.progress"
+            pid = ask(store=str(store), name=f"k{kill}", progress=str(progress))
+            while not progress.exists() or not progress.stat().st_size:
+                time.sleep(0.002)
+            time.sleep(rng.random() * 0.03)
+            os.kill(pid, signal.SIGKILL)
+            ask(wait=pid)
+        zygote.stdin.close()
+        zygote.wait(30)
+    flushed: dict[str, int] = {}
+    ended = set()
+    for file in ram_path.glob("*.progress"):
+        for line in file.read_text().splitlines():
+            name, what = line.split()
+            if what == "end":
+                ended.add(name)
+            else:
+                flushed[name] = int(what)
+    assert len(flushed) >= kills
+    (directory,) = recording_directories(store)
+    dataset = RecordingDataset(directory)
+    for name in ended:
+        assert dataset.info(name).outcome == "success"
+    said = recover(directory)
+    assert {e["status"] for e in said} == {"recovered"}
+    assert len(said) <= kills
+    dataset = RecordingDataset(directory)
+    for name, count in flushed.items():
+        assert count <= len(dataset.numbers(name)) <= count + 1
+        frames = list(dataset.frames(name, dataset.info(name).keyframes or ()))
+        first = int(name.partition("-")[2]) * 4
+        assert [f.state[0] for f in frames] == [first + i for i in range(len(frames))]
+    unknown = RecordingDataset(directory, outcome="unknown").episode_names()
+    assert list(unknown) == sorted(e["name"] for e in said)
+    assert not ended & set(unknown)
+    assert recover(directory) == []
+
+
+def test_from_the_command_line(
+    policy: Pi0Policy, checkpoint: Path, ram_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = ram_path / "robot.attn", ram_path / "lab.attn"
+    with monkeypatch.context() as patch:
+        patch.setattr("socket.gethostname", lambda: "robot")
+        with attnstore.record(policy, store, mode="replay", name="monday") as recorder:
+            drive(recorder, policy, "one", 2)
+            drive(recorder, policy, "two", 1)
+    (journal,) = recorder.directory.glob("one-*.journal")
+    # The robot lost its power in the midst of the second call.
+    Journal(journal, at=read_contents(journal).places[2].start + 150).close()
+    options = ("--policy", "pi0", "--checkpoint", checkpoint)
+    done = run_attnstore("ingest", "recording", other, store, *options)
+    assert done.returncode == 5, done.stderr
+    assert "attnstore record recover" in done.stderr
+    assert list(commits(other)) == ["two"]
+    done = run_attnstore("record", "recover", store)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("recovered: one: 1 call; ")
+    assert (journal.parent / f"{journal.name}.rest").stat().st_size > 150
+    assert run_attnstore("record", "recover", store).stdout == "every episode was ended\n"
+    done = run_attnstore("ingest", "recording", store, *options, "--name", "monday")
+    assert done.returncode == 0, done.stderr
+    assert {n: c.summary["outcome"] for n, c in commits(store).items()} == {
+        "one": "unknown", "two": "success",
+    }  # fmt: skip
+    assert problems(store) == []
