@@ -19,6 +19,7 @@ from attnstore.commands.ingest import ingest, policies
 from attnstore.commands.listing import ls
 from attnstore.commands.objects import objects
 from attnstore.commands.options import StoreGroup
+from attnstore.commands.outcomes import outcomes
 from attnstore.commands.probe import probe
 from attnstore.commands.pull import pull
 from attnstore.commands.record import record
@@ -89,7 +90,8 @@ def cli(verbose: bool) -> None:
 
 
 for command in (
-    ingest, record, ls, tokens, attention, sql, compare, export, objects, cnn, probe, render, report, pull, serve,
+    ingest, record, outcomes, ls, tokens, attention, sql, compare, export, objects, cnn, probe, render,
+    report, pull, serve,
     verify, gc, remove, catalog, policies, demo,
 ):  # fmt: skip
     cli.add_command(command)

@@ -44,6 +44,7 @@ from attnstore.ingest.recording.inputs import (
 )
 from attnstore.ingest.recording.journal import Journal, read_contents
 from attnstore.ingest.recording.outbox import Outbox
+from attnstore.ingest.recording.outcomes import read_said
 from attnstore.store.commits import StorePaths
 from attnstore.store.commits.part import Part
 from attnstore.store.commits.run import save_run
@@ -555,3 +556,68 @@ def test_from_the_command_line(
         "one": "unknown", "two": "success",
     }  # fmt: skip
     assert problems(store) == []
+
+
+def test_outcomes_joined_afterwards(policy: Pi0Policy, ram_path: Path) -> None:
+    store = ram_path / "s"
+    with attnstore.record(policy, store) as recorder:
+        for i, name in enumerate(("day/one", "day/two", "day/three")):
+            with recorder.episode(name, seed=10 + i):
+                policy.act(policy.prepare([observe(i)]))
+    before = {n: arrays_of(Part(StorePaths(store), c)) for n, c in commits(store).items()}
+    table = ram_path / "droid.csv"
+    table.write_text(
+        "success,duration,video_filename\n1.0,8,one.mp4\n0,9,videos/two.mp4\n1,3,ten.mp4\n"
+    )
+    done = run_attnstore("outcomes", store, "--csv", table)
+    assert done.returncode == 5
+    assert done.stdout == "4 outcomes changed, 0 were said already\n"
+    assert "names 1 episodes that are not in" in done.stderr
+    assert "ten" in done.stderr
+    with attnstore.open(store) as opened:
+        assert {n: e.outcome for n, e in opened.episodes.items()} == {
+            "day/one": "success", "day/two": "failure", "day/three": "unknown",
+        }  # fmt: skip
+        rows = opened.sql("select name, outcome from episodes order by name").fetchall()
+        assert rows == [("day/one", "success"), ("day/three", "unknown"), ("day/two", "failure")]
+    assert problems(store) == []
+    for name, commit in commits(store).items():
+        assert commit.revision == (1 if name == "day/three" else 2)
+        for path, values in arrays_of(Part(StorePaths(store), commit)).items():
+            np.testing.assert_array_equal(values, before[name][path])
+    # The recordings know it, too, for whoever replays them.
+    dataset = RecordingDataset(recorder.directory)
+    assert dataset.info("day/two").outcome == "failure"
+    found = ram_path / "eval_info.json"
+    found.write_text(
+        json.dumps(
+            {"per_episode": [{"episode_ix": 0, "sum_reward": 2.5, "success": True, "seed": 12}]}
+        )
+    )
+    done = run_attnstore("outcomes", store, "--json", found, "--by", "seed")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert RecordingDataset(recorder.directory).info("day/three").attributes["reward"] == 2.5
+    done = run_attnstore("outcomes", store, "--json", found, "--by", "seed")
+    assert done.stdout == "0 outcomes changed, 2 were said already\n"
+    with attnstore.open(store) as opened:
+        episode = opened.episodes["day/three"]
+        assert episode.outcome == "success"
+        assert episode.spec.attributes["reward"] == 2.5
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("episode,success\na,0.5\n", "row 2: an outcome is one of"),
+        ("episode,success\na,1\na,0\n", "a stands twice, row 2 and row 3"),
+        ("episode,success,outcome\na,1,failure\n", "row 2 says both failure and success"),
+        ("id,success\na,1\n", "row 2 has no episode, name"),
+        ("episode,duration\na,1\n", "row 2 has no outcome or success"),
+        ("", "it names no episode"),
+    ],
+)
+def test_outcomes_that_cannot_be_read_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "o.csv"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=said):
+        read_said(file)
