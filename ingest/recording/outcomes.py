@@ -183,7 +183,7 @@ def join_outcomes(
     named = {each.where for each, *_ in matched}
     for each in said:
         if each.where not in named:
-            called = f"seed {each.seed}" if by == "seed" else each.episode
+            called = f"seed {each.seed}" if by == "seed" else str(each.episode)
             done.append({"status": "absent", "name": called, "in": "", "outcome": each.outcome})
     return done
 
