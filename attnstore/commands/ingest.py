@@ -362,9 +362,7 @@ class _SourceCommand(StoreCommand):
     show_default=True,
     help="How far an action may be from the recorded one, normalised; 0: the same bits.",
 )
-@add_options(
-    grouped("run", RunChoice, _PRECISION, _VISION, _TOKEN_STATS, dry_run_option, _FORCE)
-)
+@add_options(grouped("run", RunChoice, _PRECISION, _VISION, _TOKEN_STATS, dry_run_option, _FORCE))
 @add_options(workers_options, json_option)
 def recording(
     store: StoreName,

@@ -129,6 +129,10 @@ class RecordingDataset:
             names = [n for n in names if self._outcome_of(n) == self._outcome]
         return names[: self._limit]
 
+    def file_of(self, name: str) -> str | None:
+        """Return None: an episode has a journal of its own."""
+        return None
+
     def _outcome_of(self, name: str) -> str:
         if name in self.unreadable:
             return "unknown"

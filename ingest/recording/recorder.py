@@ -33,9 +33,10 @@ from attnstore.store.opening import create_store
 from ..datasets.base import OUTCOMES, VideoFrames
 from ..datasets.video import check_kept
 from ..episode import EpisodeJob
-from ..pipeline import Outcome, ingest_one, provenance
+from ..pipeline import ingest_one, provenance
 from ..plan import describe_run
 from ..policies.base import ATTENTION_ONLY, Batch, Observation, Policy, Watch
+from ..work import Outcome
 from .call import Call, pack_call
 from .dataset import RecordingDataset
 from .inputs import Copied, copy_inputs

@@ -29,7 +29,7 @@ from ingest_fixtures import (
 
 import attnstore
 from attnstore.ingest.episode import EpisodeJob
-from attnstore.ingest.pipeline import Report, ingest_all, provenance
+from attnstore.ingest.pipeline import ingest_all, provenance
 from attnstore.ingest.plan import describe_run, make_plan
 from attnstore.ingest.policies.base import ATTENTION_ONLY, Watch
 from attnstore.ingest.policies.pi0.policy import Pi0Policy
@@ -45,6 +45,7 @@ from attnstore.ingest.recording.inputs import (
 from attnstore.ingest.recording.journal import Journal, read_contents
 from attnstore.ingest.recording.outbox import Outbox
 from attnstore.ingest.recording.outcomes import read_said
+from attnstore.ingest.work import Report
 from attnstore.store.commits import StorePaths
 from attnstore.store.commits.part import Part
 from attnstore.store.commits.run import save_run
