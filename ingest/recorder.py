@@ -247,10 +247,20 @@ class EpisodeRecorder:
                 "row_sum_min": [min(low for low, _ in rows)],
                 "row_sum_max": [max(high for _, high in rows)],
                 "generated": [None if text is None else text.text],
-                "executed": [None if frame.call is None else frame.call.executed],
-                "action_difference": [difference],
             },
         )
+        if (call := frame.call) is not None:
+            writer.add_rows(
+                "calls",
+                {
+                    "keyframe": [keyframe],
+                    "frame": [frame.index],
+                    "seconds": [call.seconds],
+                    "rows": [call.rows],
+                    "executed": [call.executed],
+                    "action_difference": [difference],
+                },
+            )
         if text is not None:
             writer.add_rows("tokens", _chosen(keyframe, text.tokens))
         # A policy that was told to leave a camera out has no geometry for it.

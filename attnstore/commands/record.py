@@ -8,7 +8,7 @@ import click
 
 from attnstore.store.errors import PartialError
 
-from .options import StoreGroup, json_option
+from .options import StoreGroup, json_option, store_to_write
 from .output import print_json
 
 
@@ -18,10 +18,12 @@ def record() -> None:
 
 
 @record.command()
-@click.argument("source", metavar="STORE|DIR", type=click.Path(path_type=Path))
+@store_to_write
 @json_option
-def recover(source: Path, as_json: bool) -> None:
+def recover(store: Path, as_json: bool) -> None:
     """End the episodes of processes that were killed while they recorded.
+
+    STORE may also be the directory of one recording.
 
     Their outcome is unknown, until `attnstore outcomes` says it. What of a file is no whole entry is
     moved to a file beside it. Episodes that are being recorded on this host are left alone.
@@ -36,7 +38,7 @@ def recover(source: Path, as_json: bool) -> None:
 
     done = [
         {"recording": directory.name, **each}
-        for directory in recording_directories(source)
+        for directory in recording_directories(store)
         for each in recover_directory(directory)
     ]
     if as_json:

@@ -50,6 +50,8 @@ class PolicyCall:
     """Actions of it that were carried out, if that is known."""
     rows: int = 1
     """Observations in the batch that it was a row of."""
+    seconds: float | None = None
+    """How long the policy took."""
 
 
 @dataclass(frozen=True, slots=True)

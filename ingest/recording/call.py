@@ -123,8 +123,9 @@ def unpack_call(entry: Entry, frame: int, executed: int | None, path: Any) -> Fr
             tuple(None if e is None else (int(e[0]), str(e[1])) for e in head["encoded"]),
         )
         call = PolicyCall(
-            str(head["instruction"]), int(head["seed"]), batch, actions, executed, int(head["rows"])
-        )
+            str(head["instruction"]), int(head["seed"]), batch, actions, executed,
+            int(head["rows"]), float(head["seconds"]),
+        )  # fmt: skip
         # What the robot did is not known; the chunk that it was given is the call's.
         return Frame(frame, tuple(cameras), state, np.zeros(0, np.float32), float(head["at"]), call)
     except IntegrityError:

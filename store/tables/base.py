@@ -77,8 +77,6 @@ _TABLES = (
             Column("row_sum_min", FLOAT32, "smallest sum of an attention row over keys, all phases"),
             Column("row_sum_max", FLOAT32, "largest sum of an attention row over keys, all phases"),
             Column("generated", STRING, "text that the policy generated, without markers such as end-of-sequence; NULL if it generates none", optional=True),
-            Column("executed", INT32, "actions of the chunk that were carried out before the next call, in an episode recorded while the policy drove; NULL elsewhere", optional=True),
-            Column("action_difference", FLOAT32, "largest difference between the stored actions, which are of eager attention, and those that the policy gave when it drove; 0 if bit for bit the same; NULL where none were recorded", "normalised actions", optional=True),
         ),
     ),
     Table(
@@ -190,7 +188,18 @@ _OPTIONAL_TABLES = (
             *(Column(name, FLOAT32, text, unit) for name, (text, unit) in TOKEN_METRICS.items()),
         ),
     ),
+    Table(
+        "calls",
+        "one policy call of an episode that was recorded while the policy drove, which is a keyframe; its frame is the environment step",
+        (
+            RUN, EPISODE, VARIANT, KEYFRAME, FRAME,
+            Column("seconds", FLOAT64, "how long the policy took when it drove", "s"),
+            Column("rows", INT32, "observations in the batch that the call was a row of"),
+            Column("executed", INT32, "actions of the chunk that were carried out before the next call; NULL if that is not known"),
+            Column("action_difference", FLOAT32, "largest difference between the stored actions, which are of eager attention, and those that the policy gave when it drove; 0 if bit for bit the same", "normalised actions"),
+        ),
+    ),
 )  # fmt: skip
 
 OPTIONAL_TABLES: Mapping[str, Table] = MappingProxyType({t.name: t for t in _OPTIONAL_TABLES})
-"""Tables that a base part has when the ingest was asked for them."""
+"""Tables that a base part has when the ingest was asked for them, or its data set brings them."""

@@ -142,9 +142,10 @@ def test_what_an_episode_says_of_itself(policy: Pi0Policy, ram_path: Path) -> No
         assert spec.task == "cubes"
         assert spec.attributes == {"note": "kept", "seed": 3, "reward": 1.5, "dropped": 0}
         rows = opened.sql(
-            "select executed, action_difference, instruction from keyframes order by keyframe"
+            "select frame, executed, action_difference, seconds > 0, instruction "
+            "from calls join keyframes using (run, episode, keyframe, frame) order by keyframe"
         ).fetchall()
-    assert rows == [(5, 0.0, observe().instruction)] * 3
+    assert rows == [(frame, 5, 0.0, True, observe().instruction) for frame in (0, 5, 10)]
     part = Part(StorePaths(store), commits(store)["pick/one"])
     np.testing.assert_array_equal(arrays_of(part)["policy/actions"], torch.cat(given).numpy())
 
