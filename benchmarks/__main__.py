@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 NAMES = (
     "writer", "size", "slices", "tables", "maps", "chunks", "rendering", "capture", "sql", "objects", "rollout",
-    "service", "viewer", "cnn", "probe", "compare", "flow",
+    "service", "viewer", "cnn", "probe", "compare", "flow", "record",
 )  # fmt: skip
 
 

@@ -173,15 +173,17 @@ def check_kept(kept: str) -> None:
         raise UsageError(f"decoded video frames are kept as {known}; got {kept!r}")
 
 
-def encode(camera: str, rgb: NDArray[np.uint8], kept: VideoFrames) -> CameraFrame:
+def encode(
+    camera: str, rgb: NDArray[np.uint8], kept: VideoFrames, quality: int = JPEG_QUALITY
+) -> CameraFrame:
     """Encode a decoded video frame, (height, width, 3), as it is kept.
 
-    ``jpeg`` is of `JPEG_QUALITY`; ``png`` is exactly what the policy sees.
+    ``jpeg`` is of `quality`; ``png`` is exactly what the policy sees.
     """
     if kept == "png":
         return CameraFrame(camera, encode_png(rgb), "image/png", rgb)
     buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    Image.fromarray(rgb).save(buffer, "JPEG", quality=quality, subsampling=0)
     return CameraFrame(camera, buffer.getvalue(), "image/jpeg", rgb)
 
 

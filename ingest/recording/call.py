@@ -20,6 +20,9 @@ from ..policies.base import Batch, Observation, Sample
 from .inputs import Copied, pack_inputs, unpack_inputs
 from .journal import Entry
 
+QUALITY = 85
+"""Of camera images kept as JPEG: for looking at, since the policy's own inputs are kept beside them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -63,7 +66,7 @@ def pack_call(
         How the camera images are kept, which are for looking at.
     """
     seen = [
-        encode(camera, np.ascontiguousarray(image), pictures)
+        encode(camera, np.ascontiguousarray(image), pictures, QUALITY)
         for camera, image in call.observation.images.items()
     ]
     inputs, pieces = pack_inputs(call.inputs)

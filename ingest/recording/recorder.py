@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from attnstore.store.boundary import told
 from attnstore.store.commits import StorePaths, now, slug
 from attnstore.store.commits.run import save_run
-from attnstore.store.errors import UsageError
+from attnstore.store.errors import AttnstoreError, UsageError
 from attnstore.store.format.precision import PRECISIONS
 from attnstore.store.json_text import json_value
 from attnstore.store.opening import create_store
@@ -103,11 +103,15 @@ def record(
     queue_bytes
         What may wait to be written. None: 512 MiB live, 64 MiB for replay.
 
+    Returns
+    -------
+    A context manager; inside it, `Recorder.episode` opens an episode.
+
     Raises
     ------
     UsageError
         If an argument breaks a rule, or the policy is being recorded already.
-    OSError
+    AttnstoreError
         If the store cannot be made.
 
     Examples
@@ -143,7 +147,11 @@ def record(
     settings = _Settings(
         mode, name, precision, watch, pictures, rate, seconds, queue_bytes or QUEUE_BYTES[mode]
     )
-    return Recorder(policy, Path(store), settings)
+    try:
+        return Recorder(policy, Path(store), settings)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise AttnstoreError(f"{os.fspath(store)} cannot be written: {reason}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +345,7 @@ class Recorder:
         self._outbox: Outbox | None = None
         self._commits: ThreadPoolExecutor | None = None
         self._job: EpisodeJob | None = None
+        self._own: dict[str, Any] = {}
         self._act: Callable[[Batch], Any] = policy.act
         self._prepare: Callable[[Sequence[Observation]], Batch] = policy.prepare
 
@@ -356,6 +365,8 @@ class Recorder:
         if getattr(own.get("act"), "attnstore_recorder", None) is not None:
             raise UsageError(f"policy {self.policy.name} is being recorded already")
         self._act, self._prepare = self.policy.act, self.policy.prepare
+        # What somebody else put on the object is put there again.
+        self._own = {name: own[name] for name in ("act", "prepare") if name in own}
 
         def act(batch: Batch) -> Any:
             return self._acting(batch)

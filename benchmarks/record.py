@@ -1,0 +1,137 @@
+"""What recording adds to a policy's calls, and what a call takes on disk.
+
+A small Pi0 that sees as the real one does, 224 x 224 pixels of three cameras, so that inputs have their real
+size; camera images of 360 x 640 with a camera's noise.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+import attnstore
+from attnstore.ingest.datasets.droid.dataset import DroidDataset
+from attnstore.ingest.policies.base import Batch, Observation
+from attnstore.ingest.policies.pi0.policy import Pi0Policy
+from attnstore.ingest.policies.tiny import PROMPTS, build_tiny_pi0
+from attnstore.sample import episodes_path
+
+from .measure import Figure, Setting
+
+CAMERAS = ("hand_camera", "varied_camera_1", "varied_camera_2")
+RATE = 5.0
+"""Calls a second: at 15 steps a second, a policy whose chunk is carried out for eight is asked twice."""
+NOISE = 4.0
+"""Standard deviation of a pixel's noise, of 255 levels."""
+
+
+def run(setting: Setting) -> list[Figure]:
+    model, processor = build_tiny_pi0(image=56 if setting.toy else 224, chunk=50)
+    policy = Pi0Policy.from_model(model, processor)
+    calls = 5 if setting.toy else 150
+    seen = _observations(8)
+    policy.act(policy.prepare(seen[:1]))
+    figures = []
+    for mode, count in (("replay", calls), ("live", 5 if setting.toy else 60)):
+        added, busy, recorder, lost = _drive(policy, seen, setting.directory / mode, mode, count)
+        aim = "<= 2" if mode == "replay" else ""
+        note = (
+            f"{count} calls, {RATE:g} a second; in the caller's thread, over the policy's own time"
+        )
+        if mode == "live":
+            note = f"{count} calls, as fast as they come; weights copied to memory, hooks, eager"
+        figures += [
+            Figure(
+                f"{mode}: added to a call, median",
+                statistics.median(added),
+                "ms",
+                aim=aim,
+                note=note,
+            ),
+            Figure(f"{mode}: added to a call, p99", float(np.percentile(added, 99)), "ms"),
+            Figure(f"{mode}: calls dropped", lost, "calls", aim="<= 0"),
+        ]
+        size = sum(p.stat().st_size for p in recorder.directory.glob("*.journal"))
+        if mode == "replay":
+            figures.append(
+                Figure(
+                    "replay: of it CPU time of the caller's thread, median",
+                    statistics.median(busy),
+                    "ms",
+                )
+            )
+            figures.append(
+                Figure(
+                    "a call in the journal", size / count / 1e6, "MB", aim="<= 0.5",
+                    note="three cameras: exact inputs, JPEG of 360 x 640, noise, tokens, actions",
+                )
+            )  # fmt: skip
+    return figures
+
+
+def _drive(
+    policy: Pi0Policy, seen: list[Observation], store: Path, mode: Any, count: int
+) -> tuple[list[float], list[float], Any, int]:
+    """Return what each call took more than the policy, wall and CPU time of its thread, in ms."""
+    own: list[float] = []
+    own_busy: list[float] = []
+    act = policy.act
+
+    def timed(batch: Batch) -> Any:
+        began, busy = time.perf_counter(), time.thread_time()
+        actions = act(batch)
+        own.append(time.perf_counter() - began)
+        own_busy.append(time.thread_time() - busy)
+        return actions
+
+    batches = [policy.prepare([s]) for s in seen]
+    plain = []
+    for i in range(min(count, 30)):
+        began = time.perf_counter()
+        act(batches[i % len(batches)])
+        plain.append(time.perf_counter() - began)
+    policy.__dict__["act"] = timed
+    added, busy_added = [], []
+    try:
+        with (
+            attnstore.record(policy, store, mode=mode) as recorder,
+            recorder.episode("drive") as episode,
+        ):
+            for i in range(count):
+                batch = policy.prepare([seen[i % len(seen)]])
+                began, busy = time.perf_counter(), time.thread_time()
+                policy.act(batch)
+                took = time.perf_counter() - began
+                busy_added.append(1e3 * (time.thread_time() - busy - own_busy[-1]))
+                # Hooks and eager attention are within the policy's time when it is watched.
+                base = own[-1] if mode == "replay" else statistics.median(plain)
+                added.append(1e3 * (took - base))
+                if mode == "replay":
+                    time.sleep(max(0.0, 1 / RATE - (time.perf_counter() - began)))
+            recorder.flush()
+            lost = episode.dropped.total()
+            episode.finish(outcome="success")
+    finally:
+        policy.__dict__.pop("act", None)
+    return added, busy_added, recorder, lost
+
+
+def _observations(count: int) -> list[Observation]:
+    dataset = DroidDataset(episodes_path())
+    name = dataset.episode_names()[0]
+    random = np.random.default_rng(0)
+    made = []
+    for i, frame in enumerate(dataset.frames(name, range(count))):
+        images = {}
+        for j, camera in enumerate(CAMERAS):
+            picture = frame.cameras[j % len(frame.cameras)].rgb
+            large = cv2.resize(picture, (640, 360), interpolation=cv2.INTER_CUBIC)
+            noisy = large + random.normal(0, NOISE, large.shape)
+            images[camera] = np.clip(noisy, 0, 255).astype(np.uint8)
+        made.append(Observation(images, PROMPTS[i % len(PROMPTS)], np.zeros(8, np.float32), i))
+    return made
