@@ -47,7 +47,8 @@ def outcomes(store: Path, table: Path | None, file: Path | None, by: str, run: s
     absent = [str(each["name"]) for each in done if each["status"] == "absent"]
     changed = sum(each["status"] == "changed" for each in done)
     same = len(done) - changed - len(absent)
-    click.echo(f"{changed} outcomes changed, {same} were said already")
+    where = "in runs and recordings"
+    click.echo(f"outcomes {where}: {changed} changed, {same} were said already")
     if absent:
         named = ", ".join(absent[:5]) + (f", and {len(absent) - 5} more" if absent[5:] else "")
         raise PartialError(

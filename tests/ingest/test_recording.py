@@ -573,7 +573,7 @@ def test_outcomes_joined_afterwards(policy: Pi0Policy, ram_path: Path) -> None:
     )
     done = run_attnstore("outcomes", store, "--csv", table)
     assert done.returncode == 5
-    assert done.stdout == "4 outcomes changed, 0 were said already\n"
+    assert done.stdout == "outcomes in runs and recordings: 4 changed, 0 were said already\n"
     assert "names 1 episodes that are not in" in done.stderr
     assert "ten" in done.stderr
     with attnstore.open(store) as opened:
@@ -600,7 +600,7 @@ def test_outcomes_joined_afterwards(policy: Pi0Policy, ram_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert RecordingDataset(recorder.directory).info("day/three").attributes["reward"] == 2.5
     done = run_attnstore("outcomes", store, "--json", found, "--by", "seed")
-    assert done.stdout == "0 outcomes changed, 2 were said already\n"
+    assert done.stdout == "outcomes in runs and recordings: 0 changed, 2 were said already\n"
     with attnstore.open(store) as opened:
         episode = opened.episodes["day/three"]
         assert episode.outcome == "success"
