@@ -391,7 +391,9 @@ def recording(
     from attnstore.ingest.recording.dataset import RecordingDataset, recording_directories
 
     if source is None and not isinstance(store, Path):
-        raise UsageError(f"recordings are local: name the store or the directory that has them; got {store}")
+        raise UsageError(
+            f"recordings are local: name the store or the directory that has them; got {store}"
+        )
     sources = [
         RecordingDataset(directory, outcome=outcome, episodes=episodes, limit=limit)
         for directory in recording_directories(Path(source or store), name)

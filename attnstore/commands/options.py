@@ -152,6 +152,21 @@ store_to_read = click.argument("store", required=False, callback=_to_read)
 """Adds STORE, a path or a URL; the command gets it as ``store: StoreName``."""
 store_to_write = click.argument("store", required=False, callback=_to_write)
 """Adds STORE, a path or an s3:// URL; the command gets it as ``store: StoreName``."""
+
+
+def on_this_machine(store: StoreName) -> Path:
+    """Return the path of a store that is not in a bucket.
+
+    Raises
+    ------
+    UsageError
+        If it is.
+    """
+    if not isinstance(store, Path):
+        raise UsageError(f"{store}: this command takes a store on this machine, by its path")
+    return store
+
+
 stores_to_read = click.argument(
     "stores", nargs=-1, required=False, callback=_to_read, metavar="[STORE]..."
 )

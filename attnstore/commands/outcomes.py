@@ -8,7 +8,7 @@ import click
 
 from attnstore.store.errors import PartialError, UsageError
 
-from .options import StoreCommand, store_to_write
+from .options import StoreCommand, StoreName, on_this_machine, store_to_write
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -25,7 +25,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="What tells the episodes: their name or its last part, or the environment's seed.",
 )
 @click.option("--run", help="Only episodes of this run.")
-def outcomes(store: Path, table: Path | None, file: Path | None, by: str, run: str | None) -> None:
+def outcomes(
+    store: StoreName, table: Path | None, file: Path | None, by: str, run: str | None
+) -> None:
     """Say how episodes ended, in the store and in its recordings.
 
     An episode is named by a column `episode`, `name` or `video_filename` (without its suffix), or by
@@ -43,7 +45,7 @@ def outcomes(store: Path, table: Path | None, file: Path | None, by: str, run: s
     source = table or file
     if source is None or (table and file):
         raise UsageError("outcomes are in one file: --csv FILE or --json FILE")
-    done = join_outcomes(open_store(store), read_said(source, by), by=by, run=run)
+    done = join_outcomes(open_store(on_this_machine(store)), read_said(source, by), by=by, run=run)
     absent = [str(each["name"]) for each in done if each["status"] == "absent"]
     changed = sum(each["status"] == "changed" for each in done)
     same = len(done) - changed - len(absent)

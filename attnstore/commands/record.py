@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from attnstore.store.errors import PartialError
 
-from .options import StoreGroup, json_option, store_to_write
+from .options import StoreGroup, StoreName, json_option, on_this_machine, store_to_write
 from .output import print_json
 
 
@@ -20,7 +18,7 @@ def record() -> None:
 @record.command()
 @store_to_write
 @json_option
-def recover(store: Path, as_json: bool) -> None:
+def recover(store: StoreName, as_json: bool) -> None:
     """End the episodes of processes that were killed while they recorded.
 
     STORE may also be the directory of one recording.
@@ -38,7 +36,7 @@ def recover(store: Path, as_json: bool) -> None:
 
     done = [
         {"recording": directory.name, **each}
-        for directory in recording_directories(store)
+        for directory in recording_directories(on_this_machine(store))
         for each in recover_directory(directory)
     ]
     if as_json:

@@ -16,9 +16,7 @@ ARRAYS = "attention.zarr"
 """Directory of a part's arrays."""
 ATTEMPT_FILE = "attempt.json"
 """File of an attempt that says who writes it; no commit lists it."""
-ROOT_ENTRIES = frozenset(
-    {MARKER, "runs", "commits", "data", "catalog", "quarantine", "recordings"}
-)
+ROOT_ENTRIES = frozenset({MARKER, "runs", "commits", "data", "catalog", "quarantine", "recordings"})
 """What lies at the root of a store."""
 SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """Ids: single directory names that are portable and cannot leave the store."""
