@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 
 def console() -> Console:
     """Console on stderr for progress and summaries."""
     return Console(stderr=True, highlight=False)
+
+
+@contextlib.contextmanager
+def bar_of(*columns: ProgressColumn, transient: bool = False) -> Iterator[Progress]:
+    """A progress bar on stderr, if that is a terminal; rich's own columns by default."""
+    from rich.progress import Progress
+
+    out = console()
+    bar = Progress(*columns, console=out, disable=not out.is_terminal, transient=transient)
+    # rich below 14.3 ends a bar that it does not show with an empty line
+    with bar if out.is_terminal else contextlib.nullcontext():
+        yield bar
 
 
 def say(text: str) -> None:

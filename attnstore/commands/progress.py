@@ -14,7 +14,7 @@ import click
 
 from attnstore.store.errors import PartialError
 
-from .output import console, print_json, say, size_text, span_text
+from .output import bar_of, print_json, say, size_text, span_text
 
 if TYPE_CHECKING:
     from attnstore.ingest.plan import Plan
@@ -83,13 +83,11 @@ def progress_bar(plan: Plan | ProbePlan, what: str = "ingest") -> Iterator[Any]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
-    out = console()
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -99,7 +97,7 @@ def progress_bar(plan: Plan | ProbePlan, what: str = "ingest") -> Iterator[Any]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=out, disable=not out.is_terminal) as bar:
+    with bar_of(*columns) as bar:
         yield _Bar(bar, bar.add_task(what, total=plan.total_keyframes))
 
 

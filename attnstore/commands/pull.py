@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from .options import (
     json_option,
     store_to_read,
 )
-from .output import console, print_json, size_text
+from .output import bar_of, print_json, size_text
 
 if TYPE_CHECKING:
     from attnstore.query import Store
@@ -84,7 +85,7 @@ def pull(
             print_json([_json(plan, None)])
         return
     name = store if isinstance(store, str) else str(store.resolve())
-    with _progress() as bar:
+    with _bar() as bar:
         task = bar.add_task("", total=plan.bytes)
 
         def advance(size: int, commit: Commit) -> None:
@@ -140,9 +141,8 @@ def _json(plan: PullPlan, done: Pulled | None) -> dict[str, Any]:
     return row
 
 
-def _progress() -> Progress:
-    err = console()
-    return Progress(
+def _bar() -> AbstractContextManager[Progress]:
+    return bar_of(
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-        TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal,
+        TimeRemainingColumn(), transient=True,
     )  # fmt: skip

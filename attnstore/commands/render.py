@@ -31,7 +31,7 @@ from .options import (
     step_option,
     store_to_read,
 )
-from .output import console, say_written
+from .output import bar_of, say_written
 
 if TYPE_CHECKING:
     from attnstore.query import Episode
@@ -305,10 +305,7 @@ def _with_query(
 def _progress(
     episodes: list[Episode],
 ) -> Iterator[Callable[[str], Callable[[int, int, Path], None]]]:
-    from rich.progress import Progress
-
-    out = console()
-    with Progress(console=out, disable=not out.is_terminal, transient=True) as bar:
+    with bar_of(transient=True) as bar:
         task = bar.add_task("render", total=None)
 
         def begin(name: str) -> Callable[[int, int, Path], None]:
