@@ -21,7 +21,7 @@ PACKAGES := attnstore ingest store query render
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install links modules browser lint test test-lerobot test-octo test-openpi test-pins demo bench docs types clean
+.PHONY: help install links modules browser lint test test-lerobot test-octo test-openpi test-pins test-slurm test-cluster demo bench docs types clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -46,6 +46,10 @@ test: lint browser  ## lint, then every test and doctest: what CI runs
 	@$(MAKE) --no-print-directory test-pins PINS=openpi PINS_TESTS="$(PINS_FAST)"
 	@# one thread a process: two that wait for each other take ten times the time on a busy machine
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --maxprocesses 8 --timeout 900
+
+# Who may install packages and start daemons: root, or whoever may become it.
+become = if [ "$$(id -u)" = 0 ]; then become=; elif sudo -n true 2>/dev/null; then become=sudo; \
+	 else echo "this needs root, or sudo without a password" >&2; exit 1; fi;
 
 browser:  ## Chromium for the viewer's tests, if the machine has none
 	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
@@ -95,6 +99,15 @@ test-pins: $(BIN)/uv  ## without torch, with other versions: make test-pins PINS
 	@# other versions warn of other things: here warnings are not errors; some modules test the checkout itself
 	OMP_NUM_THREADS=1 .venv-pins/$(PINS)/bin/pytest -q -n $(JOBS) --maxprocesses 8 --timeout 900 \
 	  -p no:cacheprovider -o filterwarnings= $(addprefix --ignore tests/test_,packaging.py imports.py benchmarks.py doctests.py docs.py docstrings.py) $(PINS_TESTS)
+
+test-slurm: links  ## an array job of a real SLURM on this machine, of which two tasks are stopped
+	@for name in slurmctld slurmd munged; do PATH="$$PATH:/usr/sbin" command -v $$name >/dev/null && continue; \
+	 $(become) $$become apt-get update -qq && $$become apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null; done
+	@$(become) cd tests && $$become env "PATH=$$PATH" $(abspath $(BIN))/python -m pytest -q -n 0 -p no:cacheprovider real/slurm_real.py
+
+test-cluster: links  ## a scheduler and workers in networks of their own, of which some are killed and one is cut off
+	@command -v ip >/dev/null || { $(become) $$become apt-get update -qq && $$become apt-get install -y -qq --no-install-recommends iproute2 >/dev/null; }
+	@$(become) cd tests && $$become env "PATH=$$PATH" $(abspath $(BIN))/python -m pytest -q -n 0 -p no:cacheprovider real/cluster_real.py
 
 demo: $(VENV)/.demo  ## ingest rollouts of a small trained policy, ask where it looks, and draw it
 	$(link)

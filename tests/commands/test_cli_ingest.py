@@ -109,6 +109,21 @@ class TestGood:
         assert (config["seed"], config["dtype"], config["dataset"]) == (3, "bfloat16", "droid:cube")
         assert config["options"]["phases"]["suffix"] == [3, 8, 1]
 
+    def test_shards(self, droid: Run, ram_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of three episodes two and one, then the share of one job too many."""
+        first = droid("--shard", "0/2")
+        assert first.code == 0
+        assert first.err.startswith("shard 0/2: 2 of 3 episodes\n")
+        assert sorted(commits(ram_path / "s")) == NAMES[:2]
+        monkeypatch.setenv("SLURM_PROCID", "1")
+        monkeypatch.setenv("SLURM_NTASKS", "2")
+        second = droid("--shard", "auto")
+        assert "1 episodes to do, 2 keyframes; 0 committed already, 0 broken" in second.err
+        assert sorted(commits(ram_path / "s")) == NAMES
+        third = droid("--shard", "0/9")
+        assert third.code == 0
+        assert third.err.startswith("shard 0/9: 0 of 3 episodes\n")
+
     def test_workers_without_dask(self, droid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "distributed", None)
         result = droid("--workers", 2)
