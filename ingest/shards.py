@@ -127,7 +127,11 @@ def _of_array(environment: Mapping[str, str]) -> Shard:
             f"--shard auto takes an array of consecutive numbers; this one has {count} tasks from "
             f"{low} to {high}: pass --shard I/N with the N of the first submission"
         )
-    return Shard((number - low) // step, count)
+    shard = Shard((number - low) // step, count)
+    if int(environment.get("SLURM_STEP_NUM_TASKS") or 1) > 1:  # each of them by srun -n
+        tasks, rank = (_number(environment, f"SLURM_{n}") for n in ("STEP_NUM_TASKS", "PROCID"))
+        shard = Shard(shard.index * tasks + rank, count * tasks)
+    return shard
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

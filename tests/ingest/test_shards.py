@@ -60,6 +60,7 @@ class TestAuto:
             ({"SLURM_PROCID": "1", "SLURM_NTASKS": "3"}, Shard(1, 3)),
             ({"RANK": "0", "WORLD_SIZE": "2", "SLURM_NTASKS": "1"}, Shard(0, 2)),
             (array(1, 2, 0, 1) | {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, Shard(1, 2)),
+            (array(1, 2, 0, 1) | {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4"}, Shard(6, 8)),
         ],
     )
     def test_what_launchers_say(self, environment: dict[str, str], wanted: Shard) -> None:

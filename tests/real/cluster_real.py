@@ -197,7 +197,9 @@ def test_the_scheduler_is_killed_and_the_command_run_again(
     command = Command(store, hosts, tmp_path / "command")
     command.until(lambda: store.exists() and len(commits(store)) > 2)
     hosts.processes["scheduler"].kill()
+    killed = time.monotonic()
     code, said = command.end()
+    assert time.monotonic() - killed < 30, "it waits for what is gone"
     assert code == 1, said + hosts.said()
     last = said.splitlines()[-1]
     assert last.startswith(f"attnstore: the scheduler {SCHEDULER} is gone (")

@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,19 +45,10 @@ SelectTypeParameters=CR_CPU
 JobAcctGatherType=jobacct_gather/none
 ReturnToService=2
 KillWait=30
-RequeueExit=75
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=8000 State=UNKNOWN
 PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 """
-JOB = """#!/bin/bash
-#SBATCH --array=1-3
-#SBATCH --requeue
-#SBATCH --open-mode=append
-#SBATCH --output={logs}/%a
-#SBATCH --signal=USR1@60
-export OMP_NUM_THREADS=1
-exec srun {command} --shard auto
-"""
+EXAMPLES = Path(__file__).parents[2] / "examples" / "cluster"
 
 
 def wait_until(what: Callable[[], object], seconds: float, shown: Callable[[], str]) -> None:
@@ -71,7 +63,11 @@ class Slurm:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.environment = os.environ | {"SLURM_CONF": str(root / "slurm.conf")}
+        self.environment = os.environ | {
+            "SLURM_CONF": str(root / "slurm.conf"),
+            "OMP_NUM_THREADS": "1",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
         for folder in ("munge", "state", "spool"):
             (root / folder).mkdir()
         (root / "plugstack.conf").touch()
@@ -149,16 +145,17 @@ def ordinary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample, ingested by one process."""
     store = tmp_path_factory.mktemp("ordinary") / "s"
     subprocess.run(
-        ingest(store), check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True
-    )
+        attnstore_command(*ingest(store)), check=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+    )  # fmt: skip
     return store
 
 
-def ingest(store: Path) -> list[str]:
-    return attnstore_command(
-        "ingest", "droid", store, episodes_path(), "--policy", "pi0", "--checkpoint",
-        checkpoint_path(), "--dataset-name", "sample", "--stride", 2,
-    )  # fmt: skip
+def ingest(store: Path, stride: int = 2) -> list[str]:
+    """What follows ``attnstore``."""
+    options = ["--policy", "pi0", "--checkpoint", checkpoint_path(), "--dataset-name", "sample"]
+    found = ["ingest", "droid", store, episodes_path(), *options, "--stride", stride]
+    return [str(each) for each in found]
 
 
 def test_an_array_of_which_two_tasks_are_stopped(
@@ -167,9 +164,10 @@ def test_an_array_of_which_two_tasks_are_stopped(
     """One by the signal before its time is up, one requeued by its user: both go on by themselves."""
     store, logs = tmp_path / "s", slurm.root / "logs"
     logs.mkdir()
-    script = tmp_path / "job.sh"
-    script.write_text(JOB.format(logs=logs, command=" ".join(ingest(store))))
-    job = slurm.run("sbatch", "--parsable", script)
+    job = slurm.run(
+        "sbatch", "--parsable", "--array=1-3", f"--output={logs}/%a", EXAMPLES / "array.sh",
+        *ingest(store),
+    )  # fmt: skip
     assert job.isdecimal(), job + slurm.logs()
 
     def shown() -> str:
@@ -197,3 +195,38 @@ def test_an_array_of_which_two_tasks_are_stopped(
     assert problems(store) == []
     assert len(list(store.glob("data/*/*/*"))) == 12, "an attempt was left"
     assert_same_store(store, ordinary)
+
+
+@pytest.fixture(scope="module")
+def coarse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample at the default stride, ingested by one process."""
+    store = tmp_path_factory.mktemp("coarse") / "s"
+    subprocess.run(attnstore_command(*ingest(store, 8)), check=True, capture_output=True)
+    return store
+
+
+def run_example(slurm: Slurm, folder: Path, name: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name, *arguments], cwd=folder, env=slurm.environment,
+        capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr + slurm.logs()
+    return done.stdout + done.stderr
+
+
+def test_workers_that_are_jobs(slurm: Slurm, coarse: Path, tmp_path: Path) -> None:
+    pytest.importorskip("dask_jobqueue", reason="pip install dask-jobqueue")
+    said = run_example(slurm, tmp_path, "jobqueue.py", *ingest(tmp_path / "s", 8))
+    assert "committed 12 episodes" in said
+    assert_same_store(tmp_path / "s", coarse)
+    wait_until(lambda: not slurm.run("squeue", "-h"), 60, slurm.logs)
+
+
+@pytest.mark.parametrize("where", ["local", "slurm"])
+def test_shards_by_datatrove(slurm: Slurm, coarse: Path, tmp_path: Path, where: str) -> None:
+    pytest.importorskip("datatrove", reason="pip install datatrove")
+    said = run_example(slurm, tmp_path, "trove.py", where, *ingest(tmp_path / "s", 8))
+    wait_until(lambda: not slurm.run("squeue", "-h"), 300, slurm.logs)
+    outputs = "".join(f.read_text() for f in tmp_path.glob("trove-logs/slurm_logs/*"))
+    assert len(commits(tmp_path / "s")) == 12, said + outputs + slurm.logs()
+    assert_same_store(tmp_path / "s", coarse)
