@@ -103,6 +103,7 @@ test-pins: $(BIN)/uv  ## without torch, with other versions: make test-pins PINS
 test-slurm: links  ## an array job of a real SLURM on this machine, of which two tasks are stopped
 	@for name in slurmctld slurmd munged; do PATH="$$PATH:/usr/sbin" command -v $$name >/dev/null && continue; \
 	 $(become) $$become apt-get update -qq && $$become apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null; done
+	@$(BIN)/python -c 'import dask_jobqueue, datatrove' 2>/dev/null || $(PIP) install --quiet -c constraints/ci.txt dask-jobqueue datatrove
 	@$(become) cd tests && $$become env "PATH=$$PATH" $(abspath $(BIN))/python -m pytest -q -n 0 -p no:cacheprovider real/slurm_real.py
 
 test-cluster: links  ## a scheduler and workers in networks of their own, of which some are killed and one is cut off

@@ -1,6 +1,5 @@
 """Shards as tasks of datatrove: ``python trove.py slurm|local ingest droid STORE ...``."""
 
-import subprocess
 import sys
 
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
@@ -20,6 +19,8 @@ class Attnstore(PipelineStep):
 
     def run(self, data=None, rank: int = 0, world_size: int = 1):
         """Do the share of a rank."""
+        import subprocess  # here: what this module imports is not in what the job unpickles
+
         shard = ["--shard", f"{rank}/{world_size}"]
         subprocess.run(["attnstore", *self.arguments, *shard], check=True)
 

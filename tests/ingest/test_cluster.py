@@ -26,6 +26,7 @@ from ingest_fixtures import (
     write_droid,
 )
 
+from attnstore.ingest.cluster import device_of_worker
 from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.episode import EpisodeJob
 from attnstore.ingest.executor import execute
@@ -36,8 +37,6 @@ from attnstore.ingest.work import Report, Workers
 from attnstore.store.commits import ATTEMPT_FILE
 from attnstore.store.errors import AttnstoreError, UsageError
 from attnstore.store.opening import create_store
-
-pytest.importorskip("distributed", reason="workers are Dask's")
 
 LENGTHS = (17, 9, 20, 9, 12)
 
@@ -144,6 +143,21 @@ def test_a_policy_that_cannot_be_loaded_ends_the_ingest(
 def small(ram_path: Path) -> Small:
     (ram_path / "log").mkdir()
     return Small(create_store(ram_path / "s"), ram_path / "log")
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "wanted"),
+    [
+        ("cpu", 3, "cpu"), ("cuda:1", 0, "cuda:1"), ("cuda", 1, "cuda:1"), ("cuda", "gpu-host-1", "cuda:1"),
+        ("cuda", "SLURMCluster-3", "cuda:1"), ("cuda", "tcp://10.0.0.1:4711", "cuda:0"),
+    ],
+)  # fmt: skip
+def test_each_worker_has_a_device(
+    device: str, name: object, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On hosts with two: by the number that the name ends with."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert device_of_worker(device, name) == wanted
 
 
 def names(count: int) -> list[str]:

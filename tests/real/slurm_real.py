@@ -201,7 +201,10 @@ def test_an_array_of_which_two_tasks_are_stopped(
 def coarse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample at the default stride, ingested by one process."""
     store = tmp_path_factory.mktemp("coarse") / "s"
-    subprocess.run(attnstore_command(*ingest(store, 8)), check=True, capture_output=True)
+    subprocess.run(
+        attnstore_command(*ingest(store, 8)), check=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+    )  # fmt: skip
     return store
 
 
