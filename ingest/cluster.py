@@ -22,11 +22,12 @@ from typing import Any
 
 import dask
 from distributed import Client, Future, LocalCluster, Worker, WorkerPlugin, get_worker
+from distributed.protocol.pickle import dumps, loads
 from distributed.scheduler import KilledWorker
 
 from attnstore.store.boundary import told
 from attnstore.store.commits import check_marker
-from attnstore.store.errors import AttnstoreError, NotFoundError
+from attnstore.store.errors import AttnstoreError, EpisodeError, NotFoundError
 
 from .work import (
     Observer,
@@ -46,8 +47,8 @@ PATIENCE = 10.0
 
 _AGAIN = "run the same command again"
 _busy = threading.Lock()  # one episode at a time in a process, however many threads it has
-_opened: tuple[str, Any] | None = None
-"""The station that loaded something last, and what; an older one's policy makes room for it."""
+_opened: tuple[str, Work, Any] | None = None
+"""The station that loaded something last, its work, and what; an older one's policy makes room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class _Fatal:
 
     def error(self) -> AttnstoreError:
         """Return it as an exception."""
-        plain = self.kind.__init__ is Exception.__init__
+        plain = not issubclass(self.kind, EpisodeError)  # which takes an episode, too
         return (self.kind if plain else AttnstoreError)(self.reason)
 
 
@@ -69,7 +70,8 @@ class _Station(WorkerPlugin):
     def __init__(self, work: Work, workers: Workers, store_id: str) -> None:
         self.name = f"attnstore-{uuid.uuid4().hex[:12]}"
         self.halted = False
-        self._work, self._device, self._store_id = work, workers.device, store_id
+        # As bytes: a worker that cannot have it, a bucket's store without its keys, says so as a task.
+        self._packed, self._device, self._store_id = dumps(work), workers.device, store_id
         self._own = workers.scheduler is None
         self._directory = str(Path.cwd())
 
@@ -85,8 +87,8 @@ class _Station(WorkerPlugin):
         """Find out whether an episode could be done here."""
         with _busy:
             try:
-                self._open()
-                self._work.reach(name)
+                work, _ = self._open()
+                work.reach(name)
             except AttnstoreError as error:
                 return _Fatal(type(error), str(error))
         return None
@@ -98,8 +100,9 @@ class _Station(WorkerPlugin):
                 return None
             self._tell("started", name, 0)
             try:
-                return self._work.do(
-                    self._open(), name,
+                work, state = self._open()
+                return work.do(
+                    state, name,
                     progress=lambda count: self._tell("advanced", name, count),
                     stopped=lambda: self.halted,
                 )  # fmt: skip
@@ -111,13 +114,14 @@ class _Station(WorkerPlugin):
     def _tell(self, kind: str, name: str, count: int) -> None:
         self._worker.log_event(self.name, {"kind": kind, "name": name, "count": count})
 
-    def _open(self) -> Any:
+    def _open(self) -> tuple[Work, Any]:
         global _opened
         if _opened is None or _opened[0] != self.name:
             _opened = None
             if Path(self._directory).is_dir():
                 os.chdir(self._directory)  # the command's paths may be relative
-            root = self._work.paths.root
+            work: Work = loads(self._packed)
+            root = work.paths.root
             try:
                 found = check_marker(root)["store_id"]
             except NotFoundError as error:
@@ -127,8 +131,8 @@ class _Station(WorkerPlugin):
             if not os.access(root, os.W_OK):
                 raise AttnstoreError(f"{root.absolute()} cannot be written there")
             device = device_of_worker(self._device, self._worker.name)
-            _opened = self.name, self._work.open(device)
-        return _opened[1]
+            _opened = self.name, work, work.open(device)
+        return _opened[1:]
 
 
 _SHARE = "all workers need the store, in a directory that they share"

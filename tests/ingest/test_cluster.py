@@ -25,6 +25,7 @@ from ingest_fixtures import (
     problems,
     write_droid,
 )
+from remote_servers import S3_CREDENTIALS, s3_server
 
 from attnstore.ingest.cluster import device_of_worker
 from attnstore.ingest.datasets.droid.dataset import DroidDataset
@@ -34,9 +35,9 @@ from attnstore.ingest.pipeline import ingest_all
 from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.registry import PolicySpec
 from attnstore.ingest.work import Report, Workers
-from attnstore.store.commits import ATTEMPT_FILE
-from attnstore.store.errors import AttnstoreError, UsageError
-from attnstore.store.opening import create_store
+from attnstore.store.commits import ATTEMPT_FILE, all_commits
+from attnstore.store.errors import AttnstoreError, NotFoundError, UsageError
+from attnstore.store.opening import create_store, open_store
 
 LENGTHS = (17, 9, 20, 9, 12)
 
@@ -205,6 +206,30 @@ class TestOwnCluster:
         assert small.times("do") == 0
         assert children() == []
 
+    def test_a_store_in_a_bucket(
+        self, ram_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each worker opens it anew, with what its environment says; a death leaves no entry."""
+        pytest.importorskip("obstore")
+        import botocore.session
+
+        (ram_path / "log").mkdir()
+        with s3_server(tmp_path / "moto") as endpoint:
+            for name, value in {**S3_CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}.items():
+                monkeypatch.setenv(name, value)
+            monkeypatch.setenv("ATTNSTORE_CACHE", str(tmp_path / "cache"))
+            botocore.session.get_session().create_client("s3").create_bucket(Bucket="cluster")
+            paths = create_store("s3://cluster/lab.attn")
+            small = Small(paths, ram_path / "log", dies_at={"e01": 1})
+            report = execute(small, names(4), Watcher(), workers=Workers(2))
+            assert not report.failed
+            monkeypatch.setenv("ATTNSTORE_CACHE", str(tmp_path / "another"))
+            found = list(all_commits(open_store("s3://cluster/lab.attn")))
+            assert sorted(str(c.summary["name"]) for c in found) == names(4)
+            assert {n: small.times(f"do.{n}") for n in names(4)} == {
+                "e00": 1, "e01": 2, "e02": 1, "e03": 1,
+            }  # fmt: skip
+
     def test_nothing_to_do_starts_no_process(self, small: Small) -> None:
         assert execute(small, [], Watcher(), workers=Workers(2)) == Report()
         assert small.times("open") == 0
@@ -247,7 +272,7 @@ class TestOtherCluster:
         workers = Workers(scheduler=scheduler)
         root = small.paths.root
         elsewhere = Unshared(small.paths, small.log)
-        with pytest.raises(AttnstoreError, match=r"worker tcp://.*: .* is not an attnstore store"):
+        with pytest.raises(NotFoundError, match=r"worker tcp://.*: .* is not an attnstore store"):
             execute(elsewhere, names(2), Watcher(), workers=workers)
         create_store(root.with_name("s-there"))
         with pytest.raises(
