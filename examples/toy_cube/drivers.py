@@ -39,7 +39,7 @@ class PolicyDriver:
     cameras: tuple[str, ...] = CAMERAS
 
     def __init__(self, checkpoint: str, *, blind: bool = False) -> None:
-        self._policy = load_policy("pi0", checkpoint, dtype="float32")
+        self.policy = load_policy("pi0", checkpoint, dtype="float32")
         self._blind = blind
 
     def commands(self, world: RemoteWorld, moment: Moment, instruction: str, seed: int) -> Float:
@@ -48,7 +48,7 @@ class PolicyDriver:
         if self._blind:
             images = {camera: np.zeros_like(image) for camera, image in images.items()}
         observation = Observation(images, instruction, moment.state, seed)
-        action = self._policy.act(self._policy.prepare([observation]))[0].float().numpy()
+        action = self.policy.act(self.policy.prepare([observation]))[0].float().numpy()
         action = action * np.array(ACTION_STD) + np.array(ACTION_MEAN)
         start = np.concatenate([moment.joints[0], [0.0]])
         command = np.asarray(action[:, :4] + start, np.float64)

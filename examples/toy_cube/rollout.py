@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -14,12 +16,16 @@ from typing import Any
 
 import numpy as np
 
+import attnstore
 from attnstore.ingest.keyframes import noise_seed
+from attnstore.ingest.recording import Recorder
+from attnstore.ingest.recording.recorder import Mode
 
 from .conditions import WORLDS
 from .drivers import Driver, ExpertDriver, PolicyDriver, RandomDriver
 from .expert import CHUNK
 from .scene import CAMERAS, Float, Layout, sample_layout
+from .simulator import RATE
 from .world import Moment, RemoteWorld, remote_world
 
 CHUNKS = 8
@@ -50,6 +56,7 @@ def roll(
     name: str = "plain",
     chunks: int = CHUNKS,
     record: bool = False,
+    recorder: Recorder | None = None,
 ) -> Rollout:
     """Run one episode: commands in chunks, until the cube is in its bowl after one of them.
 
@@ -60,9 +67,32 @@ def roll(
     record
         Take a picture with every camera at every frame, and masks at the first of every chunk. It
         changes nothing of what happens.
+    recorder
+        Records what the driver's policy sees and does; see `attnstore.record`.
     """
     layout = sample_layout(np.random.default_rng(FIRST + seed), WORLDS[name])
     done = Rollout(seed, layout, name)
+    if recorder is None:
+        _drive(world, driver, done, chunks, record, lambda steps: None)
+        return done
+    with recorder.episode(
+        f"{name}/{seed}", instruction=layout.instruction, seed=seed, world=name
+    ) as episode:
+        _drive(world, driver, done, chunks, record, episode.advance)
+        episode.finish(outcome=done.success, reward=float(done.success))
+    return done
+
+
+def _drive(
+    world: RemoteWorld,
+    driver: Driver,
+    done: Rollout,
+    chunks: int,
+    record: bool,
+    advanced: Callable[[int], None],
+) -> None:
+    """Drive until the cube is in its bowl; `advanced` is told of the commands carried out."""
+    seed = done.seed
     world.reset(done.layout)
     cameras = CAMERAS if record else driver.cameras
     for turn in range(chunks):
@@ -75,12 +105,12 @@ def roll(
                 done.moments.append(world.look(cameras))
             world.follow(command)
         done.commands.extend(commands)
+        advanced(len(commands))
         if world.look(()).success:
             break
     last = world.look(cameras, record) if record else world.look(())
     done.moments.append(last)
     done.success = last.success
-    return done
 
 
 def interval(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
@@ -107,15 +137,27 @@ def make_driver(name: str, checkpoint: str | None) -> Driver:
 
 
 def evaluate(
-    name: str, checkpoint: str | None, place: str, seeds: list[int]
+    name: str, checkpoint: str | None, place: str, store: str | None, mode: Mode, seeds: list[int]
 ) -> list[dict[str, Any]]:
-    """Run episodes in a world of their own; return what became of each."""
+    """Run episodes in a world of their own; return what became of each.
+
+    With a store, what a policy saw and did is recorded into it.
+    """
     import torch
 
     torch.set_num_threads(1)
     driver = make_driver(name, checkpoint)
-    with remote_world(WORLDS[place]) as world:
-        return [outcome(roll(world, driver, seed, name=place)) for seed in seeds]
+    with ExitStack() as stack:
+        recorder = None
+        if store is not None:
+            if not isinstance(driver, PolicyDriver):
+                raise SystemExit(f"--store records a policy; --driver {name} has none")
+            recording = attnstore.record(
+                driver.policy, store, mode=mode, name=f"toy_cube-{name}", rate=RATE
+            )
+            recorder = stack.enter_context(recording)
+        world = stack.enter_context(remote_world(WORLDS[place]))
+        return [outcome(roll(world, driver, seed, name=place, recorder=recorder)) for seed in seeds]
 
 
 def main() -> None:
@@ -127,11 +169,15 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--store", help="record what the policy sees and does into this store")
+    parser.add_argument("--mode", choices=("live", "replay"), default="live")
     given = parser.parse_args()
     count = min(given.processes, given.episodes)
     seeds = [list(range(first, given.episodes, count)) for first in range(count)]
     with ProcessPoolExecutor(count, get_context("spawn")) as pool:
-        task = partial(evaluate, given.driver, given.checkpoint, given.world)
+        task = partial(
+            evaluate, given.driver, given.checkpoint, given.world, given.store, given.mode
+        )
         several = pool.map(task, seeds)
         rows = sorted((row for some in several for row in some), key=lambda row: int(row["seed"]))
     successes = sum(row["success"] for row in rows)

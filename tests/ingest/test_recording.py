@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from ingest_fixtures import (
     Watcher,
+    Zygote,
     arrays_of,
     assert_same_store,
     commits,
@@ -531,8 +532,18 @@ def test_killed_at_random_moments_nothing_that_was_flushed_is_lost(ram_path: Pat
 
 
 def test_from_the_command_line(
-    policy: Pi0Policy, checkpoint: Path, ram_path: Path, monkeypatch: pytest.MonkeyPatch
+    policy: Pi0Policy,
+    checkpoint: Path,
+    ram_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    zygote: Zygote,
 ) -> None:
+    def run(*arguments: object) -> tuple[int, str]:
+        output = ram_path / "output"
+        output.unlink(missing_ok=True)
+        code = zygote.run(*arguments, output=output)
+        return code, output.read_text()
+
     store, other = ram_path / "robot.attn", ram_path / "lab.attn"
     with monkeypatch.context() as patch:
         patch.setattr("socket.gethostname", lambda: "robot")
@@ -543,17 +554,17 @@ def test_from_the_command_line(
     # The robot lost its power in the midst of the second call.
     Journal(journal, at=read_contents(journal).places[2].start + 150).close()
     options = ("--policy", "pi0", "--checkpoint", checkpoint)
-    done = run_attnstore("ingest", "recording", other, store, *options)
-    assert done.returncode == 5, done.stderr
-    assert "attnstore record recover" in done.stderr
+    code, said = run("ingest", "recording", other, store, *options)
+    assert code == 5, said
+    assert "attnstore record recover" in said
     assert list(commits(other)) == ["two"]
-    done = run_attnstore("record", "recover", store)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("recovered: one: 1 call; ")
+    code, said = run("record", "recover", store)
+    assert code == 0
+    assert said.startswith("recovered: one: 1 call; ")
     assert (journal.parent / f"{journal.name}.rest").stat().st_size > 150
-    assert run_attnstore("record", "recover", store).stdout == "every episode was ended\n"
-    done = run_attnstore("ingest", "recording", store, *options, "--name", "monday")
-    assert done.returncode == 0, done.stderr
+    assert run("record", "recover", store) == (0, "every episode was ended\n")
+    code, said = run("ingest", "recording", store, *options, "--name", "monday")
+    assert code == 0, said
     assert {n: c.summary["outcome"] for n, c in commits(store).items()} == {
         "one": "unknown", "two": "success",
     }  # fmt: skip
