@@ -21,7 +21,7 @@ from attnstore.commands.objects import objects
 from attnstore.commands.options import StoreGroup
 from attnstore.commands.outcomes import outcomes
 from attnstore.commands.probe import probe
-from attnstore.commands.pull import pull
+from attnstore.commands.pull import pull, push
 from attnstore.commands.record import record
 from attnstore.commands.render import render
 from attnstore.commands.render_cnn import render_cnn
@@ -91,7 +91,7 @@ def cli(verbose: bool) -> None:
 
 for command in (
     ingest, record, outcomes, ls, tokens, attention, sql, compare, export, objects, cnn, probe, render,
-    report, pull, serve,
+    report, pull, push, serve,
     verify, gc, remove, catalog, policies, demo,
 ):  # fmt: skip
     cli.add_command(command)

@@ -1,4 +1,4 @@
-"""``attnstore pull``: a copy of a store, as much of it as is needed."""
+"""``attnstore pull`` and ``push``: a copy of a store on this machine, or in a bucket."""
 
 from __future__ import annotations
 
@@ -112,6 +112,72 @@ def pull(
         raise PartialError(
             f"{len(failed)} of {count} parts were not pulled; {others}the same command tries these "
             "again"
+        )
+
+
+@click.command(cls=StoreCommand)
+@store_to_read
+@click.argument("url")
+@episode_options
+@click.option("--dry-run", is_flag=True, help="Only say how much would be copied.")
+@json_option
+def push(store: StoreName, url: str, episodes: EpisodeChoice, dry_run: bool, as_json: bool) -> None:
+    """Copy a store, or some of its episodes, from this machine to a bucket: s3://BUCKET/PATH.
+
+    Every file is compared with the SHA-256 of its commit, and the server compares what arrives. What
+    is there already is not copied again: the same command resumes after an interruption, and brings
+    what is new. Exit code 5 if some episodes could not be copied whole.
+
+    Examples
+    --------
+    attnstore push lab.attn s3://lab/pi0.attn --dry-run
+    attnstore push lab.attn s3://lab/pi0.attn --where "outcome = 'failure'"
+    """
+    from attnstore.query import open as open_for_reading
+    from attnstore.store.remote.push import plan_push
+    from attnstore.store.remote.push import push as carry_out
+
+    opened = open_for_reading(store)
+    chosen = None if episodes == EpisodeChoice() else chosen_ids(opened, episodes)
+    plan = plan_push(opened.paths, url, chosen)
+    for conflict in plan.conflicts:
+        click.echo(f"kept as it is at {url}: {conflict} was committed there as well", err=True)
+    if not as_json:
+        there = plan.total - plan.bytes
+        click.echo(
+            f"{plan.episodes} episode{'' if plan.episodes == 1 else 's'}: {size_text(plan.bytes)} in "
+            f"{plan.files} files to copy to {url}"
+            + (f"; {size_text(there)} are there already" if there else ""),
+            err=not dry_run,
+        )
+    row: dict[str, Any] = {
+        "target": url, "episodes": plan.episodes, "files": plan.files, "bytes": plan.bytes,
+        "total_bytes": plan.total, "conflicts": list(plan.conflicts),
+    }  # fmt: skip
+    if dry_run:
+        if as_json:
+            print_json([row])
+        return
+    with _progress() as bar:
+        task = bar.add_task("", total=plan.bytes)
+
+        def advance(size: int, commit: Commit) -> None:
+            shown = commit.summary.get("name", commit.episode)
+            bar.update(task, advance=size, description=str(shown)[-40:])
+
+        done = carry_out(plan, advance)
+    if as_json:
+        told = {"new_parts": done.parts, "copied_bytes": done.bytes, "failed": list(done.failed)}
+        print_json([row | told])
+    else:
+        click.echo(f"{url}: {done.parts} new parts, {size_text(done.bytes)} copied")
+    failed = [*done.failed, *plan.unreadable]
+    if failed:
+        for line in failed:
+            click.echo(f"not pushed: {line}", err=True)
+        raise PartialError(
+            f"{len(failed)} of {len(plan.parts) + len(plan.unreadable)} parts were not pushed; the "
+            "same command tries these again"
         )
 
 

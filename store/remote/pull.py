@@ -227,18 +227,19 @@ def pull(
                     progress(fetched.wanted.file.size, part.commit)
         if errors:
             more = f" (and {len(errors) - 1} more files)" if len(errors) > 1 else ""
-            failed.append(f"{_said(part.commit)}: {errors[0]}{more}")
+            failed.append(f"{said(part.commit)}: {errors[0]}{more}")
         elif part.is_new:
             try:
                 _commit(plan, copy, part)
             except AttnstoreError as error:
-                failed.append(f"{_said(part.commit)}: {error}")
+                failed.append(f"{said(part.commit)}: {error}")
                 continue
             done += 1
     return Pulled(done, size, tuple(failed))
 
 
-def _said(commit: Commit) -> str:
+def said(commit: Commit) -> str:
+    """Name a part in a line for people."""
     return f"{commit.summary.get('name', commit.episode)} ({commit.run}, {commit.part})"
 
 
@@ -258,24 +259,34 @@ def _begin(plan: PullPlan, name: str) -> PulledPaths:
 
 
 def _commit(plan: PullPlan, copy: PulledPaths, part: PulledPart) -> None:
-    commit = part.commit
+    # Before the commit: without it, a part is taken for one that was committed here, whole.
+    copy.set_tier(part.commit, part.tier)
+    say_again(plan.source, copy, part.commit)
+
+
+def say_again(source: StorePaths, copy: StorePaths, commit: Commit) -> None:
+    """Record a commit of a store, and its run, in a copy that has the files.
+
+    Raises
+    ------
+    NotFoundError
+        If the source has not the run's file.
+    """
     try:
-        copy_run(plan.source, copy, commit.run)
+        copy_run(source, copy, commit.run)
     except NotFoundError:
         raise NotFoundError(f"the source has no runs/{commit.run}.json") from None
-    theirs = log_of(plan.source)
+    theirs = log_of(source)
     history = theirs.update()
     if (number := history.runs.get(commit.run)) is None:
         register_run(copy, commit.run)
     else:
         _repeat(theirs.content(number), copy, lambda ours: commit.run in ours.runs)
-    # Before the commit: without it, a part is taken for one that was committed here, whole.
-    copy.set_tier(commit, part.tier)
     number = history.attempts[commit.attempt].number
     _repeat(theirs.content(number), copy, lambda ours: commit.attempt in ours.attempts)
 
 
-def _repeat(content: dict[str, Any], copy: PulledPaths, is_said: Callable[[History], bool]) -> None:
+def _repeat(content: dict[str, Any], copy: StorePaths, is_said: Callable[[History], bool]) -> None:
     """Say in the copy what an entry of the source says, in that entry's words and version."""
     log_of(copy).append(lambda history: None if is_said(history) else content)
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from checkout import FIXTURES
 from remote_servers import S3_CREDENTIALS, FaultyProxy, s3_server
-from store_fixtures import run_config, write_episode
+from store_fixtures import flip_byte, run_config, write_episode
 
 from attnstore.query import open as open_for_reading
 from attnstore.store.catalog import rebuild, refresh
@@ -34,6 +34,7 @@ from attnstore.store.opening import create_store, open_store
 from attnstore.store.remote import bucket as bucket_module
 from attnstore.store.remote import spool
 from attnstore.store.remote.bucket import Bucket
+from attnstore.store.remote.push import plan_push, push
 
 pytest.importorskip("obstore")
 
@@ -94,6 +95,11 @@ def uploads(url: str) -> list[Any]:
 
 
 SMALL: dict[str, Any] = {"keyframes": 2, "grid": (2, 2)}
+
+
+def names_at(url: str) -> set[str]:
+    """Names of the episodes that are committed."""
+    return {str(c.summary["name"]) for c in all_commits(open_for_reading(url).paths)}
 
 
 def assert_same(url: str, local: StorePaths) -> None:
@@ -363,3 +369,53 @@ def test_a_catalog_in_the_bucket_spares_the_log(
     collect(paths)
     assert len([p for p in objects(bucket) if p.endswith(".duckdb")]) == 2
     assert open_for_reading(bucket).sql("SELECT count(*) FROM episodes").fetchall() == [(4,)]
+
+
+def test_push_brings_a_store_to_a_bucket_and_resumes(
+    bucket: str, s3: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = create_store(tmp_path / "local.attn")
+    for i in range(3):
+        write_episode(local, f"e{i}", seed=i, **SMALL)
+    files = sum(len(c.files) for c in all_commits(local))
+    plan = plan_push(local, bucket)
+    assert (plan.episodes, plan.files) == (3, files)
+    assert objects(bucket) == {}
+    # It ends in the middle of the second episode.
+    puts = iter(range(10**6))
+    s3.fault = lambda method, path: (
+        "denied" if method == "PUT" and "/data/" in path and next(puts) > files // 2 else None
+    )
+    with pytest.raises(DeniedError):
+        push(plan)
+    s3.fault = lambda method, path: None
+    half = objects(bucket)
+    monkeypatch.setenv("ATTNSTORE_CACHE", str(tmp_path / "another"))
+    assert names_at(bucket) == {"e0"}
+    s3.requests.clear()
+    again = plan_push(local, bucket)
+    assert again.files == files - sum(p.startswith("data/") for p in half)
+    done = push(again)
+    assert (done.parts, done.bytes, done.failed) == (2, again.bytes, ())
+    assert sum(m == "PUT" and "/data/" in p for m, p in s3.requests) == again.files
+    monkeypatch.setenv("ATTNSTORE_CACHE", str(tmp_path / "third"))
+    assert_same(bucket, local)
+    ours, theirs = log_of(local).update(), log_of(open_for_reading(bucket).paths).update()
+    assert set(ours.attempts) == set(theirs.attempts)
+    # What is committed there, by an ingest of its own, and here as well: theirs stays.
+    write_episode(open_store(bucket), "e3", seed=3, **SMALL)
+    write_episode(local, "e3", seed=4, **SMALL)
+    write_episode(local, "e4", seed=4, **SMALL)
+    last = plan_push(local, bucket)
+    assert [c.split(" ")[0] for c in last.conflicts] == ["e3"]
+    (damaged,) = (c for c in all_commits(local) if c.summary["name"] == "e4")
+    flip_byte(damaged.directory(local) / "keyframes.parquet", 20)
+    (line,) = push(last).failed
+    assert line.startswith("e4 (")
+    assert "keyframes.parquet: its bytes differ from what was committed" in line
+    assert names_at(bucket) == {"e0", "e1", "e2", "e3"}
+    other = create_store(tmp_path / "other.attn")
+    with pytest.raises(UsageError, match="is another store than"):
+        plan_push(other, bucket)
+    with pytest.raises(UsageError, match="a store on this machine"):
+        plan_push(open_for_reading(bucket).paths, bucket)
