@@ -31,31 +31,41 @@ if TYPE_CHECKING:
 @click.command(cls=StoreCommand)
 @store_to_read
 @episode_options
+@click.option("--source", is_flag=True,
+              help="Of a store at a URL, every file that is there: all is downloaded, and not kept.")  # fmt: skip
 @json_option
-def verify(store: StoreName, episodes: EpisodeChoice, as_json: bool) -> None:
+def verify(store: StoreName, episodes: EpisodeChoice, source: bool, as_json: bool) -> None:
     """Compare every committed file with the size and SHA-256 of its commit.
 
-    Of a pulled copy, what was pulled; of a store at a URL, what is in its cache. Exit code 4 if
-    anything is not as committed.
+    Of a pulled copy, what was pulled; of a store at a URL, what is in its cache, or with --source
+    what is there. Exit code 4 if anything is not as committed.
 
     Examples
     --------
     attnstore verify lab.attn
+    attnstore verify s3://lab/pi0.attn --source
     attnstore verify lab.attn --episode 2025-12-11_10-04-31 --json
     """
     from attnstore.query import open as open_for_reading
     from attnstore.store.commits import all_commits
     from attnstore.store.commits.verify import verify as check
+    from attnstore.store.remote.mirror import MirrorPaths
     from attnstore.store.remote.pull import absent
+    from attnstore.store.remote.source import verify_source
 
     opened = open_for_reading(store)
+    elsewhere = opened.paths if source and isinstance(opened.paths, MirrorPaths) else None
+    if source and elsewhere is None:
+        raise UsageError(f"--source is for a store at a URL; {opened.paths.name} is here")
     paths = opened.paths.cached()
     chosen: list[tuple[str, str]] | None = None
     if episodes != EpisodeChoice():
         chosen = [(each.run, e) for each in episodes.by_run(opened) for e in each.episodes]
 
     def problems() -> Iterator[Problem]:
-        if chosen is None:
+        if elsewhere is not None:
+            yield from verify_source(elsewhere, chosen)
+        elif chosen is None:
             yield from check(paths)
         else:
             for run, episode in chosen:
@@ -68,7 +78,7 @@ def verify(store: StoreName, episodes: EpisodeChoice, as_json: bool) -> None:
             print_json([asdict(problem)])
         else:
             click.echo(str(problem))
-    if count and paths.partial:
+    if count and paths.partial and elsewhere is None:
         raise IntegrityError(
             f"{count} problems in {paths.root}; a file is repaired by deleting it and "
             + ("reading it again" if opened.paths.remote else "pulling again")
@@ -80,7 +90,7 @@ def verify(store: StoreName, episodes: EpisodeChoice, as_json: bool) -> None:
         )
     if as_json:
         return
-    if not paths.partial:
+    if not paths.partial or elsewhere is not None:
         click.echo("every committed file is as it was committed")
         return
     commits = (c for c in all_commits(paths) if chosen is None or (c.run, c.episode) in chosen)

@@ -34,7 +34,9 @@ from attnstore.store.opening import create_store, open_store
 from attnstore.store.remote import bucket as bucket_module
 from attnstore.store.remote import spool
 from attnstore.store.remote.bucket import Bucket
+from attnstore.store.remote.mirror import MirrorPaths
 from attnstore.store.remote.push import plan_push, push
+from attnstore.store.remote.source import verify_source
 
 pytest.importorskip("obstore")
 
@@ -419,3 +421,28 @@ def test_push_brings_a_store_to_a_bucket_and_resumes(
         plan_push(other, bucket)
     with pytest.raises(UsageError, match="a store on this machine"):
         plan_push(open_for_reading(bucket).paths, bucket)
+
+
+def test_what_was_damaged_in_the_bucket_is_named(bucket: str, tmp_path: Path) -> None:
+    paths = create_store(bucket)
+    commit = write_episode(paths, "e0", **SMALL)
+    write_episode(paths, "e1", seed=1, **SMALL)
+    source = open_for_reading(bucket).paths
+    assert isinstance(source, MirrorPaths)
+    assert list(verify_source(source)) == []
+    below = commit.directory(paths).relative_to(paths.root).as_posix()
+    name, _, prefix = bucket.removeprefix("s3://").partition("/")
+    lost, changed = (f.path for f in sorted(commit.files, key=lambda f: f.size)[-2:])
+    client().delete_object(Bucket=name, Key=f"{prefix}/{below}/{lost}")
+    body = client().get_object(Bucket=name, Key=f"{prefix}/{below}/{changed}")["Body"].read()
+    client().put_object(
+        Bucket=name, Key=f"{prefix}/{below}/{changed}", Body=bytes([body[0] ^ 1]) + body[1:]
+    )
+    client().put_object(Bucket=name, Key=f"{prefix}/commits/log/0000000002.json", Body=b"{}")
+    found = {(p.file.removeprefix(f"{below}/"), p.reason) for p in verify_source(source)}
+    assert found == {
+        (lost, "not found"),
+        (changed, "its bytes differ from what was committed (SHA-256)"),
+        ("commits/log/0000000002.json", "its bytes differ from those read before"),
+    }
+    assert not list(source.scratch.glob("*"))
