@@ -65,7 +65,12 @@ class _Root(StoreGroup):
 )
 @click.version_option(__version__, prog_name="attnstore")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is done, with tracebacks, on stderr.")
-def cli(verbose: bool) -> None:
+@click.option(
+    "--endpoint-url",
+    metavar="URL",
+    help="Server of s3:// URLs, unless it is Amazon's; as AWS_ENDPOINT_URL_S3.",
+)
+def cli(verbose: bool, endpoint_url: str | None) -> None:
     """Know where robot policies look, and whether it matters.
 
     `ingest` runs a policy once per keyframe and stores its attention; everything else reads the
@@ -84,6 +89,10 @@ def cli(verbose: bool) -> None:
     attnstore sql lab.attn "from episodes"
     attnstore serve lab.attn --open
     """
+    if endpoint_url is not None:
+        # For every process that the command starts, and for all that reads and writes buckets.
+        os.environ.pop("FSSPEC_S3_ENDPOINT_URL", None)
+        os.environ["AWS_ENDPOINT_URL_S3"] = endpoint_url
     if verbose:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr)
         logging.getLogger("attnstore").setLevel(logging.DEBUG)
