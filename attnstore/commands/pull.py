@@ -158,7 +158,7 @@ def push(store: StoreName, url: str, episodes: EpisodeChoice, dry_run: bool, as_
         if as_json:
             print_json([row])
         return
-    with _progress() as bar:
+    with _bar() as bar:
         task = bar.add_task("", total=plan.bytes)
 
         def advance(size: int, commit: Commit) -> None:
