@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 from checkout import FIXTURES
+from click.testing import CliRunner
 from remote_servers import S3_CREDENTIALS, FaultyProxy, s3_server
 from store_fixtures import flip_byte, run_config, write_episode
 
+from attnstore.cli import cli
 from attnstore.query import open as open_for_reading
 from attnstore.store.catalog import rebuild, refresh
 from attnstore.store.commits import StoredFile, StorePaths, all_commits, hash_file, log_of
@@ -421,6 +423,28 @@ def test_push_brings_a_store_to_a_bucket_and_resumes(
         plan_push(other, bucket)
     with pytest.raises(UsageError, match="a store on this machine"):
         plan_push(open_for_reading(bucket).paths, bucket)
+
+
+def test_push_on_the_command_line(bucket: str, tmp_path: Path) -> None:
+    local = create_store(tmp_path / "local.attn")
+    for i in range(2):
+        write_episode(local, f"e{i}", seed=i, **SMALL)
+
+    def run(*more: str) -> tuple[int, list[dict[str, Any]], str]:
+        done = CliRunner().invoke(cli, ["push", str(local.root), bucket, "--json", *more])
+        return done.exit_code, [json.loads(row) for row in done.stdout.splitlines()], done.stderr
+
+    files = sum(len(c.files) for c in all_commits(local))
+    code, (planned,), _ = run("--dry-run")
+    assert (code, planned["files"], "new_parts" in planned) == (0, files, False)
+    assert objects(bucket) == {}
+    code, (done,), said = run("--where", "name = 'e1'")
+    assert (code, done["new_parts"], said) == (0, 1, "")
+    assert names_at(bucket) == {"e1"}
+    assert run()[1][0]["new_parts"] == 1
+    assert_same(bucket, local)
+    code, (again,), _ = run()
+    assert (code, again["files"], again["new_parts"]) == (0, 0, 0)
 
 
 def test_what_was_damaged_in_the_bucket_is_named(bucket: str, tmp_path: Path) -> None:
