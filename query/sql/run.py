@@ -8,8 +8,8 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from itertools import islice
 from typing import IO, Any, Literal, get_args
 
@@ -150,24 +150,26 @@ def write_result(relation: duckdb.DuckDBPyRelation, format: Format, stream: IO[b
         writers[format](relation, stream)
 
 
-def _batches(relation: duckdb.DuckDBPyRelation) -> pa.RecordBatchReader:
-    """Compute a query's rows, `ROWS` at a time; a stream would hand out a million at once."""
-    # DuckDB before 1.5 has the older name alone, which later ones warn of.
-    named = getattr(relation, "to_arrow_reader", None) or relation.fetch_record_batch
-    return named(ROWS)
+def _batches(relation: duckdb.DuckDBPyRelation) -> closing[pa.RecordBatchReader]:
+    """Compute a query's rows, `ROWS` at a time; a stream would hand out a million at once.
+
+    To be closed: an open one keeps its connection from all further queries.
+    """
+    return closing(relation.to_arrow_reader(ROWS))
 
 
 def _write_arrow(relation: duckdb.DuckDBPyRelation, stream: IO[bytes]) -> None:
-    reader = _batches(relation)
-    with pa.ipc.new_stream(stream, reader.schema) as writer:
+    with _batches(relation) as reader, pa.ipc.new_stream(stream, reader.schema) as writer:
         for batch in reader:
             writer.write_batch(batch)
 
 
 def _write_parquet(relation: duckdb.DuckDBPyRelation, stream: IO[bytes]) -> None:
-    reader = _batches(relation)
     group: list[pa.RecordBatch] = []
-    with pq.ParquetWriter(stream, reader.schema, compression="zstd") as writer:
+    with (
+        _batches(relation) as reader,
+        pq.ParquetWriter(stream, reader.schema, compression="zstd") as writer,
+    ):
         for batch in reader:
             group.append(batch)
             # Every write is a row group of its own.
@@ -204,7 +206,8 @@ def _flush(text: io.StringIO, stream: IO[bytes]) -> None:
 
 def _write_table(relation: duckdb.DuckDBPyRelation, stream: IO[bytes]) -> None:
     names = relation.columns
-    rows = list(islice(json_rows(relation), TABLE_ROWS + 1))
+    with closing(json_rows(relation)) as found:
+        rows = list(islice(found, TABLE_ROWS + 1))
     note = f"{len(rows)} row{'' if len(rows) == 1 else 's'}"
     if len(rows) > TABLE_ROWS:
         del rows[TABLE_ROWS:]
@@ -256,7 +259,7 @@ def unique_names(names: list[str]) -> list[str]:
     return list(seen)
 
 
-def json_rows(relation: duckdb.DuckDBPyRelation) -> Iterator[tuple[Any, ...]]:
+def json_rows(relation: duckdb.DuckDBPyRelation) -> Generator[tuple[Any, ...], None, None]:
     """Yield a query's rows as JSON's values; see `write_result` for what becomes what."""
     # Arrow has no time with a zone, and would drop the zone; DuckDB itself spells these.
     kinds = [str(kind) for kind in relation.types]
@@ -273,21 +276,21 @@ def json_rows(relation: duckdb.DuckDBPyRelation) -> Iterator[tuple[Any, ...]]:
 
 def _json_rows(
     relation: duckdb.DuckDBPyRelation, names: Sequence[str]
-) -> Iterator[tuple[Any, ...]]:
-    reader = _batches(relation)
-    # DuckDB's JSON is a string in Arrow.
-    converters = [
-        _json_value if str(kind) == "JSON" else _converter(field.type)
-        for kind, field in zip(relation.types, reader.schema, strict=True)
-    ]
-    for batch in reader:
-        yield from zip(
-            *(
-                _values(name, column, convert)
-                for name, column, convert in zip(names, batch.columns, converters, strict=True)
-            ),
-            strict=True,
-        )
+) -> Generator[tuple[Any, ...], None, None]:
+    with _batches(relation) as reader:
+        # DuckDB's JSON is a string in Arrow.
+        converters = [
+            _json_value if str(kind) == "JSON" else _converter(field.type)
+            for kind, field in zip(relation.types, reader.schema, strict=True)
+        ]
+        for batch in reader:
+            yield from zip(
+                *(
+                    _values(name, column, convert)
+                    for name, column, convert in zip(names, batch.columns, converters, strict=True)
+                ),
+                strict=True,
+            )
 
 
 _SPELLED = re.compile(r"\bTIME WITH TIME ZONE|INTERVAL|BIGNUM|VARINT")

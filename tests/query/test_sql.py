@@ -200,8 +200,12 @@ def test_a_closed_pipe_is_not_an_sql_error(store: duckdb.DuckDBPyConnection) -> 
         def write(self, _: Any) -> int:
             raise BrokenPipeError(32, "Broken pipe")
 
-    with pytest.raises(BrokenPipeError):
-        write_result(run_query(store, "SELECT 1"), "ndjson", Closed())
+    for format in ("ndjson", "csv", "arrow", "parquet"):
+        with pytest.raises(BrokenPipeError) as caught:
+            write_result(run_query(store, "FROM range(100000)"), format, Closed())
+        # nothing of the answer is left open, also while the error is held
+        assert caught.value.errno == 32
+        assert ndjson(store, "SELECT 1 AS a") == [{"a": 1}]
 
 
 def test_statements_without_rows(store: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
