@@ -210,7 +210,6 @@ class TestOwnCluster:
         self, ram_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Each worker opens it anew, with what its environment says; a death leaves no entry."""
-        pytest.importorskip("obstore")
         import botocore.session
 
         (ram_path / "log").mkdir()

@@ -218,7 +218,6 @@ def run_example(slurm: Slurm, folder: Path, name: str, *arguments: str) -> str:
 
 
 def test_workers_that_are_jobs(slurm: Slurm, coarse: Path, tmp_path: Path) -> None:
-    pytest.importorskip("dask_jobqueue", reason="pip install dask-jobqueue")
     said = run_example(slurm, tmp_path, "jobqueue.py", *ingest(tmp_path / "s", 8))
     assert "committed 12 episodes" in said
     assert_same_store(tmp_path / "s", coarse)
@@ -227,7 +226,6 @@ def test_workers_that_are_jobs(slurm: Slurm, coarse: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("where", ["local", "slurm"])
 def test_shards_by_datatrove(slurm: Slurm, coarse: Path, tmp_path: Path, where: str) -> None:
-    pytest.importorskip("datatrove", reason="pip install datatrove")
     said = run_example(slurm, tmp_path, "trove.py", where, *ingest(tmp_path / "s", 8))
     wait_until(lambda: not slurm.run("squeue", "-h"), 300, slurm.logs)
     outputs = "".join(f.read_text() for f in tmp_path.glob("trove-logs/slurm_logs/*"))

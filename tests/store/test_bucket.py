@@ -40,8 +40,6 @@ from attnstore.store.remote.mirror import MirrorPaths
 from attnstore.store.remote.push import plan_push, push
 from attnstore.store.remote.source import verify_source
 
-pytest.importorskip("obstore")
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyProxy]:
