@@ -18,14 +18,14 @@ from unittest import mock
 import psutil
 import torch
 
-from attnstore.ingest import recorder as recording
+from attnstore.ingest import episode_capture
 from attnstore.ingest.datasets.base import Frame
 from attnstore.ingest.datasets.droid.dataset import DroidDataset
+from attnstore.ingest.episode_capture import EpisodeCapture
 from attnstore.ingest.keyframes import describe_episode, observation
 from attnstore.ingest.policies.base import Batch
 from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.vlm.policy import VlmPolicy
-from attnstore.ingest.recorder import EpisodeRecorder
 from attnstore.ingest.writing import WriteQueue
 from attnstore.store.commits import Attempt
 from attnstore.store.commits.writer import EpisodeWriter
@@ -92,7 +92,7 @@ class Bench:
         with WriteQueue() as real:
             queue: Any = real if write else _Dropped()
             writer = EpisodeWriter(attempt, spec, shapes)
-            recorder = EpisodeRecorder(self.policy, writer, queue)
+            recorder = EpisodeCapture(self.policy, writer, queue)
             for number, frame in enumerate(self.frames):
                 batch = self.batch(frame)
                 start = time.process_time()
@@ -110,7 +110,7 @@ class Bench:
     def encoding(self, precision: str) -> tuple[float, float]:
         """CPU seconds of a keyframe without writing, and those of them that encode."""
         spent = 0.0
-        encode = recording.encode_on_device
+        encode = episode_capture.encode_on_device
 
         def encode_timed(*arguments: Any) -> Any:
             nonlocal spent
@@ -120,7 +120,7 @@ class Bench:
             finally:
                 spent += time.thread_time() - start
 
-        with mock.patch.object(recording, "encode_on_device", encode_timed):
+        with mock.patch.object(episode_capture, "encode_on_device", encode_timed):
             total = self.captured(precision, write=False)
         return total, spent / len(self.frames)
 

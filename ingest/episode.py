@@ -12,10 +12,10 @@ from attnstore.store.commits.run import RunConfig
 from attnstore.store.commits.writer import EpisodeWriter
 
 from .datasets.base import Dataset, EpisodeInfo, Frame
+from .episode_capture import EpisodeCapture
 from .keyframes import describe_episode, keyframes_of, observation
 from .policies.base import ATTENTION_ONLY, Policy, Watch
 from .reading import prepare, read_info
-from .recorder import EpisodeRecorder
 from .views import keyframe_views
 from .work import Progress, Stopped, StoppedError
 from .writing import WriteQueue
@@ -32,7 +32,7 @@ class EpisodeJob:
     watch: Watch = ATTENTION_ONLY
     """What is captured beside the attention of the policy's own phases; the run says so too."""
     tolerance: float = 0.0
-    """How far actions may be from those recorded when the policy drove; see `EpisodeRecorder`."""
+    """How far actions may be from those recorded when the policy drove; see `EpisodeCapture`."""
 
     @property
     def part(self) -> str:
@@ -91,7 +91,7 @@ def ingest_episode(
     try:
         with WriteQueue() as queue:
             writer = EpisodeWriter(attempt, spec, shapes)
-            recorder = EpisodeRecorder(policy, writer, queue, job.watch, job.tolerance)
+            capture = EpisodeCapture(policy, writer, queue, job.watch, job.tolerance)
             keyframe = 0
             held: list[Frame] = []
             for frame in keyframe_views(dataset, info, indices, policy):
@@ -99,23 +99,23 @@ def ingest_episode(
                 if len(held) == job.batch_size or keyframe + len(held) == len(indices):
                     if stopped():
                         raise StoppedError(f"interrupted at keyframe {keyframe} of {name}")
-                    _record(recorder, policy, held, job, info, keyframe)
+                    _capture(capture, policy, held, job, info, keyframe)
                     progress(len(held))
                     keyframe += len(held)
                     held = []
-            recorder.finish()
+            capture.finish()
         seconds = round(time.monotonic() - started, 3)
         summary: dict[str, Any] = {"seconds": seconds, "dataset": job.run.dataset}
-        if recorder.replay is not None:
-            summary["replay"] = recorder.replay
+        if capture.replay is not None:
+            summary["replay"] = capture.replay
         return writer.commit(summary, after=0)
     except BaseException:
         attempt.discard()
         raise
 
 
-def _record(
-    recorder: EpisodeRecorder,
+def _capture(
+    capture: EpisodeCapture,
     policy: Policy,
     frames: Sequence[Frame],
     job: EpisodeJob,
@@ -124,4 +124,4 @@ def _record(
 ) -> None:
     observations = [observation(frame, info, job.run.seed) for frame in frames]
     batch = prepare(policy, observations)
-    recorder.run(range(first, first + len(frames)), frames, batch)
+    capture.run(range(first, first + len(frames)), frames, batch)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class EpisodeRecorder:
+class EpisodeCapture:
     """Runs the policy on batches of keyframes and writes what it attends to.
 
     Batches are to be given in the order of the keyframes.
