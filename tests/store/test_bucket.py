@@ -286,9 +286,13 @@ def test_an_upload_that_fails_leaves_no_part(
 
 def test_an_answer_that_never_comes_loses_nothing(bucket: str, s3: FaultyProxy) -> None:
     paths = create_store(bucket)
-    s3.fault = lambda method, path: (
-        "unanswered" if method in ("PUT", "GET") and path.endswith("0000000002.json") else None
-    )
+    entry = "0000000002.json"
+
+    def silent_from_its_put_on(method: str, path: str) -> str | None:
+        asked = path.endswith(entry) and ("PUT", path) in s3.requests
+        return "unanswered" if asked else None
+
+    s3.fault = silent_from_its_put_on
     # The entry arrived, but nobody says so: the writer gives up, and its files stay.
     with pytest.raises(AttnstoreError):
         write_episode(paths, "e0", **SMALL)
