@@ -23,6 +23,7 @@ from attnstore.store.format.tokens import TokenLayout
 from attnstore.store.tables.base import TOKEN_METRICS
 
 from .datasets.base import Dataset, EpisodeInfo
+from .datasets.oriented import OrientedDataset
 from .encoders import all_layouts, all_shapes
 from .episode import EpisodeJob
 from .keyframes import keyframes_of, observation
@@ -287,6 +288,8 @@ def describe_run(
         options["vision"] = [encoder.layers, encoder.heads]
     if watch.token_stats:
         options["token_stats"] = True
+    if isinstance(dataset, OrientedDataset):
+        options["orientation"] = {c: o.to_json() for c, o in dataset.orientations.items()}
     return RunConfig(
         policy=policy_name,
         checkpoint=policy.checkpoint,

@@ -98,6 +98,16 @@ class RecordingChoice:
     limit: int | None
     video_frames: VideoFrames
     dataset_name: str | None
+    turns: tuple[str, ...] = ()
+    flips: tuple[str, ...] = ()
+
+    def turned(self, dataset: Dataset) -> Dataset:
+        """Return the dataset with its cameras turned and flipped as asked."""
+        from attnstore.ingest.datasets.oriented import OrientedDataset
+        from attnstore.store.format.orientation import read_orientations
+
+        orientations = read_orientations(self.turns, self.flips)
+        return OrientedDataset(dataset, orientations) if orientations else dataset
 
 
 _POLICY = grouped(
@@ -142,6 +152,20 @@ _RECORDINGS = grouped(
     ),
     click.option(
         "--dataset-name", help="Name of the dataset in the run.  [default: the directory's]"
+    ),
+    click.option(
+        "--turn",
+        "turns",
+        metavar="CAMERA=90|180|270",
+        multiple=True,
+        help="Turn a camera's images clockwise, as the policy was trained to see them; repeatable.",
+    ),
+    click.option(
+        "--flip",
+        "flips",
+        metavar="CAMERA=horizontal|vertical",
+        multiple=True,
+        help="Mirror a camera's images, after --turn; repeatable.",
     ),
 )
 _PRECISION = click.option(
@@ -244,7 +268,7 @@ def droid(
         video_frames=recordings.video_frames,
         name=recordings.dataset_name,
     )
-    _load_and_ingest(store, source, policy, run, workers, as_json)
+    _load_and_ingest(store, recordings.turned(source), policy, run, workers, as_json)
 
 
 @ingest.command()
@@ -332,7 +356,7 @@ def lerobot(
         video_frames=recordings.video_frames,
         name=recordings.dataset_name,
     )
-    _load_and_ingest(store, source, policy, run, workers, as_json)
+    _load_and_ingest(store, recordings.turned(source), policy, run, workers, as_json)
 
 
 class _SourceCommand(StoreCommand):

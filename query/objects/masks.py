@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tokenize import TokenError
 from typing import Protocol
@@ -21,6 +21,7 @@ from typing import Protocol
 import numpy as np
 
 from attnstore.store.errors import EpisodeError
+from attnstore.store.format.orientation import Orientation
 from attnstore.store.format.rle import Mask, decode_rle
 
 from .detections import Detection, Detections, read_coco_file, read_detector_file, read_white_list
@@ -177,6 +178,37 @@ class DetectorMasks:
 
     def _error(self, reason: str) -> EpisodeError:
         return EpisodeError(self.episode, f"{self.file.name}: {reason}")
+
+
+class OrientedMasks:
+    """Masks of the recorded image, turned as its run turned the image.
+
+    Parameters
+    ----------
+    source
+        Masks of the image as it was recorded.
+    orientation
+        How the run turned it.
+    """
+
+    def __init__(self, source: MaskSource, orientation: Orientation) -> None:
+        self._source, self._orientation = source, orientation
+
+    @property
+    def frames(self) -> Sequence[int]:
+        """See `MaskSource.frames`."""
+        return self._source.frames
+
+    def read(self, frame: int, size: Size) -> list[ObjectMask]:
+        """See `MaskSource.read`; `size` is that of the turned image."""
+        return [
+            replace(mask, pixels=self._orientation.apply(mask.pixels))
+            for mask in self._source.read(frame, self._orientation.recorded(size))
+        ]
+
+    def digest(self) -> str:
+        """See `MaskSource.digest`: a run's orientation is its own, and no input beside it."""
+        return self._source.digest()
 
 
 def detector_files(directory: Path, camera: str) -> tuple[Path, Path]:

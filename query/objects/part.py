@@ -19,12 +19,14 @@ import pyarrow as pa
 
 from attnstore.store.boundary import episode_errors
 from attnstore.store.commits import Attempt, Commit, StorePaths, latest_commit
+from attnstore.store.commits.run import load_run
 from attnstore.store.errors import ConflictError, EpisodeError, NotFoundError, SelectionError
+from attnstore.store.format.orientation import orientations_of
 from attnstore.store.reader.episode import Episode
 from attnstore.store.tables.inventory import PART_TABLES
 from attnstore.store.tables.parquet import write_table
 
-from .masks import MaskSource
+from .masks import MaskSource, OrientedMasks
 from .options import ObjectOptions
 from .overlap import OBJECT_SEMANTICS
 from .rows import MASKS, STATS, Scene, mask_rows, phase_rows
@@ -86,6 +88,9 @@ def add_objects(
             raise SelectionError(f"{episode.name}: {phase} does not attend to {camera}")
     with episode_errors(episode.name, "reading its masks"):
         source = options.open(episode.name, directory)
+        turned = orientations_of(load_run(paths, episode.run)[0].options).get(camera)
+        if turned is not None:
+            source = OrientedMasks(source, turned)
         inputs = _digest(episode, source)
     before = latest_commit(paths, episode.run, episode.id, options.part)
     done = () if before is None else tuple(before.summary.get("phases", ()))
