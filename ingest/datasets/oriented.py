@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from .base import CameraFrame, Dataset, EpisodeInfo, Frame
 from .video import encode
 
 
-@dataclass(frozen=True)
 class OrientedDataset:
     """Another dataset, with some of its cameras' images turned.
 
@@ -32,26 +31,15 @@ class OrientedDataset:
         If the dataset has no such camera.
     """
 
-    dataset: Dataset
-    orientations: Mapping[str, Orientation]
-
-    def __post_init__(self) -> None:
-        for camera in self.orientations:
-            if camera not in self.dataset.cameras:
+    def __init__(self, dataset: Dataset, orientations: Mapping[str, Orientation]) -> None:
+        for camera in orientations:
+            if camera not in dataset.cameras:
                 raise UsageError(
-                    f"{self.dataset.name}: no camera {camera!r} to turn or flip; it has "
-                    f"{', '.join(self.dataset.cameras)}"
+                    f"{dataset.name}: no camera {camera!r} to turn or flip; it has "
+                    f"{', '.join(dataset.cameras)}"
                 )
-
-    @property
-    def kind(self) -> str:
-        """That of the reader."""
-        return self.dataset.kind
-
-    @property
-    def name(self) -> str:
-        """That of the dataset."""
-        return self.dataset.name
+        self.dataset, self.orientations = dataset, dict(orientations)
+        self.kind, self.name = dataset.kind, dataset.name
 
     @property
     def cameras(self) -> tuple[str, ...]:
