@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from attnstore.store.arrays.chunking import EXPECTED_RATIO, MAP_RATIO, attention_bytes
+from attnstore.store.arrays.chunking import MAP_RATIO, attention_bytes, expected_ratio
 from attnstore.store.commits import (
     ATTEMPT_FILE,
     StorePaths,
@@ -22,7 +23,7 @@ from attnstore.store.errors import EpisodeError, IntegrityError
 from attnstore.store.format.tokens import TokenLayout
 from attnstore.store.tables.base import TOKEN_METRICS
 
-from .datasets.base import Dataset, EpisodeInfo
+from .datasets.base import Dataset, EpisodeInfo, Frame
 from .datasets.oriented import OrientedDataset
 from .encoders import all_layouts, all_shapes
 from .episode import EpisodeJob
@@ -40,8 +41,10 @@ ROW_BYTES = 59
 """Of a row of ``head_stats``, compressed; measured, as the next two."""
 EPISODE_ROW_BYTES = 160
 """Of a row of ``episode_stats``, which has one per row of ``head_stats`` of a keyframe."""
-EPISODE_BYTES = 173_000
-"""Of an episode's small tables, policy arrays and Zarr metadata."""
+EPISODE_BYTES = 80_000
+"""Of an episode's Zarr metadata, and of what its small tables have beside rows."""
+KEYFRAME_BYTES = 1_900
+"""Of a keyframe's rows of the small tables: its tokens, spans, state."""
 REFUSALS = 64
 """Episodes that a policy may refuse for one reason before none other is tried."""
 
@@ -88,8 +91,8 @@ def make_plan(
     Episodes that are broken, or whose first frame the policy refuses, are named in the plan; more
     are tried in their place until some fit.
 
-    The size comes from the token layouts and the images of some first frames, and from the
-    compression that trained attention had at least.
+    The size comes from the token layouts and some images of some episodes, and from the compression that
+    trained attention had at least; if the run has committed episodes, it is corrected by what they took.
 
     Parameters
     ----------
@@ -127,7 +130,7 @@ def make_plan(
             broken[name] = error.reason
     keyframes = {i.name: len(keyframes_of(i, job.run.stride)) for i in pending}
     largest = Size()
-    images: list[int] = []
+    images: list[float] = []
     tokens: dict[str, tuple[int, int]] = {}
     refused: list[ObservationError] = []
     taken = 0
@@ -136,7 +139,7 @@ def make_plan(
             break
         try:
             first = info.keyframes[0] if info.keyframes else first_full_window(info, policy)
-            frame = next(keyframe_views(dataset, info, [first], policy))
+            frame = _view(dataset, info, first, policy)
         except EpisodeError as error:
             broken[info.name] = error.reason
             continue
@@ -152,8 +155,9 @@ def make_plan(
         size = size_of(shapes, layouts, job.run.precision)
         if job.watch.token_stats:
             size = replace(size, attention=size.attention + token_stats_bytes(shapes, layouts))
+        size = replace(size, policy=_policy_bytes(policy, frame))
         largest = max(largest, size, key=lambda each: each.raw)
-        images.append(sum(len(c.data) for c in frame.cameras if c.camera in sample.geometry))
+        images.append(_image_bytes(dataset, info, policy, frame, set(sample.geometry)))
         tokens = tokens or {p: (len(x.query), len(x.key)) for p, x in layouts.items()}
     if len(refused) > 1 and not taken and not committed and _alike(refused):
         # No sample fits: it is the dataset or the checkpoint that is wrong, not an episode.
@@ -162,10 +166,14 @@ def make_plan(
     keyframes = {i.name: keyframes[i.name] for i in pending}
     total = sum(keyframes.values())
     image = sum(images) / len(images) if images else 0.0
-    stored = round(
-        total * (largest.compressed(job.run.precision) + image)
-        + len(pending) * (largest.rows * EPISODE_ROW_BYTES + EPISODE_BYTES)
-    )
+    ratio = expected_ratio(job.run.precision, policy.dtype)
+    of_keyframe = largest.compressed(ratio) + image + KEYFRAME_BYTES
+    of_episode = largest.rows * EPISODE_ROW_BYTES + EPISODE_BYTES
+    expected = total * of_keyframe + len(pending) * of_episode
+    done, done_keyframes, size = _committed(job, committed)
+    if done_keyframes:
+        expected *= size / (done_keyframes * of_keyframe + done * of_episode)
+    stored = round(expected)
     return Plan(
         tuple(_others_last(job, [i.name for i in pending])),
         tuple(committed),
@@ -192,16 +200,18 @@ class Size:
     """Values of all maps of one reduction."""
     rows: int = 0
     """Of ``head_stats``."""
+    policy: int = 0
+    """Bytes of the policy's own arrays."""
 
     @property
     def raw(self) -> int:
         """Raw stored bytes of attention and overview maps."""
         return self.attention + len(MAP_RATIO) * self.map_values * MAP_ITEM
 
-    def compressed(self, precision: str) -> float:
-        """Expected bytes on disk, without images."""
-        maps = sum(self.map_values * MAP_ITEM / ratio for ratio in MAP_RATIO.values())
-        return self.attention / EXPECTED_RATIO[precision] + maps + self.rows * ROW_BYTES
+    def compressed(self, ratio: float) -> float:
+        """Expected bytes on disk, without images, of attention that compresses by `ratio`."""
+        maps = sum(self.map_values * MAP_ITEM / each for each in MAP_RATIO.values())
+        return self.attention / ratio + maps + self.rows * ROW_BYTES + self.policy
 
 
 def size_of(
@@ -225,6 +235,41 @@ def token_stats_bytes(phases: Mapping[str, PhaseShape], layouts: Mapping[str, To
     """Bytes of one keyframe's ``token_stats``: their keys compress to almost nothing."""
     rows = sum(s.layers * (s.steps or 1) * len(layouts[name].query) for name, s in phases.items())
     return rows * len(TOKEN_METRICS) * 4
+
+
+def _view(dataset: Dataset, info: EpisodeInfo, index: int, policy: Policy) -> Frame:
+    return next(keyframe_views(dataset, info, [index], policy))
+
+
+def _image_bytes(
+    dataset: Dataset, info: EpisodeInfo, policy: Policy, first: Frame, cameras: Set[str]
+) -> float:
+    """Bytes of a keyframe's images: the mean of the first, a middle and the last frame that can be read."""
+    frames = [first]
+    for index in sorted({info.frames // 2, info.frames - 1} - {first.index}):
+        if info.keyframes is None:
+            # What is wrong with the frame is said when its turn comes.
+            with suppress(EpisodeError, StopIteration):
+                frames.append(_view(dataset, info, index, policy))
+    sizes = [sum(len(c.data) for c in f.cameras if c.camera in cameras) for f in frames]
+    return sum(sizes) / len(sizes)
+
+
+def _policy_bytes(policy: Policy, frame: Frame) -> int:
+    """Bytes of a keyframe's actions, those between denoising steps, and what was recorded."""
+    steps = [s.steps for s in policy.phases.values() if s.steps is not None]
+    chunks = 1 + (steps[0] if steps and policy.denoiser_steps else 0)
+    return 4 * (chunks * policy.horizon * policy.action_dof + frame.state.size + frame.action.size)
+
+
+def _committed(job: EpisodeJob, names: Sequence[str]) -> tuple[int, int, int]:
+    """Episodes, keyframes and bytes of what the run has committed."""
+    episodes = keyframes = size = 0
+    for name in names:
+        commit = latest_commit(job.paths, *job.commit_folder(name))
+        if commit is not None and isinstance(count := commit.summary.get("keyframes"), int):
+            episodes, keyframes, size = episodes + 1, keyframes + count, size + commit.size
+    return episodes, keyframes, size
 
 
 def claimed_by_other(paths: StorePaths, run: str, episode: str, part: str) -> bool:

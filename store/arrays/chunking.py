@@ -25,11 +25,32 @@ a block whose number of elements is another unshuffled."""
 MAP_KEYFRAMES = 32
 """Keyframes in one shard of overview maps; they are kept in memory until it is full."""
 
-EXPECTED_RATIO: Mapping[str, float] = {"float16": 1.13, "log8": 1.13}
-"""Raw stored bytes over compressed bytes for trained attention, the lower end of what was seen: that of
-the packaged policy's blunt heads. Sharp ones reach 1.3."""
+_EXPECTED_RATIO: Mapping[str, float] = {"float16": 1.14, "log8": 1.13}
+_BFLOAT16_RATIO = 1.43
 MAP_RATIO: Mapping[str, float] = {"mean": 32 / 13.8, "max": 32 / 8.9}
 """The same for overview maps, which are rounded."""
+
+
+def expected_ratio(precision: str, dtype: str) -> float:
+    """Raw stored bytes over compressed bytes for trained attention, at the lower end of what was seen.
+
+    That of the packaged policy's blunt heads; sharp ones reach 1.3, of a bfloat16 model 1.56.
+
+    Parameters
+    ----------
+    precision
+        How weights are stored.
+    dtype
+        The policy's: a bfloat16 model's weights have 8 significant bits, the other 3 of float16 are zero.
+
+    Examples
+    --------
+    >>> expected_ratio("float16", "bfloat16") > expected_ratio("float16", "float32")
+    True
+    """
+    if precision == "float16" and dtype == "bfloat16":
+        return _BFLOAT16_RATIO
+    return _EXPECTED_RATIO[precision]
 
 
 @dataclass(frozen=True, slots=True)
