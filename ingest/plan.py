@@ -170,9 +170,9 @@ def make_plan(
     of_keyframe = largest.compressed(ratio) + image + KEYFRAME_BYTES
     of_episode = largest.rows * EPISODE_ROW_BYTES + EPISODE_BYTES
     expected = total * of_keyframe + len(pending) * of_episode
-    done, done_keyframes, size = _committed(job, committed)
+    done, done_keyframes, done_bytes = _committed(job, committed)
     if done_keyframes:
-        expected *= size / (done_keyframes * of_keyframe + done * of_episode)
+        expected *= done_bytes / (done_keyframes * of_keyframe + done * of_episode)
     stored = round(expected)
     return Plan(
         tuple(_others_last(job, [i.name for i in pending])),

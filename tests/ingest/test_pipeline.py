@@ -350,7 +350,9 @@ class Sized(DroidDataset):
             for seen in frame.cameras:
                 large = cv2.resize(seen.rgb, self.size[::-1], interpolation=cv2.INTER_CUBIC)
                 data = cv2.imencode(".jpg", large[..., ::-1])[1]
-                rgb = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1], np.uint8)
+                decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+                assert decoded is not None
+                rgb = np.asarray(decoded[..., ::-1], np.uint8)
                 cameras.append(CameraFrame(seen.camera, data.tobytes(), "image/jpeg", rgb))
             yield replace(frame, cameras=tuple(cameras))
 
