@@ -16,7 +16,6 @@ steps ``<phase>_step``, which counts steps through the whole episode: keyframe *
 from __future__ import annotations
 
 import io
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +35,7 @@ from attnstore.store.reader.reads import Reduction
 from attnstore.store.rules import Active
 
 from ..picture import colormap, heatmap
+from ..picture.image_file import complete
 from ..picture.overlay import DEFAULT_ALPHA
 from ..picture.scale import ColorScale, Limits
 from ..picture.source import check_cameras, check_layers, default_step
@@ -69,27 +69,21 @@ class Recorded:
 def write_recording(episode: Episode, out: Path, what: Recorded | None = None) -> Path:
     """Write an episode as a recording; the file appears when it is complete.
 
+    It is made in memory, where Rerun's viewer will hold it, too.
+
     Raises
     ------
     MissingExtraError
         If rerun-sdk is not installed.
     SelectionError
         If the episode has no such phase, camera, layer or metric.
+    OSError
+        If the file cannot be written, as on a full disk.
     """
-    rr = _rerun()
-    what = what or Recorded()
-    writer = _Writer(rr, episode, what)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        writer.stream.save(partial, default_blueprint=writer.blueprint())
-        writer.write()
-        writer.stream.flush()
-        writer.stream.disconnect()
-        partial.replace(out)
-    finally:
-        writer.stream.disconnect()
-        partial.unlink(missing_ok=True)
+    writer = _Writer(_rerun(), episode, what or Recorded())
+    data = writer.write()
+    with complete(out) as temporary:
+        temporary.write_bytes(data)
     return out
 
 
@@ -110,7 +104,19 @@ class _Writer:
             APPLICATION, recording_id=f"{episode.run}/{episode.id}", send_properties=False
         )
 
-    def write(self) -> None:
+    def write(self) -> bytes:
+        """Return the whole recording, as a file holds it."""
+        # Not Rerun's own file: after a write that failed, as on a full disk, its flush never returns.
+        encoded = self.stream.binary_stream()
+        try:
+            self.stream.send_blueprint(self.blueprint(), make_active=False, make_default=True)
+            self._log_all()
+            # Once: each read is a stream with a footer of its own.
+            return bytes(encoded.read() or b"")
+        finally:
+            self.stream.disconnect()
+
+    def _log_all(self) -> None:
         self.rr.set_log_time_enabled(False, recording=self.stream)
         self.rr.set_log_tick_enabled(False, recording=self.stream)
         self.stream.send_recording_name(self.episode.name)

@@ -108,6 +108,7 @@ class TestOutputThatCannotBeWritten:
             (("render", "images", "STORE", "--out", "out"), ".jpg"),
             (("render", "videos", "STORE", "--out", "out"), ".webm"),
             (("report", "STORE", "--out", "out"), "out/"),
+            (("export", "rerun", "STORE", "--out", "out.rrd"), "out.rrd"),
         ],
         ids=lambda words: " ".join(words[:2]) if isinstance(words, tuple) else words,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -328,3 +329,21 @@ def test_too_large(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not list(tmp_path.glob("*.html*"))
     with pytest.raises(NotFoundError, match="no episodes where"):
         run("export", "pack", source, "--out", tmp_path / "none", "--where", "keyframes > 99")
+
+
+def test_a_disk_that_is_full_at_the_page(source: Path, tmp_path: Path) -> None:
+    """The file is named by its own name, no page is left, and the small store is whole."""
+    from attnstore.render.export.pack.write import write_pack
+
+    run("pull", source, tmp_path / "small")
+    run("sql", tmp_path / "small", "select 1")  # its catalog is up to date
+    before, (soft, hard) = sorted(tmp_path.rglob("*")), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            write_pack(tmp_path / "small", tmp_path, Chosen(), 1 << 30, lambda asked: None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(tmp_path / "index.html")
+    assert sorted(tmp_path.rglob("*")) == before
+    run("verify", tmp_path / "small")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from attnstore.query.service import ServiceConfig, create_app
 from attnstore.store.errors import UsageError
 from attnstore.store.reader.episode import Episode
 
+from ...picture.image_file import complete, write_text
 from ...serving import PAGE
 from .answers import GZIP, Answers, collect, new_token, too_large
 from .page import licences, write_page
@@ -124,6 +124,8 @@ def write_pack(
     ------
     UsageError
         If the page gets larger, or the store has more episodes than the viewer lists.
+    OSError
+        If a file cannot be written, as on a full disk; no page is left then.
     """
     opened = open_for_reading(store)
     commits = opened.base_commits()
@@ -144,17 +146,13 @@ def write_pack(
         collect(application, token, groups(), answers, progress)
     finally:
         service.close()
-    partial = out / f".{INDEX}.{uuid.uuid4().hex[:8]}"
-    try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
+    with complete(out / INDEX) as temporary:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
             file.writelines(write_page(PAGE, answers, store.name, list_of(name)))
-        size = partial.stat().st_size
+        size = temporary.stat().st_size
         if size > most:
             raise UsageError(too_large(size, most))
-        partial.replace(out / INDEX)
-    finally:
-        partial.unlink(missing_ok=True)
-    (out / LICENCES).write_text(licences(PAGE))
+        write_text(out / LICENCES, licences(PAGE))
     return Packed(
         out / INDEX, size, len(answers.json) + len(answers.arrays) + len(answers.blobs)
     )  # fmt: skip
