@@ -13,7 +13,19 @@ from contextlib import contextmanager
 
 from .errors import AttnstoreError, EpisodeError, NotFoundError
 
-_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_MACHINE = _FULL | {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether there is no room for what is written: on the disk, in a quota, in a file.
+
+    Examples
+    --------
+    >>> is_full(OSError(errno.EDQUOT, "Disk quota exceeded")), is_full(OSError(errno.EIO, "I/O"))
+    (True, False)
+    """
+    return isinstance(error, OSError) and error.errno in _FULL
 
 
 def concerns_all(error: Exception) -> bool:

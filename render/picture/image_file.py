@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -13,14 +12,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from attnstore.store.boundary import is_full
 from attnstore.store.errors import EpisodeError, UsageError
 from attnstore.store.image import ImageError
 from attnstore.store.image import decode as decode_image
 
 FORMATS = ("jpg", "png", "webp")
 DEFAULT_QUALITY = 90
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""What only writing meets."""
 
 
 def encode(image: NDArray[np.uint8], format: str, quality: int = DEFAULT_QUALITY) -> bytes:
@@ -99,7 +97,7 @@ def complete(path: Path) -> Iterator[Path]:
         with suppress(FileNotFoundError):
             temporary.unlink()
         if isinstance(error, OSError) and (
-            (error.filename is None and error.errno in _FULL)
+            (error.filename is None and is_full(error))  # what only writing meets
             or str(error.filename) == str(temporary)
         ):
             # PyAV's own errors cannot be renamed.

@@ -8,7 +8,6 @@ by botocore. docs/decisions/027-stores-on-s3.md
 from __future__ import annotations
 
 import logging
-import os
 import re
 import time
 import uuid
@@ -32,6 +31,7 @@ from ..errors import (
 )
 from .downloads import first_line
 from .fetching import at_once
+from .refusals import elsewhere, endpoint, no_credentials, of_code, region, unreachable
 from .transport import shown
 
 T = TypeVar("T")
@@ -97,14 +97,11 @@ class Bucket:
         self._prefix = parts.path.strip("/")
         self._obstore = _module("obstore", self.url)
         session = _module("botocore.session", self.url).get_session()
-        self.endpoint = _endpoint(session)
+        self.endpoint = endpoint(session)
         self._session = session
         credentials = session.get_credentials()
         if credentials is None:
-            raise DeniedError(
-                f"{self.url}: no credentials were found; set AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-            )
+            raise no_credentials(self.url)
 
         def lend() -> dict[str, Any]:
             frozen = credentials.get_frozen_credentials()
@@ -120,7 +117,7 @@ class Bucket:
 
     def _open(self, retries: int, patience: timedelta) -> Any:
         config: dict[str, Any] = {
-            "region": self._region(),
+            "region": region(self._session),
             "conditional_put": "etag",
             "checksum_algorithm": "sha256",
         }
@@ -147,9 +144,6 @@ class Bucket:
                 },
             },
         )
-
-    def _region(self) -> str:
-        return self._session.get_config_variable("region") or "us-east-1"
 
     def check(self) -> None:
         """Find out, before anything is written, whether stores can be written here.
@@ -347,7 +341,7 @@ class Bucket:
             s3={"addressing_style": "path"} if self.endpoint else {},
         )  # fmt: skip
         return self._session.create_client(
-            "s3", region_name=self._region(), endpoint_url=self.endpoint, config=config
+            "s3", region_name=region(self._session), endpoint_url=self.endpoint, config=config
         )
 
     def _tried(self, path: str, request: Callable[[], T]) -> T:
@@ -367,16 +361,14 @@ class Bucket:
         """Say in one line why a request failed."""
         if isinstance(error, AttnstoreError):
             return error
-        text, where = str(error), self.endpoint or "AWS"
+        text = str(error)
         code = re.search(r"<Code>(\w+)</Code>|\((\w+)\) when calling", text)
         named = next((c for c in code.groups() if c), "") if code else ""
+        if found := of_code(named, self.url, self._session):
+            return found
         exceptions = self._obstore.exceptions
-        if named == "NoSuchBucket":
-            return NotFoundError(f"{self.url}: there is no bucket {self.name} at {where}")
         if isinstance(error, FileNotFoundError) or named == "NoSuchUpload":
             return NotFoundError(f"{self.url}/{path}: not found")
-        if named in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"):
-            return DeniedError(f"{self.url}: the credentials are not accepted by {where} ({named})")
         denied = exceptions.PermissionDeniedError, exceptions.UnauthenticatedError
         if isinstance(error, denied) or named == "AccessDenied":
             return DeniedError(
@@ -384,27 +376,13 @@ class Bucket:
                 f"below this path ({named or 'access denied'})"
             )
         if "redirect" in text.lower():
-            return AttnstoreError(
-                f"{self.url}: the bucket is in another region than {self._region()}; set AWS_REGION"
-            )
+            return elsewhere(self.url, self._session)
         if re.search(r"error sending request|[Cc]onnect|dns error|timed out", text):
             reason = "no answer in time" if "timed out" in text else "no connection"
-            return AttnstoreError(
-                f"{self.url}: {where} cannot be reached ({reason}); look at AWS_ENDPOINT_URL and at "
-                "the network"
-            )
+            return unreachable(self.url, self._session, reason)
         message = re.search(r"<Message>([^<]*)</Message>", text)
         said = f"{named}: {message[1]}" if message else first_line(error)
         return AttnstoreError(f"{self.url}/{path}: {said}")
-
-
-def _endpoint(session: Any) -> str | None:
-    """Address of the server; None is AWS. As botocore, and s3fs's own variable."""
-    for name in ("FSSPEC_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
-        if found := os.environ.get(name):
-            return found
-    found = session.get_scoped_config().get("endpoint_url")
-    return str(found) if found else None
 
 
 def _module(name: str, url: str) -> Any:

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
+from ..boundary import is_full
 from ..errors import (
     AttnstoreError,
     DeniedError,
@@ -17,6 +18,8 @@ from ..errors import (
 )
 
 T = TypeVar("T")
+Explain: TypeAlias = Callable[[Exception, bool], AttnstoreError | None]
+"""What a server's own errors mean, and whether it is asked for the last time; None: as everywhere."""
 PAUSES = (0.2, 1.0)
 """Seconds before a failed request is made again."""
 
@@ -43,7 +46,9 @@ def file_system(module: str, extra: str, protocol: str, url: str, **options: Any
     )
 
 
-def fetch_from(files: Any, name: str, target: Path, limit: int, said: str) -> None:
+def fetch_from(
+    files: Any, name: str, target: Path, limit: int, said: str, explain: Explain | None = None
+) -> None:
     """Fetch a file, as `Transport.fetch`.
 
     Parameters
@@ -59,10 +64,12 @@ def fetch_from(files: Any, name: str, target: Path, limit: int, said: str) -> No
     def once() -> None:
         files.get_file(name, str(target), callback=_bound(limit, said))
 
-    tried(once, said)
+    tried(once, said, explain)
 
 
-def range_from(files: Any, name: str, start: int, stop: int, said: str) -> bytes:
+def range_from(
+    files: Any, name: str, start: int, stop: int, said: str, explain: Explain | None = None
+) -> bytes:
     """Fetch a part of a file of an object store, as `Transport.fetch_range`."""
 
     def once() -> bytes:
@@ -71,23 +78,33 @@ def range_from(files: Any, name: str, start: int, stop: int, said: str) -> bytes
             raise IntegrityError(f"{said}: {len(data)} bytes came, {stop - start} were asked for")
         return data
 
-    return tried(once, said)
+    return tried(once, said, explain)
 
 
-def tried(request: Callable[[], T], said: str) -> T:
-    """Make a request, again if it fails for a reason that may pass; one-line errors."""
+def tried(request: Callable[[], T], said: str, explain: Explain | None = None) -> T:
+    """Make a request, again if it fails for a reason that may pass; one-line errors.
+
+    Raises
+    ------
+    OSError
+        If this machine has no room for what comes.
+    """
     for pause in (*PAUSES, None):
         try:
             return request()
         except AttnstoreError:
             raise
-        except FileNotFoundError:
-            raise NotFoundError(f"{said}: not found") from None
-        except PermissionError as error:
-            raise DeniedError(f"{said}: access denied ({first_line(error)})") from None
         # Each file system has errors of its own (aiohttp's, botocore's, Google's), with no common root.
         except Exception as error:
+            if is_full(error):
+                raise
+            if explain is not None and (told := explain(error, pause is None)) is not None:
+                raise told from None
             status = getattr(error, "status", None)
+            if isinstance(error, FileNotFoundError):
+                raise NotFoundError(f"{said}: not found") from None
+            if isinstance(error, PermissionError):
+                raise DeniedError(f"{said}: access denied ({first_line(error)})") from None
             if status == 403:
                 raise DeniedError(f"{said}: the server does not give this file (403)") from None
             if status == 401:

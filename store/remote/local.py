@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from ..boundary import is_full
 from ..commits import PULLED, open_regular
 from ..commits.part import resolve
 from ..errors import AttnstoreError, IntegrityError, NotFoundError, NotPulledError
@@ -34,6 +35,8 @@ class Directory:
                 raise NotPulledError(f"{self.url}/{path} was not pulled there") from None
             raise NotFoundError(f"{self.url}/{path}: not found") from None
         except OSError as error:
+            if is_full(error):
+                raise  # where it is copied to, not here
             raise AttnstoreError(f"{self.url}/{path}: {error.strerror or error}") from None
 
     def fetch_range(self, path: str, start: int, stop: int, size: int) -> None:

@@ -245,9 +245,12 @@ def open_mirror(url: str) -> MirrorPaths:
         marker.replace(root / MARKER)
         check_marker(root)
     except NotFoundError as error:
-        if "web page" in str(error):
+        _, missing, where = str(error).partition(f"{MARKER}: not found")
+        if not missing:
             raise
-        raise NotFoundError(f"{shown(url)} is not an attnstore store: it has no {MARKER}") from None
+        raise NotFoundError(
+            f"{shown(url)} is not an attnstore store: it has no {MARKER}{where}"
+        ) from None
     except IntegrityError as error:
         raise type(error)(f"{shown(url)}: {error}") from None
     finally:

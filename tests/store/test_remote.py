@@ -33,6 +33,7 @@ from attnstore.store.commits import StorePaths, all_commits, read_json, remove_p
 from attnstore.store.commits.entry import sealed
 from attnstore.store.errors import (
     AttnstoreError,
+    DeniedError,
     IntegrityError,
     MissingExtraError,
     NotFoundError,
@@ -94,11 +95,16 @@ def entry_of(paths: StorePaths, name: str) -> Path:
     return file
 
 
-def upload(root: Path, url: str) -> None:
+def make_bucket(name: str) -> Any:
     import s3fs
 
     files = s3fs.S3FileSystem(skip_instance_cache=True)
-    files.mkdirs(url.removeprefix("s3://").split("/")[0], exist_ok=True)
+    files.mkdirs(name, exist_ok=True)
+    return files
+
+
+def upload(root: Path, url: str) -> None:
+    files = make_bucket(url.removeprefix("s3://").split("/")[0])
     files.put(f"{root}/", url + "/", recursive=True)
 
 
@@ -166,6 +172,78 @@ def test_s3_gives_the_answers_of_the_path(paths: StorePaths, s3: tuple[str, Path
     assert_same_answers(attnstore.open(paths.root), attnstore.open(url))
     found = attnstore.open(url).sql("SELECT name, revision FROM episodes ORDER BY ALL").fetchall()
     assert found == [("new", 1), ("success/d/e0", 1), ("success/d/e1", 2), ("success/d/e2", 1)]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "url", "kind", "says"),
+    [
+        ("http://127.0.0.1:9", "s3://first/x", AttnstoreError,
+         "s3://first/x: http://127.0.0.1:9 cannot be reached (no connection); look at AWS_ENDPOINT_URL"),
+        ("127.0.0.1:9", "s3://first/x", UsageError,
+         "AWS_ENDPOINT_URL begins with http:// or https://; got '127.0.0.1:9'"),
+        ("https", "s3://first/x", AttnstoreError, "cannot be reached (it speaks no TLS, or its"),
+        ("S3", "s3://nowhere/x", NotFoundError, "s3://nowhere/x: there is no bucket nowhere at http://127"),
+        ("S3", "s3://first/x", NotFoundError,
+         "s3://first/x is not an attnstore store: it has no attnstore.json at http://127"),
+        ("AccessDenied", "s3://first/x", DeniedError, "s3://first/x/attnstore.json: access denied"),
+        ("SignatureDoesNotMatch", "s3://first/x", DeniedError,
+         "the credentials are not accepted by http://127"),
+        ("AuthorizationHeaderMalformed", "s3://first/x", AttnstoreError,
+         "the bucket is in another region than us-east-1; set AWS_REGION"),
+        ("no profile", "s3://first/x", UsageError,
+         "AWS_PROFILE is a profile of AWS's configuration file; got 'nobody'"),
+        ("no credentials", "s3://first/x", DeniedError,
+         "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; "
+         "or for a public bucket FSSPEC_S3_ANON=true"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 20 else "",
+)  # fmt: skip
+def test_what_s3_refuses_is_said(
+    s3: tuple[str, Path], endpoint: str, url: str, kind: type[AttnstoreError], says: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        """Answers every request with the error whose code is `endpoint`."""
+
+        def do_GET(self) -> None:
+            body = (
+                f"<?xml version='1.0'?><Error><Code>{endpoint}</Code><Message>no</Message></Error>"
+            )
+            self.send_response(403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    _transport.cache_clear()
+    if endpoint == "S3":
+        make_bucket("first")
+    elif endpoint == "https":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", s3[0].replace("http:", "https:"))
+    elif endpoint == "no profile":
+        monkeypatch.setenv("AWS_PROFILE", "nobody")
+    elif endpoint == "no credentials":
+        for name in S3_CREDENTIALS:
+            monkeypatch.delenv(name)
+    elif "127" in endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        if endpoint.isalpha() and endpoint not in ("S3", "https"):
+            monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{httpd.server_port}")
+        try:
+            with pytest.raises(kind, match=re.escape(says)) as raised:
+                attnstore.open(url)
+        finally:
+            httpd.shutdown()
+    assert type(raised.value) is kind
+    assert "\n" not in str(raised.value)
 
 
 def test_file_urls_are_paths(paths: StorePaths, cache: Path) -> None:
