@@ -6,6 +6,7 @@ import os
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..commits import MARKER
 from ..errors import AttnstoreError, DeniedError, NotFoundError, UsageError
 
 _UNACCEPTED = {
@@ -95,7 +96,8 @@ def of_reading(
         found := of_code(str(answer.get("Error", {}).get("Code")), url, session)
     ):
         return found
-    if isinstance(error, FileNotFoundError) and (where := endpoint(session)):
+    # Without the marker it is perhaps another server than was meant; what lacks later is damage.
+    if isinstance(error, FileNotFoundError) and path == MARKER and (where := endpoint(session)):
         return NotFoundError(f"{url}/{path}: not found at {where}")
     if "ProfileNotFound" in names:
         profile = getattr(told, "kwargs", {}).get("profile", "")

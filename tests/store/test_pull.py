@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -36,7 +38,8 @@ from attnstore.store.errors import (
 )
 from attnstore.store.format.version import FORMAT_MAJOR, FORMAT_MINOR
 from attnstore.store.opening import create_store, open_store
-from attnstore.store.remote.pull import plan_pull
+from attnstore.store.remote.mirror import transport_for
+from attnstore.store.remote.pull import plan_pull, pull
 from attnstore.store.remote.pulled import PulledPaths
 from attnstore.store.remote.tiers import TIERS, Tier, includes, tier_of
 
@@ -360,6 +363,26 @@ def test_kill_9_and_resume(paths: StorePaths, server: FileServer, copy: Path) ->
     run("pull", server.url, copy, "--tier", "full")
     assert len([r for r in server.take() if r.startswith("/data/")]) < total
     assert held(copy) == expected(paths, "full")
+    assert list(verify(open_store(copy))) == []
+
+
+def test_a_full_disk_is_the_copys(paths: StorePaths, copy: Path) -> None:
+    """The source's file is not what has no room; with room again, the same command ends it."""
+    transport = transport_for(paths)
+    plan = plan_pull(paths, copy, "maps")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        failed = pull(plan, transport, "here", lambda size, commit: None).failed
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(failed) == 3
+    for said in failed:
+        assert re.search(
+            rf"{re.escape(str(copy))}/data/\S+ cannot be written: File too large", said
+        )
+        assert str(paths.root) not in said
+    run("pull", paths.root, copy)
     assert list(verify(open_store(copy))) == []
 
 
