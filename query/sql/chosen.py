@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from attnstore.store.catalog.rows import quoted
 from attnstore.store.episode_names import names_episode
 from attnstore.store.errors import NotFoundError, UsageError
 
 from .run import sql_errors
-from .store import Store
+
+if TYPE_CHECKING:
+    from .store import Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakSet
@@ -26,6 +26,10 @@ from .episodes import Episodes
 
 if TYPE_CHECKING:
     import duckdb
+    import xarray as xr
+
+    from attnstore.store.reader.episode import Steps
+    from attnstore.store.reader.reads import Reduction
 
     from .relation import Relation
 
@@ -215,6 +219,83 @@ class Store:
         The episode as it was then.
         """
         return Episode(Part(self.paths, commit, engine=self._engine))
+
+    def dataset(
+        self,
+        *,
+        phase: str,
+        maps: str | None = None,
+        query: str | None = None,
+        key: str | None = None,
+        reduce: Reduction = "mean",
+        step: Steps = None,
+        episodes: Sequence[str] = (),
+        where: str | None = None,
+        run: str | None = None,
+        limit: int | None = None,
+    ) -> xr.Dataset:
+        """Return many episodes as one lazy dataset over dask, for reductions of one's own.
+
+        Nothing is read before something is computed; then each chunk, a whole shard (a keyframe of
+        attention, up to 32 of maps), is read by whichever thread or worker of a Dask cluster needs it.
+        Episodes lie behind one another along ``keyframe``. Tokens are aligned by the names of their
+        spans, each span as long as its longest; what an episode lacks is NaN.
+
+        Parameters
+        ----------
+        phase
+            ``prefix``, ``suffix``, ...
+        maps
+            Camera whose maps are wanted; None is the full attention.
+        query
+            Of maps, the query group that they are of, by default the phase's own; it may be a word,
+            which is each episode's own tokens. Of attention, the tokens to keep: a group that is named alike in
+            all episodes, such as ``task``.
+        key
+            Tokens to keep of attention, as `query`.
+        reduce
+            Of maps: ``mean`` or ``max`` over the query tokens.
+        step
+            Of maps, as for `Episode.maps`: a number, ``first``, ``last``, ``all``; None is the one that
+            stands for the phase.
+        episodes, where, run, limit
+            Which episodes: names, an SQL condition on table ``episodes``, a run's, the first so many; by
+            default all of the store.
+
+        Returns
+        -------
+        Dataset of ``attention`` (keyframe, [step], layer, head, query, key) or ``map`` (keyframe, [step],
+        layer, head, row, col), float32 weights, 0..1. Coordinates along ``keyframe``: ``episode``, ``run``,
+        ``outcome``, ``number`` (of the keyframe in its episode) and ``frame``; of attention also
+        ``query_label``, ``query_span``, ``key_label``, ``key_span``, where words that differ between episodes
+        are numbered; of maps ``coverage`` (row, col), which lies along ``keyframe``, too, if the cameras'
+        images are not all of one size.
+
+        Raises
+        ------
+        MissingExtraError
+            If dask is not installed.
+        SelectionError
+            If a name matches nothing, or the episodes' shapes differ, as those of two policies do.
+        UsageError
+            If something is asked of attention that maps have, or the other way round.
+        """
+        from attnstore.store.reader.dataset import attention_dataset, map_dataset
+
+        from .chosen import choose
+
+        if maps is None and (step is not None or reduce != "mean"):
+            raise UsageError("reduce and step are of maps: name a camera with maps=")
+        if maps is not None and key is not None:
+            raise UsageError("the keys of maps are a camera's patches: give maps= or key=")
+        chosen = [
+            self.episode(name, run=each.run)
+            for each in choose(self, run, where, tuple(episodes), limit)
+            for name in each.episodes
+        ]
+        if maps is None:
+            return attention_dataset(chosen, phase, query, key)
+        return map_dataset(chosen, phase, maps, query, reduce, step)
 
     def sql(self, query: str) -> Relation:
         """Ask the catalog and the tables in SQL; it is brought up to date first.
