@@ -34,7 +34,7 @@ class Problem:
 
 
 def verify(
-    paths: StorePaths, run: str | None = None, episode: str | None = None
+    paths: StorePaths, run: str | None = None, episode: str | None = None, *, quick: bool = False
 ) -> Iterator[Problem]:
     """Check the log, the latest commit of every part, file by file, and the runs.
 
@@ -46,6 +46,9 @@ def verify(
         Only this run.
     episode
         Only this episode: its id, or the dataset's own name.
+    quick
+        Read the log and no data: of files, whether they are there, of the committed size. Changed bytes
+        are not seen.
 
     Raises
     ------
@@ -81,7 +84,7 @@ def verify(
             continue
         found = True
         runs.add(key[0])
-        yield from _part(paths, commit)
+        yield from _part(paths, commit, quick)
     if not found and not every:
         wanted = " ".join(f"{k} {v!r}" for k, v in (("run", run), ("episode", episode)) if v)
         raise NotFoundError(f"{paths.root}: nothing is committed for {wanted}")
@@ -98,11 +101,11 @@ def _unreadable(paths: StorePaths, key: Key, revision: Revision, reason: str) ->
     return Problem(*key, _file(paths, revision.number), reason)
 
 
-def _part(paths: StorePaths, commit: Commit) -> Iterator[Problem]:
+def _part(paths: StorePaths, commit: Commit, quick: bool) -> Iterator[Problem]:
     name = str(commit.summary.get("name", commit.episode))
     part = Part(paths, commit)
     directory = part.path.relative_to(paths.root).as_posix()
-    for file, reason in part.problems():
+    for file, reason in part.problems(quick=quick):
         yield Problem(commit.run, name, commit.part, f"{directory}/{file}", reason)
 
 

@@ -61,6 +61,20 @@ def replace_by_directory(file: Path) -> None:
 
 def test_a_sound_store_has_no_problems(paths: StorePaths) -> None:
     assert list(verify(paths)) == []
+    assert list(verify(paths, quick=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "seen"),
+    [(truncate, True), (Path.unlink, True), (replace_by_directory, True), (flip, False)],
+)
+def test_a_quick_look_sees_what_is_there_and_no_bytes(
+    paths: StorePaths, damage: Callable[[Path], None], seen: bool
+) -> None:
+    commit = next(all_commits(paths))
+    damage(commit.directory(paths) / "head_stats.parquet")
+    assert [Path(p.file).name for p in verify(paths, quick=True)] == ["head_stats.parquet"] * seen
+    assert len(list(verify(paths))) == 1
 
 
 @pytest.mark.parametrize(
