@@ -2,17 +2,126 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import click
 
-from attnstore.store.errors import PartialError
+from attnstore.store.errors import PartialError, UsageError
 
-from .options import StoreGroup, StoreName, json_option, on_this_machine, store_to_write
+from .options import (
+    StoreCommand,
+    StoreGroup,
+    StoreName,
+    json_option,
+    on_this_machine,
+    store_to_write,
+)
 from .output import print_json
+
+if TYPE_CHECKING:
+    from attnstore.ingest.datasets.base import VideoFrames
+    from attnstore.ingest.recording.lerobot import EvalRecorder
 
 
 @click.group(cls=StoreGroup)
 def record() -> None:
-    """Recordings of policies that drive; they are made in Python, by `attnstore.record`."""
+    """Record policies that drive: here those of `lerobot-eval`, in Python any by `attnstore.record`."""
+
+
+class _EvalCommand(StoreCommand):
+    """A command whose arguments behind STORE are another program's."""
+
+    def expected_arguments(self, options: dict[str, Any], given: Sequence[str]) -> int:
+        """One: STORE."""
+        return 1
+
+
+@record.command("lerobot-eval", cls=_EvalCommand)
+@store_to_write
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="-- ARGUMENTS")
+@click.option(
+    "--mode",
+    type=click.Choice(["live", "replay"]),
+    default="live",
+    show_default=True,
+    help="live captures while it drives, replay keeps what `attnstore ingest recording` captures from.",
+)
+@click.option("--name", default="lerobot-eval", show_default=True, help="Name of the recording.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float16", "log8"]),
+    default="float16",
+    show_default=True,
+    help="Stored precision of a live run.",
+)
+@click.option("--vision", is_flag=True, help="Also the attention inside the image encoder.")
+@click.option("--token-stats", is_flag=True, help="Also every token's norm and cosines.")
+@click.option(
+    "--pictures",
+    type=click.Choice(["jpeg", "png"]),
+    default="jpeg",
+    show_default=True,
+    help="How camera images are kept; png exactly, so that `attnstore probe` does the same again.",
+)
+@json_option
+def lerobot_eval(
+    store: StoreName,
+    arguments: tuple[str, ...],
+    mode: str,
+    name: str,
+    precision: str,
+    vision: bool,
+    token_stats: bool,
+    pictures: VideoFrames,
+    as_json: bool,
+) -> None:
+    """Run LeRobot's own lerobot-eval, and record its policy.
+
+    ARGUMENTS, behind two dashes, are lerobot-eval's: it does with them what it does alone, from the same
+    random numbers. Every chunk that the policy is asked for is a keyframe, every episode has the outcome and
+    the reward that lerobot-eval counts, failures as well as successes.
+
+    Examples
+    --------
+    attnstore record lerobot-eval lab.attn -- --policy.path=lerobot/act_aloha_sim_transfer_cube_human --env.type=aloha
+    attnstore record lerobot-eval lab.attn --mode replay -- --policy.path=DIR --env.type=pusht --eval.n_episodes=50
+    """
+    from attnstore.ingest.policies.base import Watch
+    from attnstore.ingest.recording.lerobot import EvalRecorder
+
+    local = on_this_machine(store)
+    settings = {
+        "mode": mode, "name": name, "precision": precision, "pictures": pictures,
+        "watch": Watch(vision, token_stats),
+    }  # fmt: skip
+    recording = EvalRecorder(local, settings)
+    run_lerobot_eval(recording, arguments)
+    recorder = recording.recorder
+    if recorder is None:
+        raise UsageError("lerobot-eval ran no rollout, so nothing was recorded")
+    lost = [o for o in recorder.outcomes if o.status not in ("committed", "present")]
+    said = {
+        "event": "recorded", "episodes": len(recording.ended), "mode": mode,
+        "successes": recording.ended.count("success"), "failures": recording.ended.count("failure"),
+        "committed": len(recorder.outcomes) - len(lost), "faults": dict(recorder.faults),
+    }  # fmt: skip
+    if as_json:
+        print_json([said])
+    else:
+        click.echo(
+            f"{said['episodes']} episodes recorded in {recorder.directory}: {said['successes']} successes, "
+            f"{said['failures']} failures"
+        )
+        if mode == "replay":
+            click.echo(
+                f"attnstore ingest recording {local} --policy lerobot --checkpoint "
+                f"{recording.checkpoint} captures from it"
+            )
+    if lost:
+        lines = "".join(f"\n  {o.name}: {o.reason}" for o in lost)
+        raise PartialError(f"{len(lost)} of {len(recorder.outcomes)} are not in the store:{lines}")
 
 
 @record.command()
@@ -50,3 +159,31 @@ def recover(store: StoreName, as_json: bool) -> None:
             click.echo("every episode was ended")
     if bad := [each["file"] for each in done if each["status"] == "unreadable"]:
         raise PartialError(f"{len(bad)} files are no journals that can be read: {', '.join(bad)}")
+
+
+def run_lerobot_eval(recording: EvalRecorder, arguments: Sequence[str]) -> None:
+    """Run ``lerobot-eval`` as its own command does, recorded.
+
+    Raises
+    ------
+    MissingExtraError
+        If LeRobot is not installed.
+    UsageError
+        If lerobot-eval does not take its arguments.
+    """
+    from attnstore.ingest.optional import require
+
+    module = require("lerobot.scripts.lerobot_eval", "lerobot", "record lerobot-eval")
+    before = sys.argv
+    sys.argv = ["lerobot-eval", *arguments]
+    try:
+        with recording.around(module):
+            module.main()
+    except SystemExit as stop:
+        if stop.code not in (None, 0):
+            raise UsageError(
+                "lerobot-eval does not take its arguments; what is behind -- is its own: "
+                f"{' '.join(arguments) or 'nothing was given'}"
+            ) from None
+    finally:
+        sys.argv = before

@@ -253,3 +253,21 @@ def _noisy(observer: Observer, position: int, module: Any, args: Any, kwargs: An
     values = args[position] if len(args) > position else kwargs.get("noise")
     if values is not None:
         observer.noisy_actions(values.detach())
+
+
+@contextmanager
+def instead(owner: Any, name: str, call: Callable[..., Any]) -> Iterator[None]:
+    """Have a function of one object, or of a module, go through `call`, which gets the original first."""
+    before, original = vars(owner).get(name), getattr(owner, name)
+
+    def through(*args: Any, **kwargs: Any) -> Any:
+        return call(original, *args, **kwargs)
+
+    setattr(owner, name, through)
+    try:
+        yield
+    finally:
+        if before is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)

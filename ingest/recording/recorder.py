@@ -335,6 +335,27 @@ class Recorder:
         finally:
             self._leave(token)
 
+    @property
+    def inside(self) -> bool:
+        """Whether this thread is in an episode, or has said whose the rows of its batches are."""
+        return self._rows.get() is not None
+
+    def saw(self, batch: Batch, observations: Sequence[Observation]) -> None:
+        """Say of which observations a batch is that something else than the policy's `prepare` made."""
+        key = id(batch)
+
+        def forget(_: weakref.ref[Batch], key: int = key) -> None:
+            self._prepared.pop(key, None)
+
+        self._prepared[key] = weakref.ref(batch, forget), tuple(observations)
+
+    def missed(self, error: Exception) -> None:
+        """Count a call of this thread's episodes that could not be made a batch of."""
+        for episode in self._rows.get() or ():
+            if episode is not None and not episode.ended:
+                episode._number()
+                self._lost(episode, told(error))
+
     def flush(self) -> None:
         """Wait until every call so far is written, and every ended episode committed."""
         if self._outbox is not None:
@@ -364,12 +385,7 @@ class Recorder:
     def _preparing(self, observations: Sequence[Observation]) -> Batch:
         batch = self._prepare(observations)
         try:
-            key = id(batch)
-
-            def forget(_: weakref.ref[Batch], key: int = key) -> None:
-                self._prepared.pop(key, None)
-
-            self._prepared[key] = weakref.ref(batch, forget), tuple(observations)
+            self.saw(batch, observations)
         except Exception as error:
             self._fault(f"a batch: {told(error)}")
         return batch

@@ -27,6 +27,8 @@ from ..fingerprint import digest_directory, digest_parameters
 from ..hooks import HookedPolicy
 from .loading import STATE, LeRobotCheckpoint, check_statistics
 
+RTC = "rtc"
+"""Among a recorded call's keywords: settings of real-time chunking."""
 TOKENS, TOKENS_MASK = "observation.language.tokens", "observation.language.attention_mask"
 
 
@@ -47,6 +49,8 @@ class LeRobotPolicy(HookedPolicy):
         Image feature per camera, where they are not called alike.
     digest_with
         What else than the checkpoint changes the numbers.
+    directory
+        Checkpoint that a policy in memory has the weights of; its digest is then the policy's.
     """
 
     family: ClassVar[str]
@@ -64,7 +68,9 @@ class LeRobotPolicy(HookedPolicy):
         checkpoint: str,
         cameras: Mapping[str, str] | None = None,
         digest_with: Mapping[str, str] | None = None,
+        directory: Path | None = None,
     ) -> None:
+        self._directory = source.directory if isinstance(source, LeRobotCheckpoint) else directory
         self.config, self.preprocessor, self._source = config, preprocessor, source
         self.checkpoint, self._cameras = checkpoint, dict(cameras or {})
         self._digest_with = dict(digest_with or {})
@@ -114,8 +120,8 @@ class LeRobotPolicy(HookedPolicy):
 
         Options that change the numbers are part of it.
         """
-        if isinstance(self._source, LeRobotCheckpoint):
-            digest = digest_directory(self._source.directory)
+        if self._directory is not None:
+            digest = digest_directory(self._directory)
         else:
             digest = digest_parameters(self.policy)
         if not self._digest_with:
@@ -155,25 +161,92 @@ class LeRobotPolicy(HookedPolicy):
                 f"{self.checkpoint}: LeRobot's preprocessor cannot take the observation "
                 f"({one_line(error)})"
             ) from error
-        kept = {k: v for k, v in inputs.items() if isinstance(v, torch.Tensor)}
+        noise = None
+        if self.noisy:
+            noise = torch.stack([self._noise(o.seed) for o in observations]).to(self.device)
+        return self.batch(inputs, observations, noise)
+
+    def batch(
+        self,
+        inputs: Mapping[str, Any],
+        observations: Sequence[Observation],
+        noise: Any = None,
+        keywords: Mapping[str, Any] | None = None,
+    ) -> Batch:
+        """Read the layout off what the preprocessor made of observations.
+
+        Parameters
+        ----------
+        inputs
+            The preprocessor's output.
+        noise
+            Initial noise, (batch, horizon, padded), of a policy that has any.
+        keywords
+            What else ``predict_action_chunk`` is given: RTC's leftovers; see `driven_keywords`.
+
+        Raises
+        ------
+        ObservationError
+            If an image has no feature.
+        """
+        import torch
+
+        features = self.features(tuple(observations[0].images))
+        kept: dict[str, Any] = {k: v for k, v in inputs.items() if isinstance(v, torch.Tensor)}
         seen = [f for f in self.config.image_features if f in kept]
         cameras = [next((c for c, f in features.items() if f == s), s) for s in seen]
         samples = tuple(
             self.sample(kept, row, {c: o.images[c].shape[:2] for c in cameras})
             for row, o in enumerate(observations)
         )
-        if self.noisy:
-            noise = torch.stack([self._noise(o.seed) for o in observations])
-            kept["noise"] = noise.to(self.device)
+        if noise is not None:
+            kept["noise"] = noise
+        if keywords:
+            kept["keywords"] = dict(keywords)
         return Batch(kept, samples, self.encoded(cameras, len(observations)))
+
+    def observations(self, raw: Mapping[str, Any], tasks: Sequence[str]) -> list[Observation]:
+        """Return what the preprocessor was given as observations, one a task: for looking at.
+
+        Parameters
+        ----------
+        raw
+            LeRobot's observation before the preprocessor: images (batch, channel, height, width), 0..1 or
+            bytes, with or without the first dimension.
+        tasks
+            Instruction of every row.
+        """
+        found = {}
+        for feature in self.config.image_features:
+            name = self._before_rename(feature)
+            if name in raw:
+                found[camera_name(name)] = _to_pixels(raw[name])
+        state = raw.get(self._before_rename(STATE))
+        rows = np.zeros((len(tasks), 0), np.float32)
+        if state is not None:
+            rows = state.detach().float().cpu().numpy().reshape(len(tasks), -1)
+        return [
+            Observation({c: images[row] for c, images in found.items()}, task, rows[row], 0)
+            for row, task in enumerate(tasks)
+        ]
+
+    def draw_noise(self, rows: int) -> Any:
+        """Draw initial noise as the policy does by itself, from the same generator; None if it has none."""
+        if not self.noisy:
+            return None
+        shape = (rows, self.horizon, int(self.config.max_action_dim))
+        return self.model.sample_noise(shape, self.device)
 
     def act(self, batch: Batch) -> Any:
         """Predict an action chunk for every observation, as LeRobot does."""
+        given = dict(batch.inputs)
+        keywords: dict[str, Any] = dict(given.pop("keywords", {}))
         # A copy: smolvla's decoding of ALOHA states works in place.
-        inputs = {key: value.clone() for key, value in batch.inputs.items()}
+        inputs = {key: value.clone() for key, value in given.items()}
         if "noise" in inputs:
-            return self.policy.predict_action_chunk(inputs, noise=inputs.pop("noise"))
-        return self.policy.predict_action_chunk(inputs)
+            keywords["noise"] = inputs.pop("noise")
+        with chunking(self.policy, keywords.pop(RTC, None)):
+            return self.policy.predict_action_chunk(inputs, **keywords)
 
     @contextmanager
     def instrument(self, observer: Observer) -> Iterator[None]:
@@ -318,6 +391,55 @@ def _to_tensor(image: Any) -> Any:
 
     # As LeRobot's datasets give it: (channel, height, width), 0..1.
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+def _to_pixels(images: Any) -> Any:
+    """Make bytes, (batch, height, width, channel), of what a preprocessor gets."""
+    import torch
+
+    values = images.detach()
+    values = values[None] if values.ndim == 3 else values
+    if values.is_floating_point():
+        values = (values * 255).round().clamp(0, 255).to(torch.uint8)
+    return values.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def driven_keywords(policy: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``predict_action_chunk`` was given beside observation and noise, to give it again.
+
+    Where real-time chunking guides the chunk, its settings are the policy's and not the call's: they are kept
+    with it, since a checkpoint has none.
+    """
+    kept = {k: v for k, v in keywords.items() if v is not None and k != "noise"}
+    config = getattr(policy.config, "rtc_config", None)
+    if kept and config is not None and config.enabled:
+        kept[RTC] = {
+            "prefix_attention_schedule": str(config.prefix_attention_schedule.value),
+            "max_guidance_weight": float(config.max_guidance_weight),
+            "execution_horizon": int(config.execution_horizon),
+        }
+    return kept
+
+
+@contextmanager
+def chunking(policy: Any, said: Mapping[str, Any] | None) -> Iterator[None]:
+    """Have a policy chunk in real time with these settings; None leaves it as it is."""
+    if said is None:
+        yield
+        return
+    from lerobot.configs import RTCAttentionSchedule
+    from lerobot.policies.rtc.configuration_rtc import RTCConfig
+
+    before = policy.config.rtc_config
+    schedule = RTCAttentionSchedule(said["prefix_attention_schedule"])
+    policy.config.rtc_config = RTCConfig(**{**said, "prefix_attention_schedule": schedule})
+    try:
+        policy.init_rtc_processor()
+        yield
+    finally:
+        policy.config.rtc_config = before
+        policy.init_rtc_processor()
+        policy.model.rtc_processor = policy.rtc_processor
 
 
 def directory_name(checkpoint: str) -> str:

@@ -5,6 +5,7 @@ LeRobot loads the checkpoint and prepares the observation; attnstore only looks 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ def adapt_lerobot(
     *,
     checkpoint: str = "in memory",
     cameras: Mapping[str, str] | None = None,
+    directory: Path | None = None,
 ) -> LeRobotPolicy:
     """Adapt a LeRobot policy that is loaded already, compiled or not.
 
@@ -119,6 +121,9 @@ def adapt_lerobot(
         What the run calls it.
     cameras
         Image feature per camera, where they are not called alike.
+    directory
+        Checkpoint that its weights are those of: it is then the same policy as `load_lerobot` gives, with
+        the option ``steps`` if it denoises in another number of steps than the checkpoint says.
 
     Raises
     ------
@@ -128,9 +133,25 @@ def adapt_lerobot(
     kind = str(policy.config.type)
     if kind not in FAMILIES:
         raise PolicyError(f"policies of type {kind!r} are not supported; {', '.join(FAMILIES)} are")
+    steps = None if directory is None else _other_steps(policy.config, directory)
     return FAMILIES[kind](
-        policy.config, preprocessor, policy, checkpoint=checkpoint, cameras=cameras
+        policy.config,
+        preprocessor,
+        policy,
+        checkpoint=checkpoint,
+        cameras=cameras,
+        digest_with=None if steps is None else {"steps": str(steps)},
+        directory=directory,
     )
+
+
+def _other_steps(config: Any, directory: Path) -> int | None:
+    """Denoising steps of a configuration, if they are not those of the checkpoint's."""
+    said = json.loads((directory / "config.json").read_bytes())
+    for name in ("num_inference_steps", "num_steps"):
+        if name in said and hasattr(config, name) and getattr(config, name) != said[name]:
+            return int(getattr(config, name))
+    return None
 
 
 def parse_cameras(text: str | None) -> dict[str, str]:

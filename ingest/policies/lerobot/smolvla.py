@@ -24,7 +24,7 @@ from attnstore.store.format.tokens import TASK, TEMPLATE, Axis, Span, TokenLayou
 from ..base import EncoderShape, Observer, PhaseShape, Sample
 from ..blocking import Blocked, Samples, by_layer, check_left, forbidden, place_of
 from ..checkpoint import unwrap
-from ..hooks import Watched
+from ..hooks import Watched, instead
 from ..vision import pair, vision_shape
 from .base import TOKENS, LeRobotPolicy
 
@@ -61,8 +61,8 @@ class LeRobotSmolVla(LeRobotPolicy):
         with super().instrument(observer), ExitStack() as stack:
             calls = _Calls(observer, self.horizon)
             core = self._core
-            stack.enter_context(_instead(core, "forward", calls.forward))
-            stack.enter_context(_instead(core, "eager_attention_forward", calls.attention))
+            stack.enter_context(instead(core, "forward", calls.forward))
+            stack.enter_context(instead(core, "eager_attention_forward", calls.attention))
             yield
 
     @contextmanager
@@ -74,8 +74,8 @@ class LeRobotSmolVla(LeRobotPolicy):
         layers = {(phase, n) for phase, shape in self.phases.items() for n in range(shape.layers)}
         with ExitStack() as stack:
             turns = _Blocking(by_layer(blocked, layers))
-            stack.enter_context(_instead(self._core, "forward", turns.forward))
-            stack.enter_context(_instead(self._core, "eager_attention_forward", turns.attention))
+            stack.enter_context(instead(self._core, "forward", turns.forward))
+            stack.enter_context(instead(self._core, "eager_attention_forward", turns.attention))
             yield
 
     def check_hidden(self) -> None:
@@ -259,25 +259,6 @@ class _Calls(_Turns):
         self._observer.attention(self._phase, self._layer, weights.detach())
         self._layer += 1
         return output
-
-
-@contextmanager
-def _instead(module: Any, name: str, call: Callable[..., Any]) -> Iterator[None]:
-    """Have a method of one instance go through `call`, which gets the original first."""
-    original = getattr(module, name)
-    before = vars(module).get(name)
-
-    def through(*args: Any, **kwargs: Any) -> Any:
-        return call(original, *args, **kwargs)
-
-    setattr(module, name, through)
-    try:
-        yield
-    finally:
-        if before is None:
-            delattr(module, name)
-        else:
-            setattr(module, name, before)
 
 
 @contextmanager
