@@ -106,7 +106,7 @@ class EpisodeCapture:
                 check_axes(record, layout, shape)
                 exact = compact(record.weights[row], layout)
                 weights = self._widened(record.phase, exact)
-                reduction = reduce(weights, layout.query, shape.query_groups)
+                reduction = reduce(weights, layout.query, self._spec.phases[path].query_groups)
                 check_rows(record, *reduction.row_sum, keyframe)
                 rows[i].append(reduction.row_sum)
                 reductions[i][path].add(record.layer, record.step, reduction)

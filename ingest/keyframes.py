@@ -10,7 +10,7 @@ from attnstore.store.errors import EpisodeError
 from attnstore.store.format.axes import split_path
 from attnstore.store.format.episode import EpisodeSpec, PhaseSpec
 from attnstore.store.format.geometry import Geometry
-from attnstore.store.format.tokens import AlignedAxis, TokenLayout
+from attnstore.store.format.tokens import AlignedAxis, Axis, TokenLayout
 from attnstore.store.json_text import json_value
 
 from .datasets.base import EpisodeInfo, Frame
@@ -57,6 +57,15 @@ def observation(frame: Frame, info: EpisodeInfo, seed: int) -> Observation:
     )
 
 
+def _query_groups(asked: Sequence[str], queries: Sequence[Axis]) -> tuple[str, ...]:
+    """Return the asked groups that any keyframe has; of a policy that is given no words, what it has."""
+
+    def there(groups: Sequence[str]) -> tuple[str, ...]:
+        return tuple(group for group in groups if any(query.group(group) for query in queries))
+
+    return there(asked) or there(("text", "state", "image"))[:1] or tuple(asked)
+
+
 def describe_episode(
     info: EpisodeInfo,
     frames: Iterator[Frame],
@@ -94,7 +103,7 @@ def describe_episode(
             shape.steps,
             AlignedAxis.over([x.query for x in layouts[path]]),
             AlignedAxis.over([x.key for x in layouts[path]]),
-            shape.query_groups,
+            _query_groups(shape.query_groups, [x.query for x in layouts[path]]),
             camera=split_path(path)[1],
             causal=shape.causal,
         )

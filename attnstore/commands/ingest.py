@@ -29,7 +29,7 @@ from .options import (
     store_to_write,
     workers_options,
 )
-from .output import console, print_json, size_text
+from .output import console, print_json, say, size_text
 from .progress import (
     check_plan,
     conclude,
@@ -40,6 +40,7 @@ from .progress import (
 
 if TYPE_CHECKING:
     from attnstore.ingest.datasets.base import Dataset, VideoFrames
+    from attnstore.ingest.datasets.lerobot.dataset import LeRobotDataset
     from attnstore.ingest.plan import Plan
     from attnstore.ingest.policies.base import Policy
     from attnstore.ingest.policies.registry import PolicySpec
@@ -312,6 +313,12 @@ def droid(
     show_default=True,
     help="Seconds that a video frame may be off its row's time.",
 )
+@click.option(
+    "--env-processor",
+    type=click.Choice(["libero", "none"]),
+    help="What lerobot-eval did with an environment's frames before the policy saw them: libero turns "
+    "every camera by 180. For datasets of --eval.recording.",
+)
 @add_options(_RECORDINGS, _RUN, workers_options, json_option)
 def lerobot(
     store: StoreName,
@@ -324,6 +331,7 @@ def lerobot(
     outcome_column: str | None,
     outcome_file: Path | None,
     tolerance: float,
+    env_processor: str | None,
     recordings: RecordingChoice,
     run: RunChoice,
     workers: WorkersChoice,
@@ -356,7 +364,44 @@ def lerobot(
         video_frames=recordings.video_frames,
         name=recordings.dataset_name,
     )
+    recordings = _as_driven(source, recordings, env_processor)
+    if outcome_column is not None:
+        _say_if_failures_are_missing(source, outcome_column)
     _load_and_ingest(store, recordings.turned(source), policy, run, workers, as_json)
+
+
+def _as_driven(
+    source: LeRobotDataset, recordings: RecordingChoice, processor: str | None
+) -> RecordingChoice:
+    """Return the choice with every camera as the policy saw it while it drove.
+
+    Raises
+    ------
+    UsageError
+        If an evaluation's frames are raw, and it is not said what was done with them.
+    """
+    turned = recordings.turns or recordings.flips
+    if source.of_an_evaluation and processor is None and not turned:
+        raise UsageError(
+            "lerobot-eval --eval.recording wrote this dataset: its frames are raw, and the environment's "
+            "processor may have turned them before the policy saw them (LIBERO's by 180); say what it did by "
+            "--env-processor libero, --env-processor none, or --turn CAMERA=180"
+        )
+    if processor != "libero":
+        return recordings
+    if turned:
+        raise UsageError("--env-processor libero turns every camera; leave --turn and --flip out")
+    return replace(recordings, turns=tuple(f"{camera}=180" for camera in source.cameras))
+
+
+def _say_if_failures_are_missing(source: LeRobotDataset, column: str) -> None:
+    found = source.outcomes()
+    if found["success"] > 1 and not found["failure"]:
+        say(
+            f"{column}: all {found['success']} episodes are successes; lerobot-eval --eval.recording saves no "
+            "failed episode of an environment that does not end by itself, so there may be no failures to "
+            "compare with"
+        )
 
 
 class _SourceCommand(StoreCommand):

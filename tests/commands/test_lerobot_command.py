@@ -72,6 +72,54 @@ def ingest(run: Run, dataset: Path, checkpoint: Path, store: Path, *more: object
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset as ``lerobot-eval --eval.recording`` writes it: no robot, no names, raw frames."""
+    root = write_v30(tmp_path_factory.mktemp("evaluation") / "toy")
+    info = json.loads((root / "meta/info.json").read_text())
+    info["robot_type"] = None
+    for name, feature in info["features"].items():
+        picture = feature["dtype"] in ("image", "video")
+        feature["names"] = ["height", "width", "channel"] if picture else None
+        assert name != "next.done"
+    info["features"] |= {
+        "next.reward": {"dtype": "float32", "shape": [1], "names": None},
+        "next.done": {"dtype": "bool", "shape": [1], "names": None},
+    }
+    (root / "meta/info.json").write_text(json.dumps(info))
+    return root
+
+
+def test_an_evaluations_raw_frames_are_refused_until_it_is_said_how_the_policy_saw_them(
+    run: Run, dataset: Path, evaluation: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    more = "--outcome-column", "next.success", "--dry-run"
+    assert ingest(run, dataset, checkpoint, tmp_path / "s", *more)[0] == 0
+    code, _, err = ingest(run, evaluation, checkpoint, tmp_path / "s", *more)
+    assert code == 2
+    assert "its frames are raw" in err
+    assert "--env-processor libero" in err
+    runs = set()
+    for said in (["--env-processor", "libero"], ["--env-processor", "none"], ["--turn", "top=180"]):
+        code, out, err = ingest(run, evaluation, checkpoint, tmp_path / "s", *more, *said, "--json")
+        assert code == 0, err
+        runs.add(json.loads(out.splitlines()[0])["run"])
+    assert len(runs) == 3
+    assert "are successes" not in err
+    both = ["--env-processor", "libero", "--turn", "top=180"]
+    assert "leave --turn and --flip out" in ingest(run, evaluation, checkpoint, tmp_path, *both)[2]
+
+
+def test_an_outcome_column_with_successes_alone_is_said(
+    run: Run, checkpoint: Path, tmp_path: Path
+) -> None:
+    won = write_v30(tmp_path / "toy", Content(successes=(0, 1, 2)))
+    more = "--outcome-column", "next.success", "--dry-run"
+    code, _, err = ingest(run, won, checkpoint, tmp_path / "s", *more)
+    assert code == 0
+    assert "next.success: all 3 episodes are successes" in err
+
+
 def test_ingest_then_ask_then_export(
     run: Run, dataset: Path, checkpoint: Path, ram_path: Path, tmp_path: Path
 ) -> None:

@@ -55,7 +55,11 @@ def loop(**given: Any) -> dict[str, Any]:
     """A rollout as LeRobot has it, of policies that give chunks of 5."""
     env, policy, preprocessor = given["env"], given["policy"], given["preprocessor"]
     policy.reset()
-    seen, queue, rewards, successes, dones = env.see(), [], [], [], []
+    seen = env.see()
+    rewards: list[Any] = []
+    successes: list[Any] = []
+    dones: list[Any] = []
+    queue: list[Any] = []
     done = np.zeros(env.num_envs, bool)
     while not done.all():
         made = preprocessor(dict(seen))
@@ -63,7 +67,8 @@ def loop(**given: Any) -> dict[str, Any]:
             queue = list(policy.predict_action_chunk(made).unbind(1))
         seen, reward, over, _, info = env.step(queue.pop(0).numpy())
         done = done | over
-        rewards.append(reward), successes.append(info["is_success"]), dones.append(done)
+        for values, value in ((rewards, reward), (successes, info["is_success"]), (dones, done)):
+            values.append(value)
     found = {"reward": rewards, "success": successes, "done": dones}
     return {k: torch.from_numpy(np.stack(v, 1)) for k, v in found.items()}
 
@@ -125,7 +130,7 @@ def test_noise_is_the_policys_own_and_a_reset_ends_an_episode_that_nobody_opened
     tmp_path: Path,
 ) -> None:
     policy, preprocessor = built("smolvla")
-    seen = {k: v[:1] for k, v in Rows().see().items()}
+    seen = {k: v[:1] for k, v in Rows().see().items()} | {"task": [""]}
 
     def noise(shape: tuple[int, ...], device: Any) -> Any:
         return torch.randn(shape)
@@ -148,6 +153,9 @@ def test_noise_is_the_policys_own_and_a_reset_ends_an_episode_that_nobody_opened
             assert episode.dropped.total() == 1
     with attnstore.open(tmp_path / "s") as store:
         names = store.sql("select name, outcome, keyframes from episodes order by name").fetchall()
+        # a policy that is told nothing has no words to look from, but its prompt's newline
+        assert store.episode("episode").query_groups("prefix") == ("text",)
+        assert np.isfinite(store.episode("episode").maps("prefix", "hand_camera").values).all()
     assert names == [("episode", "unknown", 1), ("episode~2", "unknown", 1)]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
@@ -116,6 +118,20 @@ class LeRobotDataset:
             str(source) if self._files.commit is not None else self._files.root.name
         )
         self.cameras: tuple[str, ...] = tuple(self._columns)
+
+    @property
+    def of_an_evaluation(self) -> bool:
+        """Whether its frames are those of ``lerobot-eval --eval.recording``; see `Recorded`."""
+        return self._recorded.of_an_evaluation
+
+    def outcomes(self) -> Counter[str]:
+        """Count the episodes of each outcome; those whose outcome cannot be read are left out."""
+        found: Counter[str] = Counter()
+        for recording in self._recordings.values():
+            if isinstance(recording, Recording):
+                with contextlib.suppress(EpisodeError):
+                    found[self._outcome_of(recording)] += 1
+        return found
 
     def __repr__(self) -> str:
         return f"LeRobotDataset({self._files.source!r}, cameras={self.cameras})"

@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 NUMERIC = ("float", "int", "uint", "bool")
+_COUNTERS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,26 @@ class Recorded:
         """Those of `cameras` that are taken unasked: a picture of one channel may be depth."""
         return tuple(
             name for name, column in self.cameras.items() if not _is_grey(self.features[column])
+        )
+
+    @property
+    def of_an_evaluation(self) -> bool:
+        """Whether ``lerobot-eval --eval.recording`` wrote it: raw frames, before the environment's processor.
+
+        That writes reward, success and end of every frame, and knows neither a robot nor names of
+        components; nobody else's dataset is known to be so.
+        """
+        told = {"next.reward": "float32", "next.success": "bool", "next.done": "bool"}
+        numbers = {k: f for k, f in self.features.items() if k not in _COUNTERS}
+        return (
+            self.robot is None
+            and all(self.features.get(k, {}).get("dtype") == kind for k, kind in told.items())
+            and all(
+                f.get("names") == ["height", "width", "channel"]
+                if f.get("dtype") in ("image", "video")
+                else f.get("names") is None
+                for f in numbers.values()
+            )
         )
 
     def is_numeric(self, column: str) -> bool:
