@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ import attnstore
 from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.policies.base import Observation, Policy
 from attnstore.ingest.policies.registry import load_policy
+from attnstore.ingest.recording.dataset import RecordingDataset, recording_directories
 from attnstore.query.objects.gripper import open_gripper_masks
 from attnstore.query.objects.masks import open_detector_masks
 from attnstore.query.objects.overlap import cover_patches, object_metrics
@@ -183,6 +187,57 @@ def test_run_lengths_are_what_the_reader_decodes(seed: int) -> None:
     mask = random.random((7, 5)) < (0.0, 0.3, 0.8, 1.0)[seed]
     coded = run_lengths(mask)
     np.testing.assert_array_equal(decode_rle((7, 5), coded["counts"]), mask)
+
+
+def test_a_world_whose_process_died_says_so() -> None:
+    with world.remote_world() as there:
+        (process,) = multiprocessing.active_children()
+        process.kill()
+        with pytest.raises(RuntimeError, match="ended by itself, with exit code -9"):
+            there.reset(layout(7))
+
+
+class GreyWorld:
+    """The simulated robot, and grey pictures of it: those need OpenGL."""
+
+    def __init__(self) -> None:
+        self.simulator = Simulator()
+        self.picture = cv2.imencode(".jpg", np.full((*SIZE, 3), 90, np.uint8))[1].tobytes()
+
+    def reset(self, drawn: scene.Layout) -> None:
+        self.simulator.reset(drawn)
+
+    def look(self, cameras: Any = scene.CAMERAS, objects: bool = False) -> world.Moment:
+        simulator = self.simulator
+        cubes = np.array([simulator.cube(n) for n in range(2)])
+        return world.Moment(
+            dict.fromkeys(cameras, self.picture), {}, np.array(simulator.joints), simulator.closed,
+            cubes, np.zeros(2), simulator.success,
+        )  # fmt: skip
+
+    def follow(self, command: Float) -> None:
+        self.simulator.step(command)
+
+
+def test_a_rollout_is_recorded_with_its_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollout, "remote_world", lambda _: nullcontext(GreyWorld()))
+    monkeypatch.setattr(rollout, "roll", partial(rollout.roll, chunks=2))
+    (row,) = rollout.evaluate(
+        "policy", str(CHECKPOINT), "plain", str(tmp_path / "s"), "replay", [0]
+    )  # fmt: skip
+    (directory,) = recording_directories(tmp_path / "s")
+    dataset = RecordingDataset(directory)
+    assert list(dataset.episode_names()) == ["plain/0"]
+    info = dataset.info("plain/0")
+    assert info.outcome == ("success" if row["success"] else "failure")
+    assert info.frames == row["commands"] == 2 * CHUNK
+    assert info.keyframes == tuple(range(0, row["commands"], CHUNK))
+    assert info.instruction == layout(rollout.FIRST).instruction
+    assert (info.attributes["seed"], info.attributes["world"]) == (0, "plain")
+    with pytest.raises(SystemExit, match="--store records a policy"):
+        rollout.evaluate("random", None, "plain", str(tmp_path / "s"), "replay", [0])
 
 
 def test_written_episode_is_read_by_the_droid_reader(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -104,8 +105,8 @@ class World:
 class RemoteWorld:
     """A `World` at the other end of a pipe; made by `remote_world`."""
 
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
+    def __init__(self, pipe: Connection, process: BaseProcess) -> None:
+        self._pipe, self._process = pipe, process
 
     def reset(self, layout: Layout) -> None:
         """See `World.reset`."""
@@ -125,8 +126,14 @@ class RemoteWorld:
         return np.asarray(self._call("expert"))
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        self._pipe.send((method, arguments))
-        result, failure = self._pipe.recv()
+        try:
+            self._pipe.send((method, arguments))
+            result, failure = self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join(1)
+            raise RuntimeError(
+                f"the simulator's process ended by itself, with exit code {self._process.exitcode}"
+            ) from None
         if failure is not None:
             raise RuntimeError(f"the simulator's process failed:\n{failure}")
         return result
@@ -139,10 +146,12 @@ def remote_world(conditions: Conditions = PLAIN) -> Iterator[RemoteWorld]:
     mine, its = context.Pipe()
     process = context.Process(target=_serve, args=(its, conditions), daemon=True)
     process.start()
+    its.close()  # while this process has its end too, nobody is told that the other one died
     try:
-        yield RemoteWorld(mine)
+        yield RemoteWorld(mine, process)
     finally:
-        mine.send(None)
+        with suppress(OSError):
+            mine.send(None)
         process.join()
 
 
