@@ -40,7 +40,6 @@ class RecordedServer(_Server):  # type: ignore[misc]
     """
 
     recorder: Recorder | None = None
-    _episodes: dict[str, Episode]
 
     async def on_episode_start(self, config: dict[str, Any], ctx: Any) -> None:
         """Open an episode, named by its task."""
@@ -51,7 +50,7 @@ class RecordedServer(_Server):  # type: ignore[misc]
         said = {k: v for k, v in task.items() if k not in ("name", "seed")}
         name = str(task.get("name") or ctx.episode_id)
         seed = task.get("seed")
-        vars(self).setdefault("_episodes", {})[ctx.episode_id] = self.recorder.episode(
+        self.__dict__.setdefault("_episodes", {})[ctx.episode_id] = self.recorder.episode(
             name, task=name, seed=seed if isinstance(seed, int) else None,
             session=ctx.session_id, eval=ctx.eval_id, given=said,
         )  # fmt: skip
@@ -63,7 +62,7 @@ class RecordedServer(_Server):  # type: ignore[misc]
 
     async def on_episode_end(self, result: dict[str, Any], ctx: Any) -> None:
         """End the episode with the benchmark's result."""
-        episode = vars(self).get("_episodes", {}).pop(ctx.episode_id, None)
+        episode = self.__dict__.get("_episodes", {}).pop(ctx.episode_id, None)
         if episode is not None:
             metrics = result.get("metrics") or {}
             _advance(episode, ctx.step)
@@ -87,7 +86,7 @@ class RecordedServer(_Server):  # type: ignore[misc]
             return super().predict_batch(obs_batch, ctx_batch)
 
     def _episode(self, ctx: Any) -> Episode | None:
-        found: Episode | None = vars(self).get("_episodes", {}).get(ctx.episode_id)
+        found: Episode | None = self.__dict__.get("_episodes", {}).get(ctx.episode_id)
         return found
 
 

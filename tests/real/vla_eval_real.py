@@ -19,7 +19,7 @@ from attnstore.ingest.policies.registry import load_policy
 from attnstore.ingest.recording.vla_eval import RecordedServer
 
 
-class Predicting(PredictModelServer):
+class Predicting(PredictModelServer):  # type: ignore[misc]
     """Acts by an adapter's policy."""
 
     policy: Any
