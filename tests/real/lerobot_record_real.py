@@ -19,6 +19,7 @@ from lerobot_fixture_real import save_act, save_pi, save_smolvla, small
 import attnstore
 from attnstore.cli import cli
 from attnstore.commands.record import run_lerobot_eval
+from attnstore.ingest.datasets.lerobot.dataset import LeRobotDataset
 from attnstore.ingest.policies.lerobot.base import LeRobotPolicy
 from attnstore.ingest.policies.lerobot.policy import load_lerobot
 from attnstore.ingest.recording.lerobot import record_lerobot
@@ -167,6 +168,22 @@ def test_rows_end_at_their_own_times_with_their_own_outcomes(
         kept = {n: store.episode(n).spec.attributes for n in names}
         assert [a["seed"] for a in kept.values()] == [7, 11]
         assert [a["counted"] for a in kept.values()] == [True, False]
+
+
+def test_a_dataset_that_an_evaluation_recorded_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lerobot.scripts import lerobot_eval
+
+    checkpoint = checkpoint_for("pusht", "act", tmp_path)
+    said = arguments(checkpoint, "pusht", tmp_path / "out", 1, 1)
+    # LeRobot 0.6.1 takes another size for the recording than PushT's frames have
+    said += ["--eval.recording=true", "--env.observation_height=96", "--env.observation_width=96"]
+    monkeypatch.setattr(sys, "argv", ["lerobot-eval", *said])
+    lerobot_eval.main()
+    dataset = LeRobotDataset(tmp_path / "out/recordings/pusht_0", state=["agent_pos"])
+    assert dataset.of_an_evaluation
+    assert list(dataset.episode_names()) == ["episode_000000"]
 
 
 @pytest.mark.parametrize("kind", ["pi05", "smolvla"])
