@@ -97,8 +97,8 @@ class RecordingChoice:
     outcome: str | None
     episodes: tuple[str, ...]
     limit: int | None
-    video_frames: VideoFrames
     dataset_name: str | None
+    video_frames: VideoFrames = "jpeg"
     turns: tuple[str, ...] = ()
     flips: tuple[str, ...] = ()
 
@@ -133,9 +133,7 @@ _POLICY = grouped(
     ),
     adapter_options,
 )
-_RECORDINGS = grouped(
-    "recordings",
-    RecordingChoice,
+_STILLS = (
     names_option("episodes"),
     click.option(
         "--outcome",
@@ -143,14 +141,6 @@ _RECORDINGS = grouped(
         help="Only episodes of this outcome.",
     ),
     limit_option,
-    click.option(
-        "--video-frames",
-        type=click.Choice(["jpeg", "png"]),
-        default="jpeg",
-        show_default=True,
-        help="What is kept of the frames of videos; png is larger, and exactly what the policy saw: "
-        "`attnstore probe` does the same again.",
-    ),
     click.option(
         "--dataset-name", help="Name of the dataset in the run.  [default: the directory's]"
     ),
@@ -167,6 +157,20 @@ _RECORDINGS = grouped(
         metavar="CAMERA=horizontal|vertical",
         multiple=True,
         help="Mirror a camera's images, after --turn; repeatable.",
+    ),
+)
+_STILL_RECORDINGS = grouped("recordings", RecordingChoice, *_STILLS)
+_RECORDINGS = grouped(
+    "recordings",
+    RecordingChoice,
+    *_STILLS,
+    click.option(
+        "--video-frames",
+        type=click.Choice(["jpeg", "png"]),
+        default="jpeg",
+        show_default=True,
+        help="What is kept of the frames of videos; png is larger, and exactly what the policy saw: "
+        "`attnstore probe` does the same again.",
     ),
 )
 _PRECISION = click.option(
@@ -402,6 +406,88 @@ def _say_if_failures_are_missing(source: LeRobotDataset, column: str) -> None:
             "failed episode of an environment that does not end by itself, so there may be no failures to "
             "compare with"
         )
+
+
+@ingest.command()
+@store_to_write
+@click.argument("dataset", type=click.Path(path_type=Path))
+@add_options(_POLICY)
+@click.option("--split", help="Only this split: train.  [default: all]")
+@click.option(
+    "--camera",
+    "cameras",
+    metavar="NAME",
+    multiple=True,
+    help="Camera, in the order in which the policy gets them; repeatable.  [default: all with colour]",
+)
+@click.option(
+    "--state-column",
+    "state",
+    multiple=True,
+    help="Column of the robot state; several are joined.  [default: observation/state, or DROID's "
+    "joints and gripper]",
+)
+@click.option(
+    "--action-column",
+    "action",
+    multiple=True,
+    help="Column of the recorded action; several are joined.  [default: action, if that is numbers]",
+)
+@click.option(
+    "--instruction-column",
+    "instruction",
+    help="Column of the instruction.  [default: language_instruction, or its next that is not empty]",
+)
+@click.option(
+    "--outcome-column",
+    help="Of the steps or the episode: reward.  [default: episode_metadata/success, or DROID's folder]",
+)
+@add_options(_STILL_RECORDINGS, _RUN, workers_options, json_option)
+def rlds(
+    store: StoreName,
+    dataset: Path,
+    policy: PolicyChoice,
+    split: str | None,
+    cameras: tuple[str, ...],
+    state: tuple[str, ...],
+    action: tuple[str, ...],
+    instruction: str | None,
+    outcome_column: str | None,
+    recordings: RecordingChoice,
+    run: RunChoice,
+    workers: WorkersChoice,
+    as_json: bool,
+) -> None:
+    """Ingest an RLDS dataset: DATASET has features.json and TFRecord files; no TensorFlow is needed.
+
+    Episodes are called train/000042 after their split and place in it. Files that are not here are
+    left out, and their number is said. Otherwise as `attnstore ingest droid`.
+
+    Examples
+    --------
+    attnstore ingest rlds lab.attn droid/1.0.0 --policy pi0 --checkpoint CHECKPOINT --dry-run
+    attnstore ingest rlds lab.attn bridge_dataset/1.0.0 --policy octo --checkpoint octo-small-1.5
+    """
+    from attnstore.ingest.datasets.rlds.dataset import RldsDataset
+    from attnstore.ingest.datasets.selection import Selection
+
+    source = RldsDataset(
+        dataset,
+        split=split,
+        cameras=cameras,
+        state=state,
+        action=action,
+        instruction=instruction,
+        outcome_column=outcome_column,
+        selection=Selection(recordings.episodes, recordings.outcome, recordings.limit),
+        name=recordings.dataset_name,
+    )
+    if absent := source.absent_files:
+        click.echo(
+            f"{len(absent)} of its files are not here, the first {absent[0]}: their episodes are left out",
+            err=True,
+        )
+    _load_and_ingest(store, recordings.turned(source), policy, run, workers, as_json)
 
 
 class _SourceCommand(StoreCommand):

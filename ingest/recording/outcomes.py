@@ -16,7 +16,7 @@ from attnstore.store.episode_names import names_episode
 from attnstore.store.errors import UsageError
 from attnstore.store.json_text import parse_json
 
-from ..datasets.lerobot.outcome import outcome_value
+from ..datasets.outcome import outcome_value
 from .dataset import latest, outcome_of
 from .journal import SUFFIX, Journal, read_contents
 

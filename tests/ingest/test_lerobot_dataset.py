@@ -35,7 +35,7 @@ from lerobot_fixture_datasets import (
 from PIL import Image
 
 from attnstore.ingest.datasets.lerobot.dataset import LeRobotDataset
-from attnstore.ingest.datasets.lerobot.outcome import read_outcomes
+from attnstore.ingest.datasets.outcome import read_outcomes
 from attnstore.store.errors import AttnstoreError, EpisodeError, NotFoundError, UsageError
 
 WRITERS: dict[str, Callable[..., Path]] = {"v2.1": write_v21, "v3.0": write_v30}

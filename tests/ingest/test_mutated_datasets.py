@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import lerobot_fixture_datasets as made
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from checkout import CHECKOUT
 from lerobot_fixture_datasets import WRIST, Content
 from mutations import mutated
 from numpy.typing import NDArray
@@ -33,7 +35,8 @@ from PIL import Image
 
 from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.datasets.lerobot.dataset import LeRobotDataset
-from attnstore.ingest.datasets.lerobot.outcome import read_outcomes
+from attnstore.ingest.datasets.outcome import read_outcomes
+from attnstore.ingest.datasets.rlds.dataset import RldsDataset
 from attnstore.query.objects.masks import open_detector_masks
 from attnstore.store.errors import AttnstoreError, EpisodeError, UsageError
 from attnstore.store.format.rle import encode_rle
@@ -263,6 +266,51 @@ def damage_lerobot(root: Path, pristine: Mapping[str, Values], rng: random.Rando
         return f"{file}: {how}"
 
 
+# --- RLDS ---
+
+
+def write_rlds(root: Path) -> Path:
+    with zipfile.ZipFile(CHECKOUT / "tests/golden/rlds.zip") as archive:
+        archive.extractall(root)
+    return root
+
+
+def damage_rlds(root: Path, pristine: Mapping[str, Values], rng: random.Random) -> str:
+    with mutated(root, rng) as (file, how):
+        described = file.endswith(".json")
+        try:
+            dataset = RldsDataset(root)
+            names = dataset.episode_names()
+        except AttnstoreError as error:
+            assert described, f"the dataset is refused for {file}: {error}"
+            one_line(error, root)
+            return f"{file}: {how}"
+        # one that is lost without a word is the worst
+        assert described or set(names) == set(pristine) or dataset.absent_files == (file,)
+        for name in names:
+            try:
+                values = read_all(dataset, name)
+            except EpisodeError as error:
+                own = described or dataset.file_of(name) == file
+                assert own, f"{name} is refused for {file}: {error}"
+                one_line(error, root)
+                continue
+            if not described:  # the records have checksums
+                same(values, pristine[name])
+                continue
+            # a description may name fewer columns, and count the episodes otherwise
+            texts = {p["instruction"]: p for p in pristine.values()}
+            known = texts.get(values["instruction"]) or next(
+                p for p in pristine.values() if np.array_equal(p["states"], values["states"])
+            )
+            pixels = {c: known["pixels"][c] for c in values["pixels"]}
+            plain = {**known, "instruction": values["instruction"], "pixels": pixels}
+            if values["actions"].shape[1] == 0:
+                plain["actions"] = values["actions"]
+            same(values, plain)
+        return f"{file}: {how}"
+
+
 # --- masks ---
 
 
@@ -416,6 +464,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], Damage, int]] = {
     "lerobot-2.0": (lambda root: write_lerobot(root, "v2.0"), damage_lerobot, 80),
     "lerobot-2.1": (lambda root: write_lerobot(root, "v2.1"), damage_lerobot, 150),
     "lerobot-3.0": (lambda root: write_lerobot(root, "v3.0"), damage_lerobot, 250),
+    "rlds": (write_rlds, damage_rlds, 250),
     "masks-npy": (lambda root: write_masks(root, "npy"), damage_masks, 400),
     "masks-runs": (lambda root: write_masks(root, "runs"), damage_masks, 500),
     "masks-coco": (lambda root: write_masks(root, "coco"), damage_masks, 500),
@@ -431,6 +480,8 @@ def pristine_of(kind: str, root: Path) -> dict[str, Values]:
     if kind.startswith("lerobot"):
         dataset = LeRobotDataset(root, cameras=("top", "wrist"))
         return {name: read_all(dataset, name) for name in dataset.episode_names()}
+    if kind == "rlds":
+        return {n: read_all(RldsDataset(root), n) for n in RldsDataset(root).episode_names()}
     return {}
 
 

@@ -13,10 +13,10 @@ from attnstore.store.episode_names import names_episode
 from attnstore.store.errors import EpisodeError, NotFoundError, UsageError
 
 from ..base import OUTCOMES, CameraFrame, EpisodeInfo, Frame, VideoFrames, check_frames
+from ..outcome import outcome_of_episode, outcome_of_frames, read_outcomes
 from ..video import check_kept
 from .files import open_files
 from .metadata import Lost, Recording, instruction, read_info, read_recordings, read_tasks
-from .outcome import outcome_of_episode, outcome_of_frames, read_outcomes
 from .rows import EmbeddedImages, EpisodeRows, read_columns, read_rows
 from .video import TOLERANCE, TimedVideo
 

@@ -19,6 +19,7 @@ from attnstore.store.format.views import named
 from attnstore.store.json_text import parse_json
 
 from ..base import copy_again
+from ..outcome import scalar
 from .files import INFO, DatasetFiles
 
 _log = logging.getLogger(__name__)
@@ -310,11 +311,6 @@ def whole(value: Any, what: str, least: int = 0) -> int:
     if not is_whole(value) or value < least:
         raise ValueError(f"{what} is a whole number from {least}; got {value!r:.60}")
     return int(value)
-
-
-def scalar(value: Any) -> Any:
-    """Return what a list of one holds: a feature of shape (1,) is a scalar in some versions."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _missing(

@@ -14,8 +14,9 @@ from attnstore.store.errors import EpisodeError
 from attnstore.store.image import read_header
 
 from ..base import CameraFrame, copy_again
+from ..outcome import scalar
 from ..stills import refused, still
-from .metadata import Recording, is_whole, scalar
+from .metadata import Recording, is_whole
 
 FRAME, EPISODE, TIME, TASK = "frame_index", "episode_index", "timestamp", "task_index"
 

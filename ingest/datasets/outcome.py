@@ -1,4 +1,4 @@
-"""Whether an episode of a LeRobotDataset succeeded: from a column, or from a file beside it."""
+"""Whether an episode of a dataset succeeded: from a column, or from a file beside it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from typing import Any
 from attnstore.store.errors import EpisodeError, UsageError
 from attnstore.store.json_text import parse_json
 
-from ..base import OUTCOMES
-from .metadata import scalar
+from .base import OUTCOMES
 
 WORDS = {"true": "success", "1": "success", "false": "failure", "0": "failure", "": "unknown"}
 EPISODE_FIELDS = ("episode_index", "episode")
 OUTCOME_FIELDS = ("outcome", "success")
 _INDEX = re.compile(r"(?:episode_)?([0-9]{1,9})(?:\.0)?")
+
+
+def scalar(value: Any) -> Any:
+    """Return what a list of one holds: a feature of shape (1,) is a scalar in some versions."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def outcome_value(value: Any) -> str:
@@ -81,7 +85,7 @@ def outcome_of_episode(episode: str, column: str, value: Any) -> str:
         return outcome_value(scalar(value))
     except ValueError as error:
         raise EpisodeError(
-            episode, f"column {column} of meta/episodes: {error}; choose another column"
+            episode, f"column {column} of the episode: {error}; choose another column"
         ) from None
 
 

@@ -1,0 +1,1 @@
+"""Reader of RLDS: robot episodes as TensorFlow Datasets writes them, read without TensorFlow."""
