@@ -483,9 +483,8 @@ def rlds(
         name=recordings.dataset_name,
     )
     if absent := source.absent_files:
-        click.echo(
-            f"{len(absent)} of its files are not here, the first {absent[0]}: their episodes are left out",
-            err=True,
+        say(
+            f"{len(absent)} of its files are not here, the first {absent[0]}: their episodes are left out"
         )
     _load_and_ingest(store, recordings.turned(source), policy, run, workers, as_json)
 
