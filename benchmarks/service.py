@@ -108,7 +108,8 @@ def _questions(store: str, episode: Episode) -> dict[str, Question]:
             "GET", f"{url}/overlays/{camera}?{one(i)}&width=640&format=jpg", None),
         "SQL: count of episodes": sql("select count(*) from episodes"),
         "SQL: layer x head over head_stats": sql(
-            "select layer, head, avg(entropy) from head_stats where phase = 'prefix' group by all"),
+            "select layer, head, avg(entropy) from head_stats "
+            "where weighting = 'raw' and phase = 'prefix' group by all"),
     }  # fmt: skip
 
 

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from attnstore.store.arrays.groups import MAP_BITS
+from attnstore.store.arrays.groups import MAP_BITS, NORM_BITS, VALUE_NORM
 from attnstore.store.catalog.tables import CATALOG, VIEWED, sql_type
-from attnstore.store.format.axes import PHASES, VISION, attention_dims, map_dims
+from attnstore.store.format.axes import PHASES, VISION, attention_dims, map_dims, norm_dims
 from attnstore.store.format.precision import rounding_error
 from attnstore.store.tables.columns import Table
 from attnstore.store.tables.inventory import (
@@ -96,10 +96,13 @@ def schema() -> str:
         f"{MAP_BITS['mean']} significant bits (`mean`) and {MAP_BITS['max']} (`max`) before compression: "
         f"within {100 * rounding_error(MAP_BITS['mean']).relative:.2f} % and "
         f"{100 * rounding_error(MAP_BITS['max']).relative:.1f} % of the unrounded, however small.",
+        "Value norms, of episodes that were captured with them, are float32 with as many significant "
+        f"bits as `mean` ({NORM_BITS}): what each key token would add through each head.",
         "",
         "| array | dimensions |",
         "|---|---|",
         *(f"| `{groups[p]}/attention` | {', '.join(attention_dims(p))} |" for p in PHASES),
+        *(f"| `{groups[p]}/{VALUE_NORM}` | {', '.join(norm_dims(p))} |" for p in PHASES),
         *(
             f"| `maps/{p}/<query group>/<camera>/mean`, `…/max` | {', '.join(map_dims(p))} |"
             for p in PHASES

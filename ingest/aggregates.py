@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from attnstore.store.tables.base import METRICS
 
-_KEYS = ["phase", "step", "layer", "head", "query_group", "camera"]
+_KEYS = ["phase", "step", "layer", "head", "query_group", "weighting", "camera"]
 _AGGREGATES = (
     ("mean", "mean", None),
     ("sd", "stddev", pc.VarianceOptions(ddof=1)),

@@ -41,6 +41,8 @@ class Record:
     `attnstore.ingest.policies.base.Batch.encoded`."""
     samples: tuple[int, ...] | None = None
     """Samples of the batch that it is of; None: all. Others have ended."""
+    norms: torch.Tensor | None = field(default=None, repr=False)
+    """(batch, head, key) value norms, float32, if they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,15 +164,17 @@ class _Recorder:
         self._steps, self._hidden_steps = _Steps(), _Steps()
         self._samples: tuple[int, ...] | None = None
 
-    def attention(self, phase: str, layer: int, weights: torch.Tensor) -> None:
+    def attention(
+        self, phase: str, layer: int, weights: torch.Tensor, norms: torch.Tensor | None = None
+    ) -> None:
         session = self._session
         step = self._steps.at(phase, begins=layer == 0)
         first = self._first("attention", phase, layer, len(weights))
         _count(session.counts, phase, len(weights))
         if self._sink is not None:
-            self._sink(Record(phase, layer, step, weights, first, self._samples))
+            self._sink(Record(phase, layer, step, weights, first, self._samples, norms))
         else:
-            kept = Record(phase, layer, step, weights.clone(), first, self._samples)
+            kept = Record(phase, layer, step, weights.clone(), first, self._samples, norms)
             session.records.append(kept)
 
     def hidden(self, phase: str, layer: int, states: torch.Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,19 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.commits.writer import EpisodeWriter
-from attnstore.store.errors import ReplayError
+from attnstore.store.errors import HealthError, ReplayError
 from attnstore.store.format.episode import EpisodeSpec, PhaseSpec
 from attnstore.store.format.generated import DECODE, at_step, with_tokens
 from attnstore.store.format.statistics import SINK_FRACTION, SINK_THRESHOLD
-from attnstore.store.format.tokens import GENERATED, Token
+from attnstore.store.format.tokens import GENERATED, Token, TokenLayout
 
 from .aggregates import episode_stats
 from .capture import Record, Session, capture
 from .datasets.base import Frame, PolicyCall
 from .encoders import all_layouts, all_shapes, owners
 from .health import check_axes, check_complete, check_encoded, check_rows
-from .policies.base import ATTENTION_ONLY, Batch, Generated, Policy, Watch
-from .reduction import compact, encode_on_device, reduce
+from .policies.base import ATTENTION_ONLY, Batch, Generated, PhaseShape, Policy, Watch
+from .policies.values import LEAVE_OUT
+from .reduction import compact, compact_norms, encode_on_device, reduce, reduce_carried
 from .statistics import HeadStatistics, PhaseReductions, SinkStatistics
 from .token_stats import TokenStatistics
 from .writing import WriteQueue
@@ -96,6 +97,8 @@ class EpisodeCapture:
             {p: PhaseReductions(self._spec.phases[p], own[p]) for p in self._shapes if p in own}
             for own in layouts
         ]
+        carried = [_value_reductions(self._spec, self._shapes, own, self._watch) for own in layouts]
+        norms: list[dict[str, NDArray[np.float32]]] = [{} for _ in keyframes]
         hidden = TokenStatistics(self._spec, batch, layouts)
         rows: list[list[tuple[float, float]]] = [[] for _ in keyframes]
 
@@ -110,6 +113,11 @@ class EpisodeCapture:
                 check_rows(record, *reduction.row_sum, keyframe)
                 rows[i].append(reduction.row_sum)
                 reductions[i][path].add(record.layer, record.step, reduction)
+                if path in carried[i]:
+                    own = _norms_of(record, row, layout)
+                    weighted = reduce_carried(weights, own, layout.query, shape.query_groups)
+                    carried[i][path].add(record.layer, record.step, weighted)
+                    self._keep_norms(norms[i], path, record, layout, own.cpu().numpy())
                 # float32 rounds to float16 fastest; log8 has a table for values of 16 bits.
                 source = weights if self._spec.precision == "float16" else exact
                 stored = encode_on_device(source, self._spec.precision)
@@ -135,6 +143,13 @@ class EpisodeCapture:
             self._write_keyframe(
                 keyframe, frames[i], batch, i, reductions[i], rows[i], text, differences[i]
             )
+            for path, values in norms[i].items():
+                steps = self._spec.phases[path].steps
+                self._writer.write_norms(path, keyframe, values if steps is not None else values[0])
+            for weighted in carried[i].values():
+                for block in self._heads.rows(keyframe, weighted):
+                    self._writer.add_rows("head_stats", block)
+                self._sinks.add(weighted)
             for block in hidden.rows(i, keyframe):
                 self._writer.add_rows("token_stats", block)
 
@@ -153,6 +168,22 @@ class EpisodeCapture:
             buffer = torch.empty(weights.shape, dtype=torch.float32, device=weights.device)
             self._buffers[phase] = buffer
         return buffer.copy_(weights)
+
+    def _keep_norms(
+        self,
+        kept: dict[str, NDArray[np.float32]],
+        path: str,
+        record: Record,
+        layout: TokenLayout,
+        norms: NDArray[np.float32],
+    ) -> None:
+        """Put one layer's norms, (head, key), in their aligned places, (step, layer, head, key)."""
+        spec = self._spec.phases[path]
+        if path not in kept:
+            shape = (spec.steps or 1, spec.layers, spec.heads, len(spec.key))
+            kept[path] = np.full(shape, np.nan, np.float32)
+        for stored, own in spec.key.place(layout.key):
+            kept[path][record.step or 0, record.layer, :, stored] = norms[:, own]
 
     def finish(self) -> None:
         """Wait for the weights to be written, and add the tables over the whole episode."""
@@ -278,6 +309,35 @@ class EpisodeCapture:
                 "geometry": [sample.geometry[c.camera].to_json() for c in seen],
             },
         )
+
+
+def _value_reductions(
+    spec: EpisodeSpec,
+    shapes: Mapping[str, PhaseShape],
+    layouts: Mapping[str, TokenLayout],
+    watch: Watch,
+) -> dict[str, PhaseReductions]:
+    """Reductions of what is weighted by value norms; none if they are not watched."""
+    if not watch.values:
+        return {}
+    return {
+        path: PhaseReductions(spec.phases[path], layouts[path], weighting="value")
+        for path in shapes
+        if path in layouts
+    }
+
+
+def _norms_of(record: Record, row: int, layout: TokenLayout) -> torch.Tensor:
+    if record.norms is None:
+        raise HealthError(
+            f"{record.phase} layer {record.layer}: no value norms arrived; {LEAVE_OUT}"
+        )
+    norms = compact_norms(record.norms[row], layout)
+    if not bool(norms.isfinite().all()):
+        raise HealthError(
+            f"{record.phase} layer {record.layer}: a value norm is not finite; {LEAVE_OUT}"
+        )
+    return norms
 
 
 def action_difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:

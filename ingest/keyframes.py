@@ -106,6 +106,7 @@ def describe_episode(
             _query_groups(shape.query_groups, [x.query for x in layouts[path]]),
             camera=split_path(path)[1],
             causal=shape.causal,
+            values=watch.values,
         )
         for path, shape in all_shapes(policy, geometry, watch).items()
     }

@@ -37,6 +37,8 @@ SAMPLES = 3
 """Episodes whose first frame is prepared to learn the token counts."""
 MAP_ITEM = 4
 """Bytes of a value of an overview map."""
+NORM_BYTES = 2
+"""Of a value norm, whose lower bits are zero; a suffix's prefix keys compress far better."""
 ROW_BYTES = 59
 """Of a row of ``head_stats``, compressed; measured, as the next two."""
 EPISODE_ROW_BYTES = 160
@@ -110,6 +112,8 @@ def make_plan(
     """
     if job.watch.token_stats:
         policy.check_hidden()
+    if job.watch.values:
+        policy.check_values()
     pending: list[EpisodeInfo] = []
     for file, reason in unreadable_entries(job.paths) if job.paths.marker.exists() else ():
         # What it committed would be taken for absent, and done again.
@@ -152,10 +156,10 @@ def make_plan(
         taken += 1
         shapes = all_shapes(policy, sample.geometry, job.watch)
         layouts = all_layouts(policy, sample, job.watch)
-        size = size_of(shapes, layouts, job.run.precision)
+        size = size_of(shapes, layouts, job.run.precision, values=job.watch.values)
         if job.watch.token_stats:
             size = replace(size, attention=size.attention + token_stats_bytes(shapes, layouts))
-        size = replace(size, policy=_policy_bytes(policy, frame))
+        size = replace(size, small=size.small + _policy_bytes(policy, frame))
         largest = max(largest, size, key=lambda each: each.raw)
         images.append(_image_bytes(dataset, info, policy, frame, set(sample.geometry)))
         tokens = tokens or {p: (len(x.query), len(x.key)) for p, x in layouts.items()}
@@ -200,8 +204,8 @@ class Size:
     """Values of all maps of one reduction."""
     rows: int = 0
     """Of ``head_stats``."""
-    policy: int = 0
-    """Bytes of the policy's own arrays."""
+    small: int = 0
+    """Expected bytes of the policy's own arrays, and of value norms."""
 
     @property
     def raw(self) -> int:
@@ -211,14 +215,21 @@ class Size:
     def compressed(self, ratio: float) -> float:
         """Expected bytes on disk, without images, of attention that compresses by `ratio`."""
         maps = sum(self.map_values * MAP_ITEM / each for each in MAP_RATIO.values())
-        return self.attention / ratio + maps + self.rows * ROW_BYTES + self.policy
+        return self.attention / ratio + maps + self.rows * ROW_BYTES + self.small
 
 
 def size_of(
-    phases: Mapping[str, PhaseShape], layouts: Mapping[str, TokenLayout], precision: str
+    phases: Mapping[str, PhaseShape],
+    layouts: Mapping[str, TokenLayout],
+    precision: str,
+    *,
+    values: bool = False,
 ) -> Size:
-    """Measure what one keyframe brings: attention, overview maps, rows of statistics."""
-    attention = values = rows = 0
+    """Measure what one keyframe brings: attention, overview maps, rows of statistics.
+
+    `values` says that there are value norms, and statistics weighted by them.
+    """
+    attention = map_values = rows = norms = 0
     for name, shape in phases.items():
         layout = layouts[name]
         attention += attention_bytes(
@@ -227,8 +238,12 @@ def size_of(
         heads = shape.layers * shape.heads * (shape.steps or 1) * len(shape.query_groups)
         cameras = [span for span in layout.key if span.camera is not None]
         rows += heads * len(cameras)
-        values += heads * sum(map(len, cameras))
-    return Size(attention, values, rows)
+        map_values += heads * sum(map(len, cameras))
+        # Older keys have the same norm at every step, which compresses to one.
+        own = len(layout.query) if name == "suffix" else 0
+        keys = len(layout.key) + own * ((shape.steps or 1) - 1)
+        norms += shape.layers * shape.heads * keys * NORM_BYTES
+    return Size(attention, map_values, rows * (1 + values), norms * values)
 
 
 def token_stats_bytes(phases: Mapping[str, PhaseShape], layouts: Mapping[str, TokenLayout]) -> int:
@@ -335,6 +350,8 @@ def describe_run(
         options["token_stats"] = True
     if isinstance(dataset, OrientedDataset):
         options["orientation"] = {c: o.to_json() for c, o in dataset.orientations.items()}
+    if watch.values:
+        options["values"] = True
     return RunConfig(
         policy=policy_name,
         checkpoint=policy.checkpoint,

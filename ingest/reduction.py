@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from attnstore.store.format.precision import LEVELS, OCTAVES, ZERO_BELOW, dtype, look_up
 from attnstore.store.format.tokens import Axis, TokenLayout
+from attnstore.store.format.weighting import value_weighted
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +65,36 @@ def reduce(weights: torch.Tensor, query: Axis, groups: Sequence[str]) -> Reducti
         confidence[group] = _numpy(block.amax(2).mean(1))
     low, high = sums.aminmax()
     return Reduction(mean, maximum, confidence, _numpy(values.mean(1)), (float(low), float(high)))
+
+
+def compact_norms(norms: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+    """Strip padding: (head, key) of the model's keys to the layout's."""
+    return _take(norms, 1, layout.key)
+
+
+def reduce_carried(
+    weights: torch.Tensor, norms: torch.Tensor, query: Axis, groups: Sequence[str]
+) -> Reduction:
+    """Reduce compact weights, (head, query, key), weighted by value norms, (head, key).
+
+    As `reduce` of `attnstore.store.format.weighting.value_weighted`, of which only the groups' rows are
+    made: over all queries it is two products of a matrix and a vector.
+    """
+    import torch
+
+    values = weights.float()
+    mean, maximum, confidence = {}, {}, {}
+    for group in groups:
+        rows = [value_weighted(values[:, s], norms) for s in query.group(group)]
+        if not rows:
+            continue
+        block = rows[0] if len(rows) == 1 else torch.cat(rows, 1)
+        mean[group] = _numpy(block.mean(1))
+        maximum[group] = _numpy(block.amax(1))
+        confidence[group] = _numpy(block.amax(2).mean(1))
+    shares = 1 / torch.matmul(values, norms.unsqueeze(-1)) / values.shape[1]
+    overall = torch.matmul(values.transpose(1, 2), shares).squeeze(-1) * norms
+    return Reduction(mean, maximum, confidence, _numpy(overall), (1.0, 1.0))
 
 
 def encode_on_device(weights: torch.Tensor, precision: str) -> NDArray[Any]:

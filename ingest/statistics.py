@@ -26,6 +26,7 @@ from attnstore.store.format.statistics import (
     top_mass,
 )
 from attnstore.store.format.tokens import Axis, Span, TokenLayout
+from attnstore.store.format.weighting import Weighting
 
 from .reduction import Reduction
 
@@ -45,6 +46,7 @@ class PhaseReductions:
     """Per query group, (step, layer, head)."""
     overall: Float = field(init=False)
     """(step, layer, head, key); NaN where a step does not exist."""
+    weighting: Weighting = "raw"
     steps: int = 0
     """Steps that arrived; 1 in one-pass phases."""
 
@@ -96,7 +98,7 @@ class HeadStatistics:
     def __init__(self, spec: EpisodeSpec) -> None:
         self._spec = spec
         self._coverage = {camera: g.coverage() for camera, g in spec.geometry.items()}
-        self._previous: dict[tuple[str, str, str], NDArray[np.float64]] = {}
+        self._previous: dict[tuple[str, str, str, str], NDArray[np.float64]] = {}
 
     def rows(self, keyframe: int, phase: PhaseReductions) -> Iterator[dict[str, Any]]:
         """Yield columns of ``head_stats``, one block of rows per query group and camera."""
@@ -120,7 +122,7 @@ class HeadStatistics:
         coverage = self._coverage[camera]
         maps = phase.maps(mean, span)
         p = image_distribution(maps, coverage)
-        key = (phase.spec.phase, group, camera)
+        key = (phase.spec.phase, phase.weighting, group, camera)
         nothing = np.full(p.shape[:-1], np.nan)
         previous = self._previous.get(key)
         drift = nothing.copy()
@@ -159,6 +161,7 @@ class HeadStatistics:
             "layer": layer,
             "head": head,
             "query_group": [group] * count,
+            "weighting": [phase.weighting] * count,
             "camera": [camera] * count,
             "mass": _mass_column(mass, count),
             **{name: np.asarray(v).reshape(-1) for name, v in values.items()},
@@ -184,20 +187,27 @@ def _mass_column(mass: Mapping[str, NDArray[np.float64]], count: int) -> pa.Arra
     return pa.MapArray.from_arrays(pa.array(offsets), keys, pa.array(values.reshape(-1)))
 
 
+_Weighted = tuple[str, Weighting]
+
+
 class SinkStatistics:
-    """Finds attention sinks over an episode; see `attnstore.store.format.statistics.SINK_THRESHOLD`."""
+    """Finds attention sinks over an episode, raw and weighted by values each.
+
+    See `attnstore.store.format.statistics.SINK_THRESHOLD`.
+    """
 
     def __init__(self, threshold: float, fraction: float) -> None:
         self._threshold, self._fraction = threshold, fraction
-        self._above: dict[str, NDArray[np.int32]] = {}
-        self._sum: dict[str, NDArray[np.float64]] = {}
-        self._phases: dict[str, PhaseSpec] = {}
-        self._keyframes: dict[str, int] = {}
-        self._present: dict[str, NDArray[np.int32]] = {}
+        self._above: dict[_Weighted, NDArray[np.int32]] = {}
+        self._sum: dict[_Weighted, NDArray[np.float64]] = {}
+        self._phases: dict[_Weighted, PhaseSpec] = {}
+        self._keyframes: dict[_Weighted, int] = {}
+        self._present: dict[_Weighted, NDArray[np.int32]] = {}
 
     def add(self, phase: PhaseReductions) -> None:
         """Take in one keyframe."""
-        name, spec = phase.spec.path, phase.spec
+        spec = phase.spec
+        name = (spec.path, phase.weighting)
         if name not in self._above:
             shape = (*phase.overall.shape[:-1], len(spec.key))
             self._above[name], self._sum[name] = np.zeros(shape, np.int32), np.zeros(shape)
@@ -224,6 +234,7 @@ class SinkStatistics:
             grids = [s.grid for s in spans]
             yield {
                 "phase": [spec.phase] * len(found),
+                "weighting": [name[1]] * len(found),
                 "step": found[:, 0] if spec.steps is not None else [None] * len(found),
                 "layer": found[:, 1],
                 "head": found[:, 2],

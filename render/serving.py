@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from attnstore.query.service.endpoint import EPISODE, Asked, binary
 from attnstore.query.service.endpoint import router as new_router
-from attnstore.query.service.parameters import Active, Number, OfEpisode, Step, Tokens
+from attnstore.query.service.parameters import Active, Number, OfEpisode, Step, Tokens, Weighting
 from attnstore.query.service.payload import MEDIA_TYPES, chosen_format
 from attnstore.query.service.routes.attention import map_group
 from attnstore.store.reader.episode import Episode
@@ -43,6 +43,7 @@ class OverlayParameters(OfEpisode):
     query: Tokens = None
     sink_corrected: bool = False
     active: Active = "image"
+    weighting: Weighting = "raw"
     cmap: str = Field("inferno", max_length=40, examples=["viridis"])
     alpha: float = Field(0.75, ge=0, le=1, description="Opacity of the strongest heat.")
     blend: overlay.Blend = "spotlight"
@@ -82,13 +83,13 @@ def overlay_of(episode: Episode, camera: str, p: OverlayParameters, form: str) -
     if head == "active":
         head = episode.active_head(
             p.phase, camera, layer=p.layer, step=p.step, keyframe=keyframe, query=query,
-            reduce=p.reduce, sink_corrected=p.sink_corrected, active=p.active,
+            reduce=p.reduce, sink_corrected=p.sink_corrected, active=p.active, weighting=p.weighting,
         )  # fmt: skip
     scale = ColorScale.parse(p.scale)
     wanted = None if scale.scope == "video" else keyframe
     maps = episode.maps(
         p.phase, camera, layer=p.layer, head=int(head), step=p.step, reduce=p.reduce,
-        keyframe=wanted, query=query, sink_corrected=p.sink_corrected,
+        keyframe=wanted, query=query, sink_corrected=p.sink_corrected, weighting=p.weighting,
     ).values  # fmt: skip
     limits = scale.limits({camera: maps}, {camera: geometry})[camera]
     data = episode.image_bytes(keyframe, camera)

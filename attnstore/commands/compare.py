@@ -24,11 +24,13 @@ from .options import (
     layers_option,
     out_file,
     store_to_read,
+    weighting_option,
 )
 from .output import console, say, say_written
 
 if TYPE_CHECKING:
     from attnstore.query import Store
+    from attnstore.store.format.weighting import Weighting
     from attnstore.store.rules import Active
 
 PICTURES = (".png", ".jpg", ".webp")
@@ -116,6 +118,7 @@ _PRINTED = (
     help="Compare episodes of different lengths at equal times (the first keyframes, as many as the "
     "shortest has) or at equal progress.",
 )
+@weighting_option
 @click.option(
     "--family",
     type=click.Choice(["heads", "layers"]),
@@ -169,6 +172,7 @@ def groups(
     episode_value: Literal["mean", "max"],
     window: int | None,
     align: Literal["none", "time", "progress"],
+    weighting: Weighting,
     family: Literal["heads", "layers"],
     strata: tuple[str, ...] | None,
     permutations: int,
@@ -200,6 +204,7 @@ def groups(
         opened, metric, by=by, a=a, b=b,
         where=_condition(opened, episodes), phase=phase, camera=camera, query=query,
         step=_step(step), reduce=episode_value, window=window, align=align, family=family,
+        weighting=weighting,
         strata=strata, permutations=permutations, bootstraps=bootstraps, alpha=alpha,
         seed=seed,
     )  # fmt: skip

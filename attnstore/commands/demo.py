@@ -28,7 +28,7 @@ QUESTIONS = (
     ("Which camera does each layer prefer? Action tokens the wrist's, the words none.",
      "select phase, layer, round(avg(camera_mass_mean) filter (camera = 'hand_camera'), 2) wrist, "
      "round(avg(camera_mass_mean) filter (camera = 'varied_camera_1'), 2) side from episode_stats "
-     "group by all order by all"),
+     "where weighting = 'raw' group by all order by all"),
     ("Which layers look at the cube that is named, and not at the other? (all words, all heads)",
      "select layer, round(avg(lift) filter (contains(instruction, object)), 1) named, "
      "round(avg(lift) filter (not contains(instruction, object)), 1) other "

@@ -81,7 +81,7 @@ def lerobot(
       select e.name as episode, k.frame, avg(s.entropy) as entropy
       from head_stats s join keyframes k using (run, episode, variant, keyframe)
       join episodes e using (run, episode)
-      where s.phase = 'suffix' and s.layer = 5 and s.camera = 'top' group by all"
+      where s.weighting = 'raw' and s.phase = 'suffix' and s.layer = 5 and s.camera = 'top' group by all"
     """
     from attnstore.ingest.datasets.lerobot.export import export_copy
     from attnstore.query import open as open_for_reading

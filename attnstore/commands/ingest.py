@@ -86,6 +86,7 @@ class RunChoice:
     batch_size: int = 1
     vision: bool = False
     token_stats: bool = False
+    values: bool | None = None
     dry_run: bool = False
     force: bool = False
 
@@ -190,6 +191,12 @@ _TOKEN_STATS = click.option(
     is_flag=True,
     help="Also keep every token's norm and cosines, layer by layer.",
 )
+_VALUES = click.option(
+    "--values/--no-values",
+    default=None,
+    help="Keep what each key token would add through each head, to weight attention with.  "
+    "[default: where the policy shows it]",
+)
 _FORCE = click.option(
     "--force", is_flag=True, help="Go on although the forecast exceeds the free disk."
 )
@@ -220,6 +227,7 @@ _RUN = grouped(
     ),
     _VISION,
     _TOKEN_STATS,
+    _VALUES,
     dry_run_option,
     _FORCE,
 )
@@ -516,7 +524,9 @@ class _SourceCommand(StoreCommand):
     show_default=True,
     help="How far an action may be from the recorded one, normalised; 0: the same bits.",
 )
-@add_options(grouped("run", RunChoice, _PRECISION, _VISION, _TOKEN_STATS, dry_run_option, _FORCE))
+@add_options(
+    grouped("run", RunChoice, _PRECISION, _VISION, _TOKEN_STATS, _VALUES, dry_run_option, _FORCE)
+)
 @add_options(workers_options, json_option)
 def recording(
     store: StoreName,
@@ -624,12 +634,13 @@ def run_ingest(
     from attnstore.ingest.episode import EpisodeJob
     from attnstore.ingest.pipeline import ingest_all, provenance
     from attnstore.ingest.plan import describe_run, make_plan
-    from attnstore.ingest.policies.base import Watch
+    from attnstore.ingest.policies.base import Watch, shows_values
     from attnstore.ingest.work import HERE
     from attnstore.store.commits.run import save_run
     from attnstore.store.opening import create_store
 
-    watch = Watch(choice.vision, choice.token_stats)
+    values = shows_values(policy) if choice.values is None else choice.values
+    watch = Watch(choice.vision, choice.token_stats, values)
     run = describe_run(
         policy, spec.name, dataset, stride=choice.stride, precision=choice.precision,
         seed=choice.seed, watch=watch,
@@ -726,7 +737,7 @@ def _writable(target: StoreName) -> Iterator[None]:
 @click.command(cls=StoreCommand)
 @json_option
 def policies(as_json: bool) -> None:
-    """List the policy adapters that are installed.
+    """List the policy adapters that are installed, and whether they show value norms.
 
     Examples
     --------
@@ -734,14 +745,15 @@ def policies(as_json: bool) -> None:
     """
     from importlib.metadata import entry_points
 
-    from attnstore.ingest.policies.registry import ENTRY_POINTS
+    from attnstore.ingest.policies.registry import ENTRY_POINTS, shown_values
 
     points = sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name)
     if not points:
         raise UsageError("no policy adapter is installed")
-    rows = [{"name": p.name, "adapter": p.value} for p in points]
+    rows = [{"name": p.name, "adapter": p.value, "values": shown_values(p)} for p in points]
     if as_json:
         print_json(rows)
     else:
         for row in rows:
-            click.echo(f"{row['name']:<12} {row['adapter']}")
+            shown = f"value norms: {row['values']}"
+            click.echo(f"{row['name']:<12} {row['adapter']:<60} {shown}")

@@ -339,6 +339,15 @@ active_option = click.option(
 )
 
 
+weighting_option = click.option(
+    "--weighting",
+    type=click.Choice(["raw", "value"]),
+    default="raw",
+    show_default=True,
+    help="value: attention times the norm of what each token adds through the head.",
+)
+
+
 def grouped(name: str, make: Callable[..., Any], *options: Any) -> Callable[[F], F]:
     """Add options that reach the command as one value.
 

@@ -30,6 +30,7 @@ from .options import (
     phases_option,
     step_option,
     store_to_read,
+    weighting_option,
 )
 from .output import bar_of, say_written
 
@@ -74,6 +75,7 @@ class DrawingChoice:
     step: int | None
     active: str
     sink_corrected: bool
+    weighting: str
     cmap: str | None
     scale: str | None
     interpolation: Interpolation
@@ -111,7 +113,8 @@ class DrawingChoice:
             "query": self.query,
             "active": self.active,
             "summary": active, "heads": heads, "step": self.step, "reduce": self.reduce,
-            "sink_corrected": self.sink_corrected, "layout": self.layout, "look": self.look,
+            "sink_corrected": self.sink_corrected, "weighting": self.weighting,
+            "layout": self.layout, "look": self.look,
         }  # fmt: skip
 
 
@@ -147,6 +150,7 @@ _DRAWING = grouped(
     click.option(
         "--sink-corrected", is_flag=True, help="Take attention sinks out of the maps, and say so."
     ),
+    weighting_option,
     click.option(
         "--cmap", metavar="NAME", help="Colour map: inferno, viridis, turbo, ..., or the lab's jet."
     ),

@@ -87,6 +87,7 @@ def measure(store: attnstore.Store, dataset: Path, run: str) -> dict[str, Any]:
     shares = store.sql(
         "select phase, query_group, layer, camera, avg(camera_mass_mean) image, "
         f"avg(letterbox_mass_mean) letterbox from episode_stats where run = '{run}' "
+        "and weighting = 'raw' "
         "and query_group in ('task', 'action') group by all order by all"
     ).fetchall()
     names = ("phase", "query_group", "layer", "camera", "image", "letterbox")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.errors import AttnstoreError
+from attnstore.store.errors import AttnstoreError, UsageError
 from attnstore.store.format.geometry import Geometry
 from attnstore.store.format.tokens import Token, TokenLayout
 
@@ -118,6 +118,8 @@ class Watch:
     """The attention inside the image encoder: phase ``vision``."""
     token_stats: bool = False
     """The hidden states' norms and cosines: table ``token_stats``."""
+    values: bool = False
+    """What each key token would add through each head: arrays ``value_norm``."""
 
 
 ATTENTION_ONLY = Watch()
@@ -136,8 +138,13 @@ class Observer(Protocol):
         """What else than the attention of the policy's own phases it wants to be shown."""
         ...
 
-    def attention(self, phase: str, layer: int, weights: torch.Tensor) -> None:
+    def attention(
+        self, phase: str, layer: int, weights: torch.Tensor, norms: torch.Tensor | None = None
+    ) -> None:
         """Take one layer's weights, (batch, head, query, key), padding included; not to be changed.
+
+        If `watch` asks for them, with its value norms, (batch, head, key) float32; a key that the
+        layer does not have has 0 in both.
 
         A stepped phase's next step begins when its layer 0 comes again. In phase ``vision`` the
         first dimension is images, in the order of `Batch.encoded`, in one call or several.
@@ -227,6 +234,16 @@ class Policy(Protocol):
         """
         ...
 
+    def check_values(self) -> None:
+        """Check that `instrument` shows value norms, for `Watch.values`; weights are not needed.
+
+        Raises
+        ------
+        UsageError
+            If it does not; the message says why.
+        """
+        ...
+
     @property
     def digest(self) -> str:
         """SHA-256 of what was loaded."""
@@ -260,6 +277,15 @@ class Policy(Protocol):
         exception. PyTorch policies get this from `attnstore.ingest.policies.hooks.HookedPolicy`.
         """
         ...
+
+
+def shows_values(policy: Policy) -> bool:
+    """Whether a policy shows value norms."""
+    try:
+        policy.check_values()
+    except UsageError:
+        return False
+    return True
 
 
 @runtime_checkable

@@ -15,10 +15,13 @@ from attnstore.store.format.axes import VISION
 
 from .base import EMBEDDING, EncoderShape, Observer
 from .checkpoint import unwrap
+from .values import LEAVE_OUT, LayerValues, ProjectedValues, ValueNorms, no_projections, projections
 from .vision import encoder_attention
 
 if TYPE_CHECKING:
     import torch
+
+NO_VALUES = "no"
 
 
 def second_output(output: Any) -> Any:
@@ -56,6 +59,10 @@ class Layer:
 
 class HookedPolicy(ABC):
     """`Policy.instrument` of a PyTorch policy: says which modules to watch, and they are hooked."""
+
+    value_norms = NO_VALUES
+    """Whether `values` finds what it needs, as ``attnstore policies`` says it: an adapter whose
+    attention modules have ``v_proj`` and ``o_proj`` says ``yes``."""
 
     @abstractmethod
     def watched(self) -> Sequence[Watched]:
@@ -124,6 +131,46 @@ class HookedPolicy(ABC):
     def check_hidden(self) -> None:  # noqa: B027 - most layers are called as modules
         """Check that `layers` are called as modules; adapters whose are not raise a UsageError."""
 
+    def check_values(self) -> None:
+        """Check that the adapter says where values are made.
+
+        Raises
+        ------
+        UsageError
+            If it does not.
+        """
+        if self.value_norms == NO_VALUES:
+            name = getattr(self, "name", type(self).__name__)
+            raise UsageError(
+                f"--values: policy {name} does not say where its values are made; {LEAVE_OUT}"
+            )
+
+    def values(self, watched: Sequence[Watched]) -> Sequence[LayerValues]:
+        """Say of every watched module where its values are made and taken up, for ``--values``.
+
+        By default modules ``v_proj`` and ``o_proj`` inside it; a suffix has the values of the
+        prefix's layer of the same number before its own.
+
+        Raises
+        ------
+        UsageError
+            If a module has no such projections.
+        """
+        norms = ValueNorms()
+        found: list[LayerValues] = []
+        prefix: dict[int, ProjectedValues] = {}
+        for each in watched:
+            own = projections(each.module)
+            if own is None:
+                raise no_projections(each.module, f"{each.phase} layer {each.layer}")
+            made = ProjectedValues(
+                norms, own, prefix.get(each.layer) if each.phase == "suffix" else None
+            )
+            if each.phase == "prefix":
+                prefix[each.layer] = made
+            found.append(made)
+        return found
+
     def denoiser(self) -> tuple[torch.nn.Module, int] | None:
         """Return the module that gets the noisy actions at each step, and their argument's position.
 
@@ -166,8 +213,15 @@ class HookedPolicy(ABC):
                         )
                         stack.callback(asked.remove)
                 modules += vision
-            for watched in modules:
-                hook = partial(_attention, observer, watched)
+            values: Sequence[LayerValues | None] = [None] * len(modules)
+            if watch.values:
+                self.check_values()
+                values = self.values(modules)
+            for watched, own in zip(modules, values, strict=True):
+                # Its hooks first: the weights' hook takes what they saw.
+                for remove in [] if own is None else own.hooks():
+                    stack.callback(remove)
+                hook = partial(_attention, observer, watched, own)
                 stack.callback(watched.module.register_forward_hook(hook).remove)
             for layer in self.layers(modules) if watch.token_stats else ():
                 if layer.layer == 0:
@@ -232,7 +286,14 @@ def _show_hidden(observer: Observer, layer: Layer, index: int, module: Any, valu
     observer.hidden(layer.phase, index, states.detach())
 
 
-def _attention(observer: Observer, watched: Watched, module: Any, args: Any, output: Any) -> None:
+def _attention(
+    observer: Observer,
+    watched: Watched,
+    values: LayerValues | None,
+    module: Any,
+    args: Any,
+    output: Any,
+) -> None:
     weights = watched.weights(output)
     if weights is None or weights.ndim != 4:
         found = "none" if weights is None else f"shape {tuple(weights.shape)}"
@@ -240,7 +301,10 @@ def _attention(observer: Observer, watched: Watched, module: Any, args: Any, out
             f"{watched.phase} layer {watched.layer}: {type(module).__name__} returned no "
             f"(batch, head, query, key) weights ({found}); its attention is not eager"
         )
-    observer.attention(watched.phase, watched.layer, weights.detach())
+    weights, norms = weights.detach(), None
+    if values is not None:
+        norms = values.take(weights, f"{watched.phase} layer {watched.layer}")
+    observer.attention(watched.phase, watched.layer, weights, norms)
 
 
 def _encoded(observer: Observer, module: Any, args: Any, kwargs: Any, output: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol, cast
 
 from attnstore.store.errors import NotFoundError, UsageError
@@ -38,6 +38,15 @@ class PolicyType(Protocol):
 def policy_names() -> list[str]:
     """Names of all adapters that are installed, sorted."""
     return sorted({point.name for point in entry_points(group=ENTRY_POINTS)})
+
+
+def shown_values(point: EntryPoint) -> str:
+    """Say in a few words whether an adapter shows value norms: its attribute ``value_norms``."""
+    try:
+        adapter = point.load()
+    except ImportError:
+        return "unknown, its libraries are missing"
+    return str(getattr(adapter, "value_norms", "unknown"))
 
 
 def load_policy(

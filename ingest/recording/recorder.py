@@ -141,6 +141,8 @@ def record(
         policy.encoder_shape()
     if watch.token_stats:
         policy.check_hidden()
+    if watch.values:
+        policy.check_values()
     seconds = LONGEST_WAIT if (mode == "live" if wait is None else wait) else 0.0
     settings = _Settings(
         mode, name, precision, watch, pictures, rate, seconds, queue_bytes or QUEUE_BYTES[mode]

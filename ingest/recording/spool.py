@@ -32,6 +32,8 @@ from ..reduction import compact
 if TYPE_CHECKING:
     import torch
 
+NORMS = "norms"
+"""What is spooled before a layer's attention, if value norms are shown."""
 Put = Callable[[Callable[[], object], int], bool]
 """Queues a write of so many bytes; False if there is no room."""
 
@@ -143,8 +145,12 @@ class Spooler:
         """What is shown beside the attention of the policy's own phases."""
         return self._watch
 
-    def attention(self, phase: str, layer: int, weights: torch.Tensor) -> None:
+    def attention(
+        self, phase: str, layer: int, weights: torch.Tensor, norms: torch.Tensor | None = None
+    ) -> None:
         """See `Observer.attention`."""
+        if norms is not None:
+            self._spool(NORMS, phase, layer, norms)
         self._spool("attention", phase, layer, weights)
 
     def hidden(self, phase: str, layer: int, states: torch.Tensor) -> None:
@@ -258,6 +264,10 @@ class SpooledPolicy:
         """See `Policy.check_hidden`."""
         self._policy.check_hidden()
 
+    def check_values(self) -> None:
+        """See `Policy.check_values`."""
+        self._policy.check_values()
+
     def prepare(self, observations: Sequence[Observation]) -> Batch:
         """Not asked: recorded observations carry their inputs."""
         raise HealthError("an observation of a recording without its inputs")
@@ -276,9 +286,17 @@ class SpooledPolicy:
         number = next(self._numbers)
         shown, observer = self._spool.calls[number], self._observer
         if observer is not None:
+            norms: list[torch.Tensor] = []
             for kind, where, value in shown.events:
                 given = self._spool.read(value) if isinstance(value, _Place) else value
-                getattr(observer, kind)(*where, given)
+                if kind == NORMS:
+                    norms = [given]
+                elif kind == "attention":
+                    phase, layer = where
+                    observer.attention(phase, layer, given, norms[0] if norms else None)
+                    norms = []
+                else:
+                    getattr(observer, kind)(*where, given)
             observer.encoded(shown.images)
         actions: torch.Tensor = self._actions[number]
         return actions

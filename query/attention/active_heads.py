@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store import rules
+from attnstore.store.format.weighting import Weighting, check_weighting
 from attnstore.store.rules import VARIANCES, Active
 
 from ..sql.chosen import Chosen
@@ -32,7 +33,9 @@ class ActiveHeads:
     episodes: int
 
 
-def active_heads(store: Store, chosen: Chosen, *, active: Active = "image") -> list[ActiveHeads]:
+def active_heads(
+    store: Store, chosen: Chosen, *, active: Active = "image", weighting: Weighting = "raw"
+) -> list[ActiveHeads]:
     """Rank the heads of every layer by the variance of their mean maps, at the step that stands.
 
     Variance grows with the square of the camera's share of attention: it ranks heads within a
@@ -42,11 +45,20 @@ def active_heads(store: Store, chosen: Chosen, *, active: Active = "image") -> l
     ----------
     active
         See `attnstore.store.rules.Active`.
+    weighting
+        See `attnstore.store.format.weighting`.
+
+    Raises
+    ------
+    SelectionError
+        If there is no such weighting.
     """
+    check_weighting(weighting)
     rows = store.sql(f"""
 SELECT phase, query_group, camera, episode, layer, head, {VARIANCES[active]}_mean
 FROM episode_stats
-WHERE {chosen.condition} AND variant = 'base' AND stands_for_phase(run, phase, step)
+WHERE {chosen.condition} AND variant = 'base' AND weighting = '{weighting}'
+      AND stands_for_phase(run, phase, step)
 ORDER BY ALL""").fetchall()
     found = []
     for key in dict.fromkeys(row[:3] for row in rows):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from attnstore.store.format.weighting import Weighting, check_weighting
+
 from ..sql.chosen import Chosen
 from ..sql.store import Store
 from ..statistics import Estimate, estimate
@@ -27,16 +29,30 @@ class CameraShare:
     """Of the map over the camera's patches, mean over heads: 1 is even."""
 
 
-def camera_shares(store: Store, chosen: Chosen) -> list[CameraShare]:
+def camera_shares(
+    store: Store, chosen: Chosen, *, weighting: Weighting = "raw"
+) -> list[CameraShare]:
     """Measure the attention of every layer on every camera, from ``episode_stats``.
 
     At the step that stands for the phase (`attnstore.store.rules`). In order of phase, query group, camera, layer.
+
+    Parameters
+    ----------
+    weighting
+        See `attnstore.store.format.weighting`.
+
+    Raises
+    ------
+    SelectionError
+        If there is no such weighting.
     """
+    check_weighting(weighting)
     rows = store.sql(f"""
 SELECT phase, query_group, camera, layer, episode, avg(camera_mass_mean), avg(letterbox_mass_mean),
        avg(entropy_mean)
 FROM episode_stats
-WHERE {chosen.condition} AND variant = 'base' AND stands_for_phase(run, phase, step)
+WHERE {chosen.condition} AND variant = 'base' AND weighting = '{weighting}'
+      AND stands_for_phase(run, phase, step)
 GROUP BY ALL ORDER BY ALL""").fetchall()
     found = []
     for key in dict.fromkeys(row[:4] for row in rows):

@@ -16,6 +16,7 @@ import xarray as xr
 from attnstore.store.errors import SelectionError
 from attnstore.store.format.episode import PhaseSpec
 from attnstore.store.format.tokens import STATE
+from attnstore.store.format.weighting import Weighting, check_weighting
 from attnstore.store.reader.blocks import Dimension, Index
 from attnstore.store.reader.episode import Episode
 
@@ -34,6 +35,7 @@ def shares(
     heads: Heads = "each",
     keyframe: Index = None,
     step: Index = None,
+    weighting: Weighting = "raw",
 ) -> xr.DataArray:
     """Load the share of a query group's attention on every coarse span of keys.
 
@@ -50,6 +52,8 @@ def shares(
         ``mean`` averages over the heads of a layer.
     keyframe, step
         Index (the dimension is dropped), slice, indices, or None for all.
+    weighting
+        ``raw``, or ``value``: of what is carried; see `attnstore.store.format.weighting`.
 
     Returns
     -------
@@ -66,7 +70,10 @@ def shares(
     ------
     SelectionError
         If a name or an index matches nothing, or `heads` is none of the above.
+    NotFoundError
+        If there are no value norms to weight with.
     """
+    check_weighting(weighting)
     spec = episode.phase(phase, camera)
     if heads not in ("each", "mean"):
         raise SelectionError(f"heads is 'each' or 'mean'; got {heads!r}")
@@ -75,7 +82,9 @@ def shares(
     group = query if query is not None else spec.query_groups[0]
     times = Dimension.of(keyframe, len(episode.frames), "keyframe")
     steps = Dimension.of(step, spec.steps or 1, f"{phase} step")
-    rows = _rows(episode, spec, group)
+    if weighting == "value":
+        episode.part.check_norms(spec.path)
+    rows = _rows(episode, spec, group, weighting)
     names, modalities, cameras = zip(*_spans(spec), strict=True)
     dense = np.full(
         (len(episode.frames), spec.steps or 1, spec.layers, spec.heads, len(names)),
@@ -113,6 +122,7 @@ def shares(
         attrs={
             "phase": spec.phase,
             "query": group,
+            "weighting": weighting,
             "units": "share of attention, 0..1",
             "source": "modality shares, Chen et al. 2024 (FastV)",
             "precision": "unrounded",
@@ -127,10 +137,12 @@ def shares(
     return array.mean("head", keep_attrs=True) if heads == "mean" else array
 
 
-def _rows(episode: Episode, spec: PhaseSpec, group: str) -> pa.Table:
-    columns = ["phase", "query_group", "camera", *_KEYS, "mass", *_PARTS.values()]
+def _rows(episode: Episode, spec: PhaseSpec, group: str, weighting: Weighting) -> pa.Table:
+    columns = ["phase", "query_group", "weighting", "camera", *_KEYS, "mass", *_PARTS.values()]
     table = episode.part.table("head_stats", columns)
-    of_phase = pc.equal(table["phase"], spec.phase)
+    of_phase = pc.and_(
+        pc.equal(table["phase"], spec.phase), pc.equal(table["weighting"], weighting)
+    )
     if spec.camera is not None:
         of_phase = pc.and_(of_phase, pc.equal(table["camera"], spec.camera))
     rows = table.filter(pc.and_(of_phase, pc.equal(table["query_group"], group)))

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from attnstore.store.catalog import connect
 from attnstore.store.errors import SelectionError, UsageError
+from attnstore.store.format.weighting import Weighting
 
 from ..resampling import (
     EXACT,
@@ -132,6 +133,7 @@ def compare(
     reduce: Reduction = "mean",
     window: int | None = None,
     align: Align = "none",
+    weighting: Weighting = "raw",
     family: Family = "heads",
     strata: tuple[str, ...] | None = None,
     permutations: int = 9999,
@@ -167,6 +169,8 @@ def compare(
         ones, as many as the shortest episode has; ``progress``, equally many equally spaced points
         from first to last keyframe; ``none``, the mean over all. Without alignment the result has
         a note where the metric has a trend within episodes and the groups differ in length.
+    weighting
+        ``raw``, or ``value``: of what is carried; see `attnstore.store.format.weighting`.
     family
         ``heads``: a test for every head; ``layers``: one for every layer, of the mean over heads.
     strata
@@ -205,7 +209,7 @@ def compare(
             raise UsageError("name two groups: by a column, or by two SQL conditions a and b")
         values = episode_values(
             connection, groups, metric, phase=phase, camera=camera, query_group=query,
-            step=step, reduce=reduce, window=window, align=align,
+            step=step, reduce=reduce, window=window, align=align, weighting=weighting,
         )  # fmt: skip
         lengths = np.array([m.keyframes for m in groups.members])
         means = lengths[groups.in_a].mean(), lengths[~groups.in_a].mean()

@@ -12,6 +12,7 @@ import pyarrow as pa
 from attnstore.store.catalog.rows import quoted
 from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.format.naming import default_group
+from attnstore.store.format.weighting import Weighting, check_weighting
 from attnstore.store.reader.selection import check_index
 from attnstore.store.rules import standing_step
 from attnstore.store.tables.base import METRICS
@@ -100,6 +101,7 @@ def episode_values(
     reduce: Reduction = "mean",
     window: int | None = None,
     align: Align = "none",
+    weighting: Weighting = "raw",
 ) -> EpisodeValues:
     """Read the numbers: from ``episode_stats`` if over all keyframes, else from ``head_stats``.
 
@@ -125,13 +127,18 @@ def episode_values(
         window = min(m.keyframes for m in groups.members)
     window = _window(connection, groups, reduce, window)
     runs = sorted({m.run for m in groups.members})
-    chosen = f"variant = 'base' AND run IN ({', '.join(map(quoted, runs))})"
+    check_weighting(weighting)
+    chosen = f"variant = 'base' AND weighting = '{weighting}' AND run IN ({', '.join(map(quoted, runs))})"
+    if weighting == "value":
+        _check_carried(connection, chosen)
     said: dict[str, str] = {}
     for column, wanted in (("phase", phase), ("camera", camera), ("query_group", query_group)):
         value = _value(connection, column, wanted, chosen)
         chosen += f" AND {column} = {quoted(value)}"
         said[column] = value
     selection = " × ".join([said["phase"], said["camera"], said["query_group"], metric])
+    if weighting == "value":
+        selection += ", value-weighted"
     number = _step(connection, step, chosen, said["phase"])
     if number is not None:
         chosen += f" AND step = {number}"
@@ -156,6 +163,15 @@ def episode_values(
         values, tests[0], tests[1], tests[2], selection, metric, said["phase"], said["camera"],
         chosen, window is None and align == "none",
     )  # fmt: skip
+
+
+def _check_carried(connection: duckdb.DuckDBPyConnection, chosen: str) -> None:
+    """Check that there are value-weighted statistics at all."""
+    if connection.execute(f"SELECT 1 FROM episode_stats WHERE {chosen} LIMIT 1").fetchone() is None:
+        raise SelectionError(
+            "these runs have no value norms, so nothing is weighted by them: ingest them again, by a "
+            "policy that shows them and without --no-values"
+        )
 
 
 def _window(

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from attnstore.store import rules
+from attnstore.store.format import weighting as weightings
 from attnstore.store.reader.blocks import Index
 from attnstore.store.reader.selection import Group
 
@@ -44,6 +45,13 @@ Step = Annotated[
     Field(
         description="Denoising step, negative ones from the end. By default the last; of decode the "
         "first, which every keyframe has."
+    ),
+]
+Weighting = Annotated[
+    weightings.Weighting,
+    Field(
+        description="`value`: attention times the norm of what each key would add through the head, rows "
+        "made to sum to 1 again; of episodes with value norms."
     ),
 ]
 Active = Annotated[
@@ -102,6 +110,7 @@ class MapParameters(OfEpisode):
     query: Tokens = Field(None, examples=["task"])
     sink_corrected: bool = Field(False, description="Take attention sinks out.")
     active: Active = "image"
+    weighting: Weighting = "raw"
     format: Literal["npy", "json"] | None = Field(None, description="Instead of Accept.")
 
 
@@ -117,6 +126,7 @@ class ActiveHeadParameters(OfEpisode):
     query: Tokens = Field(None, examples=["text"])
     sink_corrected: bool = Field(False, description="Take attention sinks out.")
     active: Active = "image"
+    weighting: Weighting = "raw"
 
 
 class MatrixParameters(OfEpisode):

@@ -51,7 +51,7 @@ with heads as (
               avg(variance_mean) as variance, avg(grid_variance_mean) as grid_variance,
               avg(entropy_mean) as entropy, avg(camera_mass_mean) as on_image
        from episode_stats
-       where variant = 'base' and stands_for_phase(run, phase, step)
+       where variant = 'base' and weighting = 'raw' and stands_for_phase(run, phase, step)
        group by all),
      active as (
        select run, phase, query_group, camera, layer, active_head(head, variance) as head,
@@ -70,20 +70,21 @@ order by run, phase, query_group, camera, layer""",
 select run, phase, query_group, layer, camera,
        avg(camera_mass_mean) as on_image, avg(letterbox_mass_mean) as on_padding
 from episode_stats
-where variant = 'base' and stands_for_phase(run, phase, step)
+where variant = 'base' and weighting = 'raw' and stands_for_phase(run, phase, step)
 group by all
 order by run, phase, query_group, layer, camera""",
     ),
     NamedQuery(
         "sink-heads",
-        "Which heads pour their attention into one key in nearly every keyframe?",
+        "Which heads pour their attention into one key in nearly every keyframe? With weighting value: "
+        "and something is carried from it.",
         """\
-select run, phase, step, layer, head, span, text, camera, "row", col,
+select run, weighting, phase, step, layer, head, span, text, camera, "row", col,
        count(*) as episodes, avg(mass) as mass
 from sinks
 where variant = 'base'
 group by all
-order by run, mass desc, phase, step, layer, head""",
+order by run, weighting, mass desc, phase, step, layer, head""",
     ),
     NamedQuery(
         "padding-mass",
@@ -92,7 +93,7 @@ order by run, mass desc, phase, step, layer, head""",
 select run, phase, query_group, camera, outcome,
        avg(letterbox_mass_mean) as on_padding, max(letterbox_mass_max) as largest
 from episode_stats join episodes using (run, episode)
-where variant = 'base' and stands_for_phase(run, phase, step)
+where variant = 'base' and weighting = 'raw' and stands_for_phase(run, phase, step)
 group by all
 order by run, on_padding desc, phase, query_group, camera, outcome""",
     ),
@@ -103,7 +104,8 @@ order by run, on_padding desc, phase, query_group, camera, outcome""",
 with drifts as (
        select run, name, outcome, phase, query_group, camera, avg(drift_mean) as drift
        from episode_stats join episodes using (run, episode)
-       where variant = 'base' and stands_for_phase(run, phase, step) and drift_mean is not null
+       where variant = 'base' and weighting = 'raw' and stands_for_phase(run, phase, step)
+             and drift_mean is not null
        group by all)
 from drifts
 qualify row_number() over (partition by run order by drift desc, name, phase, camera) <= 20
@@ -115,7 +117,7 @@ order by run, drift desc, name, phase, camera""",
         """\
 select run, phase, query_group, camera, step, layer, avg(step_drift_mean) as step_drift
 from episode_stats
-where variant = 'base' and step_drift_mean is not null
+where variant = 'base' and weighting = 'raw' and step_drift_mean is not null
 group by all
 order by run, phase, query_group, camera, step, layer""",
     ),
@@ -126,7 +128,7 @@ order by run, phase, query_group, camera, step, layer""",
 with heads as (
        select run, phase, query_group, layer, head, avg(confidence_mean) as confidence
        from episode_stats
-       where variant = 'base' and stands_for_phase(run, phase, step)
+       where variant = 'base' and weighting = 'raw' and stands_for_phase(run, phase, step)
        group by all)
 from heads
 qualify row_number() over (partition by run order by confidence desc, phase, query_group, layer,

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from attnstore.store.errors import UsageError
+from attnstore.store.format.weighting import Weighting
 from attnstore.store.rules import Active
 
 from ..picture import image_file
@@ -46,6 +47,7 @@ def render_images(
     step: int | None = None,
     reduce: Reduction = "max",
     sink_corrected: bool = False,
+    weighting: Weighting = "raw",
     query: str | None = None,
     active: Active = "image",
     look: Look | None = None,
@@ -80,6 +82,9 @@ def render_images(
         ``max`` or ``mean`` over the query tokens.
     sink_corrected
         Take attention sinks out; see `attnstore.store.reader.sinks`.
+    weighting
+        ``raw``, or ``value``: of what is carried, which needs the full attention; see
+        `attnstore.store.format.weighting`.
     query
         Query group or word, such as ``text`` or ``word:cube``, in the phases whose queries have it;
         None is each phase's own. Of one without overview maps the full attention is read.
@@ -120,7 +125,12 @@ def render_images(
     steps = {phase: default_step(episode, phase, step) for phase in chosen}
     drawings = {
         phase: Drawing(
-            phase, reduce, check_step(episode, phase, steps[phase]), sink_corrected, groups[phase]
+            phase,
+            reduce,
+            check_step(episode, phase, steps[phase]),
+            sink_corrected,
+            groups[phase],
+            weighting,
         )
         for phase in chosen
     }
@@ -143,7 +153,7 @@ def render_images(
                 maps = LayerMaps.load(
                     episode, phase, layer, shown,
                     step=steps[phase], reduce=reduce, sink_corrected=sink_corrected,
-                    query=groups[phase], active=active,
+                    query=groups[phase], active=active, weighting=weighting,
                 )  # fmt: skip
                 tracks = [maps.track(head) for head in drawn[phase]]
                 if summary:

@@ -49,6 +49,8 @@ def describe(
             text += (
                 f"; step {steps - 1 if drawing.step is None else drawing.step} (0 to {steps - 1})"
             )
+        if drawing.weighting != "raw":
+            text += f"; {drawing.weighting}-weighted"
         if drawing.sink_corrected:
             text += "; sink-corrected"
         lines.append(f"| {phase} | {text} |")

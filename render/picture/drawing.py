@@ -9,6 +9,7 @@ from typing import Literal
 
 from attnstore.store.errors import UsageError
 from attnstore.store.format.axes import PHASES
+from attnstore.store.format.weighting import Weighting, check_weighting
 
 from .label import printable
 
@@ -53,12 +54,15 @@ class Drawing:
     sink_corrected: bool = False
     query: str | None = None
     """Query group, when it is not the phase's own."""
+    weighting: Weighting = "raw"
+    """Whether maps are weighted by value norms."""
 
     def __post_init__(self) -> None:
         if self.phase not in PHASES:
             raise UsageError(f"a phase is one of {', '.join(PHASES)}; got {self.phase!r}")
         if self.reduce not in ("max", "mean"):
             raise UsageError(f"reduce is max or mean; got {self.reduce!r}")
+        check_weighting(self.weighting)
         if self.step is not None and self.step < 0:
             raise UsageError(f"a step in a file name is 0 or more; got {self.step}")
 
@@ -70,7 +74,8 @@ class Drawing:
             # a word may hold what a folder's name may not
             safe = "".join("|" if c in "/\\\0" else c for c in self.query.replace(":", "-"))
             query = f"_query-{component(safe)}"
-        return query + step + ("_nosink" if self.sink_corrected else "")
+        carried = "" if self.weighting == "raw" else f"_{self.weighting}"
+        return query + step + carried + ("_nosink" if self.sink_corrected else "")
 
     @property
     def _reduced_marks(self) -> str:

@@ -119,7 +119,8 @@ def decode_frame(data: bytes, geometry: Geometry, episode: str, what: str) -> ND
 def describe(episode: EpisodeMaps, drawing: Drawing) -> str:
     """Text for titles: the phase, what its maps are over, and the step."""
     tokens = describe_query(episode, drawing.phase, drawing.query)
-    what = f"{drawing.phase}: {drawing.reduce} over {tokens}"
+    carried = "" if drawing.weighting == "raw" else f"{drawing.weighting}-weighted, "
+    what = f"{drawing.phase}: {carried}{drawing.reduce} over {tokens}"
     steps = episode.steps(drawing.phase)
     if steps is not None:
         step = steps - 1 if drawing.step is None else drawing.step

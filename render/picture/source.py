@@ -14,6 +14,7 @@ from attnstore.store.format.generated import DECODE
 from attnstore.store.format.geometry import Geometry
 from attnstore.store.format.tokens import WORD
 from attnstore.store.format.views import is_current
+from attnstore.store.format.weighting import Weighting
 from attnstore.store.rules import Active, standing_step
 
 
@@ -97,6 +98,7 @@ class EpisodeMaps(Protocol):
         reduce: Literal["max", "mean"] = "max",
         query: str | None = None,
         sink_corrected: bool = False,
+        weighting: Weighting = "raw",
     ) -> xr.DataArray:
         """Load the maps of one layer, (keyframe, head, row, col)."""
 
@@ -111,6 +113,7 @@ class EpisodeMaps(Protocol):
         query: str | None = None,
         sink_corrected: bool = False,
         active: Active = "image",
+        weighting: Weighting = "raw",
         maps: NDArray[np.float32] | None = None,
     ) -> NDArray[np.floating[Any]]:
         """Return what makes a head of these maps the active one, (keyframe, head)."""
@@ -123,11 +126,18 @@ class EpisodeMaps(Protocol):
         layer: int,
         step: int | None = None,
         query: str | None = None,
+        weighting: Weighting = "raw",
     ) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
         """Load attention on a camera's image and on its letterbox, each (keyframe, head)."""
 
     def sink_keys(
-        self, phase: str, *, layer: int, head: int, step: int | None = None
+        self,
+        phase: str,
+        *,
+        layer: int,
+        head: int,
+        step: int | None = None,
+        weighting: Weighting = "raw",
     ) -> list[tuple[str, int, int, float]]:
         """List sinks that lie on an image patch: camera, row, col, mean mass."""
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.weighting import Weighting
 from attnstore.store.rules import (
     NO_HEAD,
     Active,
@@ -93,6 +94,7 @@ class LayerMaps:
     """What makes a head of these very maps the active one, by camera, (keyframe, head)."""
     removed: Mapping[str, NDArray[np.float64]] | None
     """Share of the attention that was on removed sinks, by camera, (head,); None: not corrected."""
+    weighting: Weighting = "raw"
 
     @classmethod
     def load(
@@ -107,35 +109,36 @@ class LayerMaps:
         sink_corrected: bool = False,
         query: str | None = None,
         active: Active = "image",
+        weighting: Weighting = "raw",
     ) -> Self:
         """Read a layer's maps and masses."""
         maps, image, letterbox = {}, {}, {}
         for camera in cameras:
             maps[camera] = episode.maps(
                 phase, camera, layer=layer, step=step, reduce=reduce, query=query,
-                sink_corrected=sink_corrected,
+                sink_corrected=sink_corrected, weighting=weighting,
             ).values  # fmt: skip
             image[camera], letterbox[camera] = episode.mass(
-                phase, camera, layer=layer, step=step, query=query
+                phase, camera, layer=layer, step=step, query=query, weighting=weighting
             )
         removed = None
         if sink_corrected:
             removed = {c: np.zeros(m.shape[1]) for c, m in maps.items()}
             for head in range(episode.heads(phase)):
                 for camera, _, _, mass in episode.sink_keys(
-                    phase, layer=layer, head=head, step=step
+                    phase, layer=layer, head=head, step=step, weighting=weighting
                 ):
                     if camera in removed:
                         removed[camera][head] += mass
         variance = {
             camera: episode.map_variance(
                 phase, camera, layer=layer, step=step, reduce=reduce, query=query,
-                sink_corrected=sink_corrected, active=active, maps=each,
+                sink_corrected=sink_corrected, active=active, weighting=weighting, maps=each,
             )
             for camera, each in maps.items()
         }  # fmt: skip
         padded = frozenset(c for c in cameras if (episode.geometry(c).coverage() < 1).any())
-        return cls(layer, maps, image, letterbox, padded, variance, removed)
+        return cls(layer, maps, image, letterbox, padded, variance, removed, weighting)
 
     def track(self, head: int) -> Track:
         """Follow one head through the episode."""
@@ -186,7 +189,8 @@ class LayerMaps:
         padding = float(self.letterbox_mass[camera][keyframe, head])
         notes = []
         if np.isfinite(image):
-            text = f"{percent(image)} of attention on this image"
+            what = "attention" if self.weighting == "raw" else "what is carried"
+            text = f"{percent(image)} of {what} on this image"
             if camera in self.padded and np.isfinite(padding):
                 text += f", {percent(padding)} on its padding"
             notes.append(text)

@@ -890,6 +890,8 @@ export interface components {
       layer: number;
       /** @description 0-based head */
       head: number;
+      /** @description raw: the attention; value: times the norm of what each key would add through the head, rows summing to 1 again. Not both in one mean */
+      weighting: string;
       /** @description index on the stored key axis */
       key: number;
       /** @description span that the key is in */
@@ -1643,6 +1645,8 @@ export interface operations {
         sink_corrected?: boolean;
         /** @description What makes a head the active one: the variance of its map over the patches that show image, or (`lab`) over the whole grid, letterbox included. */
         active?: "image" | "lab";
+        /** @description `value`: attention times the norm of what each key would add through the head, rows made to sum to 1 again; of episodes with value norms. */
+        weighting?: "raw" | "value";
         /** @description Instead of Accept. */
         format?: ("npy" | "json") | null;
       };
@@ -1697,6 +1701,8 @@ export interface operations {
         sink_corrected?: boolean;
         /** @description What makes a head the active one: the variance of its map over the patches that show image, or (`lab`) over the whole grid, letterbox included. */
         active?: "image" | "lab";
+        /** @description `value`: attention times the norm of what each key would add through the head, rows made to sum to 1 again; of episodes with value norms. */
+        weighting?: "raw" | "value";
       };
       header?: never;
       path: {

@@ -107,6 +107,22 @@ def map_plan(
     )
 
 
+def norm_plan(
+    phase: str, keyframes: int, steps: int | None, layers: int, heads: int, key: int
+) -> ChunkPlan:
+    """Plan value norms: a chunk holds a layer of one keyframe, with all steps.
+
+    A suffix's prefix keys have the same norms at every step, which compress to those of one.
+    """
+    block = min(MAP_KEYFRAMES, keyframes)
+    step: tuple[int, ...] = (steps,) if phase in STEPPED_PHASES and steps is not None else ()
+    return ChunkPlan(
+        (keyframes, *step, layers, heads, key),
+        (block, *step, layers, heads, key),
+        (1, *step, 1, heads, key),
+    )
+
+
 def blosc(precision: str) -> dict[str, Any]:
     """Blosc settings of attention: zstd level 1; bit shuffle pays for float16 and costs for log8."""
     size = dtype(precision).itemsize

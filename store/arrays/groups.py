@@ -6,6 +6,7 @@
       frame                             keyframe
       lut                               code   (log8 only)
       <phase>/attention                 keyframe [step] layer head query key
+      <phase>/value_norm                keyframe [step] layer head key   (float32, if captured)
       vision/<camera>/attention         keyframe layer head query key
       maps/<phase>/<group>/<camera>/{mean,max}   keyframe [step] layer head row col   (float32)
       policy/{actions,actions_recorded,state,denoising}
@@ -29,16 +30,21 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from ..format.axes import attention_dims, map_dims
+from ..format.axes import attention_dims, map_dims, norm_dims
 from ..format.episode import EpisodeSpec, PhaseSpec, spec_to_json
 from ..format.precision import absent, dtype, log8_table
 from ..format.version import written
-from .chunking import ChunkPlan, attention_plan, blosc, map_plan, shuffled
+from .chunking import ChunkPlan, attention_plan, blosc, map_plan, norm_plan, shuffled
 
 MAP_REDUCTIONS = ("mean", "max")
 MAP_BITS: Mapping[str, int] = MappingProxyType({"mean": 11, "max": 6})
 """Significant bits of overview maps, which are plain float32 otherwise: numbers are computed from
 means, pictures are drawn of maxima. Measured: docs/decisions/016-image-statistics.md."""
+
+VALUE_NORM = "value_norm"
+"""Name of the array of value norms, beside ``attention``."""
+NORM_BITS = 11
+"""Significant bits of value norms, plain float32 otherwise: as many as float16 has, in any range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,19 @@ def _create_phase(root: Any, spec: EpisodeSpec, phase: PhaseSpec) -> None:
         group, "attention", plan, dims, dtype(spec.precision), blosc(spec.precision),
         absent(spec.precision), {"description": description, **attributes},
     )  # fmt: skip
+    if phase.values:
+        norms = norm_plan(
+            phase.phase, count, phase.steps, phase.layers, phase.heads, len(phase.key)
+        )
+        text = (
+            f"{phase.path}: norm of what each key token would add through each head, in the units of "
+            "the hidden states; 0 where a layer has no such key; absent tokens are NaN"
+        )
+        _weights(
+            group, VALUE_NORM, norms, norm_dims(phase.phase), np.dtype(np.float32),
+            shuffled(4, norms.chunk), float("nan"),
+            {"description": text, "significant_bits": NORM_BITS},
+        )  # fmt: skip
     for camera in phase.cameras:
         grid = spec.geometry[camera].grid
         shape = map_plan(phase.phase, count, phase.steps, phase.layers, phase.heads, grid)

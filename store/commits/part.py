@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..arrays.engine import Block, Index, open_block
-from ..arrays.groups import MAP_REDUCTIONS
+from ..arrays.groups import MAP_REDUCTIONS, VALUE_NORM
 from ..arrays.shards import Grid
 from ..errors import IntegrityError, NotFoundError
 from ..format.axes import STEPPED_PHASES
@@ -130,11 +130,15 @@ class Part:
         folder, _, name = path.rpartition("/")
         if folder.startswith("maps/") and name in MAP_REDUCTIONS and folder.count("/") == 3:
             _, phase, _, camera = folder.split("/")
+            inner: tuple[int, ...] | None
             spec, geometry = self.spec.phases.get(phase), self.spec.geometry.get(camera)
             inner = None if geometry is None else geometry.grid
         elif name == "attention":
             spec = self.spec.phases.get(folder)
             inner = None if spec is None else (len(spec.query), len(spec.key))
+        elif name == VALUE_NORM:
+            spec = self.spec.phases.get(folder)
+            inner = None if spec is None else (len(spec.key),)
         else:
             return None
         if spec is None or inner is None:
@@ -214,6 +218,31 @@ class Part:
                 "version of attnstore wrote it: ingest the episode again"
             )
         return block.read(index)
+
+    def check_norms(self, phase: str) -> None:
+        """Check that a phase has value norms.
+
+        Raises
+        ------
+        NotFoundError
+            If the episode was captured without them.
+        """
+        if not self.spec.phases[phase].values:
+            raise NotFoundError(
+                f"{self._name}: {phase} has no value norms; ingest it again, by a policy that shows "
+                "them and without --no-values"
+            )
+
+    def norms(self, phase: str, index: Index) -> NDArray[np.floating]:
+        """Value norms of a block of a phase's keys; absent tokens are NaN.
+
+        Raises
+        ------
+        NotFoundError
+            If the episode was captured without them.
+        """
+        self.check_norms(phase)
+        return self.block(f"{phase}/{VALUE_NORM}").read(index)
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Read a Parquet table; whole tables are kept."""

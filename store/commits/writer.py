@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from ..arrays.chunking import MAP_KEYFRAMES, blosc
 from ..arrays.engine import Block, open_block
-from ..arrays.groups import MAP_BITS, MAP_REDUCTIONS, PolicyShapes, create_arrays, plan_phase
+from ..arrays.groups import (
+    MAP_BITS,
+    MAP_REDUCTIONS,
+    NORM_BITS,
+    VALUE_NORM,
+    PolicyShapes,
+    create_arrays,
+    plan_phase,
+)
 from ..arrays.shards import ShardWriter
 from ..format.axes import STEPPED_PHASES
 from ..format.episode import EpisodeSpec, PhaseSpec
@@ -49,7 +57,7 @@ class EpisodeWriter:
         self._blocks: dict[str, Block] = {}
         self._shards: dict[tuple[str, int], ShardWriter] = {}
         self._arrived: Counter[tuple[str, int]] = Counter()
-        self._maps: dict[tuple[str, int], tuple[Stored, set[int]]] = {}
+        self._collected: dict[tuple[str, int], tuple[Stored, set[int]]] = {}
         self._written: set[tuple[str | int, ...]] = set()
         self._rows: dict[str, list[pa.Table]] = {}
         self._files: dict[str, pq.ParquetWriter] = {}
@@ -142,17 +150,40 @@ class EpisodeWriter:
         Maps of 32 keyframes share a shard and are kept in memory until it is full.
         """
         path = f"maps/{phase}/{group}/{camera}/{reduction}"
+        check_weights(values)
+        self._collect(path, keyframe, round_significant(values, MAP_BITS[reduction]))
+
+    def write_norms(self, phase: str, keyframe: int, values: Stored) -> None:
+        """Store the value norms of one keyframe, ([step], layer, head, key), aligned.
+
+        They are rounded to `NORM_BITS`; NaN is absent. Shards are as of `write_map`.
+
+        Parameters
+        ----------
+        phase
+            Its path.
+
+        Raises
+        ------
+        ValueError
+            If a norm is negative or infinite.
+        """
+        largest = np.fmax.reduce(values, axis=None)
+        if not 0 <= np.fmin.reduce(values, axis=None) <= largest < np.inf:
+            raise ValueError(f"{phase}: value norms are finite and not negative")
+        self._collect(f"{phase}/{VALUE_NORM}", keyframe, round_significant(values, NORM_BITS))
+
+    def _collect(self, path: str, keyframe: int, coded: Stored) -> None:
+        """Keep one keyframe of an array until the shard that it is in is full."""
         start = keyframe // MAP_KEYFRAMES * MAP_KEYFRAMES
         length = min(MAP_KEYFRAMES, len(self.spec.frames) - start)
-        check_weights(values)
-        coded = round_significant(values, MAP_BITS[reduction])
-        if (path, start) not in self._maps:
-            self._maps[path, start] = (np.empty((length, *coded.shape), coded.dtype), set())
-        buffer, seen = self._maps[path, start]
+        if (path, start) not in self._collected:
+            self._collected[path, start] = (np.empty((length, *coded.shape), coded.dtype), set())
+        buffer, seen = self._collected[path, start]
         buffer[keyframe - start] = coded
         seen.add(keyframe)
         if len(seen) == length:
-            del self._maps[path, start]
+            del self._collected[path, start]
             self._block(path).write((slice(start, start + length),), buffer)
             self._written.add((path, start))
 
@@ -256,13 +287,16 @@ class EpisodeWriter:
             self._files[table].write_table(pa.concat_tables(blocks))
 
     def _expected(self) -> set[tuple[str | int, ...]]:
-        """Every block of attention (phase, keyframe, [step], layer) and of maps (path, start)."""
+        """Every block of attention (phase, keyframe, [step], layer), of norms and maps (path, start)."""
         keyframes = range(len(self.spec.frames))
         expected: set[tuple[str | int, ...]] = set()
         for phase in self.spec.phases.values():
             expected.update(
                 (phase.path, k, *at) for k in keyframes for at in self._blocks_of(phase, k)
             )
+            if phase.values:
+                starts = keyframes[::MAP_KEYFRAMES]
+                expected.update((f"{phase.path}/{VALUE_NORM}", start) for start in starts)
             expected.update(
                 (f"maps/{phase.phase}/{group}/{camera}/{reduction}", start)
                 for group in phase.query_groups

@@ -50,6 +50,11 @@ def attention_dims(phase: str) -> tuple[str, ...]:
     return (*_leading(phase), "layer", "head", "query", "key")
 
 
+def norm_dims(phase: str) -> tuple[str, ...]:
+    """Dimension names of a phase's value norms."""
+    return (*_leading(phase), "layer", "head", "key")
+
+
 def map_dims(phase: str) -> tuple[str, ...]:
     """Dimension names of a phase's overview maps."""
     return (*_leading(phase), "layer", "head", "row", "col")

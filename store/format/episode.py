@@ -31,6 +31,8 @@ class PhaseSpec:
     """In phase ``vision``: whose image goes through the encoder."""
     causal: bool | None = None
     """Whether no query attends to a token behind it; None if the policy does not say."""
+    values: bool = False
+    """Whether there are value norms of its keys."""
 
     def __post_init__(self) -> None:
         phase_path(self.phase, self.camera)
@@ -155,6 +157,7 @@ def _phase_to_json(phase: PhaseSpec) -> dict[str, Any]:
         "key": [_span_to_json(s) for s in phase.key],
         "query_groups": list(phase.query_groups),
         **({} if phase.causal is None else {"causal": phase.causal}),
+        **({"values": True} if phase.values else {}),
     }
 
 
@@ -170,6 +173,7 @@ def _phase_from_json(path: str, raw: Mapping[str, Any]) -> PhaseSpec:
         query_groups=tuple(raw["query_groups"]),
         camera=camera,
         causal=raw.get("causal"),
+        values=raw.get("values", False),
     )
 
 

@@ -20,6 +20,7 @@ from ..format.episode import PhaseSpec
 from ..format.generated import DECODE
 from ..format.rle import Mask, decode_rle
 from ..format.statistics import image_mass
+from ..format.weighting import Weighting, check_weighting
 from ..image import DamagedImageError, ImageError, plain, read_header
 from ..rules import (
     NO_HEAD,
@@ -48,7 +49,15 @@ from .blocks import (
 from .description import EpisodeDescription
 from .head_stats import NUMERIC, HeadStats, at_steps
 from .labels import TokenLabels, labelled, labels_of_tokens
-from .reads import ReducedMapRead, Reduction, SinklessMapRead, StoredMapRead, WeightsRead
+from .reads import (
+    CarriedRead,
+    NormsRead,
+    ReducedMapRead,
+    Reduction,
+    SinklessMapRead,
+    StoredMapRead,
+    WeightsRead,
+)
 from .selection import Group, TokenSelection, check_index, select_tokens
 
 Heads = Index | Literal["active"]
@@ -102,6 +111,7 @@ class Episode(EpisodeDescription):
         query: Group | None = None,
         key: Group | None = None,
         active: Active = "image",
+        weighting: Weighting = "raw",
         lazy: bool = False,
         max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> xr.DataArray:
@@ -130,6 +140,9 @@ class Episode(EpisodeDescription):
             or indices; None for all. See `attnstore.store.naming`.
         active
             As for `active_head`.
+        weighting
+            ``raw``, or ``value``: times the norm of what each key would add through the head, rows
+            summing to 1 again; see `attnstore.store.format.weighting`.
         lazy
             Read on access: what ``.sel``, ``.isel`` and ``.chunk()`` (with dask) leave of it.
         max_bytes
@@ -147,7 +160,7 @@ class Episode(EpisodeDescription):
         SelectionError
             If a name or an index matches nothing, or the result is too large.
         NotFoundError
-            If there is no active head, because no keyframe asked for has the camera.
+            If there is no active head, because no keyframe asked for has the camera; or no value norms.
         """
         spec = self._spec_of(phase, camera)
         rest = tuple(
@@ -159,22 +172,78 @@ class Episode(EpisodeDescription):
         if head == "active":
             seen = spec.camera or self._camera_of(key)
             selection = self._with_active(
-                selection, spec, seen, step, query=query, reduce="max", active=active
-            )
+                selection, spec, seen, step, query=query, reduce="max", active=active,
+                weighting=weighting,
+            )  # fmt: skip
             attributes["active"] = describe_active(active)
-        read = WeightsRead(self.part, spec, _NO_LIMIT if lazy else max_bytes)
+        read = self._weights_read(spec, weighting, _NO_LIMIT if lazy else max_bytes)
         labels = {
             name: (axis, values[dict(rest)[axis].positions])
             for name, (axis, values) in self._labels(spec).items()
         }
         attributes |= self._identity(spec) | {
             "precision": self.spec.precision,
+            "weighting": weighting,
             "geometry": self._geometries,
         }
         name = f"{spec.phase}_attention"
         return self._labelled(
             name, selection, read, labels, attributes, None if lazy else max_bytes
         )
+
+    def value_norms(
+        self,
+        phase: str,
+        *,
+        keyframe: Index = None,
+        camera: str | None = None,
+        frame: int | Sequence[int] | None = None,
+        step: Steps = None,
+        layer: Index = None,
+        head: Index = None,
+        key: Group | None = None,
+        lazy: bool = False,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+    ) -> xr.DataArray:
+        """Load value norms: of what each key token would add through each head, ‖v_k W_O^h‖.
+
+        Before any norm that follows the attention, without the projection's bias, within 0.05 %.
+
+        Parameters
+        ----------
+        phase, keyframe, camera, frame, step, layer, key, lazy, max_bytes
+            As for `attention`.
+        head
+            As `layer`.
+
+        Returns
+        -------
+        DataArray (keyframe, [step], layer, head, key) without the dropped dimensions; float32, in the
+        units of the hidden states; 0 where a layer has no such key, NaN where a keyframe has fewer
+        tokens. Coordinates ``frame``, ``key_label``, ``key_span``.
+
+        Raises
+        ------
+        SelectionError
+            If a name or an index matches nothing, or the result is too large.
+        NotFoundError
+            If the episode was captured without value norms.
+        """
+        spec = self._spec_of(phase, camera)
+        self.part.check_norms(spec.path)
+        keys = Dimension.of_tokens(self._tokens(spec, "key", key))
+        selection = self._select(spec, keyframe, frame, step, layer, head, (("key", keys),))
+        labels = {
+            name: (axis, values[keys.positions])
+            for name, (axis, values) in self._labels(spec).items()
+            if axis == "key"
+        }
+        attributes = self._identity(spec) | {"long_name": "norm of the value through the head"}
+        read = NormsRead(self.part, spec, _NO_LIMIT if lazy else max_bytes)
+        return self._labelled(
+            f"{spec.phase}_value_norm", selection, read, labels, attributes,
+            None if lazy else max_bytes,
+        )  # fmt: skip
 
     def maps(
         self,
@@ -190,13 +259,14 @@ class Episode(EpisodeDescription):
         query: Group | None = None,
         sink_corrected: bool = False,
         active: Active = "image",
+        weighting: Weighting = "raw",
         lazy: bool = False,
         max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> xr.DataArray:
         """Load maps of attention over one camera's patches.
 
-        Overview maps answer when `query` is one of the stored groups: means within 0.05 %, maxima
-        within 1.6 % of the unrounded. Else the full attention is read and reduced.
+        Overview maps answer when `query` is one of the stored groups and `weighting` is ``raw``: means
+        within 0.05 %, maxima within 1.6 % of the unrounded. Else the full attention is read and reduced.
 
         Parameters
         ----------
@@ -222,6 +292,9 @@ class Episode(EpisodeDescription):
             Take attention sinks out; see `attnstore.store.reader.sinks`.
         active
             As for `active_head`.
+        weighting
+            ``raw``, or ``value``: times the norm of what each key would add through the head, rows
+            summing to 1 again; see `attnstore.store.format.weighting`.
         lazy
             Read on access, but for the choice of active heads.
         max_bytes
@@ -239,7 +312,7 @@ class Episode(EpisodeDescription):
         SelectionError
             If a name or an index matches nothing, or the result is too large.
         NotFoundError
-            If there is no active head, because no keyframe asked for has the camera.
+            If there is no active head, because no keyframe asked for has the camera; or no value norms.
         """
         spec = self.phase(phase, camera)
         self._check_camera(camera)
@@ -258,17 +331,19 @@ class Episode(EpisodeDescription):
         if head == "active":
             selection = self._with_active(
                 selection, spec, camera, step, query=query, reduce=reduce, active=active,
-                sink_corrected=sink_corrected,
+                sink_corrected=sink_corrected, weighting=weighting,
             )  # fmt: skip
             attributes["active"] = describe_active(active)
-        read: Read = self._map_read(spec, camera, reduce, group, _NO_LIMIT if lazy else max_bytes)
+        limit = _NO_LIMIT if lazy else max_bytes
+        read: Read = self._map_read(spec, camera, reduce, group, weighting, limit)
         if sink_corrected:
-            read = SinklessMapRead(read, spec.phase, camera, geometry, self.sink_keys)
+            read = SinklessMapRead(read, spec.phase, camera, geometry, self.sink_keys, weighting)
         attributes |= self._identity(spec) | {
             "long_name": f"attention, {reduce} over the {_spell(group)} tokens",
             "camera": camera,
             "query": _spell(group),
             "reduce": reduce,
+            "weighting": weighting,
             **({"sinks": "set to the median of the other patches"} if sink_corrected else {}),
             "geometry": geometry.to_json(),
         }
@@ -292,6 +367,7 @@ class Episode(EpisodeDescription):
         frame: int | Sequence[int] | None = ...,
         query: str | None = ...,
         active: Active = ...,
+        weighting: Weighting = ...,
         lazy: bool = ...,
     ) -> xr.DataArray: ...
 
@@ -309,6 +385,7 @@ class Episode(EpisodeDescription):
         frame: int | Sequence[int] | None = ...,
         query: str | None = ...,
         active: Active = ...,
+        weighting: Weighting = ...,
         lazy: bool = ...,
     ) -> xr.Dataset: ...
 
@@ -325,6 +402,7 @@ class Episode(EpisodeDescription):
         frame: int | Sequence[int] | None = None,
         query: str | None = None,
         active: Active = "image",
+        weighting: Weighting = "raw",
         lazy: bool = False,
     ) -> xr.DataArray | xr.Dataset:
         """Load statistics of heads, of the unrounded weights: columns of table ``head_stats``.
@@ -345,6 +423,9 @@ class Episode(EpisodeDescription):
             One of `query_groups`; None is the first.
         active
             As for `active_head`.
+        weighting
+            ``raw``, or ``value``: times the norm of what each key would add through the head, rows
+            summing to 1 again; see `attnstore.store.format.weighting`.
         lazy
             Read on access, but for the choice of active heads.
 
@@ -359,23 +440,24 @@ class Episode(EpisodeDescription):
         SelectionError
             If a name or an index matches nothing, or there are no statistics of the group.
         NotFoundError
-            If there is no active head, because no keyframe asked for has the camera.
+            If there is no active head, because no keyframe asked for has the camera; or no value norms.
         """
         spec = self.phase(phase, camera)
         self._check_camera(camera)
         group = query if query is not None else spec.query_groups[0]
         step = None if spec.steps is None else step
         selection = self._select(spec, keyframe, frame, step, layer, head, ())
-        about = self._identity(spec) | {"camera": camera, "query": group}
+        about = self._identity(spec) | {"camera": camera, "query": group, "weighting": weighting}
         if head == "active":
             selection = self._with_active(
-                selection, spec, camera, step, query=query, reduce="mean", active=active
-            )
+                selection, spec, camera, step, query=query, reduce="mean", active=active,
+                weighting=weighting,
+            )  # fmt: skip
             about["active"] = describe_active(active)
 
         def array(name: str) -> xr.DataArray:
-            self._statistics.check(name, spec, group)
-            read = partial(self._read_stats, spec, camera, group, name)
+            self._statistics.check(name, spec, group, weighting)
+            read = partial(self._read_stats, spec, camera, group, name, weighting)
             text, unit = METRICS.get(name, ("of the patch that max is of", "patches"))
             attributes = {"long_name": text, "units": unit, **about}
             return self._labelled(
@@ -412,6 +494,7 @@ class Episode(EpisodeDescription):
         head: Index = None,
         query: Group | None = None,
         key: Group | None = None,
+        weighting: Weighting = "raw",
     ) -> Cost:
         """Say what a read would touch, without reading: tier, chunks, files, bytes.
 
@@ -421,6 +504,8 @@ class Episode(EpisodeDescription):
             As for `attention`, or with `camera` as for `maps`.
         camera
             With it, of `maps`; else of `attention`.
+        weighting
+            As for `attention`; by values it takes whole rows.
 
         Returns
         -------
@@ -435,7 +520,7 @@ class Episode(EpisodeDescription):
         group = query if query is not None else spec.query_groups[0]
         if camera is not None and step is None:
             step = standing_step(spec.phase, spec.steps)
-        if camera is not None and group in spec.query_groups:
+        if camera is not None and group in spec.query_groups and weighting == "raw":
             self._check_camera(camera)
             grid = self.spec.geometry[camera].grid
             rest = tuple(
@@ -447,6 +532,8 @@ class Episode(EpisodeDescription):
             return self._cost(block, "maps", path)
         if camera is not None:
             key, query = f"image:{camera}", group
+        if weighting == "value":
+            key = None
         rest = tuple(
             (axis, Dimension.of_tokens(self._tokens(spec, axis, wanted)))
             for axis, wanted in (("query", query), ("key", key))
@@ -466,6 +553,7 @@ class Episode(EpisodeDescription):
         keyframe: int | None = None,
         sink_corrected: bool = False,
         active: Active = "image",
+        weighting: Weighting = "raw",
         maps: NDArray[np.float32] | None = None,
     ) -> NDArray[np.floating[Any]]:
         """Return by how much every head's map of a layer varies, which makes one the active head.
@@ -481,7 +569,7 @@ class Episode(EpisodeDescription):
             On whose patches.
         layer
             One layer.
-        step, reduce, query, keyframe, sink_corrected, active
+        step, reduce, query, keyframe, sink_corrected, active, weighting
             As for `active_head`.
         maps
             These very maps, (keyframe, head, row, col) or (head, row, col), if they are loaded.
@@ -504,13 +592,14 @@ class Episode(EpisodeDescription):
         group = query if query is not None else spec.query_groups[0]
         stored = isinstance(group, str) and group in spec.query_groups
         if stored and reduce == "mean" and not sink_corrected:
-            metric = self._statistics.metric(VARIANCES[active], spec, camera, str(group))
+            name = VARIANCES[active]
+            metric = self._statistics.metric(name, spec, camera, str(group), weighting)
             variance = at_steps(metric, self._steps(phase, step))[:, layer]
             return variance if keyframe is None else variance[keyframe]
         if maps is None:
             maps = self.maps(
                 phase, camera, layer=layer, step=step, reduce=reduce, query=query,
-                keyframe=keyframe, sink_corrected=sink_corrected,
+                keyframe=keyframe, sink_corrected=sink_corrected, weighting=weighting,
             ).values  # fmt: skip
         return map_variance(maps, self.geometry(camera).coverage(), active)
 
@@ -526,6 +615,7 @@ class Episode(EpisodeDescription):
         reduce: Reduction = "max",
         sink_corrected: bool = False,
         active: Active = "image",
+        weighting: Weighting = "raw",
     ) -> int:
         """Return the head whose map varies most: at one keyframe, or (None) over the episode.
 
@@ -541,7 +631,7 @@ class Episode(EpisodeDescription):
             One layer.
         keyframe
             Index; None is the whole episode.
-        step, reduce, query, sink_corrected
+        step, reduce, query, sink_corrected, weighting
             Which map, as for `maps`. ``head_stats``, the report and ``attnstore sql --named
             most-active-heads`` are of stored groups' means: ``reduce="mean"``.
         active
@@ -559,11 +649,13 @@ class Episode(EpisodeDescription):
         NotFoundError
             If no keyframe asked for has the camera.
         """
-        asked = (phase, camera, layer, step, keyframe, str(query), reduce, sink_corrected, active)
+        asked = (
+            phase, camera, layer, step, keyframe, str(query), reduce, sink_corrected, active, weighting,
+        )  # fmt: skip
         if asked not in self._active:
             variance = self.map_variance(
                 phase, camera, layer=layer, step=step, reduce=reduce, query=query,
-                keyframe=keyframe, sink_corrected=sink_corrected, active=active,
+                keyframe=keyframe, sink_corrected=sink_corrected, active=active, weighting=weighting,
             )  # fmt: skip
             if keyframe is None:
                 variance = mean_over_keyframes(variance)
@@ -584,6 +676,7 @@ class Episode(EpisodeDescription):
         layer: int,
         step: int | None = None,
         query: str | None = None,
+        weighting: Weighting = "raw",
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return attention on a camera's image and on its letterbox.
 
@@ -598,7 +691,7 @@ class Episode(EpisodeDescription):
             On whose patches.
         layer
             One layer.
-        step, query
+        step, query, weighting
             As for `maps`.
 
         Returns
@@ -613,19 +706,35 @@ class Episode(EpisodeDescription):
         spec = self.phase(phase, camera)
         layer = check_index(layer, spec.layers, f"{phase} layer")
         if query is not None and query not in spec.query_groups:
-            maps = self.maps(phase, camera, layer=layer, step=step, reduce="mean", query=query)
+            maps = self.maps(
+                phase,
+                camera,
+                layer=layer,
+                step=step,
+                reduce="mean",
+                query=query,
+                weighting=weighting,
+            )
             both = image_mass(maps.values, self.spec.geometry[camera].coverage())
             return both[0].astype(np.float32), both[1].astype(np.float32)
         steps = self._steps(phase, step)
         group = query if query is not None else spec.query_groups[0]
         image, letterbox = (
-            at_steps(self._statistics.metric(metric, spec, camera, group), steps)[:, layer]
+            at_steps(self._statistics.metric(metric, spec, camera, group, weighting), steps)[
+                :, layer
+            ]
             for metric in ("camera_mass", "letterbox_mass")
         )
         return image, letterbox
 
     def sink_keys(
-        self, phase: str, *, layer: int, head: int, step: int | None = None
+        self,
+        phase: str,
+        *,
+        layer: int,
+        head: int,
+        step: int | None = None,
+        weighting: Weighting = "raw",
     ) -> list[tuple[str, int, int, float]]:
         """Return a head's attention sinks that lie on image patches; see table ``sinks``.
 
@@ -637,6 +746,8 @@ class Episode(EpisodeDescription):
             Of one head.
         step
             One step; None is the one that stands for the phase.
+        weighting
+            As for `maps`.
 
         Returns
         -------
@@ -649,7 +760,7 @@ class Episode(EpisodeDescription):
         """
         asked = self._asked_step(phase, step)
         wanted = self._step(phase, asked) if phase in STEPPED_PHASES else None
-        rows = self._statistics.sinks(phase, layer, head, wanted)
+        rows = self._statistics.sinks(phase, layer, head, wanted, weighting)
         return [(r["camera"], r["row"], r["col"], r["mass"]) for r in rows if r["row"] is not None]
 
     def token_stats(self, phase: str, *, camera: str | None = None) -> xr.Dataset:
@@ -844,7 +955,7 @@ class Episode(EpisodeDescription):
 
     def _with_active(
         self, selection: Selection, spec: PhaseSpec, camera: str, step: Steps, *, query: Group | None,
-        reduce: Reduction, active: Active, sink_corrected: bool = False,
+        reduce: Reduction, active: Active, weighting: Weighting, sink_corrected: bool = False,
     ) -> Selection:  # fmt: skip
         """Resolve each layer's active head."""
         if isinstance(step, str):
@@ -857,6 +968,7 @@ class Episode(EpisodeDescription):
                     spec.path, camera, layer=int(layer), step=one_step,
                     keyframe=int(times.positions[0]) if times.scalar else None,
                     query=query, reduce=reduce, sink_corrected=sink_corrected, active=active,
+                    weighting=weighting,
                 )
                 for layer in selection.layer.positions
             ]
@@ -882,23 +994,35 @@ class Episode(EpisodeDescription):
         return labelled(name, selection, read, self.frames, extra, attributes, max_bytes)
 
     def _map_read(
-        self, spec: PhaseSpec, camera: str, reduce: Reduction, group: Group, max_bytes: int
-    ) -> StoredMapRead | ReducedMapRead:
-        if isinstance(group, str) and group in spec.query_groups:
+        self, spec: PhaseSpec, camera: str, reduce: Reduction, group: Group, weighting: Weighting,
+        max_bytes: int,
+    ) -> StoredMapRead | ReducedMapRead:  # fmt: skip
+        weights = self._weights_read(spec, weighting, max_bytes)
+        if isinstance(group, str) and group in spec.query_groups and weighting == "raw":
             return StoredMapRead(self.part, spec, camera, reduce, group, max_bytes)
         return ReducedMapRead(
-            WeightsRead(self.part, spec, max_bytes),
+            weights,
             self._tokens(spec, "query", [group] if isinstance(group, int) else group).indices,
             self._tokens(spec, "key", f"image:{camera}").indices,
             self.spec.geometry[camera].grid,
             reduce,
         )
 
+    def _weights_read(
+        self, spec: PhaseSpec, weighting: Weighting, max_bytes: int
+    ) -> WeightsRead | CarriedRead:
+        check_weighting(weighting)
+        weights = WeightsRead(self.part, spec, max_bytes)
+        if weighting == "raw":
+            return weights
+        self.part.check_norms(spec.path)
+        return CarriedRead(weights, NormsRead(self.part, spec, max_bytes))
+
     def _read_stats(
-        self, spec: PhaseSpec, camera: str, group: str, metric: str, keyframes: Positions,
-        steps: Positions | None, layers: Positions, heads: Positions,
+        self, spec: PhaseSpec, camera: str, group: str, metric: str, weighting: Weighting,
+        keyframes: Positions, steps: Positions | None, layers: Positions, heads: Positions,
     ) -> Float:  # fmt: skip
-        dense = self._statistics.metric(metric, spec, camera, group)
+        dense = self._statistics.metric(metric, spec, camera, group, weighting)
         only = np.zeros(1, np.intp) if steps is None else steps
         values = dense[np.ix_(keyframes, only, layers, heads)]
         return values[:, 0] if steps is None else values

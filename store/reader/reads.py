@@ -9,9 +9,10 @@ from typing import Literal
 import numpy as np
 
 from ..commits.part import Part
-from ..format.axes import attention_dims, map_dims
+from ..format.axes import attention_dims, map_dims, norm_dims
 from ..format.episode import PhaseSpec
 from ..format.geometry import Geometry
+from ..format.weighting import Weighting, value_weighted
 from . import sinks
 from .blocks import Block, Dimension, Float, Positions, Read
 
@@ -50,6 +51,47 @@ class WeightsRead:
 
 
 @dataclass(frozen=True, slots=True)
+class NormsRead:
+    """Reads value norms of a phase's keys, (keyframe, [step], layer, head, key)."""
+
+    part: Part
+    spec: PhaseSpec
+    max_bytes: int
+
+    def __call__(
+        self, keyframes: Positions, steps: Positions | None, layers: Positions, heads: Positions,
+        keys: Positions,
+    ) -> Float:  # fmt: skip
+        """Read the product of the positions."""
+        block = _block(norm_dims(self.spec.phase), keyframes, steps, layers, heads, keys)
+        block.check_size(4, self.max_bytes, f"{self.spec.path} value norms")
+        return np.asarray(block.pick(self.part.norms(self.spec.path, block.index)), np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedRead:
+    """Reads attention weighted by value norms, as `WeightsRead` reads the attention."""
+
+    weights: WeightsRead
+    norms: NormsRead
+
+    def __call__(
+        self, keyframes: Positions, steps: Positions | None, layers: Positions, heads: Positions,
+        queries: Positions, keys: Positions,
+    ) -> Float:  # fmt: skip
+        """Read whole rows, weight them, and pick the keys."""
+        every = np.arange(len(self.weights.spec.key))
+        weights = self.weights(keyframes, steps, layers, heads, queries, every)
+        norms = self.norms(keyframes, steps, layers, heads, every)
+        # What is absent takes no part in a row's sum, and stays absent.
+        absent = np.isnan(weights)
+        with np.errstate(invalid="ignore"):
+            carried = value_weighted(np.where(absent, 0, weights), np.nan_to_num(norms))
+        carried[absent] = np.nan
+        return np.asarray(carried[..., keys], np.float32)
+
+
+@dataclass(frozen=True, slots=True)
 class StoredMapRead:
     """Reads overview maps, (keyframe, [step], layer, head, row, col)."""
 
@@ -77,7 +119,7 @@ class StoredMapRead:
 class ReducedMapRead:
     """Reduces the full attention to maps of any query tokens, as `StoredMapRead` gives them."""
 
-    weights: WeightsRead
+    weights: WeightsRead | CarriedRead
     query: Positions
     key: Positions
     """The camera's patches."""
@@ -110,6 +152,7 @@ class SinklessMapRead:
     camera: str
     geometry: Geometry
     sink_keys: SinkKeys
+    weighting: Weighting = "raw"
 
     def __call__(
         self, keyframes: Positions, steps: Positions | None, layers: Positions, heads: Positions,
@@ -122,8 +165,9 @@ class SinklessMapRead:
         corrected = maps.reshape(len(maps), len(numbers), *maps.shape[-4:]).copy()
         for s, i, j in np.ndindex(len(numbers), len(layers), len(heads)):
             keys = self.sink_keys(
-                self.phase, layer=int(layers[i]), head=int(heads[j]), step=numbers[s]
-            )
+                self.phase, layer=int(layers[i]), head=int(heads[j]), step=numbers[s],
+                weighting=self.weighting,
+            )  # fmt: skip
             own = [(row, col) for camera, row, col, _ in keys if camera == self.camera]
             corrected[:, s, i, j] = sinks.remove(corrected[:, s, i, j], self.geometry, own)
         return corrected.reshape(maps.shape)[..., rows, :][..., cols]

@@ -2,7 +2,7 @@
 
 ``catalog`` answers SQL over episodes, keyframes, tokens and per-episode statistics; ``maps`` adds
 the camera images, statistics per keyframe and overview maps, which pictures and videos are drawn
-from; ``full`` adds the weights.
+from; ``full`` adds the weights, and the value norms that they are weighted with.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import Literal, get_args
 
+from ..arrays.groups import VALUE_NORM
 from ..catalog.tables import COPIED
 from ..commits import ARRAYS
 
@@ -18,7 +19,7 @@ TIERS: tuple[Tier, ...] = get_args(Tier)
 """From the cheapest on; each includes those before it."""
 
 _CATALOG = {f"{ARRAYS}/zarr.json", *(f"{name}.parquet" for name in COPIED)}
-_WEIGHTS = re.compile(rf"{re.escape(ARRAYS)}/(.+/)?attention/c(/.*)?")
+_WEIGHTS = re.compile(rf"{re.escape(ARRAYS)}/(.+/)?(attention|{VALUE_NORM})/c(/.*)?")
 
 
 def tier_of(path: str) -> Tier:

@@ -27,6 +27,7 @@ from .columns import (
     STRING,
     TOKEN_CAMERA,
     VARIANT,
+    WEIGHTING,
     Column,
     Table,
 )
@@ -60,6 +61,7 @@ _HEAD_KEYS = (
     LAYER,
     HEAD,
     QUERY_GROUP,
+    WEIGHTING,
     CAMERA,
 )
 
@@ -124,7 +126,7 @@ _TABLES = (
     ),
     Table(
         "head_stats",
-        "one head's attention from one query group to one camera, at one keyframe and step",
+        "one head's attention from one query group to one camera, at one keyframe and step, raw or weighted by values",
         (
             *_HEAD_KEYS,
             *(Column(name, FLOAT32, text, unit) for name, (text, unit) in METRICS.items()),
@@ -137,7 +139,7 @@ _TABLES = (
         "sinks",
         "a key that draws more than 0.3 of all queries' mean attention in at least 80 % of the keyframes",
         (
-            RUN, EPISODE, VARIANT, PHASE, STEP, LAYER, HEAD,
+            RUN, EPISODE, VARIANT, PHASE, STEP, LAYER, HEAD, WEIGHTING,
             Column("key", INT32, "index on the stored key axis"),
             Column("span", STRING, "span that the key is in"),
             Column("text", STRING, "the token's string; NULL for other kinds"),
@@ -150,9 +152,9 @@ _TABLES = (
     ),
     Table(
         "episode_stats",
-        "a head's metrics over an episode's keyframes",
+        "a head's metrics over an episode's keyframes, raw or weighted by values",
         (
-            RUN, EPISODE, VARIANT, PHASE, STEP, LAYER, HEAD, QUERY_GROUP, CAMERA,
+            RUN, EPISODE, VARIANT, PHASE, STEP, LAYER, HEAD, QUERY_GROUP, WEIGHTING, CAMERA,
             Column("keyframes", INT32, "number of keyframes aggregated"),
             *(
                 Column(f"{name}_{aggregate}", FLOAT32, f"{word} over keyframes of {name}", unit)

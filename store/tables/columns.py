@@ -68,6 +68,12 @@ HEAD = Column("head", INT16, "0-based head")
 QUERY_GROUP = Column(
     "query_group", STRING, "query tokens that are averaged: task (the instruction), action, image"
 )
+WEIGHTING = Column(
+    "weighting",
+    STRING,
+    "raw: the attention; value: times the norm of what each key would add through the head, rows summing to "
+    "1 again. Not both in one mean",
+)
 CAMERA = Column(
     "camera",
     STRING,

@@ -184,10 +184,12 @@ async function readEpisode(folder) {
   const geometry = Object.fromEntries(Object.entries(episode.geometry).map(([c, text]) => [c, JSON.parse(text)]));
   const phases = {};
   const maps = {};
+  const norms = {};
   for (const [path, phase] of Object.entries(episode.phases)) {
     // the last keyframe, the last step of those that have steps, the last layer
     const index = [episode.frames.length - 1, ...(phase.steps === null ? [] : [phase.steps - 1]), phase.layers - 1];
     phases[path] = await weights(store, path, episode.precision, [...index, null, null, null]);
+    if (phase.values) norms[path] = await array(store, `${path}/value_norm`, [...index, null, null]);
     for (const name of phase.query_groups) {
       for (const { camera } of phase.key.filter((span) => span.camera != null)) {
         for (const reduction of ["mean", "max"]) {
@@ -206,6 +208,7 @@ async function readEpisode(folder) {
     ),
     phases,
     maps,
+    norms,
     geometry: Object.fromEntries(
       Object.entries(geometry).map(([camera, g]) => [
         camera,

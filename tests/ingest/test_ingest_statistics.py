@@ -204,7 +204,7 @@ def test_episode_stats(ingested: tuple[Part, DroidDataset]) -> None:
 
 
 def check_episode_stats(rows: pa.Table, columns: dict[str, list[Any]]) -> None:
-    keys = ("phase", "step", "layer", "head", "query_group", "camera")
+    keys = ("phase", "step", "layer", "head", "query_group", "weighting", "camera")
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows.to_pylist():
         groups.setdefault(tuple(row[k] for k in keys), []).append(row)

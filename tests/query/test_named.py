@@ -319,7 +319,8 @@ def _(store: Store, rows: list[Row]) -> None:
 
 @check("sink-heads")
 def _(store: Store, rows: list[Row]) -> None:
-    keys = ("run", "phase", "step", "layer", "head", "span", "text", "camera", "row", "col")
+    keys = ("run", "weighting", "phase", "step", "layer", "head", "span", "text", "camera", "row",
+            "col")  # fmt: skip
     expected = {
         key: [len(own), mean(own, "mass")] for key, own in grouped(table(store, "sinks"), keys)
     }

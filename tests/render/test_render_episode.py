@@ -23,6 +23,7 @@ from attnstore.render.picture.source import EpisodeMaps
 from attnstore.render.picture.track import LayerMaps
 from attnstore.store.errors import EpisodeError, SelectionError, UsageError
 from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.weighting import Weighting
 from attnstore.store.reader.sinks import remove
 from attnstore.store.rules import Active, active_heads, mean_over_keyframes
 
@@ -93,7 +94,7 @@ class PlantedEpisode:
     def maps(
         self, phase: str, camera: str, *, layer: int, step: int | None = None,
         reduce: Literal["max", "mean"] = "max", query: str | None = None,
-        sink_corrected: bool = False,
+        sink_corrected: bool = False, weighting: Weighting = "raw",
     ) -> xr.DataArray:  # fmt: skip
         maps = np.zeros((3, 2, 4, 4), np.float32)
         for k in range(3):
@@ -108,7 +109,7 @@ class PlantedEpisode:
     def map_variance(
         self, phase: str, camera: str, *, layer: int, step: int | None = None,
         reduce: Literal["max", "mean"] = "max", query: str | None = None,
-        sink_corrected: bool = False, active: Active = "image",
+        sink_corrected: bool = False, active: Active = "image", weighting: Weighting = "raw",
         maps: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float64]:  # fmt: skip
         # over the episode head 1; at keyframes 0, 1, 2 heads 0, 1, 0; the side camera the other way
@@ -128,11 +129,18 @@ class PlantedEpisode:
         layer: int,
         step: int | None = None,
         query: str | None = None,
+        weighting: Weighting = "raw",
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         return np.full((3, 2), 0.31), np.full((3, 2), 0.124)
 
     def sink_keys(
-        self, phase: str, *, layer: int, head: int, step: int | None = None
+        self,
+        phase: str,
+        *,
+        layer: int,
+        head: int,
+        step: int | None = None,
+        weighting: Weighting = "raw",
     ) -> list[tuple[str, int, int, float]]:
         return list(self.sinks) if head == 1 else []
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from checkout import CHECKOUT
 from store_documents import documents
-from store_fixtures import RandomEpisode, maps_of
+from store_fixtures import RandomEpisode, maps_of, norms_of
 
 import attnstore
 from attnstore.store.arrays.groups import MAP_BITS
@@ -120,6 +120,11 @@ def test_python_reads_what_was_stored(paths: StorePaths, name: str) -> None:
         assert np.array_equal(np.isnan(read), np.isnan(real))
         assert np.isnan(real).any() == (name == "success/log8")  # spans of changing length
         assert (np.nan_to_num(abs(read - real)) <= relative * np.nan_to_num(real) + absolute).all()
+        assert part.spec.phases[phase].values == (name == "success/log8")
+        for keyframe in range(len(part.spec.frames)) if part.spec.phases[phase].values else ():
+            np.testing.assert_array_equal(
+                part.norms(phase, (keyframe,)), norms_of(stored, phase, keyframe)
+            )
     for reduction in ("mean", "max"):
         assert_map(stored, part, reduction)
 
@@ -158,6 +163,12 @@ def test_javascript_reads_the_same_numbers(paths: StorePaths, said: Any, name: s
         block = theirs["phases"][phase]
         assert (block["shape"], block["dims"][-3:]) == ([*ours.shape], ["head", "query", "key"])
         assert block["data"] == numbers(ours)
+        assert (phase in theirs["norms"]) == about.values
+        if about.values:
+            found = theirs["norms"][phase]
+            assert found["dims"][-2:] == ["head", "key"]
+            wanted = part.norms(phase, (len(spec.frames) - 1, *last(about)))
+            assert found["data"] == numbers(wanted)
     assert len(theirs["maps"]) == 2 * len(spec.phases)
     for path, found in theirs["maps"].items():
         _, phase, group, camera, reduction = path.split("/")

@@ -24,6 +24,7 @@ from ..checkpoint import unwrap
 from ..hooks import Layer, Watched, first_output
 from ..resnet_field import resnet_geometry
 from ..sdpa import weights_per_head
+from ..values import LayerValues, MultiheadValues, ValueNorms
 from .base import LeRobotPolicy
 
 
@@ -72,6 +73,11 @@ class LeRobotAct(LeRobotPolicy):
             return first_output(value).transpose(0, 1)
 
         return [Layer(x.phase, x.layer, x.module, batch_first) for x in super().layers(watched)]
+
+    def values(self, watched: Sequence[Watched]) -> Sequence[LayerValues]:
+        """Values come out of one matrix with queries and keys."""
+        norms = ValueNorms()
+        return [MultiheadValues(norms, x.module) for x in watched]
 
     def encoder(self) -> Any:
         """The ResNet, called once a camera."""

@@ -54,6 +54,7 @@ class LeRobotPolicy(HookedPolicy):
     """
 
     family: ClassVar[str]
+    value_norms = "yes"
     denoiser_steps: bool
     """Whether intermediate action chunks can be read."""
     noisy: ClassVar[bool] = True

@@ -101,6 +101,9 @@ def load_lerobot(
     )
 
 
+load_lerobot.value_norms = LeRobotPolicy.value_norms  # type: ignore[attr-defined]
+
+
 def adapt_lerobot(
     policy: Any,
     preprocessor: Any,

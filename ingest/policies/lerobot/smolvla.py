@@ -25,6 +25,7 @@ from ..base import EncoderShape, Observer, PhaseShape, Sample
 from ..blocking import Blocked, Samples, by_layer, check_left, forbidden, place_of
 from ..checkpoint import unwrap
 from ..hooks import Watched, instead
+from ..values import ValueNorms, check_mixing, mixed_last, no_projections, plain_linear
 from ..vision import pair, vision_shape
 from .base import TOKENS, LeRobotPolicy
 
@@ -59,7 +60,7 @@ class LeRobotSmolVla(LeRobotPolicy):
     def instrument(self, observer: Observer) -> Iterator[None]:
         """See `HookedPolicy.instrument`; the attention method is wrapped."""
         with super().instrument(observer), ExitStack() as stack:
-            calls = _Calls(observer, self.horizon)
+            calls = _Calls(observer, self.horizon, self._outputs() if observer.watch.values else {})
             core = self._core
             stack.enter_context(instead(core, "forward", calls.forward))
             stack.enter_context(instead(core, "eager_attention_forward", calls.attention))
@@ -90,6 +91,24 @@ class LeRobotSmolVla(LeRobotPolicy):
             "--token-stats: policy lerobot:smolvla calls the parts of its layers, not the layers, so "
             "hidden states are not shown; leave --token-stats out"
         )
+
+    def _outputs(self) -> dict[tuple[str, int], Any]:
+        """Output projection of every phase's layers.
+
+        Raises
+        ------
+        UsageError
+            If the weights of one are not plain numbers.
+        """
+        core, found = self._core, {}
+        parts = {"prefix": core.get_vlm_model().text_model, "suffix": core.lm_expert}
+        for phase, part in parts.items():
+            for i, layer in enumerate(unwrap(part).layers[: self.phases[phase].layers]):
+                module = unwrap(layer).self_attn
+                found[phase, i] = unwrap(module.o_proj)
+                if not plain_linear(found[phase, i]):
+                    raise no_projections(module, f"{phase} layer {i}")
+        return found
 
     def encoder(self) -> Any:
         """SmolVLM's vision tower."""
@@ -236,8 +255,11 @@ class _Blocking(_Turns):
 class _Calls(_Turns):
     """Takes the weights out of each call."""
 
-    def __init__(self, observer: Observer, actions: int) -> None:
+    def __init__(
+        self, observer: Observer, actions: int, outputs: Mapping[tuple[str, int], Any]
+    ) -> None:
         self._observer, self._actions, self._prefix = observer, actions, 0
+        self._outputs, self._norms = outputs, ValueNorms()
 
     def attention(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         import torch
@@ -250,15 +272,25 @@ class _Calls(_Turns):
                 f"{len(seen)} times; this LeRobot computes its attention otherwise"
             )
         (weights,) = seen
-        keys = int(weights.shape[-1])
+        keys, weights = int(weights.shape[-1]), weights.detach()
+        norms = self._norms_of(weights, output, args, kwargs) if self._outputs else None
         if self._phase == "prefix":
             self._prefix = keys
         elif keys == self._prefix:
             # cross-attention: no action token is a key
             weights = torch.nn.functional.pad(weights, (0, self._actions))
-        self._observer.attention(self._phase, self._layer, weights.detach())
+            norms = None if norms is None else torch.nn.functional.pad(norms, (0, self._actions))
+        self._observer.attention(self._phase, self._layer, weights, norms)
         self._layer += 1
         return output
+
+    def _norms_of(self, weights: Any, output: Any, args: Any, kwargs: Any) -> Any:
+        """Value norms of a call ``(mask, batch, head_dim, query, key, value)``."""
+        where = f"{self._phase} layer {self._layer}"
+        values = (kwargs["value_states"] if "value_states" in kwargs else args[-1]).detach()
+        check_mixing(mixed_last(weights, values), output.detach()[:, -1], where)
+        heads = int(weights.shape[1])
+        return self._norms.of(values, self._outputs[self._phase, self._layer], heads)
 
 
 @contextmanager

@@ -80,6 +80,7 @@ class OctoPolicy:
     """
 
     name = "octo"
+    value_norms = "no, it runs in JAX"
     dtype = "float32"
     denoiser_steps = False
     watches_encoder = False
@@ -261,10 +262,12 @@ class OctoPolicy:
         Raises
         ------
         UsageError
-            If `observer` wants to be shown the inside of the image encoder.
+            If `observer` wants to be shown the inside of the image encoder, or value norms.
         """
         if observer.watch.vision:
             self.encoder_shape()
+        if observer.watch.values:
+            self.check_values()
         before, self._observer = self._observer, observer
         try:
             yield
@@ -283,6 +286,19 @@ class OctoPolicy:
 
     def check_hidden(self) -> None:
         """Hidden states are shown."""
+
+    def check_values(self) -> None:
+        """Refuse: what is shown of Octo's JAX modules has no value vectors.
+
+        Raises
+        ------
+        UsageError
+            Always.
+        """
+        raise UsageError(
+            "--values: policy octo runs in JAX, and its value vectors are not shown; leave value "
+            "norms out: --no-values"
+        )
 
     def _words(
         self, tasks: Mapping[str, Any], row: int, observation: Observation

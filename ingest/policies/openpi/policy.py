@@ -79,6 +79,7 @@ class OpenpiPolicy(HookedPolicy):
 
     name = "openpi"
     denoiser_steps = True
+    value_norms = "yes"
 
     def __init__(
         self,

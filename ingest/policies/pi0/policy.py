@@ -72,6 +72,7 @@ class Pi0Policy(PretrainedPolicy):
     name = "pi0"
     model_class = "PI0ForConditionalGeneration"
     denoiser_steps = True
+    value_norms = "yes"
 
     def __init__(
         self,

@@ -52,16 +52,18 @@ class Passes:
         self._starts = [s.layouts[PREFIX].key.spans[0].model_start for s in batch.samples]
         self._observer.continuing(range(len(batch)))
 
-    def attention(self, phase: str, layer: int, weights: torch.Tensor) -> None:
-        """Hand on one layer's weights."""
+    def attention(
+        self, phase: str, layer: int, weights: torch.Tensor, norms: torch.Tensor | None = None
+    ) -> None:
+        """Hand on one layer's weights; the norms of its keys are the same in both phases."""
         if phase == VISION:
-            self._observer.attention(phase, layer, weights)
+            self._observer.attention(phase, layer, weights, norms)
             return
         if weights.shape[2] > 1:
             if self._causal and layer == 0:
                 _check_causal(weights, self._starts)
-            self._observer.attention(PREFIX, layer, weights)
-        self._observer.attention(DECODE, layer, weights[:, :, -1:])
+            self._observer.attention(PREFIX, layer, weights, norms)
+        self._observer.attention(DECODE, layer, weights[:, :, -1:], norms)
 
     def hidden(self, phase: str, layer: int, states: torch.Tensor) -> None:
         """Hand on hidden states."""

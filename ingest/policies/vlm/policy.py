@@ -32,10 +32,11 @@ from ..base import (
     Sample,
 )
 from ..blocking import Blocked
-from ..checkpoint import check_options, locate, unwrap
+from ..checkpoint import check_options, locate, one_line, unwrap
 from ..hooks import Watched
 from ..pretrained import PretrainedPolicy
 from ..prompt import token_text
+from ..values import LEAVE_OUT
 from ..vision import vision_shape
 from .checkpoint import read_checkpoint
 from .generation import generate_ids
@@ -90,6 +91,7 @@ class VlmPolicy(PretrainedPolicy):
     """
 
     name = "vlm"
+    value_norms = "where v_proj and o_proj are plain"
     model_class = "AutoModelForImageTextToText"
     denoiser_steps = False
     horizon = 0
@@ -250,6 +252,32 @@ class VlmPolicy(PretrainedPolicy):
         layers = self.phases[PREFIX].layers
         modules = self_attention(language_model(unwrap(self.model)), layers)
         return [Watched(PREFIX, i, module) for i, module in enumerate(modules)]
+
+    def check_values(self) -> None:
+        """Check the decoder's projections, on a model without weights where none is loaded.
+
+        Raises
+        ------
+        UsageError
+            If a layer's are fused or quantised, or cannot be seen without weights.
+        """
+        import torch
+        import transformers
+
+        if "model" in self.__dict__:
+            self.values(self.watched())
+            return
+        try:
+            with torch.device("meta"):
+                auto: Any = transformers.AutoModelForImageTextToText
+                model = auto.from_config(self.config)
+            layers = self_attention(language_model(model), self.phases[PREFIX].layers)
+        except Exception as error:
+            raise UsageError(
+                f"value norms: {self.checkpoint} is not known without its weights "
+                f"({one_line(error)}); {LEAVE_OUT}"
+            ) from None
+        self.values([Watched(PREFIX, i, module) for i, module in enumerate(layers)])
 
     def encoder(self) -> Any:
         """Return the vision tower, if the model says which it is."""

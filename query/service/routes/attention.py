@@ -85,7 +85,7 @@ async def active_head(
         _check_heads(episode, p, p.layer, p.keyframe, step, query, most)
         variance = episode.map_variance(
             p.phase, p.camera, layer=p.layer, step=step, keyframe=p.keyframe, query=query,
-            reduce=p.reduce, sink_corrected=p.sink_corrected, active=p.active,
+            reduce=p.reduce, sink_corrected=p.sink_corrected, active=p.active, weighting=p.weighting,
         )  # fmt: skip
         if p.keyframe is None:
             variance = mean_over_keyframes(variance)
@@ -114,18 +114,20 @@ def read_maps(episode: Episode, parameters: MapParameters, most: int) -> xr.Data
         _check_heads(episode, p, layer, at, step, query, most)
         head: Any = episode.active_head(
             p.phase, p.camera, layer=layer, step=step, keyframe=at, query=query, reduce=p.reduce,
-            sink_corrected=p.sink_corrected, active=p.active,
+            sink_corrected=p.sink_corrected, active=p.active, weighting=p.weighting,
         )  # fmt: skip
     else:
         head = parse_index(None if p.head == "mean" else p.head, "head")
     chosen: dict[str, Any] = {"keyframe": keyframe, "layer": layer, "head": head}
     at_step = step if spec.steps is not None else None
     averaged = spec.heads if p.head == "mean" else 1
-    cost = episode.explain(p.phase, camera=p.camera, step=at_step, query=query, **chosen)
+    cost = episode.explain(
+        p.phase, camera=p.camera, step=at_step, query=query, weighting=p.weighting, **chosen
+    )
     _check_cost(cost, most, averaged)
     asked: dict[str, Any] = {
         "step": step, "reduce": p.reduce, "query": query, "sink_corrected": p.sink_corrected,
-        "max_bytes": most,
+        "weighting": p.weighting, "max_bytes": most,
     }  # fmt: skip
     if p.head == "mean":
         # A head at a time: all of them may be more than fits.
@@ -151,7 +153,7 @@ def read_maps(episode: Episode, parameters: MapParameters, most: int) -> xr.Data
     dims = [name for name, d in dimensions.items() if not d.scalar]
     attributes: dict[str, Any] = {
         "phase": p.phase, "camera": p.camera, "reduce": p.reduce, "geometry": geometry.to_json(),
-        "sink_corrected": p.sink_corrected,
+        "sink_corrected": p.sink_corrected, "weighting": p.weighting,
     }  # fmt: skip
     if p.head == "mean":
         attributes["head"] = "mean"
@@ -179,7 +181,13 @@ def _check_heads(
     at_step = step if spec.steps is not None else None
     _check_cost(
         episode.explain(
-            p.phase, camera=p.camera, keyframe=keyframe, layer=layer, step=at_step, query=query
+            p.phase,
+            camera=p.camera,
+            keyframe=keyframe,
+            layer=layer,
+            step=at_step,
+            query=query,
+            weighting=p.weighting,
         ),
         most,
     )

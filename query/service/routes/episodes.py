@@ -156,7 +156,7 @@ async def spans(asked: Asked, parameters: Annotated[AxisRows, Query()]) -> Json[
 @router.get("/sinks", response_model=page_model(TABLES["sinks"]))
 async def sinks(asked: Asked, parameters: Annotated[PhaseRows, Query()]) -> Json[Page[Row]]:
     """List an episode's rows of table `sinks`."""
-    return await _rows(asked, "sinks", parameters, 'phase, step, layer, head, "key"')
+    return await _rows(asked, "sinks", parameters, 'weighting, phase, step, layer, head, "key"')
 
 
 async def _rows(asked: AskedEpisode, table: str, p: RowsParameters, order: str) -> Json[Page[Row]]:
