@@ -35,7 +35,7 @@ from ..datasets.video import check_kept
 from ..episode import EpisodeJob
 from ..pipeline import ingest_one, provenance
 from ..plan import describe_run
-from ..policies.base import ATTENTION_ONLY, Batch, Observation, Policy, Watch
+from ..policies.base import Batch, Observation, Policy, Watch, shows_values
 from ..work import Outcome
 from .call import Call, pack_call
 from .dataset import RecordingDataset
@@ -63,7 +63,7 @@ def record(
     mode: Mode = "live",
     name: str = "recording",
     precision: str = "float16",
-    watch: Watch = ATTENTION_ONLY,
+    watch: Watch | None = None,
     pictures: VideoFrames = "jpeg",
     rate: float | None = None,
     wait: bool | None = None,
@@ -89,7 +89,8 @@ def record(
     precision
         Stored precision of a live run: ``float16`` or ``log8``.
     watch
-        What a live run captures beside the attention of the policy's own phases.
+        What a live run captures beside the attention of the policy's own phases; None: value norms, if
+        the policy shows them, as an ingest does.
     pictures
         How camera images are kept, for looking at: ``jpeg``, or ``png`` exactly. The policy's inputs are
         kept exactly in any case.
@@ -137,6 +138,8 @@ def record(
         raise UsageError("a recording needs a name")
     if "://" in os.fspath(store):
         raise UsageError(f"a policy is recorded into a local store; got {os.fspath(store)}")
+    if watch is None:
+        watch = Watch(values=shows_values(policy))
     if watch.vision:
         policy.encoder_shape()
     if watch.token_stats:

@@ -32,7 +32,7 @@ import attnstore
 from attnstore.ingest.episode import EpisodeJob
 from attnstore.ingest.pipeline import ingest_all, provenance
 from attnstore.ingest.plan import describe_run, make_plan
-from attnstore.ingest.policies.base import ATTENTION_ONLY, Watch
+from attnstore.ingest.policies.base import ATTENTION_ONLY, Watch, shows_values
 from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.registry import load_policy
 from attnstore.ingest.recording import Recorder
@@ -69,9 +69,15 @@ def drive(recorder: Recorder, policy: Pi0Policy, name: str, calls: int = 3, firs
 
 
 def replay(
-    source: Path, store: Path, policy: Any, *, tolerance: float = 0.0, watch: Watch = ATTENTION_ONLY
+    source: Path,
+    store: Path,
+    policy: Any,
+    *,
+    tolerance: float = 0.0,
+    watch: Watch | None = None,
 ) -> Report:
     """What `attnstore ingest recording` does."""
+    watch = Watch(values=shows_values(policy)) if watch is None else watch
     (directory,) = recording_directories(source)
     dataset = RecordingDataset(directory)
     dataset.check_policy(policy, tolerance)
@@ -86,8 +92,12 @@ def replay(
     return ingest_all(job, policy, dataset, plan.pending, Watcher())
 
 
-@pytest.mark.parametrize("watch", [ATTENTION_ONLY, Watch(vision=True, token_stats=True)])
-def test_live_and_replay_store_the_same(policy: Pi0Policy, ram_path: Path, watch: Watch) -> None:
+@pytest.mark.parametrize(
+    "watch", [None, ATTENTION_ONLY, Watch(vision=True, token_stats=True, values=True)]
+)
+def test_live_and_replay_store_the_same(
+    policy: Pi0Policy, ram_path: Path, watch: Watch | None
+) -> None:
     with policy.eager():
         expected = [policy.act(policy.prepare([observe(i)])) for i in range(3)]
     live, later = ram_path / "live", ram_path / "later"
@@ -96,7 +106,7 @@ def test_live_and_replay_store_the_same(policy: Pi0Policy, ram_path: Path, watch
         drive(recorder, policy, "two", 2, first=7)
     assert [o.status for o in recorder.outcomes] == ["committed", "committed"]
     assert not recorder.faults
-    if not watch.vision:  # an eager encoder rounds otherwise
+    if watch is None or not watch.vision:  # an eager encoder rounds otherwise
         assert all(map(torch.equal, expected, given))
     assert problems(live) == []
     assert not list(live.rglob("*.spool"))
