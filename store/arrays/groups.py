@@ -46,6 +46,10 @@ VALUE_NORM = "value_norm"
 NORM_BITS = 11
 """Significant bits of value norms, plain float32 otherwise: as many as float16 has, in any range."""
 
+NORM_LEVEL = 5
+"""Level of zstd for value norms: the first at which Blosc's blocks are so large that a suffix's prefix
+keys, the same at every step, compress to those of one; measured: 16.5 kB a layer of Pi0.5, 57 at 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class PolicyShapes:
@@ -117,7 +121,7 @@ def _create_phase(root: Any, spec: EpisodeSpec, phase: PhaseSpec) -> None:
         )
         _weights(
             group, VALUE_NORM, norms, norm_dims(phase.phase), np.dtype(np.float32),
-            shuffled(4, norms.chunk), float("nan"),
+            {**shuffled(4, norms.chunk), "clevel": NORM_LEVEL}, float("nan"),
             {"description": text, "significant_bits": NORM_BITS},
         )  # fmt: skip
     for camera in phase.cameras:
