@@ -145,6 +145,11 @@ class HookedPolicy(ABC):
                 f"--values: policy {name} does not say where its values are made; {LEAVE_OUT}"
             )
 
+    def norms_of_values(self) -> ValueNorms:
+        """Return the policy's `ValueNorms`, whose matrices are kept from capture to capture."""
+        kept: ValueNorms = vars(self).setdefault("_value_norms", ValueNorms())
+        return kept
+
     def values(self, watched: Sequence[Watched]) -> Sequence[LayerValues]:
         """Say of every watched module where its values are made and taken up, for ``--values``.
 
@@ -156,7 +161,7 @@ class HookedPolicy(ABC):
         UsageError
             If a module has no such projections.
         """
-        norms = ValueNorms()
+        norms = self.norms_of_values()
         found: list[LayerValues] = []
         prefix: dict[int, ProjectedValues] = {}
         for each in watched:

@@ -24,7 +24,7 @@ from ..checkpoint import unwrap
 from ..hooks import Layer, Watched, first_output
 from ..resnet_field import resnet_geometry
 from ..sdpa import weights_per_head
-from ..values import LayerValues, MultiheadValues, ValueNorms
+from ..values import LayerValues, MultiheadValues
 from .base import LeRobotPolicy
 
 
@@ -76,7 +76,7 @@ class LeRobotAct(LeRobotPolicy):
 
     def values(self, watched: Sequence[Watched]) -> Sequence[LayerValues]:
         """Values come out of one matrix with queries and keys."""
-        norms = ValueNorms()
+        norms = self.norms_of_values()
         return [MultiheadValues(norms, x.module) for x in watched]
 
     def encoder(self) -> Any:

@@ -60,7 +60,8 @@ class LeRobotSmolVla(LeRobotPolicy):
     def instrument(self, observer: Observer) -> Iterator[None]:
         """See `HookedPolicy.instrument`; the attention method is wrapped."""
         with super().instrument(observer), ExitStack() as stack:
-            calls = _Calls(observer, self.horizon, self._outputs() if observer.watch.values else {})
+            outputs = self._outputs() if observer.watch.values else {}
+            calls = _Calls(observer, self.horizon, outputs, self.norms_of_values())
             core = self._core
             stack.enter_context(instead(core, "forward", calls.forward))
             stack.enter_context(instead(core, "eager_attention_forward", calls.attention))
@@ -256,10 +257,14 @@ class _Calls(_Turns):
     """Takes the weights out of each call."""
 
     def __init__(
-        self, observer: Observer, actions: int, outputs: Mapping[tuple[str, int], Any]
+        self,
+        observer: Observer,
+        actions: int,
+        outputs: Mapping[tuple[str, int], Any],
+        norms: ValueNorms,
     ) -> None:
         self._observer, self._actions, self._prefix = observer, actions, 0
-        self._outputs, self._norms = outputs, ValueNorms()
+        self._outputs, self._norms = outputs, norms
 
     def attention(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         import torch
