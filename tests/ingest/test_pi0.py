@@ -24,6 +24,7 @@ from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.episode import ingest_episode
 from attnstore.ingest.policies.base import Batch, ObservationError, PolicyError
 from attnstore.ingest.policies.pi0.layout import image_geometry
+from attnstore.ingest.policies.pi0.loading import sized
 from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.registry import load_policy, parse_options, policy_names
 from attnstore.ingest.policies.tiny import build_tiny_pi0
@@ -228,6 +229,15 @@ class TestGeometry:
             assert int(moved.argmax()) == row * 4 + col
             tried += 1
         assert tried >= 4
+
+    def test_a_processor_of_transformers_before_5_23_knows_its_size(self) -> None:
+        """There `height` and `width` are None unless a checkpoint's `size` has these names."""
+        processor = build_tiny_pi0(layers=1)[1]
+        processor.height = processor.width = None
+        size = processor.image_processor.pad_size
+        assert (sized(processor).height, processor.width) == (size["height"], size["width"])
+        processor.height = 7
+        assert sized(processor).height == 7
 
     def test_an_unknown_resize_rule_is_refused(self, policy: Pi0Policy) -> None:
         processor = build_tiny_pi0(layers=1)[1]

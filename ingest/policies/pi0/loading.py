@@ -28,7 +28,7 @@ def read_checkpoint(checkpoint: str, directory: str) -> tuple[Any, Any]:
     try:
         return (
             transformers.PI0Config.from_pretrained(directory),
-            transformers.AutoProcessor.from_pretrained(directory),
+            sized(transformers.AutoProcessor.from_pretrained(directory)),
         )
     except Exception as error:
         # Whatever transformers raises for a bad file (OSError, ValueError, KeyError, ...) means
@@ -45,6 +45,17 @@ def checked_steps(text: str | None) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"steps is a whole number of denoising steps, at least 1; got {text!r}")
     return int(text)
+
+
+def sized(processor: Any) -> Any:
+    """Return a processor that knows how large its images become.
+
+    That of transformers before 5.23 looks for it under a name that its own defaults do not have.
+    """
+    if getattr(processor, "height", 0) is None:
+        size = processor.image_processor.pad_size
+        processor.height, processor.width = size["height"], size["width"]
+    return processor
 
 
 def apply_stats(processor: Any, file: str | None) -> None:

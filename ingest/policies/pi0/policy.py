@@ -32,7 +32,7 @@ from ..prefix import KeptPrefix, keep_prefix, reuse_prefix
 from ..pretrained import PretrainedPolicy
 from ..vision import vision_shape
 from .layout import encoded, read_sample
-from .loading import apply_stats, checked_steps, read_checkpoint
+from .loading import apply_stats, checked_steps, read_checkpoint, sized
 
 DTYPES = ("float32", "bfloat16", "float16")
 OPTIONS = ("stats", "steps")
@@ -109,7 +109,7 @@ class Pi0Policy(PretrainedPolicy):
         policy = cls.__new__(cls)
         inner = unwrap(model)
         policy.checkpoint, policy.device = checkpoint, str(next(inner.parameters()).device)
-        policy.config, policy.processor, policy._options = inner.config, processor, {}
+        policy.config, policy.processor, policy._options = inner.config, sized(processor), {}
         policy._requested_dtype = None
         policy.steps = int(inner.config.num_inference_steps)
         policy.horizon = int(inner.config.chunk_size)
