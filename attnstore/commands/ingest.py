@@ -580,6 +580,86 @@ def recording(
         raise PartialError("; ".join(str(error) for error in failed))
 
 
+@ingest.command("openpi-records")
+@store_to_write
+@click.argument("directory", type=click.Path(path_type=Path))
+@add_options(_POLICY)
+@click.option(
+    "--begin",
+    "begins",
+    type=click.IntRange(min=0),
+    multiple=True,
+    metavar="STEP",
+    help="Step at which an episode begins, too; repeatable.",
+)
+@click.option(
+    "--pause",
+    type=FiniteNumber(),
+    metavar="SECONDS",
+    help="A file so much younger than the one before begins an episode.",
+)
+@names_option("episodes")
+@limit_option
+@click.option(
+    "--video-frames",
+    type=click.Choice(["jpeg", "png"]),
+    default="jpeg",
+    show_default=True,
+    help="How images are kept; png is exactly what the policy saw.",
+)
+@click.option("--dataset-name", help="Name of the dataset in the run.  [default: the directory's]")
+@add_options(
+    grouped(
+        "run",
+        RunChoice,
+        _PRECISION,
+        click.option("--seed", type=int, default=0, show_default=True, help="Base of the noise seeds."),
+        _VISION,
+        _TOKEN_STATS,
+        dry_run_option,
+        _FORCE,
+    )
+)  # fmt: skip
+@add_options(workers_options, json_option)
+def openpi_records(
+    store: StoreName,
+    directory: Path,
+    policy: PolicyChoice,
+    begins: tuple[int, ...],
+    pause: float | None,
+    episodes: tuple[str, ...],
+    limit: int | None,
+    video_frames: VideoFrames,
+    dataset_name: str | None,
+    run: RunChoice,
+    workers: WorkersChoice,
+    as_json: bool,
+) -> None:
+    """Ingest what `serve_policy.py --record` of openpi wrote: step_N.npy below DIRECTORY.
+
+    Every file is a keyframe. The files have no mark of an episode: one begins where the prompt or the
+    cameras change, and where --begin or --pause say. They do not have the noise either, so the actions
+    are not those that were given; `attnstore record openpi` keeps both. Otherwise as
+    `attnstore ingest droid`. Nothing that a file's pickle asks for is run.
+
+    Examples
+    --------
+    attnstore ingest openpi-records lab.attn policy_records --policy openpi:pi05_droid --checkpoint CHECKPOINT
+    """
+    from attnstore.ingest.datasets.openpi.records import RecordsDataset
+
+    source = RecordsDataset(
+        directory,
+        begins=begins,
+        pause=pause,
+        episodes=episodes,
+        limit=limit,
+        video_frames=video_frames,
+        name=dataset_name,
+    )
+    _load_and_ingest(store, source, policy, replace(run, stride=1), workers, as_json)
+
+
 def _load_and_ingest(
     store: StoreName,
     dataset: Dataset,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,23 +13,27 @@ import click
 from attnstore.store.errors import PartialError, UsageError
 
 from .options import (
+    FiniteNumber,
     StoreCommand,
     StoreGroup,
     StoreName,
+    adapter_options,
     json_option,
     on_this_machine,
+    revision_option,
     store_to_write,
 )
-from .output import print_json
+from .output import print_json, say
 
 if TYPE_CHECKING:
     from attnstore.ingest.datasets.base import VideoFrames
     from attnstore.ingest.recording.lerobot import EvalRecorder
+    from attnstore.ingest.recording.recorder import Mode
 
 
 @click.group(cls=StoreGroup)
 def record() -> None:
-    """Record policies that drive: here those of `lerobot-eval`, in Python any by `attnstore.record`."""
+    """Record policies that drive: those of `lerobot-eval` and of openpi's server, in Python any."""
 
 
 class _EvalCommand(StoreCommand):
@@ -122,6 +128,123 @@ def lerobot_eval(
     if lost:
         lines = "".join(f"\n  {o.name}: {o.reason}" for o in lost)
         raise PartialError(f"{len(lost)} of {len(recorder.outcomes)} are not in the store:{lines}")
+
+
+@record.command()
+@store_to_write
+@click.option("--config", metavar="NAME", required=True, help="openpi's configuration: pi05_droid.")
+@click.option(
+    "--checkpoint",
+    metavar="PATH|HUB_ID",
+    required=True,
+    help="Converted checkpoint, with assets/ beside the weights.",
+)
+@revision_option
+@click.option(
+    "--mode",
+    type=click.Choice(["replay", "live"]),
+    default="replay",
+    show_default=True,
+    help="replay: keep what the policy saw, for `attnstore ingest recording`; live: capture in the "
+    "forward, eager and uncompiled.",
+)
+@click.option("--host", default="0.0.0.0", show_default=True, help="Address to listen at.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port."
+)
+@click.option("--device", default="cpu", show_default=True, help="Torch device.")
+@click.option("--dtype", help="Data type of the weights.  [default: bfloat16, as openpi's]")
+@adapter_options
+@click.option(
+    "--compile/--no-compile",
+    "compiled",
+    default=None,
+    help="Whether openpi compiles the model.  [default: in replay, as the configuration says]",
+)
+@click.option("--default-prompt", metavar="TEXT", help="Instruction for messages that have none.")
+@click.option("--name", default="openpi", show_default=True, help="Name of the recording.")
+@click.option("--rate", type=FiniteNumber(), help="Environment steps a second, if known.")
+@click.option(
+    "--steps-per-call",
+    type=click.IntRange(min=1),
+    help="Actions carried out between calls, where the client does not say: openpi's DROID client 8, "
+    "its LIBERO client 5.",
+)
+@click.option(
+    "--pause",
+    type=FiniteNumber(),
+    metavar="SECONDS",
+    help="A call so long after the one before begins an episode.",
+)
+@click.option("--by-prompt", is_flag=True, help="Another prompt begins an episode.")
+@click.option(
+    "--pictures",
+    type=click.Choice(["jpeg", "png"]),
+    default="jpeg",
+    show_default=True,
+    help="How camera images are kept, to look at.",
+)
+def openpi(
+    store: StoreName,
+    config: str,
+    checkpoint: str,
+    revision: str | None,
+    mode: Mode,
+    host: str,
+    port: int,
+    device: str,
+    dtype: str | None,
+    pairs: tuple[str, ...],
+    compiled: bool | None,
+    default_prompt: str | None,
+    name: str,
+    rate: float | None,
+    steps_per_call: int | None,
+    pause: float | None,
+    by_prompt: bool,
+    pictures: VideoFrames,
+) -> None:
+    """Serve an openpi policy by openpi's own server, and record every call.
+
+    Clients need no change: a connection is an episode. A client may say more, by keys beside its
+    observation: attnstore/episode (a name; a new one begins an episode), attnstore/outcome (success or
+    failure; ends it), attnstore/reward, attnstore/step, attnstore/task, attnstore/seed. A message of such
+    keys alone is not shown to the policy.
+
+    Examples
+    --------
+    attnstore record openpi robot.attn --config pi05_droid --checkpoint CHECKPOINT --device cuda
+    attnstore record openpi sim.attn --config pi05_libero --checkpoint CHECKPOINT --mode live
+    """
+    from attnstore.ingest.policies.openpi.policy import OpenpiPolicy
+    from attnstore.ingest.policies.registry import parse_options
+    from attnstore.ingest.recording.openpi import RecordingPolicy, serve
+    from attnstore.ingest.recording.recorder import record as record_policy
+
+    local = on_this_machine(store)
+    policy = OpenpiPolicy(
+        checkpoint,
+        variant=config,
+        dtype=dtype,
+        device="cuda:0" if device == "cuda" else device,
+        revision=revision,
+        options=parse_options(pairs),
+        compiled=mode == "replay" if compiled is None else compiled,
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # recorded until then, and ended
+    with record_policy(
+        policy, local, mode=mode, name=name, rate=rate, pictures=pictures
+    ) as recorder:
+        served = RecordingPolicy(
+            recorder,
+            prompt=default_prompt,
+            pause=pause,
+            by_prompt=by_prompt,
+            steps_per_call=steps_per_call,
+        )
+        say(f"ws://{host}:{port} serves {config} and records ({mode}) into {recorder.directory}")
+        with contextlib.suppress(KeyboardInterrupt):
+            serve(served, host, port)
 
 
 @record.command()

@@ -188,17 +188,27 @@ class OpenpiCheckpoint:
                 "network, put paligemma_tokenizer.model into $OPENPI_DATA_HOME/big_vision/"
             ) from error
 
-    def policy(self, device: str, transforms: Sequence[Any]) -> Any:
+    def policy(
+        self, device: str, transforms: Sequence[Any], steps: int, *, compiled: bool = False
+    ) -> Any:
         """Return openpi's ``create_trained_policy``, weights loaded.
+
+        Parameters
+        ----------
+        steps
+            Denoising steps that it takes.
+        compiled
+            Compile as the configuration says; else not at all.
 
         Raises
         ------
         PolicyError
             If the weights cannot be loaded, or openpi's transforms are not `transforms`.
         """
+        config = openpi("training.config").get_config(self.name) if compiled else self.config
         try:
             policy = openpi("policies.policy_config").create_trained_policy(
-                self.config, self.directory, pytorch_device=device
+                config, self.directory, pytorch_device=device, sample_kwargs={"num_steps": steps}
             )
         except Exception as error:
             raise PolicyError(

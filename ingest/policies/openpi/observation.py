@@ -6,7 +6,7 @@ that codes position and camera in its colours is put through, once per size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from attnstore.store.format.geometry import Geometry
 
+from ...datasets.openpi.message import Message, like, read_message
 from ..base import Observation, ObservationError, PolicyError
 from .robot import Asked, Key, Robot, assign, codes, learn, ramps, which
 
@@ -63,6 +64,7 @@ class Sight:
         self._asked, self._columns = asked, columns
         self._robots: dict[tuple[frozenset[str], int], tuple[Robot, dict[Key, str]]] = {}
         self._slots: dict[tuple[tuple[str, Size], ...], tuple[Slot, ...]] = {}
+        self._sent: dict[Any, tuple[tuple[Slot, ...], tuple[Key, ...]]] = {}
 
     def inputs(self, observation: Observation) -> dict[str, Any]:
         """Put an observation through openpi's transforms: the model's inputs, unbatched.
@@ -122,13 +124,84 @@ class Sight:
             self._robots[known] = (robot, {robot.inputs[n]: c for n, c in shown.items()})
         return self._robots[known]
 
+    def sent(self, content: Mapping[str, Any]) -> tuple[Message, tuple[Slot, ...], tuple[Key, ...]]:
+        """Read what a client of openpi's server sent, in keys of its own.
+
+        Returns
+        -------
+        The message; the image inputs that show its cameras; and the keys of the numbers that the
+        transforms read, which are the robot's state. Cameras that reach no image input are left out.
+
+        Raises
+        ------
+        ObservationError
+            If openpi refuses it.
+        PolicyError
+            As `slots`.
+        """
+        names = {key: camera for camera, key in self._asked.images.items()}
+        message = read_message(content, names)
+        known = message.structure
+        if known not in self._sent:
+            self._sent[known] = self._read_sent(content, message)
+        return message, *self._sent[known]
+
+    def _read_sent(
+        self, content: Mapping[str, Any], message: Message
+    ) -> tuple[tuple[Slot, ...], tuple[Key, ...]]:
+        own = {key: np.asarray(message.images[camera]) for camera, key in message.cameras.items()}
+        cameras = {key: camera for camera, key in message.cameras.items()}
+        sizes = {key: _size(image) for key, image in own.items()}
+
+        def observe(pictures: Mapping[Key, NDArray[np.uint8]]) -> dict[str, Any]:
+            return _replaced(content, {key: like(p, own[key]) for key, p in pictures.items()})
+
+        slots = self._shown(observe, cameras, sizes)
+        whole = self._through(_replaced(content, {}))
+        state = []
+        for key in message.numbers:
+            try:
+                without = self._through(_replaced(content, {key: None}))
+            except ObservationError:
+                state.append(key)
+                continue
+            if any(
+                not np.array_equal(without[name], whole[name])
+                for name in ("state", "tokenized_prompt")
+            ):
+                state.append(key)
+        said = [tuple(name.split("/")) for name, _ in self._asked.state]
+        joined = {"/".join(key): key for key in state}
+        first = [joined[name] for name in map("/".join, said) if name in joined]
+        return slots, (*first, *(key for key in state if key not in first))
+
     def _read_slots(self, observation: Observation) -> tuple[Slot, ...]:
         robot, cameras = self._robot(observation)
-        blue = codes(tuple(cameras))
-        sizes = {key: observation.images[c].shape[:2] for key, c in cameras.items()}
-        pictures = {key: ramps(sizes[key], blue[key]) for key in cameras}
+        sizes: dict[Key, Size] = {
+            key: _size(observation.images[camera]) for key, camera in cameras.items()
+        }
         state = np.zeros(np.asarray(observation.state).size, np.float32)
-        seen = self._through(robot.observation(pictures, state, observation.instruction))
+
+        def observe(pictures: Mapping[Key, NDArray[np.uint8]]) -> dict[str, Any]:
+            return robot.observation(pictures, state, observation.instruction)
+
+        slots = self._shown(observe, cameras, sizes)
+        if sorted(s.camera for s in slots) != sorted(cameras.values()):
+            raise PolicyError(
+                f"cameras {', '.join(cameras.values())} should each fill one image input; "
+                f"they fill {', '.join(f'{s.key} ({s.camera})' for s in slots) or 'none'}"
+            )
+        return slots
+
+    def _shown(
+        self,
+        observe: Callable[[Mapping[Key, NDArray[np.uint8]]], dict[str, Any]],
+        cameras: Mapping[Key, str],
+        sizes: Mapping[Key, Size],
+    ) -> tuple[Slot, ...]:
+        """Put test pictures through, and read off which image input shows which of them, and how."""
+        blue = codes(tuple(cameras))
+        seen = self._through(observe({key: ramps(sizes[key], blue[key]) for key in cameras}))
         slots = []
         for index, name in enumerate(self._keys):
             if not np.all(seen["image_mask"][name]):
@@ -136,11 +209,6 @@ class Sight:
             shown = np.asarray(seen["image"][name])
             key = which(name, shown, blue)
             slots.append(Slot(name, index, cameras[key], self._geometry(name, shown, sizes[key])))
-        if sorted(s.camera for s in slots) != sorted(cameras.values()):
-            raise PolicyError(
-                f"cameras {', '.join(cameras.values())} should each fill one image input; "
-                f"they fill {', '.join(f'{s.key} ({s.camera})' for s in slots) or 'none'}"
-            )
         return tuple(slots)
 
     def _geometry(self, key: str, shown: NDArray[np.uint8], source: Size) -> Geometry:
@@ -161,6 +229,28 @@ class Sight:
                 f"{source[1]} into {size[0]} x {size[1]}; its geometry is unknown"
             )
         return wanted
+
+
+def _size(image: NDArray[Any]) -> Size:
+    """Height and width of an image, channels first or last."""
+    rows, cols = image.shape[1:] if image.shape[0] == 3 else image.shape[:2]
+    return int(rows), int(cols)
+
+
+def _replaced(
+    content: Mapping[str, Any], values: Mapping[Key, Any], path: Key = ()
+) -> dict[str, Any]:
+    """Copy a message, with other values in some keys; a value of None leaves its key out."""
+    made: dict[str, Any] = {}
+    for name, value in content.items():
+        key = (*path, str(name))
+        if isinstance(value, Mapping):
+            made[name] = _replaced(value, values, key)
+        elif key not in values:
+            made[name] = value.copy() if isinstance(value, np.ndarray) else value
+        elif values[key] is not None:
+            made[name] = values[key]
+    return made
 
 
 def _check_state(data: Mapping[str, Any], stats: Mapping[str, Any]) -> None:

@@ -17,9 +17,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from attnstore.store.errors import UsageError
 from attnstore.store.format.tokens import TASK
 
+from ...datasets.openpi.message import pixels
 from ...optional import require
 from ..base import Batch, EncoderShape, Observation, PhaseShape, PolicyError
 from ..blocking import Blocked, block_by_mask
@@ -29,7 +32,7 @@ from ..hooks import HookedPolicy, Watched
 from ..vision import vision_shape
 from .checkpoint import OpenpiCheckpoint, describe_norm_stats, openpi
 from .layout import ModelSequence
-from .observation import Sight, stacked
+from .observation import Sight, Slot, stacked
 from .robot import ROLES, Asked, Key
 
 DTYPES = ("bfloat16", "float32")
@@ -64,6 +67,8 @@ class OpenpiPolicy(HookedPolicy):
         ``base_0_rgb``, ``left_wrist_0_rgb``, ``right_wrist_0_rgb``. ``cameras=CAMERA:KEY,...`` and
         ``state=KEY:LENGTH,...`` name the keys in which openpi's transform takes them. What is not
         said is found out (`openpi_robot`). ``steps=N``: denoising steps, 10 by default.
+    compiled
+        Let openpi compile the model, as its configuration says; captured calls run uncompiled anyway.
 
     Raises
     ------
@@ -90,6 +95,7 @@ class OpenpiPolicy(HookedPolicy):
         device: str = "cpu",
         revision: str | None = None,
         options: Mapping[str, str] | None = None,
+        compiled: bool = False,
     ) -> None:
         if dtype is not None and dtype not in DTYPES:
             raise UsageError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
@@ -101,7 +107,7 @@ class OpenpiPolicy(HookedPolicy):
         require("torch", "ingest", "policy openpi")
         self._source: OpenpiCheckpoint | None = OpenpiCheckpoint(checkpoint, variant, revision)
         self.checkpoint = Path(checkpoint).name if Path(checkpoint).exists() else checkpoint
-        self.device, self._dtype = device, dtype
+        self.device, self._dtype, self._compiled = device, dtype, compiled
         self._set_up(
             self._source.config.model, self._source.transforms(), int(steps), given,
             self._source.columns(),
@@ -132,13 +138,15 @@ class OpenpiPolicy(HookedPolicy):
                 "this openpi policy runs in JAX; create it from a checkpoint that is converted to "
                 "PyTorch"
             )
-        return cls.from_model(
+        made = cls.from_model(
             policy._model,
             policy._input_transform.transforms,
             options=options,
             steps=int(policy._sample_kwargs.get("num_steps", STEPS)),
             checkpoint=checkpoint,
         )
+        made.__dict__["theirs"] = policy
+        return made
 
     @classmethod
     def from_model(
@@ -154,7 +162,7 @@ class OpenpiPolicy(HookedPolicy):
         check_options("openpi in memory", options or {}, SEEN)
         policy = cls.__new__(cls)
         inner = unwrap(model)
-        policy._source, policy._dtype = None, None
+        policy._source, policy._dtype, policy._compiled = None, None, False
         policy.checkpoint, policy.device = checkpoint, str(next(inner.parameters()).device)
         policy.__dict__["model"] = model
         policy._set_up(inner.config, transforms, steps, options or {}, {})
@@ -177,13 +185,27 @@ class OpenpiPolicy(HookedPolicy):
         self._sequence = ModelSequence(config, self._sight.transforms, len(keys))
 
     @cached_property
+    def theirs(self) -> Any:
+        """The ``Policy`` of openpi's own around the same model, loaded at the first use.
+
+        Raises
+        ------
+        PolicyError
+            If this was made of a model and no policy.
+        """
+        if self._source is None:
+            raise PolicyError("this was made by from_model, so there is no openpi policy around it")
+        theirs = self._source.policy(
+            self.device, self._sight.transforms, self.steps, compiled=self._compiled
+        )
+        if self._dtype == "float32":
+            theirs._model.paligemma_with_expert.to_bfloat16_for_selected_params("float32")
+        return theirs
+
+    @cached_property
     def model(self) -> Any:
         """The model, loaded at the first use, in evaluation mode."""
-        assert self._source is not None
-        model = self._source.policy(self.device, self._sight.transforms)._model
-        if self._dtype == "float32":
-            model.paligemma_with_expert.to_bfloat16_for_selected_params("float32")
-        return model.eval()
+        return self.theirs._model.eval()
 
     @property
     def dtype(self) -> str:
@@ -238,8 +260,62 @@ class OpenpiPolicy(HookedPolicy):
 
         made = [self._sight.inputs(o) for o in observations]
         slots = [self._sight.slots(o) for o in observations]
+        noise = torch.stack([self.noise(o.seed) for o in observations]).to(self.device)
+        return self._batch(made, slots, noise)
+
+    def sent(self, content: Mapping[str, Any], seed: int) -> tuple[Observation, tuple[Slot, ...]]:
+        """Read what a client of openpi's server sent.
+
+        Parameters
+        ----------
+        content
+            The client's message.
+        seed
+            Of the noise that this call begins with.
+
+        Returns
+        -------
+        The observation: its cameras are those that the policy sees, called as their keys end, or as option
+        ``cameras`` says; and where the policy sees them.
+
+        Raises
+        ------
+        ObservationError
+            If openpi refuses it.
+        PolicyError
+            If openpi does with its images what is not understood.
+        """
+        message, slots, state = self._sight.sent(content)
+        shown = {slot.camera for slot in slots}
+        images = {c: pixels(i) for c, i in message.images.items() if c in shown}
+        parts = [np.zeros(0, np.float32), *(message.numbers[key] for key in state)]
+        return Observation(images, message.prompt, np.concatenate(parts), seed), slots
+
+    def batch_of(self, made: Mapping[str, Any], slots: Sequence[Slot], noise: Any) -> Batch:
+        """Make a batch of one observation that openpi's transforms have prepared already.
+
+        Parameters
+        ----------
+        made
+            What the transforms gave.
+        slots
+            Where the policy sees its cameras, of `sent`.
+        noise
+            Tensor (1, horizon, action_dof).
+
+        Raises
+        ------
+        ObservationError
+            If the prompt is too long.
+        PolicyError
+            If it is not what the configuration says.
+        """
+        return self._batch([made], [slots], noise)
+
+    def _batch(
+        self, made: Sequence[Mapping[str, Any]], slots: Sequence[Sequence[Slot]], noise: Any
+    ) -> Batch:
         samples = tuple(self._sequence.sample(*each) for each in zip(made, slots, strict=True))
-        noise = torch.stack([self._noise(o.seed) for o in observations]).to(self.device)
         tensors = {
             key: stacked([m[key] for m in made], self.device)
             for key in ("image", "image_mask", "state", "tokenized_prompt", "tokenized_prompt_mask")
@@ -311,7 +387,8 @@ class OpenpiPolicy(HookedPolicy):
         # openpi changes none of the fields that are read here.
         return CONFIG_MAPPING["paligemma"]().vision_config
 
-    def _noise(self, seed: int) -> Any:
+    def noise(self, seed: int) -> Any:
+        """Return the noise of a seed, a float32 tensor (horizon, action_dof) on the CPU."""
         import torch
 
         # On the CPU and in float32 whatever the device: the same seed gives the same noise.

@@ -1,0 +1,1 @@
+"""What openpi's clients send, and what its server writes of it."""
