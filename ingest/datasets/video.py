@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, get_args
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from attnstore.store.errors import EpisodeError, UsageError
 from attnstore.store.image import encode_png
@@ -182,9 +181,13 @@ def encode(
     """
     if kept == "png":
         return CameraFrame(camera, encode_png(rgb), "image/png", rgb)
-    buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, "JPEG", quality=quality, subsampling=0)
-    return CameraFrame(camera, buffer.getvalue(), "image/jpeg", rgb)
+    # OpenCV lets other threads run meanwhile, Pillow does not: a policy that is recorded would wait.
+    asked = (
+        cv2.IMWRITE_JPEG_QUALITY, quality,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    )  # fmt: skip
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), asked)
+    return CameraFrame(camera, encoded.tobytes(), "image/jpeg", rgb)
 
 
 def ascending_runs(asked: Sequence[Place]) -> list[list[Place]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numcodecs.blosc import BITSHUFFLE, SHUFFLE, Blosc
 from numpy.typing import NDArray
 
@@ -144,10 +145,14 @@ def _pack(kept: Kept, pieces: list[bytes]) -> dict[str, Any]:
     # Of noise, a sample says at once that there is no table.
     few = flat.itemsize > 1 and flat.size >= LEAST and _repeats(flat)
     if few:
-        values, codes = np.unique(flat, return_inverse=True)
+        # By hashing, in a fraction of the time that sorting takes, and other threads run meanwhile.
+        found = pa.array(flat).dictionary_encode()
+        values = found.dictionary.to_numpy()
         if values.size <= 1 << 8 * min(2, flat.itemsize - 1):
-            table = values
-            coded = codes.astype(np.uint8 if values.size <= 256 else np.uint16)
+            order = np.argsort(values)
+            rank = np.empty(values.size, np.uint8 if values.size <= 256 else np.uint16)
+            rank[order] = np.arange(values.size)
+            table, coded = values[order], rank[found.indices.to_numpy()]
     if table is not None:
         said["coding"], said["codes"] = "table", coded.dtype.name
         pieces.append(_compress(table))

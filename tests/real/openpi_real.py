@@ -8,31 +8,43 @@ SentencePiece model takes its place.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from blocking_contract import BlockingContract
 from droid_sample import sample_path
-from ingest_fixtures import observe
+from ingest_fixtures import arrays_of, commits, observe
+from lerobot_fixture_datasets import TOP, WRIST, Content, write_v21
 from openpi_prompt_model import sentencepiece_model
 from policy_contract import Case, as_array, run_captured
 
+import attnstore
+from attnstore.cli import main
 from attnstore.ingest.capture import capture
 from attnstore.ingest.policies.base import Batch, Observation, PolicyError, Watch
 from attnstore.ingest.policies.openpi.policy import OpenpiPolicy
+from attnstore.ingest.recording.dataset import RecordingDataset, recording_directories
+from attnstore.ingest.recording.openpi import RecordingPolicy
+from attnstore.ingest.reduction import compact
+from attnstore.store.commits import StorePaths
+from attnstore.store.commits.part import Part
 from attnstore.store.errors import UsageError
 
 STATS = {"mean": [0.1] * 8, "std": [0.9] * 8, "q01": [-2.0] * 7 + [0.0], "q99": [2.0] * 7 + [1.0]}
@@ -68,13 +80,13 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         gemma_pytorch, "CONFIG_MAPPING", {"paligemma": paligemma, "gemma": mapping["gemma"]}
     )
-    for name in NAMES:
+    for name in (*NAMES, "pi05_libero"):
         config = configs.get_config(name)
         model = replace(config.model, paligemma_variant="dummy", action_expert_variant="dummy")
         patch.setitem(configs._CONFIGS_DICT, name, replace(config, model=model))
 
 
-def save_checkpoint(directory: Path, name: str) -> Path:
+def save_checkpoint(directory: Path, name: str, asset: str = "droid", stats: Any = STATS) -> Path:
     """A converted checkpoint of random weights, norm stats beside it."""
     from openpi.models_pytorch.pi0_pytorch import PI0Pytorch
     from openpi.training.config import get_config
@@ -88,11 +100,11 @@ def save_checkpoint(directory: Path, name: str) -> Path:
             # openpi starts with zeros where training does not: the time would not be seen.
             if parameter.ndim == 2:
                 parameter.normal_(std=0.2 * (64 / parameter.shape[-1]) ** 0.5)
-    assets = directory / "assets" / "droid"
+    assets = directory / "assets" / asset
     assets.mkdir(parents=True)
     save_model(model, str(directory / "model.safetensors"))
-    stats = json.dumps({"norm_stats": {"state": STATS, "actions": STATS}})
-    (assets / "norm_stats.json").write_text(stats)
+    text = json.dumps({"norm_stats": {"state": stats, "actions": stats}})
+    (assets / "norm_stats.json").write_text(text)
     fields = ("action_dim", "action_horizon", "paligemma_variant", "action_expert_variant")
     (directory / "config.json").write_text(json.dumps({f: getattr(config, f) for f in fields}))
     return directory
@@ -312,3 +324,149 @@ def test_what_happens_inside_is_shown_on_request(
     assert session.counts == {"prefix": 4, "suffix": 40, "vision": 6}
     assert {("prefix", i) for i in range(-1, 4)} <= layers
     assert {("suffix", i) for i in range(-1, 4)} <= layers
+
+
+@contextmanager
+def serving(policy: RecordingPolicy) -> Iterator[int]:
+    """openpi's own server around a recorded policy, in a thread; yields its port."""
+    from openpi.serving.websocket_policy_server import WebsocketPolicyServer
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    server = WebsocketPolicyServer(policy, "127.0.0.1", port, policy.metadata)
+    loop = asyncio.new_event_loop()
+    running = loop.create_task(server.run())
+
+    def run() -> None:
+        with suppress(asyncio.CancelledError):
+            loop.run_until_complete(running)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield port
+    finally:
+        loop.call_soon_threadsafe(running.cancel)
+        thread.join()
+        loop.close()
+
+
+def episodes_over_the_wire(policy: OpenpiPolicy, store: Path, mode: Any) -> list[Any]:
+    """Two clients of openpi's at once: one names its episode, the other says nothing."""
+    from openpi_client.websocket_client_policy import WebsocketClientPolicy
+
+    answers = []
+    with attnstore.record(policy, store, mode=mode) as recorder:
+        with serving(RecordingPolicy(recorder, seed=7)) as port:
+            named, silent = (WebsocketClientPolicy("127.0.0.1", port) for _ in range(2))
+            assert named.get_server_metadata() == policy.theirs.metadata
+            for call, sight in enumerate(SIGHTS):
+                marks = {"attnstore/episode": "named", "attnstore/step": 8 * call}
+                answers.append(named.infer({**droid_observation(sight), **marks}))
+                answers.append(silent.infer(droid_observation(sight)))
+            assert "actions" not in named.infer({"attnstore/outcome": "success"})
+            for client in (named, silent):
+                client._ws.close()
+        recorder.flush()
+    assert not recorder.faults, recorder.faults
+    return answers
+
+
+def test_recorded_over_a_websocket_live_and_by_replay(
+    checkpoints: dict[str, Path], policies: dict[str, OpenpiPolicy], tmp_path: Path
+) -> None:
+    """openpi's real server and client: actions of plain openpi, the same attention both ways."""
+    from openpi.policies.policy_config import create_trained_policy
+    from openpi.training.config import get_config
+
+    policy = policies["pi05_droid"]
+    config = get_config("pi05_droid")
+    config = replace(config, model=replace(config.model, pytorch_compile_mode=None))
+    plain = create_trained_policy(config, checkpoints["pi05_droid"], pytorch_device="cpu")
+    stores = {mode: tmp_path / mode for mode in ("live", "replay")}
+    given = {m: episodes_over_the_wire(policy, s, m) for m, s in stores.items()}
+    arguments = [
+        "ingest", "recording", str(tmp_path / "later"), str(stores["replay"]),
+        "--policy", "openpi:pi05_droid", "--checkpoint", str(checkpoints["pi05_droid"]),
+    ]  # fmt: skip
+    with pytest.raises(SystemExit) as done:
+        main(arguments)
+    assert not done.value.code
+    (directory,) = recording_directories(stores["replay"])
+    dataset = RecordingDataset(directory)
+    names = dataset.episode_names()
+    assert len(names) == 2
+    assert {n: dataset.info(n).outcome for n in names if n == "named"} == {"named": "success"}
+    for name in names:
+        info = dataset.info(name)
+        frames = list(dataset.frames(name, info.keyframes or ()))
+        assert info.keyframes == ((0, 8) if name == "named" else (0, 1))
+        for call, frame in enumerate(frames):
+            assert frame.call is not None
+            noise = policy.noise(frame.call.seed).numpy()
+            wanted = plain.infer(droid_observation(SIGHTS[call]), noise=noise)["actions"]
+            for answers in given.values():
+                answer = answers[2 * call + (name != "named")]["actions"]
+                np.testing.assert_array_equal(answer, wanted)
+            # and the attention of plain openpi on what it would have been given
+            batch = policy.prepare([replace(SIGHTS[call], seed=frame.call.seed)])
+            expected = run_captured(policy, batch)
+            with attnstore.open(tmp_path / "later") as store:
+                episode = store.episode(name)
+                stored = episode.attention("suffix", layer=3, step="last", keyframe=call)
+            weights = [w for p, layer, _, w, _ in expected.records if (p, layer) == ("suffix", 3)]
+            layout = batch.samples[0].layouts["suffix"]
+            own = compact(torch.as_tensor(weights[-1])[0], layout).half().numpy()
+            # the prompts differ in length, and what lies between is aligned
+            for part in (slice(0, 512), slice(-15, None)):
+                np.testing.assert_array_equal(np.squeeze(stored)[..., part], own[..., part])
+    live, later = ({c: arrays_of(Part(StorePaths(s), commit)) for c, commit in commits(s).items()}
+                   for s in (stores["live"], tmp_path / "later"))  # fmt: skip
+    assert live["named"].keys() == later["named"].keys()
+    for array, values in live["named"].items():
+        np.testing.assert_array_equal(values, later["named"][array])
+
+
+def libero(root: Path) -> Path:
+    """A LeRobot data set with the columns of openpi's LIBERO one."""
+    write_v21(root, Content())
+    columns = {
+        "observation.state": "state",
+        "action": "actions",
+        TOP: "image",
+        WRIST: "wrist_image",
+    }
+    for path in (root / "meta").glob("*.json*"):
+        text = path.read_text()
+        for old, new in columns.items():
+            text = text.replace(f'"{old}"', f'"{new}"')
+        path.write_text(text)
+    for path in root.rglob("*.parquet"):
+        table = pq.read_table(path)
+        names = [columns.get(name, name) for name in table.column_names]
+        pq.write_table(table.rename_columns(names).replace_schema_metadata(None), path)
+    for path in list(root.glob("videos/*/*")):
+        path.rename(path.with_name(columns[path.name]))
+    return root
+
+
+def test_libero(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """``pi05_libero``, whose prompt has no state, on columns that are called otherwise."""
+    stats = {key: values[:7] for key, values in STATS.items()}
+    asset = "physical-intelligence/libero"
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", "pi05_libero", asset, stats)
+    store, dataset = tmp_path / "s", libero(tmp_path / "dataset")
+    with pytest.raises(SystemExit) as done:
+        main([
+            "ingest", "lerobot", str(store), str(dataset), "--policy", "openpi:pi05_libero",
+            "--checkpoint", str(checkpoint), "--state-column", "state", "--action-column", "actions",
+            "--limit", "1", "--stride", "8",
+        ])  # fmt: skip
+    assert not done.value.code
+    with attnstore.open(store) as opened:
+        episode = opened.episode("episode_000000")
+        assert episode.cameras == ("image", "wrist_image")
+        spans = [s.name for s in episode.layout("prefix", keyframe=0).key]
+        assert spans == ["image:image", "image:wrist_image", "bos", "task", "newline"]
+        assert episode.attention("suffix", layer=0, step="last", keyframe=0).shape[-2] == 10
