@@ -21,7 +21,7 @@ PACKAGES := attnstore ingest store query render
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install links modules browser lint test test-lerobot test-octo test-openpi test-pins test-slurm test-cluster demo bench docs types clean
+.PHONY: help install links modules browser lint test test-lerobot test-octo test-openpi test-pins test-slurm test-cluster test-recording demo bench docs types clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -109,6 +109,9 @@ test-slurm: links  ## an array job of a real SLURM on this machine, of which two
 test-cluster: links  ## a scheduler and workers in networks of their own, of which some are killed and one is cut off
 	@command -v ip >/dev/null || { $(become) $$become apt-get update -qq && $$become apt-get install -y -qq --no-install-recommends iproute2 >/dev/null; }
 	@$(become) cd tests && $$become env "PATH=$$PATH" $(abspath $(BIN))/python -m pytest -q -n 0 -p no:cacheprovider real/cluster_real.py
+
+test-recording: links  ## ten minutes of a robot on a slow disk, and a thousand recorders that are killed
+	@$(become) cd tests && $$become env "PATH=$$PATH" $(abspath $(BIN))/python -m pytest -q -s -n 0 -p no:cacheprovider --timeout 1800 real/recording_real.py
 
 demo: $(VENV)/.demo  ## ingest rollouts of a small trained policy, ask where it looks, and draw it
 	$(link)

@@ -7,9 +7,6 @@ import json
 import logging
 import os
 import random
-import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -27,6 +24,7 @@ from ingest_fixtures import (
     problems,
     run_attnstore,
 )
+from recording_policy import kill_recorders
 
 import attnstore
 from attnstore.ingest.episode import EpisodeJob
@@ -36,7 +34,7 @@ from attnstore.ingest.policies.base import ATTENTION_ONLY, Watch, shows_values
 from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.registry import load_policy
 from attnstore.ingest.recording import Recorder
-from attnstore.ingest.recording.dataset import RecordingDataset, recording_directories, recover
+from attnstore.ingest.recording.dataset import RecordingDataset, recording_directories
 from attnstore.ingest.recording.inputs import (
     UnknownInputError,
     copy_inputs,
@@ -486,59 +484,7 @@ def test_every_cut_and_every_flipped_byte_of_a_journal_is_found(tmp_path: Path) 
 
 def test_killed_at_random_moments_nothing_that_was_flushed_is_lost(ram_path: Path) -> None:
     """Forty processes are killed while they record into one store; then all is recovered."""
-    rng = random.Random(15)
-    store, kills = ram_path / "s", 40
-    create_store(store)
-    program = Path(__file__).parents[1] / "fixtures" / "recording_policy.py"
-    with subprocess.Popen(
-        [sys.executable, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as zygote:
-        assert zygote.stdin is not None
-        assert zygote.stdout is not None
-
-        def ask(**request: Any) -> int:
-            zygote.stdin.write(json.dumps(request) + "\n")  # type: ignore[union-attr]
-            zygote.stdin.flush()  # type: ignore[union-attr]
-            return int(zygote.stdout.readline())  # type: ignore[union-attr]
-
-        assert zygote.stdout.readline() == "ready\n"
-        for kill in range(kills):
-            progress = ram_path / f"{kill}.progress"
-            pid = ask(store=str(store), name=f"k{kill}", progress=str(progress))
-            while not progress.exists() or not progress.stat().st_size:
-                time.sleep(0.002)
-            time.sleep(rng.random() * 0.03)
-            os.kill(pid, signal.SIGKILL)
-            ask(wait=pid)
-        zygote.stdin.close()
-        zygote.wait(30)
-    flushed: dict[str, int] = {}
-    ended = set()
-    for file in ram_path.glob("*.progress"):
-        for line in file.read_text().splitlines():
-            name, what = line.split()
-            if what == "end":
-                ended.add(name)
-            else:
-                flushed[name] = int(what)
-    assert len(flushed) >= kills
-    (directory,) = recording_directories(store)
-    dataset = RecordingDataset(directory)
-    for name in ended:
-        assert dataset.info(name).outcome == "success"
-    said = recover(directory)
-    assert {e["status"] for e in said} == {"recovered"}
-    assert len(said) <= kills
-    dataset = RecordingDataset(directory)
-    for name, count in flushed.items():
-        assert count <= len(dataset.numbers(name)) <= count + 1
-        frames = list(dataset.frames(name, dataset.info(name).keyframes or ()))
-        first = int(name.partition("-")[2]) * 4
-        assert [f.state[0] for f in frames] == [first + i for i in range(len(frames))]
-    unknown = RecordingDataset(directory, outcome="unknown").episode_names()
-    assert list(unknown) == sorted(e["name"] for e in said)
-    assert not ended & set(unknown)
-    assert recover(directory) == []
+    kill_recorders(ram_path, kills=40, seed=15)  # a thousand: make test-recording
 
 
 def test_from_the_command_line(

@@ -467,6 +467,6 @@ def test_libero(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     with attnstore.open(store) as opened:
         episode = opened.episode("episode_000000")
         assert episode.cameras == ("image", "wrist_image")
-        spans = [s.name for s in episode.layout("prefix", keyframe=0).key]
+        spans = [s.name for s in episode.phase("prefix").key.spans]
         assert spans == ["image:image", "image:wrist_image", "bos", "task", "newline"]
         assert episode.attention("suffix", layer=0, step="last", keyframe=0).shape[-2] == 10
