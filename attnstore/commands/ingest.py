@@ -598,16 +598,7 @@ def recording(
     metavar="SECONDS",
     help="A file so much younger than the one before begins an episode.",
 )
-@names_option("episodes")
-@limit_option
-@click.option(
-    "--video-frames",
-    type=click.Choice(["jpeg", "png"]),
-    default="jpeg",
-    show_default=True,
-    help="How images are kept; png is exactly what the policy saw.",
-)
-@click.option("--dataset-name", help="Name of the dataset in the run.  [default: the directory's]")
+@add_options(_RECORDINGS)
 @add_options(
     grouped(
         "run",
@@ -627,10 +618,7 @@ def openpi_records(
     policy: PolicyChoice,
     begins: tuple[int, ...],
     pause: float | None,
-    episodes: tuple[str, ...],
-    limit: int | None,
-    video_frames: VideoFrames,
-    dataset_name: str | None,
+    recordings: RecordingChoice,
     run: RunChoice,
     workers: WorkersChoice,
     as_json: bool,
@@ -652,12 +640,14 @@ def openpi_records(
         directory,
         begins=begins,
         pause=pause,
-        episodes=episodes,
-        limit=limit,
-        video_frames=video_frames,
-        name=dataset_name,
+        outcome=recordings.outcome,
+        episodes=recordings.episodes,
+        limit=recordings.limit,
+        video_frames=recordings.video_frames,
+        name=recordings.dataset_name,
     )
-    _load_and_ingest(store, source, policy, replace(run, stride=1), workers, as_json)
+    once = replace(run, stride=1)
+    _load_and_ingest(store, recordings.turned(source), policy, once, workers, as_json)
 
 
 def _load_and_ingest(

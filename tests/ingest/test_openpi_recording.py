@@ -17,6 +17,7 @@ from openpi_fixture import save_checkpoint, stand_ins
 
 import attnstore
 from attnstore.cli import main
+from attnstore.ingest.datasets.base import EpisodeInfo
 from attnstore.ingest.datasets.openpi.message import pixels, read_message
 from attnstore.ingest.datasets.openpi.records import RecordsDataset, read_step
 from attnstore.ingest.policies.openpi.policy import OpenpiPolicy
@@ -50,6 +51,15 @@ def message(number: int, prompt: str = "wipe the table", **marks: Any) -> dict[s
         "prompt": prompt,
         **{f"attnstore/{key}": value for key, value in marks.items()},
     }
+
+
+def frames_of(info: EpisodeInfo) -> tuple[int, ...]:
+    assert info.keyframes is not None
+    return info.keyframes
+
+
+def floats(*values: Any) -> Any:
+    return np.array(values, np.float32)
 
 
 def plain(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,7 +104,7 @@ def test_calls_are_those_of_openpis_policy_and_keep_what_it_saw(
     assert (info.outcome, info.task, info.instruction) == ("success", "clean", "wipe the table")
     assert info.attributes == {"scene": "lab", "dropped": 0, "seed": 5, "reward": 2.5}
     assert info.keyframes == (0, 8, 19)
-    for i, frame in enumerate(dataset.frames("a", info.keyframes or ())):
+    for i, frame in enumerate(dataset.frames("a", frames_of(info))):
         assert frame.call is not None
         noise = own if i == 2 else policy.noise(frame.call.seed).numpy()
         assert (frame.call.seed == -1) == (i == 2)
@@ -103,7 +113,7 @@ def test_calls_are_those_of_openpis_policy_and_keep_what_it_saw(
         np.testing.assert_array_equal(2 * frame.call.actions, expected["actions"])
         assert [c.camera for c in frame.cameras] == ["exterior_image_1_left", "wrist_image_left"]
         # joints before the gripper, as data sets have them
-        np.testing.assert_array_equal(frame.state, np.float32([*(np.linspace(-1, 1, 7) + i), 0.25]))
+        np.testing.assert_array_equal(frame.state, floats(*(np.linspace(-1, 1, 7) + i), 0.25))
         geometry = frame.call.batch.samples[0].geometry
         assert geometry["wrist_image_left"].resized == (168, 224)
 
@@ -187,7 +197,7 @@ def test_what_cannot_be_recorded_is_served_all_the_same(
         }  # fmt: skip
     info = recorded(ram_path / "s").info("a")
     assert info.attributes["dropped"] == 2
-    assert len(info.keyframes or ()) == 1
+    assert len(frames_of(info)) == 1
 
 
 def test_messages_of_other_robots() -> None:
@@ -313,7 +323,7 @@ def step(number: int, prompt: str = "wipe") -> dict[str, Any]:
     sent = {
         f"inputs/{k}": v for k, v in plain(message(number, prompt)).items() if k != "spare_camera"
     }
-    actions = np.float64([[number, 1, 2], [3, 4, 5]])
+    actions = np.array([[number, 1, 2], [3, 4, 5]], np.float64)
     timing = {"outputs/policy_timing/infer_ms": 12.5, "outputs/at": np.float32(number)}
     return {**sent, "outputs/actions": actions, "outputs/state": np.zeros(8), **timing}
 
@@ -338,9 +348,9 @@ def test_policy_records_become_episodes(tmp_path: Path) -> None:
     frames = list(dataset.frames("step_000000", (0, 2)))
     sent = message(2)
     np.testing.assert_array_equal(frames[1].cameras[1].rgb, sent["observation/wrist_image_left"])
-    np.testing.assert_array_equal(frames[1].action, np.float32([2, 1, 2]))
+    np.testing.assert_array_equal(frames[1].action, floats(2, 1, 2))
     np.testing.assert_array_equal(
-        frames[1].state, np.float32([*(np.linspace(-1, 1, 7) + 2), 2, 0.25])
+        frames[1].state, floats(*(np.linspace(-1, 1, 7) + 2), 2, 0.25)
     )  # what the client sent: its clock too
     assert list(RecordsDataset(tmp_path, episodes=["*4"]).episode_names()) == ["step_000004"]
     with pytest.raises(UsageError, match=r"no step_1\.npy .* steps 0 to 6"):
@@ -419,5 +429,5 @@ def test_records_from_the_command_line(
         episode = store.episode("step_000000")
         assert list(episode.frames) == [0, 1, 2]
         np.testing.assert_array_equal(
-            episode.policy_array("actions_recorded")[:, 0], np.float32([0, 1, 2])
+            episode.policy_array("actions_recorded")[:, 0], floats(0, 1, 2)
         )

@@ -354,7 +354,9 @@ def serving(policy: RecordingPolicy) -> Iterator[int]:
 
 def episodes_over_the_wire(policy: OpenpiPolicy, store: Path, mode: Any) -> list[Any]:
     """Two clients of openpi's at once: one names its episode, the other says nothing."""
-    from openpi_client.websocket_client_policy import WebsocketClientPolicy
+    from openpi_client.websocket_client_policy import (  # type: ignore[import-not-found]
+        WebsocketClientPolicy,
+    )
 
     answers = []
     with attnstore.record(policy, store, mode=mode) as recorder:

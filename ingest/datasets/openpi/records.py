@@ -45,6 +45,8 @@ class RecordsDataset:
         Steps at which an episode begins, too: the files have no mark of it.
     pause
         Seconds between two files' times after which an episode begins; None: times do not count.
+    outcome
+        Only episodes of this outcome; none has another than ``unknown``.
     episodes
         Only episodes of these names; globs are allowed.
     limit
@@ -70,6 +72,7 @@ class RecordsDataset:
         *,
         begins: Sequence[int] = (),
         pause: float | None = None,
+        outcome: str | None = None,
         episodes: Sequence[str] = (),
         limit: int | None = None,
         video_frames: VideoFrames = "jpeg",
@@ -77,6 +80,7 @@ class RecordsDataset:
     ) -> None:
         check_kept(video_frames)
         self.directory, self.name = directory, name or directory.absolute().name
+        self._outcome = outcome
         self._patterns, self._limit, self._kept = tuple(episodes), limit, video_frames
         found = {
             int(m[1]): p for p in directory.glob("step_*.npy") if (m := _STEP.fullmatch(p.name))
@@ -102,13 +106,14 @@ class RecordsDataset:
         """Names of the episodes after the filters: ``step_000042`` begins with step 42."""
         names = [
             name
-            for name in sorted(self._episodes)
+            for name in sorted(self._episodes if self._outcome in (None, OUTCOMES[2]) else ())
             if not self._patterns or any(names_episode(p, name) for p in self._patterns)
         ]
         if not names:
+            asked = ", ".join((*self._patterns, *([self._outcome] if self._outcome else ())))
             raise NotFoundError(
-                f"{self.directory}: none of {len(self._episodes)} episodes is called "
-                f"{', '.join(self._patterns)}; the first is {min(self._episodes)}"
+                f"{self.directory}: none of {len(self._episodes)} episodes is {asked}; the first is "
+                f"{min(self._episodes)}, and outcomes are not recorded"
             )
         return names[: self._limit]
 
@@ -284,12 +289,13 @@ class _Unpickler(pickle._Unpickler):
     }
 
     def load_build(self) -> None:
-        state, built = self.stack.pop(), self.stack[-1]
+        stack = self.stack  # type: ignore[attr-defined]  # typeshed leaves it out
+        state, built = stack.pop(), stack[-1]
         if not isinstance(built, _Array | _Dtype):
             raise IntegrityError("it changes something that is no array")
         built.__setstate__(state)
 
-    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("numpy", "ndarray"):
