@@ -47,7 +47,8 @@ def run(setting: Setting) -> list[Figure]:
         figures += [
             Figure(
                 f"{what}: added to a call, median", statistics.median(added), "ms", aim="<= 2",
-                note=f"{calls} calls; in the caller's thread, over the policy's own time",
+                note=f"{calls} calls; in the caller's thread, over the policy's own time, without waiting "
+                "for a processor that others have",
             ),
             Figure(f"{what}: added to a call, p99", float(np.percentile(added, 99)), "ms"),
             Figure(f"{what}: of it CPU time, median", statistics.median(busy), "ms"),
@@ -78,24 +79,25 @@ def _drive(
     count: int,
     rate: float | None,
 ) -> tuple[list[float], list[float], Any, int]:
-    """Return what each call took more than the policy, wall and CPU time of its thread, in ms."""
+    """Return what each call took more than the policy, in ms: wall time but for the time that the thread waited
+    for a processor, and CPU time."""
     own: list[float] = []
     own_busy: list[float] = []
     act = policy.act
 
     def timed(batch: Batch) -> Any:
-        began, busy = time.perf_counter(), time.thread_time()
+        began, busy = time.perf_counter() - _starved(), time.thread_time()
         actions = act(batch)
-        own.append(time.perf_counter() - began)
+        own.append(time.perf_counter() - _starved() - began)
         own_busy.append(time.thread_time() - busy)
         return actions
 
     batches = [policy.prepare([s]) for s in seen]
     plain = []
     for i in range(min(count, 30)):
-        began = time.perf_counter()
+        began = time.perf_counter() - _starved()
         act(batches[i % len(batches)])
-        plain.append(time.perf_counter() - began)
+        plain.append(time.perf_counter() - _starved() - began)
     policy.__dict__["act"] = timed
     added, busy_added = [], []
     try:
@@ -106,8 +108,9 @@ def _drive(
             for i in range(count):
                 batch = policy.prepare([seen[i % len(seen)]])
                 began, busy = time.perf_counter(), time.thread_time()
+                waited = _starved()
                 policy.act(batch)
-                took = time.perf_counter() - began
+                took = time.perf_counter() - began - (_starved() - waited)
                 busy_added.append(1e3 * (time.thread_time() - busy - own_busy[-1]))
                 # Hooks and eager attention are within the policy's time when it is watched.
                 base = own[-1] if mode == "replay" else statistics.median(plain)
@@ -120,6 +123,12 @@ def _drive(
     finally:
         policy.__dict__.pop("act", None)
     return added, busy_added, recorder, lost
+
+
+def _starved() -> float:
+    """Seconds that this thread could run and had no processor: others' work, not the recorder's."""
+    stat = Path("/proc/thread-self/schedstat")
+    return int(stat.read_text().split()[1]) / 1e9 if stat.exists() else 0.0
 
 
 def _observations(count: int) -> list[Observation]:
