@@ -21,7 +21,7 @@ import numpy as np
 from attnstore.store.boundary import told
 from attnstore.store.errors import UsageError
 
-from ..datasets.lerobot.outcome import outcome_value
+from ..datasets.outcome import outcome_value
 from ..policies.base import Observation
 from ..policies.openpi.observation import Slot
 from ..policies.openpi.policy import OpenpiPolicy
