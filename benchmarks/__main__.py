@@ -16,6 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 NAMES = (
     "writer", "size", "slices", "tables", "maps", "chunks", "rendering", "capture", "sql", "objects", "rollout",
     "service", "viewer", "cnn", "probe", "compare", "flow", "record",
+    "scale", "floor",
 )  # fmt: skip
 
 

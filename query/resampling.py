@@ -161,7 +161,7 @@ def permutation_test(
     extreme = np.maximum(np.abs(observed) * (1 - ROUNDING) - ROUNDING, 0.0) ** 2
     count = np.zeros(values.shape[1], np.int64)
     exact = assignments(in_a, stratum) <= max(EXACT, permutations)
-    rows = max(1, BLOCK // max(1, values.shape[1]))
+    rows = max(1, BLOCK // max(1, *values.shape))
     drawn = (
         _every(labels, stratum[used], rows)
         if exact
@@ -388,18 +388,23 @@ def bootstrap_interval(
     if np.intersect1d(unit[in_a], unit[~in_a]).size:
         units, at = np.unique(unit, return_inverse=True)
         draws = rng.multinomial(len(units), np.full(len(units), 1 / len(units)), bootstraps)
-        weights = draws[:, at].astype(np.float64)
+        weights = draws.astype(np.uint32)[:, at]
     else:
-        weights = np.zeros((bootstraps, len(in_a)))
+        weights = np.zeros((bootstraps, len(in_a)), np.uint32)
         for group in (in_a, ~in_a):
             n = int(group.sum())
             weights[:, group] = rng.multinomial(n, np.full(n, 1 / n), bootstraps)
     tails = [(1 - level) / 2, (1 + level) / 2]
     low, high = nothing.copy(), nothing.copy()
-    width = max(1, BLOCK // bootstraps)
+    width, rows = max(1, BLOCK // bootstraps), max(1, BLOCK // len(in_a))
     for start in range(0, values.shape[1], width):
         at_once = slice(start, start + width)
-        replicates = _differences(weights, values[:, at_once], in_a, stratum)
+        replicates = np.concatenate(
+            [
+                _differences(weights[first : first + rows], values[:, at_once], in_a, stratum)
+                for first in range(0, bootstraps, rows)
+            ]
+        )
         # a draw may miss one group in every stratum
         replicates = replicates[~np.isnan(replicates).any(1)]
         if len(replicates):

@@ -1,0 +1,122 @@
+"""What a store costs as it grows: 10, 100, 1,000 and 10,000 episodes of Pi0.5's shape.
+
+Each question is a process of its own, as a user asks it; its CPU time is that of all its threads, its
+memory the peak that is resident. The page cache is warm. The stores: `benchmarks.episodes`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from attnstore.store.commits import StorePaths, all_commits
+
+from .episodes import add, make_store
+from .measure import Figure, Setting, Times, size_of
+
+COUNTS = (10, 100, 1_000, 10_000)
+AIM, MEMORY_AIM = "<= 2", "<= 1000"
+WORKED_OVER = 100
+"""Episodes of the reduction over a dataset; all of them have their maps."""
+OPEN = "import sys, attnstore; attnstore.open(sys.argv[1]).sql('select count(*) from episodes').fetchall()"
+STATISTICS = (
+    "import sys, attnstore; attnstore.open(sys.argv[1]).sql('select layer, head, avg(entropy_mean) "
+    "from episode_stats group by all').fetchall()"
+)
+LISTED = (
+    'import sys, attnstore; attnstore.open(sys.argv[1]).sql("select *, count(*) over () from episodes where '
+    "contains(lower(concat_ws(' ', name, instruction, task, run)), 'towel number 7') "
+    'order by name, run, episode limit 200").fetchall()'
+)
+REDUCE = (
+    "import sys, attnstore; m = attnstore.open(sys.argv[1]).dataset(phase='prefix', maps='hand_camera')"
+    "['map'].mean(('keyframe', 'head')).compute()"
+)
+REFRESH = (
+    "import sys; from attnstore.store.catalog import refresh; "
+    "from attnstore.store.opening import open_store; refresh(open_store(sys.argv[1]))"
+)
+CLI = ("-m", "attnstore")
+
+
+def run(setting: Setting) -> list[Figure]:
+    figures = []
+    for count in (2, 4) if setting.toy else COUNTS:
+        paths = make_store(
+            setting.directory / f"{count}.attn", count,
+            keyframes=3 if setting.toy else 23, toy=setting.toy,
+        )  # fmt: skip
+        figures += measure(paths, count, setting.repeats(3))
+    whole = 3 if setting.toy else WORKED_OVER
+    paths = make_store(
+        setting.directory / "whole.attn", whole, keyframes=3 if setting.toy else 23, toy=setting.toy,
+        whole=whole,
+    )  # fmt: skip
+    figures += _asked(
+        f"dataset(maps=...): mean map per layer, {whole} episodes", paths.root, ["-c", REDUCE], 1
+    )
+    return figures
+
+
+def measure(paths: StorePaths, count: int, repeats: int) -> list[Figure]:
+    """Ask everything of a store; the last question adds an episode."""
+    root = paths.root
+    catalog = size_of(paths.catalog.glob("*.duckdb"))
+    figures = [
+        Figure(f"catalog, {count} episodes", catalog / 1e6, "MB"),
+        Figure(f"commit log, {count} episodes", size_of(paths.log.glob("*")) / 1e6, "MB"),
+    ]
+    where = f"{count} episodes"
+    for what, command in {
+        "open and first SQL": ["-c", OPEN],
+        "SQL over episode_stats": ["-c", STATISTICS],
+        "a page of the episode table, filtered": ["-c", LISTED],
+        "ls": [*CLI, "ls", str(root)],
+        "compare": [*CLI, "compare", "groups", str(root), "--metric", "entropy", "--by", "outcome"],
+        "gc --dry-run": [*CLI, "gc", str(root), "--dry-run"],
+        "verify --quick": [*CLI, "verify", str(root), "--quick"],
+    }.items():
+        figures += _asked(f"{what}, {where}", root, command, repeats)
+    like = next(c for c in all_commits(paths) if all(f.path.endswith(".parquet") for f in c.files))
+    add(paths, like, like.directory(paths), count, np.random.default_rng(count))
+    figures += _asked(f"refresh after one more commit, {where}", root, ["-c", REFRESH], 1)
+    return figures
+
+
+_MEASURED = """
+import json, resource, subprocess, sys, time
+start = time.perf_counter()
+code = subprocess.run([sys.executable, *sys.argv[1:]], stdout=subprocess.DEVNULL).returncode
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([code, time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss]))
+"""
+
+
+def _asked(what: str, root: Path, command: list[str], repeats: int) -> list[Figure]:
+    times, memory = Times(), 0
+    arguments = [*command, str(root)] if command[0] == "-c" else command
+    for _ in range(repeats):
+        done = subprocess.run(
+            [sys.executable, "-c", _MEASURED, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        code, wall, cpu, peak = json.loads(done.stdout)
+        if code:
+            raise RuntimeError(f"{what}: exit code {code}: {done.stderr[-500:]}")
+        times.wall.append(wall)
+        times.cpu.append(cpu)
+        memory = max(memory, peak * 1024)
+    quiet = Figure(
+        f"{what}, CPU", min(times.cpu), "CPU s", aim=AIM, note="Python's start and imports included"
+    )
+    return [
+        Figure(what, min(times.wall), "s", note=f"least of {repeats}"),
+        quiet,
+        Figure(f"{what}, memory", memory / 1e6, "MB", aim=MEMORY_AIM),
+    ]
