@@ -341,9 +341,12 @@ def difference(values: Float, in_a: Bool, stratum: Int) -> Float:
 
 def _differences(weights: Float, values: Float, in_a: Bool, stratum: Int) -> Float:
     """`difference` with episodes repeated ``weights`` (replicate, episode) times."""
-    member = np.zeros((len(stratum), int(stratum.max(initial=0)) + 1))
-    member[np.arange(len(stratum)), stratum] = 1.0
-    a, b = (weights * in_a) @ member, (weights * ~in_a) @ member
+    # Counts by stratum without a product with a matrix of thousands of them.
+    order = np.argsort(stratum, kind="stable")
+    _, stratum, sizes = np.unique(stratum, return_inverse=True, return_counts=True)
+    starts = np.cumsum(sizes) - sizes
+    a = np.add.reduceat((weights * in_a)[:, order], starts, axis=1).astype(np.float64)
+    b = np.add.reduceat((weights * ~in_a)[:, order], starts, axis=1).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.where(a + b > 0, a / (a + b), 0.0)
         coefficients = weights * (in_a - share[:, stratum])

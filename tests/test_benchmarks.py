@@ -97,6 +97,34 @@ def test_maps_are_held_against_unrounded_ones(tmp_path: Path) -> None:
     assert 2 < found["max, 6 significant bits: colour off by at most"] < 255 / 64
 
 
+@pytest.mark.usefixtures("untrained")
+def test_many_episodes_are_a_sound_store(tmp_path: Path) -> None:
+    """Episodes of one's own id, with statistics that belong together, and attention of the first."""
+    attnstore = pytest.importorskip("attnstore")
+    scale = importlib.import_module("benchmarks.scale")
+    episodes = importlib.import_module("benchmarks.episodes")
+    verify = importlib.import_module("attnstore.store.commits.verify").verify
+    paths = episodes.make_store(tmp_path / "lab.attn", 10, keyframes=3, toy=True)
+    assert list(verify(paths)) == []
+    with attnstore.open(paths.root) as store:
+        assert len(store.episodes) == 10
+        apart = store.sql(
+            "select max(abs(entropy_mean - mean)), count(distinct entropy_mean), count(*) "
+            "from episode_stats join (select run, episode, layer, head, phase, camera, step, "
+            "avg(entropy) as mean from head_stats group by all) h using (run, episode, layer, head, "
+            "phase, camera) where episode_stats.step is not distinct from h.step"
+        ).fetchall()[0]
+        assert apart[0] < 1e-5
+        # noise beyond 1 is cut off, and alike
+        assert apart[1] > apart[2] / 10 * episodes.DISTINCT / 2
+        whole = [e for e in store.episodes.values() if len(e.part.commit.files) > 10]
+        assert [e.attention("prefix", keyframe=0, layer=0).ndim for e in whole] == [3]
+    (wall, cpu, memory) = scale._asked("open", paths.root, ["-c", scale.OPEN], 1)
+    assert wall.value > 0
+    assert cpu.value > 0
+    assert memory.value > 10
+
+
 def test_capture_runs(tmp_path: Path) -> None:
     found = figures("capture", tmp_path)
     assert found["Pi0 tiny, float16: capture and writing over sdpa"].value > 0
