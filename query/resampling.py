@@ -339,7 +339,9 @@ def difference(values: Float, in_a: Bool, stratum: Int) -> Float:
     return found
 
 
-def _differences(weights: Float, values: Float, in_a: Bool, stratum: Int) -> Float:
+def _differences(
+    weights: Float | NDArray[np.uint32], values: Float, in_a: Bool, stratum: Int
+) -> Float:
     """`difference` with episodes repeated ``weights`` (replicate, episode) times."""
     # Counts by stratum without a product with a matrix of thousands of them.
     order = np.argsort(stratum, kind="stable")
