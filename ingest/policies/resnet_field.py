@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from attnstore.store.format.geometry import Geometry
@@ -10,6 +11,9 @@ from ..optional import require
 from .convolution import Convolution, stem_geometry
 
 
+@lru_cache(
+    maxsize=256
+)  # asked for at every call of a policy, which a network need not be built for
 def resnet_geometry(source: tuple[int, int], name: str, dilated: bool) -> Geometry:
     """Geometry of the last feature map of one of torchvision's ResNets, the image not resized.
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from gym_pusht.envs.pusht import PushTEnv
 from ingest_fixtures import arrays_of, commits, observe
 from lerobot_fixture_real import save_act, save_pi, save_smolvla, small
 
@@ -109,10 +110,22 @@ def test_it_does_what_it_would_alone_and_replays_bit_for_bit(
         w: arguments(checkpoint, room, tmp_path / w, 2, 1) for w in ("alone", "live", "replay")
     }
     monkeypatch.setattr(sys, "argv", ["lerobot-eval", *given["alone"]])
+    taken: list[Any] = []
+
+    def taking(self: Any, action: Any) -> Any:
+        taken.append(np.array(action))
+        return step(self, action)
+
+    step = PushTEnv.step
+    monkeypatch.setattr(PushTEnv, "step", taking)
     lerobot_eval.main()
     for mode in ("live", "replay"):
         run("record", "lerobot-eval", tmp_path / f"{mode}.attn", "--mode", mode, "--", *given[mode])
         assert results(tmp_path / mode) == results(tmp_path / "alone")
+    if room == "pusht":
+        assert len(taken) == 3 * 2 * LENGTH
+        for drive in (taken[2 * LENGTH : 4 * LENGTH], taken[4 * LENGTH :]):
+            np.testing.assert_array_equal(drive, taken[: 2 * LENGTH])
     assert not vars(lerobot_eval)["rollout"].__name__.startswith("through")
     run(
         "ingest", "recording", tmp_path / "replay.attn", "--policy", "lerobot",
@@ -129,8 +142,6 @@ def test_it_does_what_it_would_alone_and_replays_bit_for_bit(
 def test_rows_end_at_their_own_times_with_their_own_outcomes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gym_pusht.envs.pusht import PushTEnv
-
     step, reset = PushTEnv.step, PushTEnv.reset
 
     def resetting(self: Any, seed: int | None = None, options: Any = None) -> Any:
