@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from gym_pusht.envs.pusht import PushTEnv
 from ingest_fixtures import arrays_of, commits, observe
 from lerobot_fixture_real import save_act, save_pi, save_smolvla, small
 
@@ -103,6 +102,7 @@ def run(*said: object) -> str:
 def test_it_does_what_it_would_alone_and_replays_bit_for_bit(
     room: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from gym_pusht.envs.pusht import PushTEnv  # warns of its own age when it is imported
     from lerobot.scripts import lerobot_eval
 
     checkpoint = checkpoint_for(room, kind, tmp_path)
@@ -142,6 +142,8 @@ def test_it_does_what_it_would_alone_and_replays_bit_for_bit(
 def test_rows_end_at_their_own_times_with_their_own_outcomes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from gym_pusht.envs.pusht import PushTEnv
+
     step, reset = PushTEnv.step, PushTEnv.reset
 
     def resetting(self: Any, seed: int | None = None, options: Any = None) -> Any:
