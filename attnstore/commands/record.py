@@ -94,13 +94,12 @@ def lerobot_eval(
     attnstore record lerobot-eval lab.attn -- --policy.path=lerobot/act_aloha_sim_transfer_cube_human --env.type=aloha
     attnstore record lerobot-eval lab.attn --mode replay -- --policy.path=DIR --env.type=pusht --eval.n_episodes=50
     """
-    from attnstore.ingest.policies.base import Watch
     from attnstore.ingest.recording.lerobot import EvalRecorder
 
     local = on_this_machine(store)
     settings = {
         "mode": mode, "name": name, "precision": precision, "pictures": pictures,
-        "watch": Watch(vision, token_stats),
+        "vision": vision, "token_stats": token_stats,
     }  # fmt: skip
     recording = EvalRecorder(local, settings)
     run_lerobot_eval(recording, arguments)

@@ -20,6 +20,7 @@ import numpy as np
 
 from attnstore.store.errors import UsageError
 
+from ..policies.base import Watch, shows_values
 from ..policies.checkpoint import locate
 from ..policies.hooks import instead
 from ..policies.lerobot.base import LeRobotPolicy, directory_name, driven_keywords
@@ -31,7 +32,15 @@ FIRST = "observation"
 """Where a transition of LeRobot's has its observation; its complementary data have the task."""
 
 
-def record_lerobot(policy: Any, preprocessor: Any, store: Any, **settings: Any) -> LeRobotRecorder:
+def record_lerobot(
+    policy: Any,
+    preprocessor: Any,
+    store: Any,
+    *,
+    vision: bool = False,
+    token_stats: bool = False,
+    **settings: Any,
+) -> LeRobotRecorder:
     """Record a LeRobot policy wherever its chunks are asked for: its own loops, RTC's thread, yours.
 
     Parameters
@@ -41,6 +50,8 @@ def record_lerobot(policy: Any, preprocessor: Any, store: Any, **settings: Any) 
         says so, which a replay needs.
     preprocessor
         The one through which its observations go, as ``make_pre_post_processors`` returns it.
+    vision, token_stats
+        What a live recording captures beside attention: of the image encoder, of every token.
     store, settings
         As of `attnstore.record`.
 
@@ -67,6 +78,8 @@ def record_lerobot(policy: Any, preprocessor: Any, store: Any, **settings: Any) 
         )
     checkpoint = "in memory" if named is None else directory_name(str(named))
     adapter = adapt_lerobot(policy, preprocessor, checkpoint=checkpoint, directory=directory)
+    if vision or token_stats:
+        settings["watch"] = Watch(vision, token_stats, values=shows_values(adapter))
     return LeRobotRecorder(adapter, record(adapter, store, **settings))
 
 
@@ -192,7 +205,7 @@ class EvalRecorder:
     Parameters
     ----------
     store, settings
-        As of `attnstore.record`.
+        As of `record_lerobot`.
     """
 
     def __init__(self, store: Any, settings: Mapping[str, Any]) -> None:
