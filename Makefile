@@ -21,10 +21,10 @@ PACKAGES := attnstore ingest store query render
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install links modules browser lint test test-lerobot test-octo test-openpi test-pins test-slurm test-cluster test-recording demo bench docs types clean
+.PHONY: help install links modules browser lint test test-lerobot test-octo test-openpi test-pins test-slurm test-cluster test-recording test-s3 demo bench docs types clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 install: links  ## make .venv with attnstore and all that its tests need
 
@@ -106,12 +106,24 @@ test-slurm: links  ## an array job of a real SLURM on this machine, of which two
 	@$(BIN)/python -c 'import dask_jobqueue, datatrove' 2>/dev/null || $(PIP) install --quiet -c constraints/ci.txt dask-jobqueue datatrove
 	@$(become) cd tests && $$become env "PATH=$$PATH" $(abspath $(BIN))/python -m pytest -q -n 0 -p no:cacheprovider real/slurm_real.py
 
+# Ceph's monitor, disk and gateway: tests/fixtures/ceph_gateway.py
+define ceph
+@for name in ceph-mon ceph-osd radosgw; do PATH="$$PATH:/usr/sbin" command -v $$name >/dev/null && continue; \
+ $(become) $$become apt-get update -qq && $$become apt-get install -y -qq --no-install-recommends ceph-mon ceph-osd ceph-common radosgw >/dev/null; done
+endef
+
 test-cluster: links  ## a scheduler and workers in networks of their own, of which some are killed and one is cut off
 	@command -v ip >/dev/null || { $(become) $$become apt-get update -qq && $$become apt-get install -y -qq --no-install-recommends iproute2 >/dev/null; }
+	$(ceph)
 	@$(become) cd tests && $$become env "PATH=$$PATH" $(abspath $(BIN))/python -m pytest -q -n 0 -p no:cacheprovider real/cluster_real.py
 
 test-recording: links  ## ten minutes of a robot on a slow disk, and a thousand recorders that are killed
 	@$(become) cd tests && $$become env "PATH=$$PATH" $(abspath $(BIN))/python -m pytest -q -s -n 0 -p no:cacheprovider --timeout 1800 real/recording_real.py
+
+test-s3: links  ## stores in buckets of Ceph's gateway, or of another server: make test-s3 S3=http://host:9000
+	$(if $(S3),,$(ceph))
+	cd tests && OMP_NUM_THREADS=1 $(if $(S3),ATTNSTORE_TEST_S3=$(S3) $(abspath $(BIN))/python,$(abspath $(BIN))/python fixtures/ceph_gateway.py $(abspath $(BIN))/python) \
+	  -m pytest -q -n 0 -p no:cacheprovider store/test_bucket.py real/s3_real.py
 
 demo: $(VENV)/.demo  ## ingest rollouts of a small trained policy, ask where it looks, and draw it
 	$(link)

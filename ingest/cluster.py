@@ -28,6 +28,8 @@ from distributed.scheduler import KilledWorker
 from attnstore.store.boundary import told
 from attnstore.store.commits import check_marker
 from attnstore.store.errors import AttnstoreError, EpisodeError, NotFoundError
+from attnstore.store.remote.access import Access, access_to, borrow
+from attnstore.store.remote.spool import SpooledPaths
 
 from .work import (
     Observer,
@@ -67,11 +69,14 @@ class _Fatal:
 class _Station(WorkerPlugin):
     """What a worker keeps of one command: the work, and whether it goes on."""
 
-    def __init__(self, work: Work, workers: Workers, store_id: str) -> None:
+    def __init__(
+        self, work: Work, workers: Workers, store_id: str, access: Access | None
+    ) -> None:
         self.name = f"attnstore-{uuid.uuid4().hex[:12]}"
         self.halted = False
         # As bytes: a worker that cannot have it, a bucket's store without its keys, says so as a task.
         self._packed, self._device, self._store_id = dumps(work), workers.device, store_id
+        self._access = access
         self._own = workers.scheduler is None
         self._directory = str(Path.cwd())
 
@@ -91,6 +96,14 @@ class _Station(WorkerPlugin):
                 work.reach(name)
             except AttnstoreError as error:
                 return _Fatal(type(error), str(error))
+            except ModuleNotFoundError as error:
+                return _Fatal(
+                    AttnstoreError,
+                    f"{error.name or 'a module'} is not installed there, or its version has no such "
+                    "module; all workers need the extras and the plug-ins that this command has",
+                )
+            except Exception as error:
+                return _Fatal(AttnstoreError, told(error))
         return None
 
     def do(self, name: str) -> Outcome | _Fatal | None:
@@ -120,6 +133,7 @@ class _Station(WorkerPlugin):
             _opened = None
             if Path(self._directory).is_dir():
                 os.chdir(self._directory)  # the command's paths may be relative
+            borrow(self._access)
             work: Work = loads(self._packed)
             root = work.paths.root
             try:
@@ -201,7 +215,7 @@ def _client(workers: Workers, episodes: int) -> Iterator[Client]:
     if workers.scheduler is None:
         cluster = LocalCluster(
             n_workers=min(workers.count, episodes), threads_per_worker=1, processes=True,
-            dashboard_address=None, memory_limit=0, silence_logs=50,
+            dashboard_address="127.0.0.1:0", memory_limit=0, silence_logs=50,
         )  # fmt: skip
         with cluster, Client(cluster) as client:
             yield client
@@ -233,7 +247,9 @@ class _Dealer:
     ) -> None:  # fmt: skip
         self._client, self._observer, self._stopped = client, observer, stopped
         self._where = workers.scheduler or "of this command"
-        self._station = _Station(work, workers, check_marker(work.paths.root)["store_id"])
+        paths, elsewhere = work.paths, workers.scheduler is not None
+        access = access_to(paths) if elsewhere and isinstance(paths, SpooledPaths) else None
+        self._station = _Station(work, workers, check_marker(paths.root)["store_id"], access)
         self._pending = deque(names)
         self._running: dict[Future[Any], str] = {}
         self._started: Counter[str] = Counter()

@@ -96,7 +96,7 @@ class Bucket:
         self.url, self.name = shown(url).rstrip("/"), parts.netloc
         self._prefix = parts.path.strip("/")
         self._obstore = _module("obstore", self.url)
-        session = _module("botocore.session", self.url).get_session()
+        session = session_for(self.url)
         self.endpoint = endpoint(session)
         self._session = session
         credentials = session.get_credentials()
@@ -383,6 +383,17 @@ class Bucket:
         message = re.search(r"<Message>([^<]*)</Message>", text)
         said = f"{named}: {message[1]}" if message else first_line(error)
         return AttnstoreError(f"{self.url}/{path}: {said}")
+
+
+def session_for(url: str) -> Any:
+    """Read anew what variables and files of this machine say of S3: botocore's session.
+
+    Raises
+    ------
+    MissingExtraError
+        If botocore is not installed.
+    """
+    return _module("botocore.session", url).get_session()
 
 
 def _module(name: str, url: str) -> Any:

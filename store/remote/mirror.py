@@ -442,6 +442,11 @@ def _transport(url: str, process: int, token: str | None) -> Transport:
     return open_transport(url)
 
 
+def forget_transports() -> None:
+    """Open every transport anew: what says how stores are reached has changed."""
+    _transport.cache_clear()
+
+
 def _slug(url: str) -> str:
     url, _ = split_token(url)
     parts = urlsplit(url)

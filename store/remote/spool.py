@@ -181,6 +181,12 @@ def _check(url: str, process: int) -> None:
     bucket_at(url).check()
 
 
+def forget_buckets() -> None:
+    """Reach every bucket anew: what says how has changed."""
+    for cached in (_bucket, _check, _known):
+        cached.cache_clear()
+
+
 def open_spooled(url: str) -> SpooledPaths:
     """Open a store in a bucket for writing.
 

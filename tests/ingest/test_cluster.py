@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from ingest_fixtures import (
     problems,
     write_droid,
 )
-from remote_servers import S3_CREDENTIALS, s3_server
+from remote_servers import S3_CREDENTIALS, FaultyProxy, s3_server
 
 from attnstore.ingest.cluster import device_of_worker
 from attnstore.ingest.datasets.droid.dataset import DroidDataset
@@ -36,8 +38,9 @@ from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.registry import PolicySpec
 from attnstore.ingest.work import Report, Workers
 from attnstore.store.commits import ATTEMPT_FILE, all_commits
-from attnstore.store.errors import AttnstoreError, NotFoundError, UsageError
+from attnstore.store.errors import AttnstoreError, DeniedError, NotFoundError, UsageError
 from attnstore.store.opening import create_store, open_store
+from attnstore.store.remote.spool import forget_buckets
 
 LENGTHS = (17, 9, 20, 9, 12)
 
@@ -241,9 +244,32 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from distributed import LocalCluster
 
     with LocalCluster(
-        n_workers=2, threads_per_worker=3, dashboard_address=None, silence_logs=50
+        n_workers=2, threads_per_worker=3, dashboard_address="127.0.0.1:0", silence_logs=50
     ) as cluster:
         yield cluster.scheduler_address
+
+
+@contextmanager
+def one_more(scheduler: str, first: str) -> Iterator[None]:
+    """One more worker of a cluster, in a process that begins with some Python."""
+    from distributed import Client
+
+    code = (
+        f"import sys; {first}\nimport asyncio\nfrom distributed import Worker\n"
+        f"async def run(): await (await Worker({scheduler!r}, nthreads=1)).finished()\n"
+        "asyncio.run(run())"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        with Client(scheduler) as client:
+            while len(client.nthreads()) < 3:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        yield
+    finally:
+        other.kill()
+        other.wait()
 
 
 class TestOtherCluster:
@@ -287,28 +313,73 @@ class TestOtherCluster:
         info = tmp_path / "attnstore-9.9.dist-info"
         info.mkdir()
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: attnstore\nVersion: 9.9\n")
-        code = (
-            f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-            "import attnstore; attnstore.__version__ = '9.9'\n"  # where distributed 2024 looks
-            "import asyncio\nfrom distributed import Worker\n"
-            f"async def run(): await (await Worker({scheduler!r}, nthreads=1)).finished()\n"
-            "asyncio.run(run())"
-        )
-        other = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-        try:
-            deadline = time.monotonic() + 60
-            from distributed import Client
-
-            with Client(scheduler) as client:
-                while len(client.nthreads()) < 3:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.1)
-            with pytest.raises(AttnstoreError, match=r"has attnstore 9.9, this command is of 0"):
-                execute(small, names(2), Watcher(), workers=Workers(scheduler=scheduler))
-        finally:
-            other.kill()
-            other.wait()
+        with (
+            one_more(
+                scheduler,
+                f"sys.path.insert(0, {str(tmp_path)!r})\n"
+                "import attnstore; attnstore.__version__ = '9.9'",  # where distributed 2024 looks
+            ),
+            pytest.raises(AttnstoreError, match=r"has attnstore 9.9, this command is of 0"),
+        ):
+            execute(small, names(2), Watcher(), workers=Workers(scheduler=scheduler))
         assert small.times("open") == 0
+
+    @pytest.mark.parametrize("lacks", ["torch"])
+    def test_a_worker_without_what_the_policy_or_the_dataset_needs(
+        self, lacks: str, loaded: Pi0Policy, checkpoint: Path, recordings: Path, scheduler: str,
+        ram_path: Path,
+    ) -> None:  # fmt: skip
+        dataset = DroidDataset(recordings)
+        job = make_job(ram_path / "s", loaded, dataset)
+        with (
+            one_more(scheduler, f"sys.modules[{lacks!r}] = None"),
+            pytest.raises(AttnstoreError) as said,
+        ):
+            ingest_all(
+                job, loaded, dataset, dataset.episode_names(), watcher := Watcher(),
+                spec=PolicySpec("pi0", str(checkpoint), None, None, {}),
+                workers=Workers(scheduler=scheduler),
+            )  # fmt: skip
+        assert re.fullmatch(rf"worker tcp://\S+: .*\b{lacks}\b.*", str(said.value))
+        assert watcher.begun == []
+
+    def test_a_bucket_is_reached_as_the_command_reaches_it(
+        self, scheduler: str, ram_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Workers that know nothing of it; also after a command that had another server."""
+        import botocore.session
+
+        (ram_path / "log").mkdir()
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        monkeypatch.setenv("ATTNSTORE_CACHE", str(tmp_path / "cache"))
+        workers = Workers(scheduler=scheduler)
+        with s3_server(tmp_path / "moto") as endpoint:
+            proxy = FaultyProxy(endpoint)
+            for name, value in S3_CREDENTIALS.items():
+                monkeypatch.setenv(name, value)
+            for count, server in ((2, endpoint), (4, proxy.url)):
+                monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+                forget_buckets()
+                client = botocore.session.get_session().create_client("s3")
+                if count == 2:
+                    client.create_bucket(Bucket="lent")
+                small = Small(create_store("s3://lent/lab.attn"), ram_path / "log")
+                proxy.requests.clear()
+                assert not execute(small, names(count), Watcher(), workers=workers).failed
+                found = list(all_commits(open_store("s3://lent/lab.attn")))
+                assert sorted(str(c.summary["name"]) for c in found) == names(count)
+            assert sum(m == "PUT" and "/data/" in path for m, path in proxy.requests) >= 2
+            # Keys in a file of this machine are not given away.
+            profile = tmp_path / "credentials"
+            profile.write_text("[default]\naws_access_key_id=test\naws_secret_access_key=test\n")
+            monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
+            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+                monkeypatch.delenv(name)
+            forget_buckets()
+            own = Small(open_store("s3://lent/lab.attn"), ram_path / "log")
+            with pytest.raises(DeniedError, match=r"^worker tcp://.*: s3://lent.*no credentials"):
+                execute(own, names(6), Watcher(), workers=workers)
+            proxy.close()
 
     def test_no_scheduler(
         self, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,8 +1,9 @@
 """A scheduler and three workers, each in a network of its own: ``make test-cluster``.
 
-Not collected by `make test`: network namespaces are made by root. The hosts share a directory, as a
-cluster's do. What happens to a cluster's machines happens to these: a process is killed, a cable is
-pulled, the scheduler dies.
+Not collected by `make test`: network namespaces are made by root. The store is in a directory that the
+hosts share, or in a bucket of Ceph's gateway, of which the workers know nothing but what the command
+tells them. What happens to a cluster's machines happens to these: a process is killed, a cable is pulled,
+the scheduler dies.
 """
 
 from __future__ import annotations
@@ -12,14 +13,22 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 import pytest
+from ceph_gateway import ceph_gateway
 from ingest_fixtures import assert_same_store, attnstore_command, commits, problems
+from remote_servers import S3_CREDENTIALS
 
+from attnstore.query import open as open_for_reading
 from attnstore.sample import checkpoint_path, episodes_path
+from attnstore.store.commits import all_commits
+from attnstore.store.remote.bucket import Bucket
+from attnstore.store.remote.spool import forget_buckets
 
 BRIDGE, NET = "attn0", "10.99.14"
 HOSTS = {"scheduler": 2, "one": 11, "two": 12, "three": 13}
@@ -30,6 +39,10 @@ PATIENT = {
     "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "12s",
     "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "15s",
 }
+
+
+EPISODES = 12
+PORT = 17480
 
 
 def ip(*arguments: object, check: bool = True) -> None:
@@ -67,8 +80,17 @@ class Hosts:
         command = ["ip", "netns", "exec", f"attn-{host}", sys.executable, "-m", "dask", *what]
         with (self.logs / host).open("ab") as log:
             self.processes[host] = subprocess.Popen(
-                command, env=os.environ | PATIENT, stdout=log, stderr=log, cwd="/"
+                command, env=self.environment(host), stdout=log, stderr=log, cwd="/"
             )
+
+    def cache(self, host: str) -> Path:
+        """Where a host's worker writes what goes to a bucket."""
+        return self.logs.parent / f"cache-{host}"
+
+    def environment(self, host: str) -> dict[str, str]:
+        """A host's variables: none that leads to a bucket."""
+        known = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        return known | PATIENT | {"ATTNSTORE_CACHE": str(self.cache(host))}
 
     def worker_of(self, host: str) -> psutil.Process:
         """The process that does the work, a child of the nanny's."""
@@ -118,7 +140,105 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
     hosts.remove()
 
 
-def ingest(store: Path, *more: str) -> list[str]:
+class Place(Protocol):
+    """Where the store is, and how a test looks into it."""
+
+    name: str
+    """As the command line has it."""
+
+    def attempts(self, hosts: Hosts, host: str) -> list[Path]:
+        """Episodes that may be in the making on a host: their attempts."""
+        ...
+
+    def committed(self) -> dict[str, str]:
+        """Attempts of what is committed, by the episode's name; empty if there is no store yet."""
+        ...
+
+    def entries(self) -> int:
+        """How many entries the log has."""
+        ...
+
+    def whole(self) -> Path:
+        """A directory that has it all."""
+        ...
+
+
+class OnDisk:
+    """A directory that the hosts share."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.name = root, str(root)
+
+    def attempts(self, hosts: Hosts, host: str) -> list[Path]:
+        found = self.root.glob("data/*/*/*/attempt.json")
+        committed = set(self.committed().values())
+        return [f for f in found if f.parent.name.rpartition(".")[2] not in committed]
+
+    def committed(self) -> dict[str, str]:
+        found = commits(self.root) if (self.root / "attnstore.json").exists() else {}
+        return {name: c.attempt for name, c in found.items()}
+
+    def entries(self) -> int:
+        return len(list(self.root.glob("commits/log/*.json")))
+
+    def whole(self) -> Path:
+        return self.root
+
+
+class InBucket:
+    """A bucket that hosts reach by the network alone."""
+
+    def __init__(self, root: Path) -> None:
+        import botocore.session
+
+        self.root = root
+        forget_buckets()
+        bucket = f"cluster-{uuid.uuid4().hex[:8]}"
+        botocore.session.get_session().create_client("s3").create_bucket(Bucket=bucket)
+        self.name = f"s3://{bucket}/lab.attn"
+
+    def attempts(self, hosts: Hosts, host: str) -> list[Path]:
+        return list(hosts.cache(host).glob("*/*/data/*/*/*/attempt.json"))
+
+    def committed(self) -> dict[str, str]:
+        if Bucket(self.name).read("attnstore.json") is None:
+            return {}
+        found = list(all_commits(open_for_reading(self.name).paths))
+        named = {str(c.summary["name"]): c.attempt for c in found}
+        assert len(named) == len(found)
+        return named
+
+    def entries(self) -> int:
+        return len(list(Bucket(self.name).lying("commits/log")))
+
+    def whole(self) -> Path:
+        copy = self.root.with_name("pulled")
+        command = attnstore_command("pull", self.name, copy, "--tier", "full")
+        subprocess.run(command, check=True, capture_output=True)
+        return copy
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of S3 that every host reaches over the bridge."""
+    with ceph_gateway(tmp_path_factory.mktemp("ceph"), "0.0.0.0", PORT):
+        yield f"http://{NET}.1:{PORT}"
+
+
+@pytest.fixture(params=[OnDisk, InBucket])
+def place(
+    request: pytest.FixtureRequest, hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Place:
+    monkeypatch.setenv("ATTNSTORE_CACHE", str(tmp_path / "cache"))
+    if request.param is InBucket:
+        endpoint = request.getfixturevalue("gateway")
+        for name, value in {**S3_CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}.items():
+            monkeypatch.setenv(name, value)
+    made: Place = request.param(tmp_path / "s")
+    return made
+
+
+def ingest(store: object, *more: str) -> list[str]:
     return attnstore_command(
         "ingest", "droid", store, episodes_path(), "--policy", "pi0", "--checkpoint",
         checkpoint_path(), "--dataset-name", "sample", "--stride", 4, *more,
@@ -136,17 +256,17 @@ def ordinary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Command:
     """An ingest on the cluster, in the background."""
 
-    def __init__(self, store: Path, hosts: Hosts, log: Path) -> None:
-        self.store, self.hosts, self.log = store, hosts, log
+    def __init__(self, place: Place, hosts: Hosts, log: Path) -> None:
+        self.place, self.hosts, self.log = place, hosts, log
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                ingest(store, "--scheduler", SCHEDULER),
+                ingest(place.name, "--scheduler", SCHEDULER),
                 env=os.environ | PATIENT,
                 stdout=out,
                 stderr=out,
             )
 
-    def until(self, what: Callable[[], object], seconds: float = 120) -> None:
+    def until(self, what: Callable[[], object], seconds: float = 240) -> None:
         """Wait for something, while the command runs."""
         deadline = time.monotonic() + seconds
         while not what():
@@ -157,24 +277,34 @@ class Command:
     def at_work(self, host: str) -> bool:
         """Whether a host's worker has an episode in the making."""
         pid = f'"pid": {self.hosts.worker_of(host).pid},'
-        files = self.store.glob("data/*/*/*/attempt.json")
-        committed = {c.attempt for c in commits(self.store).values()}
-        return any(
-            pid in f.read_text() for f in files if f.parent.name.rpartition(".")[2] not in committed
-        )
+        for file in self.place.attempts(self.hosts, host):
+            try:
+                if pid in file.read_text():
+                    return True
+            except FileNotFoundError:  # committed meanwhile
+                continue
+        return False
 
     def end(self) -> tuple[int, str]:
         """Exit code, and what it said."""
-        code = self.process.wait(300)
+        code = self.process.wait(400)
         return code, self.log.read_text()
 
 
+def check_whole(place: Place, ordinary: Path) -> None:
+    """Nothing is lost, nothing is there twice."""
+    assert len(place.committed()) == EPISODES
+    assert place.entries() == 1 + EPISODES, "something was committed twice"
+    whole = place.whole()
+    assert problems(whole) == []
+    assert_same_store(whole, ordinary)
+
+
 def test_a_worker_is_killed_and_one_is_cut_off(
-    hosts: Hosts, ordinary: Path, tmp_path: Path
+    hosts: Hosts, place: Place, ordinary: Path, tmp_path: Path
 ) -> None:
-    store = tmp_path / "s"
-    command = Command(store, hosts, tmp_path / "command")
-    command.until(lambda: store.exists() and command.at_work("one"))
+    command = Command(place, hosts, tmp_path / "command")
+    command.until(lambda: command.at_work("one"))
     hosts.worker_of("one").send_signal(signal.SIGKILL)
     command.until(lambda: command.at_work("two"))
     hosts.cable("two", "down")
@@ -183,19 +313,15 @@ def test_a_worker_is_killed_and_one_is_cut_off(
     again = [line for line in said.splitlines() if line.endswith("begun again by another")]
     assert len(again) == 2, said + hosts.said()
     assert "Traceback" not in said
-    assert len(commits(store)) == 12
-    assert len(list(store.glob("commits/log/*.json"))) == 1 + 12, "something was committed twice"
-    assert problems(store) == []
-    assert_same_store(store, ordinary)
+    check_whole(place, ordinary)
     hosts.cable("two", "up")
 
 
 def test_the_scheduler_is_killed_and_the_command_run_again(
-    hosts: Hosts, ordinary: Path, tmp_path: Path
+    hosts: Hosts, place: Place, ordinary: Path, tmp_path: Path
 ) -> None:
-    store = tmp_path / "s"
-    command = Command(store, hosts, tmp_path / "command")
-    command.until(lambda: store.exists() and len(commits(store)) > 2)
+    command = Command(place, hosts, tmp_path / "command")
+    command.until(lambda: len(place.committed()) > 2)
     hosts.processes["scheduler"].kill()
     killed = time.monotonic()
     code, said = command.end()
@@ -205,15 +331,11 @@ def test_the_scheduler_is_killed_and_the_command_run_again(
     assert last.startswith(f"attnstore: the scheduler {SCHEDULER} is gone (")
     assert last.endswith("committed episodes are kept: run the same command again")
     assert "Traceback" not in said
-    before = {name: c.attempt for name, c in commits(store).items()}
+    before = place.committed()
     hosts.stop()
     for host in HOSTS:
         hosts.start(host)
-    code, said = Command(store, hosts, tmp_path / "again").end()
+    code, said = Command(place, hosts, tmp_path / "again").end()
     assert code == 0, said + hosts.said()
-    after = {name: c.attempt for name, c in commits(store).items()}
-    assert before.items() <= after.items()
-    assert len(after) == 12
-    assert len(list(store.glob("commits/log/*.json"))) == 1 + 12, "something was committed twice"
-    assert problems(store) == []
-    assert_same_store(store, ordinary)
+    assert before.items() <= place.committed().items()
+    check_whole(place, ordinary)

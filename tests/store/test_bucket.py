@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from checkout import FIXTURES
 from click.testing import CliRunner
-from remote_servers import S3_CREDENTIALS, FaultyProxy, s3_server
+from remote_servers import REAL_S3, S3_CREDENTIALS, FaultyProxy, s3_server
 from store_fixtures import flip_byte, run_config, write_episode
 
 from attnstore.cli import cli
@@ -58,8 +59,7 @@ def s3(
     monkeypatch.setenv("ATTNSTORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(bucket_module, "PAUSES", (0.05, 0.1, 0.2, 0.4))
     monkeypatch.setattr(bucket_module, "RETRIES", 2)
-    for cached in (spool._bucket, spool._check, spool._known):
-        cached.cache_clear()
+    spool.forget_buckets()
     server.fault = lambda method, path: None
     server.requests.clear()
     yield server
@@ -69,7 +69,7 @@ def s3(
 @pytest.fixture
 def bucket(s3: FaultyProxy, request: pytest.FixtureRequest) -> str:
     """URL of a place in a new bucket."""
-    name = "b" + re.sub(r"[^a-z0-9]", "", request.node.name.lower())[:40]
+    name = f"b{re.sub(r'[^a-z0-9]', '', request.node.name.lower())[:40]}-{uuid.uuid4().hex[:8]}"
     client().create_bucket(Bucket=name)
     return f"s3://{name}/lab/pi05.attn"
 
@@ -231,8 +231,7 @@ def test_what_cannot_be_written_is_said_before_anything_is(
     bucket: str, s3: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(kind: type[AttnstoreError], url: str = bucket) -> str:
-        for cached in (spool._bucket, spool._check):
-            cached.cache_clear()
+        spool.forget_buckets()
         with pytest.raises(kind) as said:
             create_store(url)
         assert "\n" not in str(said.value)
@@ -241,8 +240,9 @@ def test_what_cannot_be_written_is_said_before_anything_is(
     assert "there is no bucket nowhere at http://127" in refused(NotFoundError, "s3://nowhere/a")
     assert "at s3://BUCKET/PATH" in refused(UsageError, "gs://bucket/a")
     assert "at s3://BUCKET/PATH" in refused(UsageError, "s3:///a")
-    s3.fault = lambda method, path: "unconditional"
-    assert "does not put on a condition (of 5 writers of one name, 5 won" in refused(UsageError)
+    if REAL_S3 is None:  # there, a header that is taken off is one that was signed
+        s3.fault = lambda method, path: "unconditional"
+        assert "does not put on a condition (of 5 writers of one name, 5 won" in refused(UsageError)
     s3.fault = lambda method, path: "denied" if method in ("PUT", "POST", "DELETE") else None
     assert "the credentials may not write this bucket" in refused(DeniedError)
     s3.fault = lambda method, path: None
@@ -297,8 +297,7 @@ def test_an_answer_that_never_comes_loses_nothing(bucket: str, s3: FaultyProxy) 
     with pytest.raises(AttnstoreError):
         write_episode(paths, "e0", **SMALL)
     s3.fault = lambda method, path: None
-    for cached in (spool._bucket, spool._check, spool._known):
-        cached.cache_clear()
+    spool.forget_buckets()
     again = open_store(bucket)
     (commit,) = all_commits(again)
     assert {
