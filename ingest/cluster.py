@@ -69,9 +69,7 @@ class _Fatal:
 class _Station(WorkerPlugin):
     """What a worker keeps of one command: the work, and whether it goes on."""
 
-    def __init__(
-        self, work: Work, workers: Workers, store_id: str, access: Access | None
-    ) -> None:
+    def __init__(self, work: Work, workers: Workers, store_id: str, access: Access | None) -> None:
         self.name = f"attnstore-{uuid.uuid4().hex[:12]}"
         self.halted = False
         # As bytes: a worker that cannot have it, a bucket's store without its keys, says so as a task.

@@ -276,8 +276,11 @@ class Command:
 
     def at_work(self, host: str) -> bool:
         """Whether a host's worker has an episode in the making."""
+        attempts = self.place.attempts(self.hosts, host)
+        if not attempts:
+            return False
         pid = f'"pid": {self.hosts.worker_of(host).pid},'
-        for file in self.place.attempts(self.hosts, host):
+        for file in attempts:
             try:
                 if pid in file.read_text():
                     return True
