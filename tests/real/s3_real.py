@@ -93,6 +93,7 @@ def test_every_command_that_writes(bucket: str, tmp_path: Path) -> None:
     url, local, cache = f"s3://{bucket}/lab.attn", tmp_path / "local.attn", tmp_path / "another"
     model = "--checkpoint", checkpoint_path()
     network = "--network", "squeezenet1_1", "--weights", "random", "--layer", "@2", "--filters", "0"
+    view = "--episode", "*", "--camera", "hand_camera", "--keyframes", 0, "--size", 64
     some = "--tolerance", 0.1, "--limit", 1, "--every", 4, "--by", "camera", "--camera", "all"
     for store in (local, url):
         run("ingest", "droid", store, episodes_path(), "--policy", "pi0", *model,
@@ -103,7 +104,7 @@ def test_every_command_that_writes(bucket: str, tmp_path: Path) -> None:
         run("objects", "add", store, "--masks", episodes_path())
         run("probe", "regions", store, *model, *some)
         run("cnn", "filters", store, *network, "--size", 32, "--iterations", 2, "--shots", 0)
-        run("cnn", "activations", store, *network, "--keyframes", 0, "--size", 64)
+        run("cnn", "activations", store, *network, *view)
     names = [json.loads(row)["name"] for row in run("ls", url, "--json", cache=cache).splitlines()]
     assert len(names) == 3
     for table in ("object_stats", "interventions", "head_stats"):
