@@ -14,6 +14,7 @@ from attnstore.store.errors import UsageError
 
 from .listing import name_unreadable, unreadable_parts
 from .options import StoreCommand, StoreName, out_file, store_to_read
+from .output import say
 
 
 class _Sql(StoreCommand):
@@ -91,4 +92,9 @@ def sql(
         plain = out.is_file() or not out.exists()
         with complete(out) if plain else nullcontext(out) as file, file.open("wb") as stream:
             write_result(relation, form, stream)  # type: ignore[arg-type]  # one of FORMATS
+    for table in opened.both_weightings(text):
+        say(
+            f"{table} has rows of the attention as it is and weighted by value norms, and this query takes "
+            "both: say where weighting = 'raw' or 'value'"
+        )
     name_unreadable(unreadable_parts(opened))

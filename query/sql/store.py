@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -327,6 +328,40 @@ class Store:
         connection = connect(self.paths)
         self._connections.add(connection)
         return Relation(run_query(connection, query))
+
+    def both_weightings(self, query: str) -> tuple[str, ...]:
+        """Return the tables of which a query takes rows of both weightings without saying so.
+
+        Statistics are stored of the attention as it is and weighted by value norms; a mean over such a
+        table is over both, unless the query names ``weighting``.
+
+        Parameters
+        ----------
+        query
+            As for `sql`.
+
+        Returns
+        -------
+        Names of tables, sorted; none if the query names the column or answers with it, or if the store
+        has no value norms.
+
+        Raises
+        ------
+        UsageError
+            If the query fails.
+        """
+        from attnstore.store.tables.inventory import ALL_TABLES
+
+        words = set(re.findall(r"\w+", query.lower()))
+        asked = sorted(
+            name
+            for name, table in ALL_TABLES.items()
+            if name in words and any(column.name == "weighting" for column in table.columns)
+        )
+        if not asked or "weighting" in words or "weighting" in self.sql(query).columns:
+            return ()
+        there = "select 1 from {} where weighting = 'value' limit 1"
+        return tuple(name for name in asked if self.sql(there.format(name)).fetchall())
 
     def _named(self, name: str, run: str | None) -> list[Commit]:
         """Commits of the episodes with this name, last part of a name, or id."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cli_fixtures import run
 from ingest_fixtures import (
     CHUNK,
     LAYERS,
@@ -244,6 +245,19 @@ def test_ready_made_questions_do_not_mix_the_two(ingested: Path, ram_path: Path,
             run = relation.columns.index("run")
             tables.append([row[:run] + row[run + 1 :] for row in relation.fetchall()])
         assert tables[0] == tables[1], name
+
+
+def test_a_query_over_both_is_told(ingested: Path) -> None:
+    mixed = "select avg(variance) from head_stats"
+    said = "head_stats has rows of the attention as it is and weighted by value norms"
+    assert said in run("sql", ingested, mixed, "--csv").stderr
+    for plain in (
+        f"{mixed} where weighting = 'raw'",
+        "from sinks limit 1",
+        "select count(*) from episodes",
+    ):
+        assert "weighted" not in run("sql", ingested, plain, "--csv").stderr
+    assert "weighted" not in run("sql", ingested, "--named", "camera-by-layer", "--csv").stderr
 
 
 def test_without_them_it_says_so(loaded: Pi0Policy, dataset: DroidDataset, ram_path: Path) -> None:
