@@ -208,7 +208,7 @@ def _show_plain(rows: list[dict[str, Any]]) -> None:
         ).rstrip()
         for line in cells
     )
-    click.echo("\n".join(lines))
+    print("\n".join(lines))  # click.echo writes UTF-8 where stdout is ASCII
 
 
 def _cell(name: str, value: Any) -> str:

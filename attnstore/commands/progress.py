@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -50,12 +51,14 @@ class Interrupts:
                 f"attnstore: stopping after this {self._finishing}; once more stops at once",
                 err=True,
             )
-        elif self.exit_code == REQUEUE:
+            return
+        # Of an array's write that is cut off here Python would say so after the last line.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        if self.exit_code == REQUEUE:
             name = signal.Signals(number).name
             click.echo(f"attnstore: stopped by {name}; the same command resumes", err=True)
             raise SystemExit(REQUEUE)
-        else:
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

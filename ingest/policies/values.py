@@ -336,6 +336,8 @@ def check_mixing(ours: torch.Tensor, theirs: torch.Tensor, where: str) -> None:
     HealthError
         If they differ: values cached in another order, gated or normed in between.
     """
+    if not ours.isfinite().all():
+        return  # the rows' own check names them
     largest = theirs.float().abs().amax().clamp(min=1e-12)
     off = float((ours.float() - theirs.float()).abs().amax() / largest)
     dtype = str(theirs.dtype).removeprefix("torch.")

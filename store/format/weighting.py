@@ -46,7 +46,7 @@ def value_weighted(weights: Any, norms: Any) -> Any:
     A sink without a value, and two other keys:
 
     >>> import numpy as np
-    >>> value_weighted(np.array([[0.8, 0.1, 0.1]]), np.array([0.0, 1.0, 3.0])).tolist()
+    >>> value_weighted(np.array([[0.8, 0.1, 0.1]]), np.array([0.0, 1.0, 3.0])).round(3).tolist()
     [[0.0, 0.25, 0.75]]
     """
     carried = weights * norms[..., None, :]

@@ -171,6 +171,7 @@ class TestGood:
         assert {
             "name": "pi0",
             "adapter": "attnstore.ingest.policies.pi0.policy:Pi0Policy",
+            "values": "yes",
         } in rows
 
 

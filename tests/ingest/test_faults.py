@@ -73,7 +73,7 @@ while not stop.exists():
         rows = np.nansum(prefix.astype(np.float64), -1)
         assert abs(rows[rows > 0] - 1).max() < 1e-2, commit
         assert np.isfinite(suffix.astype(np.float32)).all(), commit
-        assert episode.part.table("head_stats").num_rows == 192 * len(episode.frames), commit
+        assert episode.part.table("head_stats").num_rows == 384 * len(episode.frames), commit
         assert seen.setdefault((where, commit.key), commit.attempt) == commit.attempt, commit
     ((counted,),) = opened.sql("select count(*) from episodes").fetchall()
     assert counted >= len([1 for at, _ in seen if at == where]), (counted, seen)
