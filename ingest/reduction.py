@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -50,19 +50,9 @@ def _take(weights: torch.Tensor, dim: int, axis: Axis) -> torch.Tensor:
 
 def reduce(weights: torch.Tensor, query: Axis, groups: Sequence[str]) -> Reduction:
     """Reduce compact weights, (head, query, key); sums are in float32."""
-    import torch
-
     values = weights.float()
     sums = values.sum(-1)
-    mean, maximum, confidence = {}, {}, {}
-    for group in groups:
-        rows = [values[:, s] for s in query.group(group)]
-        if not rows:
-            continue
-        block = rows[0] if len(rows) == 1 else torch.cat(rows, 1)
-        mean[group] = _numpy(block.mean(1))
-        maximum[group] = _numpy(block.amax(1))
-        confidence[group] = _numpy(block.amax(2).mean(1))
+    mean, maximum, confidence = _of_groups(lambda at: values[:, at], query, groups)
     low, high = sums.aminmax()
     return Reduction(mean, maximum, confidence, _numpy(values.mean(1)), (float(low), float(high)))
 
@@ -83,18 +73,30 @@ def reduce_carried(
     import torch
 
     values = weights.float()
+    mean, maximum, confidence = _of_groups(
+        lambda at: value_weighted(values[:, at], norms), query, groups
+    )
+    shares = 1 / torch.matmul(values, norms.unsqueeze(-1)) / values.shape[1]
+    overall = torch.matmul(values.transpose(1, 2), shares).squeeze(-1) * norms
+    return Reduction(mean, maximum, confidence, _numpy(overall), (1.0, 1.0))
+
+
+def _of_groups(
+    rows_at: Callable[[slice], torch.Tensor], query: Axis, groups: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return each group's mean and largest weight by (head, key), and its confidence by head."""
+    import torch
+
     mean, maximum, confidence = {}, {}, {}
     for group in groups:
-        rows = [value_weighted(values[:, s], norms) for s in query.group(group)]
+        rows = [rows_at(at) for at in query.group(group)]
         if not rows:
             continue
         block = rows[0] if len(rows) == 1 else torch.cat(rows, 1)
         mean[group] = _numpy(block.mean(1))
         maximum[group] = _numpy(block.amax(1))
         confidence[group] = _numpy(block.amax(2).mean(1))
-    shares = 1 / torch.matmul(values, norms.unsqueeze(-1)) / values.shape[1]
-    overall = torch.matmul(values.transpose(1, 2), shares).squeeze(-1) * norms
-    return Reduction(mean, maximum, confidence, _numpy(overall), (1.0, 1.0))
+    return mean, maximum, confidence
 
 
 def encode_on_device(weights: torch.Tensor, precision: str) -> NDArray[Any]:

@@ -46,6 +46,7 @@ class Selection:
         names: Sequence[str],
         outcome_of: Callable[[str], str],
         *,
+        number_of: Callable[[str], str] | None = None,
         hint: str = "",
     ) -> list[str]:
         """Return the chosen ones of a dataset's episodes, in their order.
@@ -59,6 +60,8 @@ class Selection:
         outcome_of
             Asked only if an outcome is wanted. An episode of which it raises `EpisodeError` stays,
             so that whoever reads it learns why.
+        number_of
+            Returns what an episode is called beside its name.
         hint
             Ends the error when there is none of the outcome.
 
@@ -73,7 +76,8 @@ class Selection:
         for name in names:
             if self.limit is not None and len(chosen) == self.limit:
                 break
-            if self._named(name) and self._ended(name, outcome_of):
+            called = (name,) if number_of is None else (name, number_of(name))
+            if self._named(*called) and self._ended(name, outcome_of):
                 chosen.append(name)
         if not chosen:
             filters = {"outcome": self.outcome, "episode": ", ".join(self.episodes)}
@@ -84,8 +88,10 @@ class Selection:
             )
         return chosen
 
-    def _named(self, name: str) -> bool:
-        return not self.episodes or any(names_episode(pattern, name) for pattern in self.episodes)
+    def _named(self, *called: str) -> bool:
+        return not self.episodes or any(
+            names_episode(pattern, *called) for pattern in self.episodes
+        )
 
     def _ended(self, name: str, outcome_of: Callable[[str], str]) -> bool:
         if self.outcome is None:

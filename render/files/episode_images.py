@@ -18,11 +18,8 @@ from ..picture.scene import Scene
 from ..picture.source import (
     EpisodeMaps,
     check_cameras,
+    check_drawings,
     check_heads,
-    check_layers,
-    check_query,
-    check_step,
-    default_step,
 )
 from ..picture.track import LayerMaps, Track
 from . import pool
@@ -119,21 +116,9 @@ def render_images(
     if not (summary or heads):
         raise UsageError("nothing to draw: neither the summary nor the heads were asked for")
     shown = check_cameras(episode, cameras)
-    chosen = check_layers(episode, phases, layers)
-    chosen = check_query(episode, chosen, query, named=phases is not None)
-    groups = {p: None if query == episode.query_groups(p)[0] else query for p in chosen}
-    steps = {phase: default_step(episode, phase, step) for phase in chosen}
-    drawings = {
-        phase: Drawing(
-            phase,
-            reduce,
-            check_step(episode, phase, steps[phase]),
-            sink_corrected,
-            groups[phase],
-            weighting,
-        )
-        for phase in chosen
-    }
+    chosen, steps, drawings = check_drawings(
+        episode, phases, layers, query, step, reduce, sink_corrected, weighting
+    )
     folder = folder_type(layout).of(out, episode.name, episode.outcome, episode.date)
     end = folder.marker(marker)
     # the marker says that the pictures are complete: until they are, there is none
@@ -153,7 +138,7 @@ def render_images(
                 maps = LayerMaps.load(
                     episode, phase, layer, shown,
                     step=steps[phase], reduce=reduce, sink_corrected=sink_corrected,
-                    query=groups[phase], active=active, weighting=weighting,
+                    query=drawings[phase].query, active=active, weighting=weighting,
                 )  # fmt: skip
                 tracks = [maps.track(head) for head in drawn[phase]]
                 if summary:

@@ -11,18 +11,15 @@ from attnstore.store.format.weighting import Weighting
 from attnstore.store.rules import Active
 
 from ..picture import image_file
-from ..picture.drawing import Drawing, Reduction
+from ..picture.drawing import Reduction
 from ..picture.look import Look
 from ..picture.scale import ColorScale
 from ..picture.scene import Scene
 from ..picture.source import (
     EpisodeMaps,
     check_cameras,
+    check_drawings,
     check_heads,
-    check_layers,
-    check_query,
-    check_step,
-    default_step,
 )
 from ..picture.track import LayerMaps, Track
 from . import pool, video
@@ -115,21 +112,9 @@ def render_videos(
         raise UsageError("nothing to draw: neither the summary nor the heads were asked for")
     ending = video.extension_for(codec, extension)
     shown = check_cameras(episode, cameras)
-    chosen = check_layers(episode, phases, layers)
-    chosen = check_query(episode, chosen, query, named=phases is not None)
-    groups = {p: None if query == episode.query_groups(p)[0] else query for p in chosen}
-    steps = {phase: default_step(episode, phase, step) for phase in chosen}
-    drawings = {
-        phase: Drawing(
-            phase,
-            reduce,
-            check_step(episode, phase, steps[phase]),
-            sink_corrected,
-            groups[phase],
-            weighting,
-        )
-        for phase in chosen
-    }
+    chosen, steps, drawings = check_drawings(
+        episode, phases, layers, query, step, reduce, sink_corrected, weighting
+    )
     folder = folder_type(layout).of(out, episode.name, episode.outcome, episode.date)
     drawn = {phase: check_heads(episode, phase, heads) for phase in chosen}
     clips = sum(
@@ -146,7 +131,7 @@ def render_videos(
                 maps = LayerMaps.load(
                     episode, phase, layer, shown,
                     step=steps[phase], reduce=reduce, sink_corrected=sink_corrected,
-                    query=groups[phase], active=active, weighting=weighting,
+                    query=drawings[phase].query, active=active, weighting=weighting,
                 )  # fmt: skip
                 if summary:
                     track = maps.most_active(at_each=False)

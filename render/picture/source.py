@@ -17,6 +17,8 @@ from attnstore.store.format.views import is_current
 from attnstore.store.format.weighting import Weighting
 from attnstore.store.rules import Active, standing_step
 
+from .drawing import Drawing, Reduction
+
 
 class EpisodeMaps(Protocol):
     """One episode, as `attnstore.query` gives it.
@@ -256,6 +258,36 @@ def check_heads(episode: EpisodeMaps, phase: str, heads: bool | Sequence[int]) -
                 f"{episode.name}: {phase} has heads 0 to {last}; there is no {head}"
             )
     return tuple(dict.fromkeys(heads))
+
+
+def check_drawings(
+    episode: EpisodeMaps,
+    phases: Sequence[str] | None,
+    layers: Sequence[int] | None,
+    query: str | None,
+    step: int | None,
+    reduce: Reduction,
+    sink_corrected: bool,
+    weighting: Weighting,
+) -> tuple[dict[str, tuple[int, ...]], dict[str, int], dict[str, Drawing]]:
+    """What of an episode is drawn: by phase its layers, its step, and what file names say of it.
+
+    Raises
+    ------
+    SelectionError
+        If the episode has no such phase, layer, step or query group.
+    """
+    chosen = check_layers(episode, phases, layers)
+    chosen = check_query(episode, chosen, query, named=phases is not None)
+    steps = {phase: default_step(episode, phase, step) for phase in chosen}
+    drawings = {
+        phase: Drawing(
+            phase, reduce, check_step(episode, phase, steps[phase]), sink_corrected,
+            None if query == episode.query_groups(phase)[0] else query, weighting,
+        )
+        for phase in chosen
+    }  # fmt: skip
+    return chosen, steps, drawings
 
 
 def default_step(episode: EpisodeMaps, phase: str, step: int | None) -> int:

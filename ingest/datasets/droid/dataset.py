@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from attnstore.store.episode_names import names_episode
 from attnstore.store.errors import EpisodeError, NotFoundError, UsageError
 
-from ..base import OUTCOMES, EpisodeInfo, Frame, VideoFrames, check_frames
+from ..base import EpisodeInfo, Frame, VideoFrames, check_frames
+from ..selection import Selection
 from ..video import check_kept
 from . import layout
 from .trajectory import Trajectory, read_trajectory
@@ -69,12 +69,10 @@ class DroidDataset:
     kind: str = "droid"
     __slots__ = (
         "_base",
-        "_episodes",
         "_frames",
         "_kept",
-        "_limit",
-        "_outcome",
         "_root",
+        "_selection",
         "cameras",
         "name",
     )
@@ -94,15 +92,10 @@ class DroidDataset:
         _one_of("side", side, tuple(layout.SIDES))
         _one_of("frames", frames, FRAMES_RULES)
         check_kept(video_frames)
-        if outcome is not None:
-            _one_of("outcome", outcome, OUTCOMES)
-        if limit is not None and limit < 1:
-            raise UsageError(f"limit is at least 1; got {limit}")
         self._root = Path(root).expanduser().resolve()
         self._base = layout.base_of(self._root)
-        self._outcome = outcome
-        self._episodes = (episodes,) if isinstance(episodes, str) else tuple(episodes)
-        self._limit = limit
+        named = (episodes,) if isinstance(episodes, str) else tuple(episodes)
+        self._selection = Selection(named, outcome, limit)
         self._frames = frames
         self._kept = video_frames
         self.name: str = name or self._base.name
@@ -127,15 +120,7 @@ class DroidDataset:
         )
         if not found:
             raise NotFoundError(f"{self._root}: no episode found; expected {layout.EXPECTED}")
-        names = [name for name in found if self._selects(name)]
-        if not names:
-            filters = {"outcome": self._outcome, "episode": ", ".join(self._episodes)}
-            asked = ", ".join(f"{key} {value!r}" for key, value in filters.items() if value)
-            raise NotFoundError(
-                f"{self._root}: none of {len(found)} episodes matches {asked}; "
-                f"the first is {found[0]}"
-            )
-        return names[: self._limit]
+        return self._selection.of(self._root, found, layout.outcome_of)
 
     def file_of(self, name: str) -> str | None:
         """Return None: an episode has its own files."""
@@ -195,13 +180,6 @@ class DroidDataset:
         episode = self._check(name)
         check_frames(name, episode.length, indices)
         return _read(episode, tuple(indices))
-
-    def _selects(self, name: str) -> bool:
-        if self._outcome is not None and layout.outcome_of(name) != self._outcome:
-            return False
-        if not self._episodes:
-            return True
-        return any(names_episode(pattern, name) for pattern in self._episodes)
 
     def _check(self, name: str) -> _Episode:
         directory = self._base / name

@@ -9,11 +9,11 @@ from functools import cached_property
 from os import PathLike
 from pathlib import Path
 
-from attnstore.store.episode_names import names_episode
 from attnstore.store.errors import EpisodeError, NotFoundError, UsageError
 
-from ..base import OUTCOMES, CameraFrame, EpisodeInfo, Frame, VideoFrames, check_frames
+from ..base import CameraFrame, EpisodeInfo, Frame, VideoFrames, check_frames
 from ..outcome import outcome_of_episode, outcome_of_frames, read_outcomes
+from ..selection import Selection
 from ..video import check_kept
 from .files import open_files
 from .metadata import Lost, Recording, instruction, read_info, read_recordings, read_tasks
@@ -90,10 +90,6 @@ class LeRobotDataset:
         video_frames: VideoFrames = "jpeg",
         name: str | None = None,
     ) -> None:
-        if outcome is not None and outcome not in OUTCOMES:
-            raise UsageError(f"outcome is one of {', '.join(OUTCOMES)}; got {outcome!r}")
-        if limit is not None and limit < 1:
-            raise UsageError(f"limit is at least 1; got {limit}")
         if outcome_column is not None and outcome_file is not None:
             raise UsageError("an outcome comes from a column or from a file; both are given")
         self._files = open_files(str(source), revision)
@@ -112,8 +108,8 @@ class LeRobotDataset:
         self._tolerance, self._kept = tolerance, video_frames
         self._outcome_column = outcome_column
         self._outcomes = None if outcome_file is None else read_outcomes(Path(outcome_file))
-        self._episodes = (episodes,) if isinstance(episodes, str) else tuple(episodes)
-        self._outcome, self._limit = outcome, limit
+        named = (episodes,) if isinstance(episodes, str) else tuple(episodes)
+        self._selection = Selection(named, outcome, limit)
         self.name: str = name or (
             str(source) if self._files.commit is not None else self._files.root.name
         )
@@ -147,18 +143,13 @@ class LeRobotDataset:
         if not self._recordings:
             raise NotFoundError(f"{self._files.source}: the dataset has no episodes")
         self._check_outcomes()
-        names = [name for name, entry in self._recordings.items() if self._selects(entry)]
-        if not names:
-            filters = {"outcome": self._outcome, "episode": ", ".join(self._episodes)}
-            asked = ", ".join(f"{key} {value!r}" for key, value in filters.items() if value)
-            hint = ""
-            if self._outcome and self._outcome_column is None and self._outcomes is None:
-                hint = "; outcomes are unknown without --outcome-column or --outcome-file"
-            raise NotFoundError(
-                f"{self._files.source}: none of {len(self._recordings)} episodes matches "
-                f"{asked}{hint}"
-            )
-        return names[: self._limit]
+        hint = ""
+        if self._outcome_column is None and self._outcomes is None:
+            hint = "; outcomes are unknown without --outcome-column or --outcome-file"
+        return self._selection.of(
+            self._files.source, list(self._recordings), self._outcome_of_name,
+            number_of=lambda name: str(self._recordings[name].index), hint=hint,
+        )  # fmt: skip
 
     def file_of(self, name: str) -> str | None:
         """Return an episode's file of v3: the first camera's video, else the one of its rows.
@@ -284,20 +275,8 @@ class LeRobotDataset:
                 )
         return tuple(columns)
 
-    def _selects(self, recording: Recording | Lost) -> bool:
-        if self._episodes and not any(
-            names_episode(pattern, recording.name, str(recording.index))
-            for pattern in self._episodes
-        ):
-            return False
-        if self._outcome is None:
-            return True
-        if isinstance(recording, Lost):
-            return True  # as below
-        try:
-            return self._outcome_of(recording) == self._outcome
-        except EpisodeError:
-            return True  # `info` says what is wrong with it; left out here, it would be lost
+    def _outcome_of_name(self, name: str) -> str:
+        return self._outcome_of(self._find(name))
 
     def _outcome_of(self, recording: Recording) -> str:
         if self._outcomes is not None:
