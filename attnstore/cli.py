@@ -15,11 +15,12 @@ from attnstore.commands.cnn import cnn
 from attnstore.commands.compare import compare
 from attnstore.commands.demo import demo
 from attnstore.commands.export import export
-from attnstore.commands.ingest import ingest, policies
+from attnstore.commands.ingest import ingest
 from attnstore.commands.listing import ls
 from attnstore.commands.objects import objects
 from attnstore.commands.options import StoreGroup
 from attnstore.commands.outcomes import outcomes
+from attnstore.commands.policies import policies
 from attnstore.commands.probe import probe
 from attnstore.commands.pull import pull, push
 from attnstore.commands.record import record

@@ -13,7 +13,8 @@ import click
 
 from attnstore.store.errors import UsageError
 
-from .ingest import RunChoice, run_ingest
+from .ingest_choices import RunChoice
+from .ingest_run import run_ingest
 from .options import StoreCommand, out_directory
 from .output import console
 

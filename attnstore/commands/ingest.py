@@ -1,51 +1,52 @@
-"""``attnstore ingest`` and ``attnstore policies``."""
+"""``attnstore ingest``."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from attnstore.store.errors import AttnstoreError, NotFoundError, PartialError, UsageError
+from attnstore.store.errors import PartialError, UsageError
 
+from .ingest_choices import (
+    PolicyChoice,
+    RecordingChoice,
+    RunChoice,
+    force_option,
+    policy_options,
+    precision_option,
+    recording_options,
+    run_options,
+    still_recording_options,
+    token_stats_option,
+    values_option,
+    vision_option,
+)
+from .ingest_run import run_ingest
 from .options import (
     FiniteNumber,
     StoreCommand,
     StoreGroup,
     StoreName,
     WorkersChoice,
-    adapter_options,
     add_options,
     dry_run_option,
     grouped,
     json_option,
     limit_option,
     names_option,
-    revision_option,
     store_to_write,
     workers_options,
 )
-from .output import console, print_json, say, size_text
-from .progress import (
-    check_plan,
-    conclude,
-    interrupts,
-    progress_bar,
-    said_once,
-)
+from .output import say
+from .progress import interrupts
 
 if TYPE_CHECKING:
-    from attnstore.ingest.datasets.base import Dataset, VideoFrames
+    from attnstore.ingest.datasets.base import Dataset
     from attnstore.ingest.datasets.lerobot.dataset import LeRobotDataset
-    from attnstore.ingest.plan import Plan
-    from attnstore.ingest.policies.base import Policy
-    from attnstore.ingest.policies.registry import PolicySpec
-    from attnstore.ingest.work import Workers
-    from attnstore.store.commits import StorePaths
 
 
 @click.group(cls=StoreGroup)
@@ -53,190 +54,10 @@ def ingest() -> None:
     """Run a policy on a dataset's keyframes and store its attention."""
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyChoice:
-    """Which policy, from which checkpoint, on which device."""
-
-    policy: str
-    checkpoint: str
-    revision: str | None
-    dtype: str | None
-    device: str
-    pairs: tuple[str, ...]
-
-    def load(self) -> tuple[Policy, PolicySpec]:
-        """Load it, and say how a worker loads it again."""
-        from attnstore.ingest.policies.registry import PolicySpec, parse_options
-
-        spec = PolicySpec(
-            self.policy, self.checkpoint, self.dtype, self.revision, parse_options(self.pairs)
-        )
-        loaded = spec.load("cuda:0" if self.device == "cuda" else self.device)
-        # An adapter of several families says in its name which one the checkpoint is.
-        return loaded, spec if ":" in self.policy else replace(spec, name=loaded.name)
-
-
-@dataclass(frozen=True, slots=True)
-class RunChoice:
-    """What a run is made with, and how the work is done."""
-
-    stride: int = 8
-    precision: str = "float16"
-    seed: int = 0
-    batch_size: int = 1
-    vision: bool = False
-    token_stats: bool = False
-    values: bool | None = None
-    dry_run: bool = False
-    force: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class RecordingChoice:
-    """Which of a dataset's recordings, and what is kept of their videos."""
-
-    outcome: str | None
-    episodes: tuple[str, ...]
-    limit: int | None
-    dataset_name: str | None
-    video_frames: VideoFrames = "jpeg"
-    turns: tuple[str, ...] = ()
-    flips: tuple[str, ...] = ()
-
-    def turned(self, dataset: Dataset) -> Dataset:
-        """Return the dataset with its cameras turned and flipped as asked."""
-        from attnstore.ingest.datasets.oriented import OrientedDataset
-        from attnstore.store.format.orientation import read_orientations
-
-        orientations = read_orientations(self.turns, self.flips)
-        return OrientedDataset(dataset, orientations) if orientations else dataset
-
-
-_POLICY = grouped(
-    "policy",
-    PolicyChoice,
-    click.option(
-        "--policy",
-        metavar="NAME",
-        required=True,
-        help="Adapter, or adapter:variant; see `attnstore policies`.",
-    ),
-    click.option(
-        "--checkpoint",
-        metavar="PATH|HUB_ID",
-        required=True,
-        help="Local checkpoint directory, or hub id.",
-    ),
-    revision_option,
-    click.option("--dtype", help="Data type of the weights.  [default: the checkpoint's]"),
-    click.option(
-        "--device", default="cpu", show_default=True, help="Torch device; cuda: one per worker."
-    ),
-    adapter_options,
-)
-_STILLS = (
-    names_option("episodes"),
-    click.option(
-        "--outcome",
-        type=click.Choice(["success", "failure", "unknown"]),
-        help="Only episodes of this outcome.",
-    ),
-    limit_option,
-    click.option(
-        "--dataset-name", help="Name of the dataset in the run.  [default: the directory's]"
-    ),
-    click.option(
-        "--turn",
-        "turns",
-        metavar="CAMERA=90|180|270",
-        multiple=True,
-        help="Turn a camera's images clockwise, as the policy was trained to see them; repeatable.",
-    ),
-    click.option(
-        "--flip",
-        "flips",
-        metavar="CAMERA=horizontal|vertical",
-        multiple=True,
-        help="Mirror a camera's images, after --turn; repeatable.",
-    ),
-)
-_STILL_RECORDINGS = grouped("recordings", RecordingChoice, *_STILLS)
-_RECORDINGS = grouped(
-    "recordings",
-    RecordingChoice,
-    *_STILLS,
-    click.option(
-        "--video-frames",
-        type=click.Choice(["jpeg", "png"]),
-        default="jpeg",
-        show_default=True,
-        help="What is kept of the frames of videos; png is larger, and exactly what the policy saw: "
-        "`attnstore probe` does the same again.",
-    ),
-)
-_PRECISION = click.option(
-    "--precision",
-    type=click.Choice(["float16", "log8"]),
-    default="float16",
-    show_default=True,
-    help="log8: one byte a weight, within 2.3 % down to 2^-16, below 2^-17 zero.",
-)
-_VISION = click.option(
-    "--vision",
-    is_flag=True,
-    help="Also store the attention inside each camera's image encoder.",
-)
-_TOKEN_STATS = click.option(
-    "--token-stats",
-    is_flag=True,
-    help="Also keep every token's norm and cosines, layer by layer.",
-)
-_VALUES = click.option(
-    "--values/--no-values",
-    default=None,
-    help="Keep what each key token would add through each head, to weight attention with.  "
-    "[default: where the policy shows it]",
-)
-_FORCE = click.option(
-    "--force", is_flag=True, help="Go on although the forecast exceeds the free disk."
-)
-_RUN = grouped(
-    "run",
-    RunChoice,
-    click.option(
-        "--stride",
-        type=click.IntRange(min=1),
-        default=8,
-        show_default=True,
-        help="Frames between keyframes.",
-    ),
-    _PRECISION,
-    click.option(
-        "--seed",
-        type=int,
-        default=0,
-        show_default=True,
-        help="Base of the keyframes' noise seeds.",
-    ),
-    click.option(
-        "--batch-size",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        help="Keyframes a forward; does not change the results.",
-    ),
-    _VISION,
-    _TOKEN_STATS,
-    _VALUES,
-    dry_run_option,
-    _FORCE,
-)
-
-
 @ingest.command()
 @store_to_write
 @click.argument("dataset", type=click.Path(path_type=Path))
-@add_options(_POLICY)
+@add_options(policy_options)
 @click.option("--side", type=click.Choice(["left", "right"]), default="left", show_default=True,
               help="Side camera: left is varied_camera_1, right is varied_camera_2.")  # fmt: skip
 @click.option(
@@ -247,7 +68,7 @@ _RUN = grouped(
     show_default=True,
     help="When cameras and trajectory differ in length.",
 )
-@add_options(_RECORDINGS, _RUN, workers_options, json_option)
+@add_options(recording_options, run_options, workers_options, json_option)
 def droid(
     store: StoreName,
     dataset: Path,
@@ -287,7 +108,7 @@ def droid(
 @ingest.command()
 @store_to_write
 @click.argument("dataset", metavar="PATH|HUB_ID")
-@add_options(_POLICY)
+@add_options(policy_options)
 @click.option("--dataset-revision", help="Hub revision of the dataset.")
 @click.option(
     "--camera",
@@ -331,7 +152,7 @@ def droid(
     help="What lerobot-eval did with an environment's frames before the policy saw them: libero turns "
     "every camera by 180. For datasets of --eval.recording.",
 )
-@add_options(_RECORDINGS, _RUN, workers_options, json_option)
+@add_options(recording_options, run_options, workers_options, json_option)
 def lerobot(
     store: StoreName,
     dataset: str,
@@ -419,7 +240,7 @@ def _say_if_failures_are_missing(source: LeRobotDataset, column: str) -> None:
 @ingest.command()
 @store_to_write
 @click.argument("dataset", type=click.Path(path_type=Path))
-@add_options(_POLICY)
+@add_options(policy_options)
 @click.option("--split", help="Only this split: train.  [default: all]")
 @click.option(
     "--camera",
@@ -450,7 +271,7 @@ def _say_if_failures_are_missing(source: LeRobotDataset, column: str) -> None:
     "--outcome-column",
     help="Of the steps or the episode: reward.  [default: episode_metadata/success, or DROID's folder]",
 )
-@add_options(_STILL_RECORDINGS, _RUN, workers_options, json_option)
+@add_options(still_recording_options, run_options, workers_options, json_option)
 def rlds(
     store: StoreName,
     dataset: Path,
@@ -508,7 +329,7 @@ class _SourceCommand(StoreCommand):
 @ingest.command(cls=_SourceCommand)
 @store_to_write
 @click.argument("source", required=False, type=click.Path(path_type=Path))
-@add_options(_POLICY)
+@add_options(policy_options)
 @names_option("episodes")
 @click.option(
     "--outcome",
@@ -525,7 +346,16 @@ class _SourceCommand(StoreCommand):
     help="How far an action may be from the recorded one, normalised; 0: the same bits.",
 )
 @add_options(
-    grouped("run", RunChoice, _PRECISION, _VISION, _TOKEN_STATS, _VALUES, dry_run_option, _FORCE)
+    grouped(
+        "run",
+        RunChoice,
+        precision_option,
+        vision_option,
+        token_stats_option,
+        values_option,
+        dry_run_option,
+        force_option,
+    )
 )
 @add_options(workers_options, json_option)
 def recording(
@@ -583,7 +413,7 @@ def recording(
 @ingest.command("openpi-records")
 @store_to_write
 @click.argument("directory", type=click.Path(path_type=Path))
-@add_options(_POLICY)
+@add_options(policy_options)
 @click.option(
     "--begin",
     "begins",
@@ -598,17 +428,17 @@ def recording(
     metavar="SECONDS",
     help="A file so much younger than the one before begins an episode.",
 )
-@add_options(_RECORDINGS)
+@add_options(recording_options)
 @add_options(
     grouped(
         "run",
         RunChoice,
-        _PRECISION,
+        precision_option,
         click.option("--seed", type=int, default=0, show_default=True, help="Base of the noise seeds."),
-        _VISION,
-        _TOKEN_STATS,
+        vision_option,
+        token_stats_option,
         dry_run_option,
-        _FORCE,
+        force_option,
     )
 )  # fmt: skip
 @add_options(workers_options, json_option)
@@ -665,165 +495,3 @@ def _load_and_ingest(
         run_ingest(
             store, dataset, loaded, spec, run, names=names, workers=doers, as_json=as_json,
         )  # fmt: skip
-
-
-def run_ingest(
-    target: StoreName,
-    dataset: Dataset,
-    policy: Policy,
-    spec: PolicySpec,
-    choice: RunChoice,
-    *,
-    names: Sequence[str] | None = None,
-    workers: Workers | None = None,
-    tolerance: float = 0.0,
-    as_json: bool = False,
-) -> None:
-    """Forecast, ingest, and say what became of every episode.
-
-    Parameters
-    ----------
-    target
-        The store; made if there is none.
-    policy, spec
-        The loaded policy, and how a worker loads it.
-    names
-        Episodes; by default all.
-    workers
-        Who does it; by default this process.
-    tolerance
-        How far actions may be from those recorded when the policy drove.
-
-    Raises
-    ------
-    PartialError
-        If an episode was not committed, or, in a dry run, is broken.
-    AttnstoreError
-        If the store cannot be written, or the forecast exceeds the free disk.
-    """
-    from attnstore.ingest.episode import EpisodeJob
-    from attnstore.ingest.pipeline import ingest_all, provenance
-    from attnstore.ingest.plan import describe_run, make_plan
-    from attnstore.ingest.policies.base import Watch, shows_values
-    from attnstore.ingest.work import HERE
-    from attnstore.store.commits.run import save_run
-    from attnstore.store.opening import create_store
-
-    values = shows_values(policy) if choice.values is None else choice.values
-    watch = Watch(choice.vision, choice.token_stats, values)
-    run = describe_run(
-        policy, spec.name, dataset, stride=choice.stride, precision=choice.precision,
-        seed=choice.seed, watch=watch,
-    )  # fmt: skip
-    if choice.dry_run:
-        paths = _store_or_none(target)
-    else:
-        with _writable(target):
-            paths = create_store(target)
-    job = EpisodeJob(paths, run, choice.batch_size, watch=watch, tolerance=tolerance)
-    plan = make_plan(job, policy, dataset, names)
-    _show_plan(plan, run.id, target, as_json)
-    if not plan.fits and not choice.dry_run and not choice.force:
-        raise AttnstoreError(
-            f"the forecast needs {size_text(plan.needed_bytes)}, {paths.root} has "
-            f"{size_text(plan.free_bytes)} free: use --precision log8, a larger --stride, "
-            "another STORE, or --force"
-        )
-    if choice.dry_run:
-        check_plan(plan)
-        return
-    with _writable(target):
-        save_run(paths, run, provenance(policy))
-    with interrupts() as stopped, progress_bar(plan) as observer:
-        report = ingest_all(
-            job, policy, dataset, plan.pending, observer, spec=spec, workers=workers or HERE,
-            stopped=stopped,
-        )  # fmt: skip
-    conclude(plan, report, target, as_json, stopped)
-
-
-def _store_or_none(target: StoreName) -> StorePaths:
-    """Open a store for a forecast; where there is none, return one that holds nothing."""
-    from attnstore.store.commits import StorePaths
-    from attnstore.store.opening import open_paths
-    from attnstore.store.remote.mirror import cache_root
-    from attnstore.store.remote.transport import is_url
-
-    try:
-        return open_paths(target)
-    except NotFoundError:
-        if isinstance(target, str) and is_url(target):
-            return StorePaths(cache_root() / "nothing")
-        path = Path(target)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UsageError(
-                f"{target} exists, is not empty and is no store; name a new directory"
-            ) from None
-        return StorePaths(path)
-
-
-def _show_plan(plan: Plan, run: str, target: StoreName, as_json: bool) -> None:
-    if as_json:
-        print_json(
-            [
-                {
-                    "event": "forecast", "run": run, "episodes": len(plan.pending),
-                    "keyframes": plan.total_keyframes, "bytes": plan.stored_bytes,
-                    "keyframe_bytes": plan.keyframe_bytes, "free_bytes": plan.free_bytes,
-                    "committed": len(plan.committed), "broken": dict(plan.broken),
-                }
-            ]
-        )  # fmt: skip
-        return
-    out = console()
-    out.print(f"run {run} into {target}", markup=False, soft_wrap=True)
-    tokens = ", ".join(f"{p} {q} x {k} tokens" for p, (q, k) in plan.tokens.items())
-    out.print(
-        f"{len(plan.pending)} episodes to do, {plan.total_keyframes} keyframes; "
-        f"{len(plan.committed)} committed already, {len(plan.broken)} broken",
-        markup=False,
-    )
-    if plan.pending:
-        out.print(
-            f"about {size_text(plan.stored_bytes)} to write "
-            f"({size_text(plan.keyframe_bytes)} a keyframe before compression; {tokens}); "
-            f"{size_text(plan.free_bytes)} free; "
-            "the time is known after the first keyframes",
-            markup=False,
-            soft_wrap=True,
-        )
-    for line in said_once([(name, "broken", reason) for name, reason in plan.broken.items()]):
-        out.print(line, markup=False, style="yellow", soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _writable(target: StoreName) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise AttnstoreError(f"{target} cannot be written: {error.strerror or error}") from error
-
-
-@click.command(cls=StoreCommand)
-@json_option
-def policies(as_json: bool) -> None:
-    """List the policy adapters that are installed, and whether they show value norms.
-
-    Examples
-    --------
-    attnstore policies
-    """
-    from importlib.metadata import entry_points
-
-    from attnstore.ingest.policies.registry import ENTRY_POINTS, shown_values
-
-    points = sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name)
-    if not points:
-        raise UsageError("no policy adapter is installed")
-    rows = [{"name": p.name, "adapter": p.value, "values": shown_values(p)} for p in points]
-    if as_json:
-        print_json(rows)
-    else:
-        for row in rows:
-            shown = f"value norms: {row['values']}"
-            click.echo(f"{row['name']:<12} {row['adapter']:<60} {shown}")

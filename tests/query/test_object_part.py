@@ -21,7 +21,8 @@ from store_fixtures import (
     write_rows,
 )
 
-from attnstore.commands.ingest import RunChoice, run_ingest
+from attnstore.commands.ingest_choices import RunChoice
+from attnstore.commands.ingest_run import run_ingest
 from attnstore.commands.objects import objects
 from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.policies.registry import PolicySpec, load_policy
