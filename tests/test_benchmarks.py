@@ -100,7 +100,8 @@ def test_maps_are_held_against_unrounded_ones(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("untrained")
 def test_many_episodes_are_a_sound_store(tmp_path: Path) -> None:
     """Episodes of one's own id, with statistics that belong together, and attention of the first."""
-    attnstore = pytest.importorskip("attnstore")
+    import attnstore
+
     scale = importlib.import_module("benchmarks.scale")
     episodes = importlib.import_module("benchmarks.episodes")
     verify = importlib.import_module("attnstore.store.commits.verify").verify

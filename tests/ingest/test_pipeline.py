@@ -365,7 +365,7 @@ class TestForecast:
     def test_trained_attention_and_images_of_two_sizes_within_5_percent(
         self, ram_path: Path, dtype: str, precision: str
     ) -> None:
-        pytest.importorskip("torch")
+        pytest.importorskip("torch", reason="a model's test needs torch")
         trained = load_policy("pi0", str(checkpoint_path()), dtype=dtype)
         for size, share in (((480, 640), 0.01), ((720, 1280), 0.03)):
             dataset = Sized(episodes_path())

@@ -30,7 +30,6 @@ SHAPES: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Episodes whose prompts, generated texts and lengths differ."""
-    pytest.importorskip("dask")
     paths = create_store(tmp_path_factory.mktemp("dataset") / "lab.attn")
     for name, shape in zip(NAMES, SHAPES, strict=True):
         write_episode(paths, name, precision="log8", **shape)
