@@ -328,7 +328,7 @@ def test_a_bad_option_is_named(saved: Path, options: dict[str, str], message: st
 
 
 def test_modules_are_found_by_structure_or_refused() -> None:
-    from attnstore.ingest.policies.vlm.modules import language_model, self_attention
+    from attnstore.ingest.policies.decoder import language_model, self_attention
 
     model, processor = vlm_fixtures.llava()
     policy = VlmPolicy.from_model(model, processor)

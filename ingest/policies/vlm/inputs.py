@@ -12,8 +12,8 @@ from attnstore.store.format.geometry import Geometry
 
 from ..base import Observation, ObservationError, PolicyError
 from ..checkpoint import one_line
+from ..prompt import Prompt
 from .geometry import dynamic_geometry, is_dynamic, plain_geometry
-from .prompt import Prompt
 
 
 def process(processor: Any, prompts: Sequence[Prompt], observations: Sequence[Observation]) -> Any:

@@ -33,18 +33,18 @@ from ..base import (
 )
 from ..blocking import Blocked
 from ..checkpoint import check_options, locate, one_line, unwrap
+from ..decoder import language_model, self_attention, vision_tower
 from ..hooks import Watched
+from ..passes import PREFIX, Passes, block_passes
 from ..pretrained import PretrainedPolicy
-from ..prompt import token_text
+from ..prompt import INSTRUCTION, Prompt, check_template, prompt_axis, token_text
 from ..values import LEAVE_OUT
 from ..vision import vision_shape
 from .checkpoint import read_checkpoint
 from .generation import generate_ids
 from .geometry import is_dynamic
 from .inputs import image_geometry, process
-from .modules import language_model, self_attention, vision_tower
-from .passes import PREFIX, Passes, block_passes
-from .prompt import INSTRUCTION, Prompt, check_template, prompt_axis, write_prompt
+from .prompt import write_prompt
 
 DTYPES = ("float32", "bfloat16", "float16")
 OPTIONS = ("max_new_tokens", "prompt")

@@ -17,9 +17,9 @@ from attnstore.store.errors import HealthError
 from attnstore.store.format.axes import VISION
 from attnstore.store.format.generated import DECODE
 
-from ..base import Batch, Generated, Observer, Watch
-from ..blocking import Blocked, Samples, additive_mask, by_layer, closed_mask
-from ..hooks import Watched
+from .base import Batch, Generated, Observer, Watch
+from .blocking import Blocked, Samples, additive_mask, by_layer, closed_mask
+from .hooks import Watched
 
 if TYPE_CHECKING:
     import torch

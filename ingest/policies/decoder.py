@@ -1,11 +1,11 @@
-"""Finding a vision-language model's parts, whatever they are called: decoder, attention, encoder."""
+"""Finding the parts of a language model that sees images: decoder, attention, encoder."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..base import PolicyError
-from ..checkpoint import unwrap
+from .base import PolicyError
+from .checkpoint import unwrap
 
 
 def language_model(model: Any) -> Any:
