@@ -58,8 +58,12 @@ def ingest() -> None:
 @store_to_write
 @click.argument("dataset", type=click.Path(path_type=Path))
 @add_options(policy_options)
-@click.option("--side", type=click.Choice(["left", "right"]), default="left", show_default=True,
-              help="Side camera: left is varied_camera_1, right is varied_camera_2.")  # fmt: skip
+@click.option(
+    "--side",
+    type=click.Choice(["left", "right", "ext1", "ext2"]),
+    help="Outer camera: left or ext1 is varied_camera_1, right or ext2 varied_camera_2; DROID's release has "
+    "ext1 and ext2.  [default: the first]",
+)
 @click.option(
     "--frames",
     "frames_rule",
@@ -68,13 +72,26 @@ def ingest() -> None:
     show_default=True,
     help="When cameras and trajectory differ in length.",
 )
+@click.option(
+    "--annotations",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="DROID's aggregated-annotations-*.json.  [default: the one in DATASET or above it]",
+)
+@click.option(
+    "--instruction-column",
+    "instruction",
+    help="Of DROID's release: language_instruction2, current_task.  [default: language_instruction1, or its "
+    "next that is not empty]",
+)
 @add_options(recording_options, run_options, workers_options, json_option)
 def droid(
     store: StoreName,
     dataset: Path,
     policy: PolicyChoice,
-    side: str,
+    side: str | None,
     frames_rule: str,
+    annotations: Path | None,
+    instruction: str | None,
     recordings: RecordingChoice,
     run: RunChoice,
     workers: WorkersChoice,
@@ -82,6 +99,7 @@ def droid(
 ) -> None:
     """Ingest episodes in the DROID layout: outcome/date/episode below DATASET.
 
+    DROID's own release (droid_raw), with metadata_*.json and recordings/MP4, is recognised by that.
     Episodes that the run has already are skipped, so the same command resumes after a crash.
     Broken episodes are named and the others go on; the exit code is then 5.
 
@@ -100,6 +118,8 @@ def droid(
         limit=recordings.limit,
         frames=frames_rule,
         video_frames=recordings.video_frames,
+        annotations=annotations,
+        instruction=instruction,
         name=recordings.dataset_name,
     )
     _load_and_ingest(store, recordings.turned(source), policy, run, workers, as_json)

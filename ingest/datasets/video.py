@@ -43,6 +43,10 @@ class Video:
     """Number of frames, counted."""
     rate: float | None
     """Average frames per second, as the container says."""
+    size: tuple[int, int]
+    """Width and height, as the container says."""
+    where: str
+    """What the file is called in an error: its path below the episode."""
     kept: VideoFrames = "jpeg"
 
     def __len__(self) -> int:
@@ -75,15 +79,11 @@ class Video:
                 if rgb.shape != first:
                     raise EpisodeError(
                         self.episode,
-                        f"all frames of a camera have one size: frame {index} of {self._where} is "
+                        f"all frames of a camera have one size: frame {index} of {self.where} is "
                         f"{rgb.shape[1]}x{rgb.shape[0]}, the frames before it are "
                         f"{first[1]}x{first[0]}; re-export the video at one size",
                     )
                 yield encode(self.camera, rgb, self.kept)
-
-    @property
-    def _where(self) -> str:
-        return f"recordings/{self.path.name}"
 
     def _decode(self, ascending: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
         import av
@@ -103,7 +103,7 @@ class Video:
                     if frame.is_corrupt:
                         raise EpisodeError(
                             self.episode,
-                            f"frame {position} of {self._where} is damaged, and frames after it "
+                            f"frame {position} of {self.where} is damaged, and frames after it "
                             "are predicted from it; copy the file again",
                         )
                     if position == index:
@@ -112,23 +112,28 @@ class Video:
                     elif position >= ascending[-1] + REORDER:
                         return
         except VideoFormatError as error:
-            raise EpisodeError(self.episode, f"{self._where} {error}") from error
+            raise EpisodeError(self.episode, f"{self.where} {error}") from error
         except av.FFmpegError as error:
             raise EpisodeError(
                 self.episode,
-                f"{self._where} cannot be decoded after frame {position}: {error.strerror}; "
+                f"{self.where} cannot be decoded after frame {position}: {error.strerror}; "
                 "copy the file again",
             ) from error
         if index is not None:
             raise EpisodeError(
                 self.episode,
-                f"{self._where} has {self.length} frames, but decoding ended after {position + 1}; "
+                f"{self.where} has {self.length} frames, but decoding ended after {position + 1}; "
                 "copy the file again",
             )
 
 
-def open_video(episode: str, camera: str, path: Path) -> Video:
+def open_video(episode: str, camera: str, path: Path, place: str | None = None) -> Video:
     """Count a video's frames by walking its packets, without decoding.
+
+    Parameters
+    ----------
+    place
+        Path of the file below the episode; by default ``recordings/`` and its name.
 
     Raises
     ------
@@ -139,7 +144,8 @@ def open_video(episode: str, camera: str, path: Path) -> Video:
     import av
 
     repair = copy_again(path)
-    where = f"recordings/{path.name} ({path.stat().st_size} bytes)"
+    place = place or f"recordings/{path.name}"
+    where = f"{place} ({path.stat().st_size} bytes)"
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
@@ -147,6 +153,7 @@ def open_video(episode: str, camera: str, path: Path) -> Video:
             stream = picture_stream(container)
             check_format(stream)
             announced, rate = stream.frames, stream.average_rate
+            size = stream.codec_context.width, stream.codec_context.height
             sizes = [(packet.size, packet.is_discard) for packet in container.demux(stream)]
     except VideoFormatError as error:
         raise EpisodeError(episode, f"{where} {error}") from error
@@ -162,7 +169,7 @@ def open_video(episode: str, camera: str, path: Path) -> Video:
             f"{repair}",
         )
     shown = sum(size > 0 and not discarded for size, discarded in sizes)
-    return Video(episode, camera, path, shown, float(rate) if rate else None)
+    return Video(episode, camera, path, shown, float(rate) if rate else None, size, place)
 
 
 def check_kept(kept: str) -> None:

@@ -357,7 +357,7 @@ class TestFinding:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"side": "top"}, "side is one of left, right; got 'top'"),
+            ({"side": "top"}, "side is one of left, right, ext1, ext2; got 'top'"),
             ({"outcome": "won"}, "outcome is one of success, failure, unknown; got 'won'"),
             ({"frames": "longest"}, "frames is one of strict, shortest; got 'longest'"),
             ({"limit": 0}, "limit is at least 1; got 0"),
@@ -544,20 +544,6 @@ class TestBroken:
         assert "numbering starts at 1: recordings/frames/hand_camera has 00001.jpg to 000" in told
         assert "subtract 1 from every name" in told
 
-    def test_the_published_layout(self, filmed: Path) -> None:
-        recordings = filmed / "recordings"
-        (recordings / "MP4").mkdir()
-        serials = dict(zip(CAMERAS, ("13062452", "22008760", "24400334"), strict=True))
-        for camera, serial in serials.items():
-            (recordings / f"{camera}.mp4").rename(recordings / "MP4" / f"{serial}.mp4")
-        keys = ("wrist_cam_serial", "ext1_cam_serial", "ext2_cam_serial")
-        text = json.dumps(dict(zip(keys, serials.values(), strict=True)))
-        (filmed / "metadata_lab.json").write_text(text)
-        told = reason(filmed)
-        assert "as DROID publishes its recordings" in told
-        assert "ln -s MP4/13062452.mp4 recordings/hand_camera.mp4" in told
-        assert "ln -s MP4/22008760.mp4 recordings/varied_camera_1.mp4" in told
-
     def test_truncated_png(self, tmp_path: Path) -> None:
         episode = write_episode(tmp_path / "toy", stills=False)
         write_stills(episode, "hand_camera", suffix=".png")
@@ -608,7 +594,15 @@ class TestBroken:
 
     def test_video_that_decodes_to_fewer_frames_than_packets(self, filmed: Path) -> None:
         path = filmed / "recordings" / "hand_camera.mp4"
-        video = Video(NAME, "hand_camera", path, length=LENGTH + 1, rate=None)
+        video = Video(
+            NAME,
+            "hand_camera",
+            path,
+            LENGTH + 1,
+            None,
+            (WIDTH, HEIGHT),
+            "recordings/hand_camera.mp4",
+        )
         with pytest.raises(EpisodeError, match="has 13 frames, but decoding ended after 12; copy"):
             list(video.read([3, LENGTH]))
 
@@ -694,3 +688,177 @@ class TestSample:
         assert 100 < len(files) < 250
         assert sum(path.stat().st_size for path in files) <= 3e6
         assert not [path for path in files if path.suffix in (".svo2", ".npz")]
+
+
+UUID = "RAD+5d05c5aa+2023-07-07-09h-42m-23s"
+PUBLISHED = "success/2023-07-07/Fri_Jul__7_09:42:23_2023"
+SERIALS = dict(zip(CAMERAS, ("13062452", "22008760", "24400334"), strict=True))
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """An episode as DROID publishes it, its release's file of instructions two folders above the outcome."""
+    episode = tmp_path / "droid_raw" / "RAD" / PUBLISHED
+    videos = episode / "recordings/MP4"
+    videos.mkdir(parents=True)
+    for camera, serial in SERIALS.items():
+        write_video(episode, camera).rename(videos / f"{serial}.mp4")
+    (videos / "13062452-stereo.mp4").write_bytes(b"two views")
+    (episode / "recordings/SVO").mkdir()
+    write_trajectory(episode, trajectory())
+    edit_metadata(episode, lambda _: None)
+    sentences = {
+        f"language_instruction{i}": ("", "put it in", "place the cube")[i - 1] for i in (1, 2, 3)
+    }
+    (tmp_path / "droid_raw/aggregated-annotations-030724.json").write_text(
+        json.dumps({UUID: sentences})
+    )
+    return episode
+
+
+def edit_metadata(episode: Path, change: Any) -> None:
+    path = episode / f"metadata_{UUID}.json"
+    keys = ("wrist_cam_serial", "ext1_cam_serial", "ext2_cam_serial")
+    values = {
+        "uuid": UUID, "lab": "RAD", "success": True, "current_task": "Move object", "scene_id": 7,
+        "left_mp4_path": f"{PUBLISHED}/recordings/MP4/24400334.mp4",
+        "right_mp4_path": f"{PUBLISHED}/recordings/MP4/22008760.mp4",
+        **dict(zip(keys, SERIALS.values(), strict=True)),
+    }  # fmt: skip
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+class TestPublished:
+    @staticmethod
+    def of(episode: Path, **options: Any) -> EpisodeInfo:
+        return DroidDataset(episode.parents[2], **options).info(PUBLISHED)
+
+    def refused(self, episode: Path, **options: Any) -> str:
+        with pytest.raises(EpisodeError) as caught:
+            self.of(episode, **options)
+        assert str(episode) not in str(caught.value)
+        return caught.value.reason
+
+    def test_it_is_read_beside_the_labs(self, published: Path) -> None:
+        root = published.parents[2]
+        write_episode(root)
+        dataset = DroidDataset(root)
+        assert dataset.episode_names() == [PUBLISHED, NAME]
+        assert dataset.info(NAME).instruction == "place the green cube into the pink bowl"
+        info = pickle.loads(pickle.dumps(dataset)).info(PUBLISHED)
+        assert (info.outcome, info.date, info.frames) == ("success", "2023-07-07", LENGTH)
+        assert (info.instruction, info.task) == ("put it in", None)
+        assert info.attributes["instructions"] == ["put it in", "place the cube"]
+        assert (info.attributes["left"], info.attributes["right"]) == CAMERAS[:0:-1]
+        assert info.attributes["metadata"]["scene_id"] == 7
+        json.dumps(info.attributes, allow_nan=False)
+        (frame,) = dataset.frames(PUBLISHED, [5])
+        for image, camera in zip(frame.cameras, CAMERAS[:2], strict=True):
+            expected = whole_video(published / f"recordings/MP4/{SERIALS[camera]}.mp4")[5]
+            assert image.camera == camera
+            np.testing.assert_array_equal(image.rgb, expected)
+
+    def test_the_other_outer_camera(self, published: Path) -> None:
+        dataset = DroidDataset(published.parents[2], side="ext2")
+        (frame,) = dataset.frames(PUBLISHED, [5])
+        expected = whole_video(published / "recordings/MP4/24400334.mp4")[5]
+        assert frame.cameras[1].camera == "varied_camera_2"
+        np.testing.assert_array_equal(frame.cameras[1].rgb, expected)
+        assert "differs from episode to episode: pass --side ext1 or ext2 instead of right" in (
+            self.refused(published, side="right")
+        )
+
+    def test_above_the_labs_and_alone(self, published: Path) -> None:
+        above = DroidDataset(published.parents[3])
+        assert above.episode_names() == [f"RAD/{PUBLISHED}"]
+        assert above.info(f"RAD/{PUBLISHED}").instruction == "put it in"
+        assert DroidDataset(published).episode_names() == [PUBLISHED]
+        shutil.rmtree(published)
+        published.mkdir()  # its name tells that it is one
+        assert above.episode_names() == [f"RAD/{PUBLISHED}"]
+
+    def test_instructions(self, published: Path) -> None:
+        file = published.parents[3] / "aggregated-annotations-030724.json"
+        assert (
+            self.of(published, instruction="language_instruction3").instruction == "place the cube"
+        )
+        assert self.of(published, instruction="current_task").instruction == "Move object"
+        assert "language_instruction1 is empty; aggregated-" in (
+            self.refused(published, instruction="language_instruction1")
+        )
+        (published / "instruction.txt").write_text("lift it")
+        texts = ["lift it", "put it in", "place the cube"]
+        assert self.of(published).attributes["instructions"] == texts
+        (published / "instruction.txt").unlink()
+        moved = file.rename(published.parents[4] / "mine.json")
+        told = self.refused(published)
+        assert "none is there; no file of instructions is known (RAD+5d05c5aa" in told
+        assert "--instruction-column current_task for its task, 'Move object'" in told
+        assert self.of(published, annotations=moved).instruction == "put it in"
+        moved.write_text("[]")
+        with pytest.raises(
+            UsageError, match=r"mine\.json is no JSON object of instructions by uuid"
+        ):
+            DroidDataset(published.parents[2], annotations=moved)
+        with pytest.raises(
+            UsageError, match="column is one of language_instruction1, .*got 'task'"
+        ):
+            DroidDataset(published.parents[2], instruction="task")
+        for name in ("aggregated-annotations-1.json", "droid_language_annotations.json"):
+            (published.parents[2] / name).write_text("{}")
+        with pytest.raises(UsageError, match="name one with --annotations"):
+            DroidDataset(published.parents[2])
+        with pytest.raises(
+            EpisodeError, match=r"has instruction\.txt alone; leave --instruction-column"
+        ):
+            write_episode(published.parents[4] / "lab")
+            DroidDataset(published.parents[4] / "lab", instruction="current_task").info(NAME)
+
+    def test_outcomes(self, published: Path) -> None:
+        edit_metadata(published, lambda v: v.update(success=False))
+        assert "its folder is success, and metadata_RAD" in self.refused(published)
+        alone = published.parents[4] / "kept" / published.name
+        shutil.move(published, alone)
+        dataset = DroidDataset(alone, outcome="failure", instruction="current_task")
+        assert [dataset.info(n).outcome for n in dataset.episode_names()] == ["failure"]
+        edit_metadata(alone, lambda v: v.update(success=None))
+        assert dataset.info(alone.name).outcome == "unknown"
+        edit_metadata(alone, lambda v: v.update(success="perhaps"))
+        with pytest.raises(EpisodeError, match=r"success in metadata_RAD.*got 'perhaps'"):
+            dataset.info(alone.name)
+
+    def test_cameras_that_are_not_there(self, published: Path) -> None:
+        videos = published / "recordings/MP4"
+        wrist = videos / "13062452.mp4"
+        data = wrist.read_bytes()
+        wrist.unlink()
+        told = self.refused(published)
+        assert f"recordings/MP4/13062452.mp4, which metadata_{UUID}.json names, is missing" in told
+        assert "a -stereo.mp4 has two views side by side and is no camera by itself" in told
+        (videos / "13062452-stereo.mp4").unlink()
+        assert "there is 22008760.mp4, 24400334.mp4; copy it too" in self.refused(published)
+        wrist.write_bytes(data[: len(data) // 2])
+        assert "recordings/MP4/13062452.mp4 (" in self.refused(published)
+        with av.open(str(wrist), "w") as container:
+            stream = container.add_stream("libx264", rate=15)
+            stream.width, stream.height, stream.pix_fmt = 2 * WIDTH, 36, "yuv420p"
+            image = av.VideoFrame.from_ndarray(np.zeros((36, 2 * WIDTH, 3), np.uint8), "rgb24")
+            container.mux([*stream.encode(image), *stream.encode()])
+        assert "13062452.mp4 is 128x36, the two views of a stereo camera" in self.refused(published)
+
+    def test_metadata_that_say_nothing(self, published: Path) -> None:
+        edit_metadata(published, lambda v: v.update(ext1_cam_serial="../x"))
+        assert "its ext1_cam_serial is '../x'; copy" in self.refused(published)
+        edit_metadata(published, lambda v: v.update(ext1_cam_serial="13062452"))
+        assert "gives hand_camera and varied_camera_1 the same serial" in self.refused(published)
+        path = published / f"metadata_{UUID}.json"
+        path.write_text("{")
+        assert f"metadata_{UUID}.json cannot be read: " in self.refused(published)
+        path.write_text("[]")
+        assert "is no JSON object; copy the file again" in self.refused(published)
+        (published / "metadata_b.json").write_text("{}")
+        assert self.refused(published).endswith("metadata_b.json; leave one")
+        path.unlink()
+        (published / "metadata_b.json").unlink()
+        assert self.refused(published).endswith("there is none; copy it too")

@@ -1,4 +1,4 @@
-# ruff: noqa: PT017, E501 - what is raised, or is not, is judged by the file that was damaged
+# ruff: noqa: PT017 - what is raised, or is not, is judged by the file that was damaged
 """Thousands of damaged datasets: what is broken is named, and what is read is what the files say.
 
 Each test damages one file of a small dataset in a seeded way, reads every episode, and mends it.
@@ -121,8 +121,8 @@ def film(path: Path, shots: list[NDArray[np.uint8]]) -> None:
         made.SIZE = size
 
 
-def plain_droid(episode: Path) -> Values:
-    """What the files of an episode say, read without attnstore."""
+def plain_trajectory(episode: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    """States and actions, by h5py."""
     with h5py.File(episode / "trajectory.h5") as file:
         state = [
             file[f"observation/robot_state/{k}_position{s}"][()]
@@ -133,20 +133,29 @@ def plain_droid(episode: Path) -> Values:
             for k in ("joint_velocity", "gripper_position")
             if f"action/{k}" in file
         ]
+    joined = [
+        [np.asarray(a, np.float64).reshape(len(a), -1) for a in part] for part in (state, action)
+    ]
+    states = np.concatenate(joined[0], 1).astype(np.float32)
+    if len(action) < 2:
+        return states, np.empty((len(states), 0))
+    return states, np.concatenate(joined[1], 1).astype(np.float32)
+
+
+def plain_droid(episode: Path) -> Values:
+    """What the files of an episode say, read without attnstore."""
+    states, actions = plain_trajectory(episode)
     shots: dict[str, list[Any]] = {}
     for camera in CAMERAS:
         for path in sorted((episode / "recordings/frames" / camera).glob("*")):
             shots.setdefault(camera, []).append(np.asarray(Image.open(path).convert("RGB")))
-    joined = [
-        [np.asarray(a, np.float64).reshape(len(a), -1) for a in part] for part in (state, action)
-    ]
     return {
         "instruction": " ".join((episode / "instruction.txt").read_text("utf-8-sig").split()),
-        "states": np.concatenate(joined[0], 1).astype(np.float32),
-        "actions": np.concatenate(joined[1], 1).astype(np.float32) if len(action) == 2 else np.empty((len(state[0]), 0)),
+        "states": states,
+        "actions": actions,
         "times": [None],
         "pixels": shots,
-    }  # fmt: skip
+    }
 
 
 def damage_droid(root: Path, pristine: Mapping[str, Values], rng: random.Random) -> str:
@@ -174,6 +183,74 @@ def damage_droid(root: Path, pristine: Mapping[str, Values], rng: random.Random)
                     same(values, {**plain, "pixels": pristine[name]["pixels"]})
             else:
                 same(values, pristine[name], without=(Path(file).stem,))
+        return f"{file}: {how}"
+
+
+# --- DROID as published ---
+
+PUBLISHED = {
+    "hand_camera": "13062452",
+    "varied_camera_1": "22008760",
+    "varied_camera_2": "24400334",
+}
+KEYS = ("wrist_cam_serial", "ext1_cam_serial", "ext2_cam_serial")
+
+
+def write_published(root: Path) -> Path:
+    sentences = {}
+    for number in range(2):
+        episode = root / f"success/2023-07-07/Fri_Jul__7_09:4{number}:23_2023"
+        for i, serial in enumerate(PUBLISHED.values()):
+            shots = [picture(100 * number + 10 * i + frame) for frame in range(LENGTH)]
+            film(episode / f"recordings/MP4/{serial}.mp4", shots)
+        rng = np.random.default_rng(number)
+        with h5py.File(episode / "trajectory.h5", "w") as file:
+            file["observation/robot_state/joint_positions"] = rng.normal(size=(LENGTH, 7))
+            file["observation/robot_state/gripper_position"] = rng.random(LENGTH)
+        uuid = f"RAD+{number}"
+        said = {"uuid": uuid, "success": True, **dict(zip(KEYS, PUBLISHED.values(), strict=True))}
+        (episode / f"metadata_{uuid}.json").write_text(json.dumps(said))
+        sentences[uuid] = {"language_instruction1": "", "language_instruction2": f"pick {number}"}
+    (root / "aggregated-annotations-1.json").write_text(json.dumps(sentences))
+    return root
+
+
+def damage_published(root: Path, pristine: Mapping[str, Values], rng: random.Random) -> str:
+    with mutated(root, rng) as (file, how):
+        whole = file.startswith("aggregated")
+        dataset = DroidDataset(root)
+        assert list(dataset.episode_names()) == list(pristine)
+        for name, plain in pristine.items():
+            hit = file.startswith(name)
+            try:
+                values = read_all(dataset, name)
+            except EpisodeError as error:
+                assert hit or whole, f"{name} is refused for {file}: {error}"
+                one_line(error)
+                continue
+            except UsageError as error:
+                assert whole, f"{file}: {error}"
+                one_line(error, root)
+                continue
+            if whole:
+                said = json.loads((root / file).read_bytes())[f"RAD+{name[-9]}"]
+                texts = [said.get(f"language_instruction{i}") for i in (1, 2, 3)]
+                assert values["instruction"] == next(
+                    t.strip() for t in texts if isinstance(t, str) and t.strip()
+                )
+            expected = {**plain, "instruction": values["instruction"]}
+            if hit and file.endswith("trajectory.h5"):
+                with np.errstate(all="ignore"):
+                    expected["states"], expected["actions"] = plain_trajectory(root / name)
+            same(values, expected, without=tuple(PUBLISHED) if hit else ())
+            if hit and file.endswith(".json"):
+                said = json.loads((root / file).read_bytes())
+                for camera, key in zip(CAMERAS, KEYS, strict=False):
+                    (known,) = [c for c, serial in PUBLISHED.items() if serial == str(said[key])]
+                    if known in plain["pixels"]:  # of three cameras two are read
+                        np.testing.assert_array_equal(
+                            values["pixels"][camera], plain["pixels"][known]
+                        )
         return f"{file}: {how}"
 
 
@@ -461,6 +538,7 @@ Damage = Callable[[Path, Any, random.Random], str]
 KINDS: dict[str, tuple[Callable[[Path], Path], Damage, int]] = {
     "droid-stills": (write_droid, damage_droid, 400),
     "droid-mp4": (lambda root: write_droid(root, films=True), damage_droid, 150),
+    "droid-published": (write_published, damage_published, 40),
     "lerobot-2.0": (lambda root: write_lerobot(root, "v2.0"), damage_lerobot, 80),
     "lerobot-2.1": (lambda root: write_lerobot(root, "v2.1"), damage_lerobot, 150),
     "lerobot-3.0": (lambda root: write_lerobot(root, "v3.0"), damage_lerobot, 250),

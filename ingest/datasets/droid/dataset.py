@@ -1,8 +1,9 @@
-"""Episodes in the DROID layout, ``{outcome}/{date}/{episode}/``.
+"""Episodes recorded with DROID, ``{outcome}/{date}/{episode}/``: in the lab's layout, or as published.
 
 An episode holds ``instruction.txt``, ``trajectory.h5``, ``calibration.json`` and, for each camera,
 ``recordings/frames/{camera}/00000.jpg`` (jpg, jpeg, png or webp) or ``recordings/{camera}.mp4``.
-Image files are preferred. ``.svo2`` and ``trajectory.npz`` are never read.
+Image files are preferred. ``.svo2`` and ``trajectory.npz`` are never read. An episode of DROID's own
+release is recognised by what lies in it (`published`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ..base import EpisodeInfo, Frame, VideoFrames, check_frames
 from ..selection import Selection
 from ..video import check_kept
 from . import layout
+from .published import Annotations, Published, find_annotations, is_published, read_published
 from .trajectory import Trajectory, read_trajectory
 
 FRAMES_RULES = ("strict", "shortest")
@@ -32,6 +34,8 @@ class _Episode:
     trajectory: Trajectory
     length: int
     """Number of frames in use."""
+    published: Published | None
+    """Its metadata, if it lies as DROID publishes it."""
 
 
 class DroidDataset:
@@ -43,8 +47,8 @@ class DroidDataset:
         A dataset, or one outcome, date or episode directory of it. Episodes are named relative to
         the directory above the outcome, so their names are the same in all four cases.
     side
-        Which side camera follows ``hand_camera``: ``left`` (``varied_camera_1``) or ``right``
-        (``varied_camera_2``).
+        Which outer camera follows ``hand_camera``: ``left`` or ``right`` of the lab's layout, ``ext1``
+        or ``ext2`` of DROID's release (``varied_camera_1`` and ``varied_camera_2``); the first if None.
     outcome
         Only episodes with this outcome; all if None.
     episodes
@@ -57,22 +61,31 @@ class DroidDataset:
     frames
         ``strict``: cameras and trajectory of an episode must have equal lengths. ``shortest``: use
         the first frames, as many as all of them have.
+    annotations
+        The release's file of instructions, by uuid. By default the one that lies in the dataset's
+        folder or above it.
+    instruction
+        Of a published episode: the only column that is taken, ``language_instruction2`` or
+        ``current_task``. By default ``instruction.txt``, if somebody wrote one, and then the
+        sentences of `annotations`; the first that is not empty.
     name
         Name of the dataset, part of a run's identity; the directory's name if None.
 
     Raises
     ------
     UsageError
-        If an option's value is not one of those above.
+        If an option's value is not one of those above, or `annotations` cannot be read.
     """
 
     kind: str = "droid"
     __slots__ = (
+        "_annotations",
         "_base",
         "_frames",
         "_kept",
         "_root",
         "_selection",
+        "_side",
         "cameras",
         "name",
     )
@@ -81,15 +94,18 @@ class DroidDataset:
         self,
         root: str | PathLike[str],
         *,
-        side: str = "left",
+        side: str | None = None,
         outcome: str | None = None,
         episodes: str | Sequence[str] = (),
         limit: int | None = None,
         frames: str = "strict",
         video_frames: VideoFrames = "jpeg",
+        annotations: str | PathLike[str] | None = None,
+        instruction: str | None = None,
         name: str | None = None,
     ) -> None:
-        _one_of("side", side, tuple(layout.SIDES))
+        sides = {**layout.SIDES, **layout.OUTER}
+        _one_of("side", side or "left", tuple(sides))
         _one_of("frames", frames, FRAMES_RULES)
         check_kept(video_frames)
         self._root = Path(root).expanduser().resolve()
@@ -98,8 +114,13 @@ class DroidDataset:
         self._selection = Selection(named, outcome, limit)
         self._frames = frames
         self._kept = video_frames
+        file = find_annotations(self._base) if annotations is None else Path(annotations)
+        self._annotations = Annotations(file, instruction)
+        if annotations is not None:
+            _ = self._annotations.sentences
+        self._side = side
         self.name: str = name or self._base.name
-        self.cameras: tuple[str, ...] = (layout.HAND_CAMERA, layout.SIDES[side])
+        self.cameras: tuple[str, ...] = (layout.HAND_CAMERA, sides[side or "left"])
 
     def __repr__(self) -> str:
         return f"DroidDataset({str(self._root)!r}, cameras={self.cameras})"
@@ -120,7 +141,7 @@ class DroidDataset:
         )
         if not found:
             raise NotFoundError(f"{self._root}: no episode found; expected {layout.EXPECTED}")
-        return self._selection.of(self._root, found, layout.outcome_of)
+        return self._selection.of(self._root, found, self._outcome_of)
 
     def file_of(self, name: str) -> str | None:
         """Return None: an episode has its own files."""
@@ -130,7 +151,9 @@ class DroidDataset:
         """Check an episode and describe it; image files are opened for their size only.
 
         Attributes hold the trajectory's own, ``images`` (camera to ``frames`` or ``mp4``),
-        ``calibrated_serials`` (None without a readable calibration) and ``recorded_policy``.
+        ``calibrated_serials`` (None without a readable calibration) and ``recorded_policy``; of a
+        published episode also ``layout``, ``metadata``, ``instructions`` (all that it has), and which
+        camera stands on the ``left`` and the ``right``.
 
         Raises
         ------
@@ -142,23 +165,40 @@ class DroidDataset:
         episode = self._check(name)
         for images in episode.images:
             images.check_sizes()
-        instruction = layout.read_instruction(name, episode.directory)
-        combined = layout.combined_video(episode.directory, instruction)
         rates = [episode.trajectory.rate, *(images.rate for images in episode.images)]
+        attributes = {
+            **episode.trajectory.attributes,
+            "images": {images.camera: images.source for images in episode.images},
+            "calibrated_serials": layout.calibrated_serials(episode.directory),
+        }
+        task: str | None
+        if episode.published is None:
+            if self._annotations.column is not None:
+                raise EpisodeError(
+                    name,
+                    "an episode in the lab's layout has instruction.txt alone; leave "
+                    f"--instruction-column {self._annotations.column} out",
+                )
+            instruction = layout.read_instruction(name, episode.directory)
+            combined = layout.combined_video(episode.directory, instruction)
+            outcome, task = layout.outcome_of(name), combined.task
+            attributes["recorded_policy"] = combined.policy
+        else:
+            there = (episode.directory / "instruction.txt").exists()
+            written = layout.read_instruction(name, episode.directory) if there else None
+            texts = self._annotations.of(episode.published, written)
+            instruction, task = texts[0], None
+            outcome = episode.published.outcome(layout.outcome_of(name))
+            attributes |= {**episode.published.attributes(), "instructions": texts}
         return EpisodeInfo(
             name=name,
-            outcome=layout.outcome_of(name),
+            outcome=outcome,
             instruction=instruction,
             frames=episode.length,
-            task=combined.task,
+            task=task,
             date=layout.date_of(name),
             rate=next((rate for rate in rates if rate is not None), None),
-            attributes={
-                **episode.trajectory.attributes,
-                "images": {images.camera: images.source for images in episode.images},
-                "calibrated_serials": layout.calibrated_serials(episode.directory),
-                "recorded_policy": combined.policy,
-            },
+            attributes=attributes,
         )
 
     def frames(self, name: str, indices: Sequence[int]) -> Iterator[Frame]:
@@ -185,9 +225,20 @@ class DroidDataset:
         directory = self._base / name
         if ".." in Path(name).parts or not directory.is_dir() or not layout.is_episode(directory):
             raise NotFoundError(f"{self._base}: no episode {name!r}; expected {layout.EXPECTED}")
-        images = tuple(
-            layout.find_images(name, directory, camera, self._kept) for camera in self.cameras
-        )
+        published = read_published(name, directory) if is_published(directory) else None
+        images: tuple[layout.Images, ...]
+        if published is None:
+            images = tuple(
+                layout.find_images(name, directory, camera, self._kept) for camera in self.cameras
+            )
+        else:
+            if self._side in layout.SIDES:
+                raise EpisodeError(
+                    name,
+                    "DROID's release has ext1 and ext2, and which of them stands on the left differs from "
+                    f"episode to episode: pass --side ext1 or ext2 instead of {self._side}",
+                )
+            images = tuple(published.video(camera, self._kept) for camera in self.cameras)
         trajectory = read_trajectory(name, directory / "trajectory.h5")
         length = min(len(trajectory), *map(len, images))
         if length == 0:
@@ -198,7 +249,13 @@ class DroidDataset:
                 f"{_lengths(images, trajectory)}; pass --frames shortest to use the first {length}",
             )
         trajectory.check_finite(name, length)
-        return _Episode(directory, images, trajectory, length)
+        return _Episode(directory, images, trajectory, length, published)
+
+    def _outcome_of(self, name: str) -> str:
+        outcome, directory = layout.outcome_of(name), self._base / name
+        if outcome == "unknown" and is_published(directory):
+            return read_published(name, directory).outcome(outcome)
+        return outcome
 
 
 def _read(episode: _Episode, indices: Sequence[int]) -> Iterator[Frame]:

@@ -20,15 +20,21 @@ _log = logging.getLogger(__name__)
 
 HAND_CAMERA = "hand_camera"
 SIDES = {"left": "varied_camera_1", "right": "varied_camera_2"}
+OUTER = {"ext1": "varied_camera_1", "ext2": "varied_camera_2"}
+"""What DROID's release calls them; which of them stands on the left differs from episode to episode."""
 CAMERAS = (HAND_CAMERA, *SIDES.values())
 
 EXPECTED = (
     "{outcome}/{date}/{episode}/ directories with instruction.txt, trajectory.h5 and recordings/, "
-    "for example success/2025-12-10/2025-12-10_09-00-39/"
+    "for example success/2025-12-10/2025-12-10_09-00-39/, or DROID's own with metadata_*.json and "
+    "recordings/MP4/"
 )
 
 _MARKERS = ("instruction.txt", "trajectory.h5", "recordings")
-_EPISODE_NAME = re.compile(r"\d{4}-\d{2}-\d{2}[_T]\d{2}-\d{2}-\d{2}$")
+_EPISODE_NAME = re.compile(
+    r"\d{4}-\d{2}-\d{2}[_T]\d{2}-\d{2}-\d{2}$"
+    r"|[A-Z][a-z]{2}_[A-Z][a-z]{2}_+\d{1,2}_\d{2}[:_]\d{2}[:_]\d{2}_\d{4}$"
+)
 _DATE = re.compile(r"(\d{4}-\d{2}-\d{2})(?!\d)")
 _DEPTH = 6  # outcome/date/episode and a few levels above; a wrong root such as / ends soon
 
@@ -245,43 +251,18 @@ def _missing_camera(directory: Path, camera: str) -> str:
 
 
 def _other_videos(directory: Path) -> str | None:
-    """Say which videos there are under other names, as in DROID's published layout."""
-    recordings = directory / "recordings"
+    """Say which videos there are under other names."""
     found = [
         path.relative_to(directory).as_posix()
-        for path in sorted(recordings.rglob("*.mp4"))
+        for path in sorted((directory / "recordings").rglob("*.mp4"))
         if not path.name.startswith(".")
     ]
     if not found:
         return None
-    serials = _published_serials(directory)
-    links = [
-        f"ln -s {path.removeprefix('recordings/')} recordings/{serials[stem]}.mp4"
-        for path in found
-        if (stem := Path(path).stem) in serials
-    ]
-    how = (
-        f"metadata_*.json says which is which: {'; '.join(links)}"
-        if links
-        else f"link or rename them to {', '.join(f'recordings/{name}.mp4' for name in CAMERAS)}, "
-        "and the wrist's is the first"
-    )
     return (
-        f"there is {', '.join(found)}, named by camera serials as DROID publishes its recordings; "
-        f"{how}; and write instruction.txt"
+        f"there is {', '.join(found)}: link or rename them to "
+        f"{', '.join(f'recordings/{name}.mp4' for name in CAMERAS)}, and the wrist's is the first"
     )
-
-
-def _published_serials(directory: Path) -> dict[str, str]:
-    """Camera by serial, from the metadata file of DROID's published layout."""
-    keys = ("wrist_cam_serial", "ext1_cam_serial", "ext2_cam_serial")
-    for path in sorted(directory.glob("metadata_*.json")):
-        try:
-            found = parse_json(path.read_bytes())
-            return {str(found[key]): name for key, name in zip(keys, CAMERAS, strict=True)}
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return {}
 
 
 def _numbered_files(directory: Path) -> dict[int, Path]:

@@ -21,6 +21,7 @@ from attnstore.store.errors import EpisodeError, NotFoundError, UsageError
 from attnstore.store.format.views import check_cameras
 
 from ..base import EpisodeInfo, Frame, check_frames, copy_again
+from ..instruction import given_instructions
 from ..outcome import outcome_of_episode, outcome_of_frames
 from ..selection import Selection
 from .description import STEPS, Feature, Split, read_description
@@ -267,7 +268,7 @@ class RldsDataset:
 
     def _all_instructions(self, record: Record, steps: int) -> list[str]:
         """Texts of the columns that are not empty, in their order."""
-        found: list[str] = []
+        found: dict[str, str] = {}
         for path in self._instructions:
             texts = {text.strip() for text in record.texts(path, steps)} - {""}
             if len(texts) > 1:
@@ -277,15 +278,12 @@ class RldsDataset:
                     f"{STEPS}/{path} is one instruction an episode; it says {two[0]!r} and {two[1]!r}: "
                     "choose another column with --instruction-column",
                 )
-            found += texts
-        if not found:
-            raise EpisodeError(
-                record.episode,
-                f"an episode has an instruction: {' and '.join(self._instructions)} "
-                f"{'is' if len(self._instructions) == 1 else 'are'} empty; choose another column "
-                "with --instruction-column, or leave the episode out",
-            )
-        return found
+            found[path] = "".join(texts)
+        return given_instructions(
+            record.episode,
+            found,
+            "choose another column with --instruction-column, or leave the episode out",
+        )
 
     def _outcome_of_name(self, name: str) -> str:
         return self._outcome_of(self._read(name))
