@@ -212,4 +212,5 @@ def conclude(
     end_if_interrupted(report, stopped)
     if failed:
         lines = "".join(f"\n  {line}" for line in said_once(failed))
-        raise PartialError(f"{len(failed)} episodes are not in {target}:{lines}")
+        many = "1 episode is" if len(failed) == 1 else f"{len(failed)} episodes are"
+        raise PartialError(f"{many} not in {target}:{lines}")

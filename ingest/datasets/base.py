@@ -151,6 +151,29 @@ def copy_again(path: Path) -> str:
     return "copy the file again"
 
 
+def why_missing(root: Path, relative: str) -> str:
+    """Say what is wrong where `relative` should be below `root`, and the repair.
+
+    Where links cannot be kept (Git on Windows, some archives), a link to a folder becomes a small
+    file that holds the place it led to.
+    """
+    for parent in reversed(Path(relative).parents[:-1]):
+        place = root / parent
+        if place.is_symlink() and not place.exists():
+            return (
+                f"{relative} is missing: {parent} leads to {str(place.readlink())!r}, and nothing is "
+                "there; copy what it led to, or link it again"
+            )
+        if place.is_file():
+            with place.open("rb") as file:
+                held = file.read(200).decode(errors="replace").strip()
+            return (
+                f"{relative} is missing: {parent} is a file that holds {held!r:.100}, where a folder "
+                "belongs; if it was a link, make it one again, or put the folder there"
+            )
+    return f"{relative} is missing; copy the file again"
+
+
 def check_frames(name: str, length: int, indices: Sequence[int]) -> None:
     """Check that an episode of so many frames has the asked ones.
 

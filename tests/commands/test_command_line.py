@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,11 @@ class TestOutputThatCannotBeWritten:
             (("render", "images", "STORE", "--out", "out"), ".jpg"),
             (("render", "videos", "STORE", "--out", "out"), ".webm"),
             (("report", "STORE", "--out", "out"), "out/"),
-            (("export", "rerun", "STORE", "--out", "out.rrd"), "out.rrd"),
+            pytest.param(
+                ("export", "rerun", "STORE", "--out", "out.rrd"),
+                "out.rrd",
+                marks=pytest.mark.skipif(find_spec("rerun") is None, reason="needs rerun-sdk"),
+            ),
         ],
         ids=lambda words: " ".join(words[:2]) if isinstance(words, tuple) else words,
     )

@@ -246,6 +246,17 @@ class TestBroken:
         (copied / TOP_VIDEO).unlink()
         assert problem(copied) == f"{TOP_VIDEO} is missing; copy the file again"
 
+    def test_link_that_was_copied(self, copied: Path) -> None:
+        """As the text that it was, or still as a link, to a disk that is elsewhere."""
+        (copied / "videos").rename(copied.parent / "elsewhere")
+        (copied / "videos").write_text("../big_disk")
+        assert "videos is a file that holds '../big_disk', where a folder belongs" in problem(
+            copied
+        )
+        (copied / "videos").unlink()
+        (copied / "videos").symlink_to("../big_disk")
+        assert "videos leads to '../big_disk', and nothing is there" in problem(copied)
+
     def test_no_video(self, copied: Path) -> None:
         (copied / TOP_VIDEO).write_bytes(b"nothing")
         assert "(7 bytes) is not a readable video" in problem(copied)

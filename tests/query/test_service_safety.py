@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -23,6 +24,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 from service_fixtures import HOSTILE, SCRIPT, TOKEN, Server, start, stop
@@ -36,6 +38,7 @@ from attnstore.query.groups.difference import at_moments
 from attnstore.query.service import ServiceConfig, create_app
 from attnstore.query.service.config import Limits
 from attnstore.query.service.guard.access import Access, Arrival, Head
+from attnstore.query.service.guard.connections import CONNECTIONS, GuardedConnection
 from attnstore.query.service.guard.middleware import Guard
 from attnstore.query.service.guard.refusal import Refusal, without_paths
 from attnstore.store.catalog import refresh
@@ -881,6 +884,49 @@ def test_half_a_request_shuts_nobody_out(
         for client in clients:
             client.close()
         stop(server)
+
+
+def test_a_burst_of_connections_is_cut_to_the_cap() -> None:
+    """100 beyond the cap in one turn of asyncio's loop: as many older ones go, not one of them."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError("nothing was asked")
+
+    async def crowd() -> int:
+        listening = socket.create_server(("127.0.0.1", 0), backlog=128)
+        config = uvicorn.Config(app, http=Counted, lifespan="off", log_level="error")
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        clients: list[socket.socket] = []
+
+        def connect(count: int) -> None:
+            for _ in range(count):
+                clients.append(socket.create_connection(listening.getsockname(), timeout=10))
+
+        async def come(count: int) -> None:
+            while len(made) < count:
+                await asyncio.sleep(0.01)
+
+        await asyncio.to_thread(connect, CONNECTIONS)
+        await come(CONNECTIONS)
+        connect(100)  # the loop stands still meanwhile
+        await come(CONNECTIONS + 100)
+        await asyncio.sleep(0.1)
+        left = len(server.server_state.connections)
+        server.should_exit = server.force_exit = True
+        for client in clients:
+            client.close()
+        await serving
+        return left
+
+    made: list[float] = []
+
+    class Counted(GuardedConnection):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            made.append(self._since)
+
+    assert asyncio.run(crowd()) == CONNECTIONS
 
 
 def outgoing(size: int, limits: Limits, clients: list[str]) -> list[int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from attnstore.store.errors import EpisodeError, NotFoundError, UsageError
 
-from ..base import CameraFrame, EpisodeInfo, Frame, VideoFrames, check_frames
+from ..base import CameraFrame, EpisodeInfo, Frame, VideoFrames, check_frames, why_missing
 from ..outcome import outcome_of_episode, outcome_of_frames, read_outcomes
 from ..selection import Selection
 from ..video import check_kept
@@ -303,7 +303,7 @@ class LeRobotDataset:
     def _file(self, recording: Recording, relative: str) -> Path:
         path = self._files.find(relative)
         if path is None:
-            raise EpisodeError(recording.name, f"{relative} is missing; copy the file again")
+            raise EpisodeError(recording.name, why_missing(self._files.root, relative))
         return path
 
     def _rows(self, recording: Recording) -> EpisodeRows:

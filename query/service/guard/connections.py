@@ -41,8 +41,10 @@ class GuardedConnection(H11Protocol):
         super().connection_made(transport)
         self._since = self.loop.time()
         self._expect_head()
-        if len(self.connections) > most_connections():
-            waiting = [c for c in cast(set[Any], self.connections) if c is not self and c.waits]
+        # Of many that come at once, those already told to go are still among the connections.
+        open_ = [c for c in cast(set[Any], self.connections) if not c.transport.is_closing()]
+        if len(open_) > most_connections():
+            waiting = [c for c in open_ if c is not self and c.waits]
             # Those that never asked anything go first.
             oldest = min(waiting, key=lambda c: (c._asked, c._since), default=self)
             oldest.transport.abort()
