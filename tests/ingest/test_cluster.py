@@ -184,7 +184,9 @@ class TestOwnCluster:
         assert sorted(commits(small.paths.root)) == [n for n in names(6) if n != "e03"]
         tries = {n: small.times(f"do.{n}") for n in names(6)}
         assert tries == dict.fromkeys(names(6), 1) | {"e01": 2, "e03": 3}
-        assert len(watcher.notes) == 3
+        # A result that is lost with its worker before it was fetched is a further note.
+        assert {note.partition(":")[0] for note in watcher.notes} == {"e01", "e03"}
+        assert len(watcher.notes) >= 3
         opened = [file.name.split(".")[1] for file in small.log.glob("open.*")]
         assert len(opened) == len(set(opened)), "once a worker, not once an episode"
         assert children() == []

@@ -333,7 +333,7 @@ ATTACKS = {
         "select max(a) from (select list(i || repeat('x', 1000)) a from range(1000000) t(i))",
     ],
     "time": [LEVENSHTEIN],
-    "size": ["select repeat('x', 1000) from range(100000)"],
+    "size": ["select repeat('x', 100000) from range(1000)"],
 }  # fmt: skip
 
 
