@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from attnstore.store.format.axes import STEPPED_PHASES, VISION
+from attnstore.store.format.hidden import EMBEDDING
 
-from .policies.base import ATTENTION_ONLY, EMBEDDING, Generated, Policy, Watch
+from .policies.base import ATTENTION_ONLY, LAST, Generated, Policy, SpanStates, Watch
 
 if TYPE_CHECKING:
     import torch
@@ -51,10 +52,12 @@ class HiddenRecord:
 
     phase: str
     layer: int
-    """`attnstore.ingest.policies.base.EMBEDDING` for those that enter layer 0."""
+    """`EMBEDDING` for those that enter layer 0, `LAST` for those that actions are made of; of
+    `attnstore.ingest.policies.base`."""
     step: int | None
-    states: torch.Tensor = field(repr=False)
-    """(batch, query, feature), on the model's device and in its data type; not to be changed."""
+    states: torch.Tensor | SpanStates = field(repr=False)
+    """(batch, query, feature), on the model's device and in its data type; not to be changed. Of one
+    sample that a recorder reduced when it was shown: what was kept."""
     first: int = 0
     samples: tuple[int, ...] | None = None
     """Both as in `Record`."""
@@ -177,10 +180,10 @@ class _Recorder:
             kept = Record(phase, layer, step, weights.clone(), first, self._samples, norms)
             session.records.append(kept)
 
-    def hidden(self, phase: str, layer: int, states: torch.Tensor) -> None:
+    def hidden(self, phase: str, layer: int, states: torch.Tensor | SpanStates) -> None:
         step = self._hidden_steps.at(phase, begins=layer == EMBEDDING)
         first = self._first("hidden", phase, layer, len(states))
-        if layer != EMBEDDING:
+        if layer not in (EMBEDDING, LAST):
             _count(self._session.hidden_counts, phase, len(states))
         if self._hidden is not None:
             self._hidden(HiddenRecord(phase, layer, step, states, first, self._samples))

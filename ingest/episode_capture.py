@@ -17,9 +17,10 @@ from attnstore.store.format.statistics import SINK_FRACTION, SINK_THRESHOLD
 from attnstore.store.format.tokens import GENERATED, Token, TokenLayout
 
 from .aggregates import episode_stats
-from .capture import Record, Session, capture
+from .capture import HiddenRecord, Record, Session, capture
 from .datasets.base import Frame, PolicyCall
 from .encoders import all_layouts, all_shapes, owners
+from .hidden import HiddenStates, expects_hidden
 from .health import check_axes, check_complete, check_encoded, check_rows
 from .policies.base import ATTENTION_ONLY, Batch, Generated, PhaseShape, Policy, Watch
 from .policies.values import LEAVE_OUT
@@ -99,7 +100,8 @@ class EpisodeCapture:
         ]
         carried = [_value_reductions(self._spec, self._shapes, own, self._watch) for own in layouts]
         norms: list[dict[str, NDArray[np.float32]]] = [{} for _ in keyframes]
-        hidden = TokenStatistics(self._spec, batch, layouts)
+        tokens = TokenStatistics(self._spec, batch, layouts)
+        hidden = HiddenStates(self._spec, batch, layouts)
         rows: list[list[tuple[float, float]]] = [[] for _ in keyframes]
 
         def sink(record: Record) -> None:
@@ -127,13 +129,22 @@ class EpisodeCapture:
                 )  # fmt: skip
                 self._queue.put(write, stored.nbytes)
 
+        def hidden_sink(record: HiddenRecord) -> None:
+            if self._watch.token_stats:
+                tokens.add(record)
+            if self._watch.hidden is not None:
+                hidden.add(record)
+
         if self._watch.vision:
             check_encoded(batch)
-        with capture(self._policy, sink, watch=self._watch, hidden=hidden.add) as session:
+        with capture(self._policy, sink, watch=self._watch, hidden=hidden_sink) as session:
             actions = self._policy.act(batch)
         check_complete(
             session, self._shapes, batch,
-            encoder=self._policy.watches_encoder, hidden=self._watch.token_stats,
+            encoder=self._policy.watches_encoder,
+            hidden=expects_hidden(
+                self._shapes, token_stats=self._watch.token_stats, stored=self._watch.hidden
+            ),
         )  # fmt: skip
         differences = self._write_policy(keyframes, frames, batch, actions, session)
         for i, keyframe in enumerate(keyframes):
@@ -150,7 +161,9 @@ class EpisodeCapture:
                 for block in self._heads.rows(keyframe, weighted):
                     self._writer.add_rows("head_stats", block)
                 self._sinks.add(weighted)
-            for block in hidden.rows(i, keyframe):
+            for path, form, states in hidden.arrays(i):
+                self._writer.write_hidden(path, form, keyframe, states)
+            for block in tokens.rows(i, keyframe):
                 self._writer.add_rows("token_stats", block)
 
     def _widened(self, phase: str, weights: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from attnstore.store.errors import HealthError
 from attnstore.store.format.axes import VISION, split_path
@@ -84,11 +84,12 @@ def check_complete(
     batch: Batch,
     *,
     encoder: bool,
-    hidden: bool = False,
+    hidden: Collection[str] = (),
 ) -> None:
     """Check that every layer of every step arrived, and that every camera was encoded.
 
-    `encoder` says whether the policy's vision tower is watched, `hidden` whether hidden states are.
+    `encoder` says whether the policy's vision tower is watched, `hidden` of which phases, by path, hidden
+    states are.
 
     Raises
     ------
@@ -103,7 +104,7 @@ def check_complete(
         elif camera is not None:
             passes, of = len(batch.encoded), "images"
         expected, found = shape.layers * passes, session.counts.get(phase, 0)
-        shown = session.hidden_counts.get(phase, 0) if hidden else expected
+        shown = session.hidden_counts.get(phase, 0) if path in hidden else expected
         for count, what in ((found, "layers"), (shown, "layers' hidden states")):
             if count != expected:
                 raise HealthError(

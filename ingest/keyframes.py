@@ -15,6 +15,7 @@ from attnstore.store.json_text import json_value
 
 from .datasets.base import EpisodeInfo, Frame
 from .encoders import all_layouts, all_shapes
+from .hidden import check_choice, hidden_spec
 from .policies.base import ATTENTION_ONLY, Observation, Policy, Watch
 from .reading import prepare
 
@@ -95,20 +96,24 @@ def describe_episode(
             raise EpisodeError(info.name, f"frame {frame.index}: a camera's image changes its size")
         geometry, state_dof, recorded_dof = sample.geometry, frame.state.size, frame.action.size
         seeds.append(sight.seed)
+    own = all_shapes(policy, geometry, watch)
+    queries = {path: AlignedAxis.over([x.query for x in layouts[path]]) for path in own}
+    check_choice(watch.hidden, own, {path: query.spans for path, query in queries.items()})
     phases = {
         path: PhaseSpec(
             split_path(path)[0],
             shape.layers,
             shape.heads,
             shape.steps,
-            AlignedAxis.over([x.query for x in layouts[path]]),
+            queries[path],
             AlignedAxis.over([x.key for x in layouts[path]]),
             _query_groups(shape.query_groups, [x.query for x in layouts[path]]),
             camera=split_path(path)[1],
             causal=shape.causal,
             values=watch.values,
+            hidden=hidden_spec(shape, queries[path], watch.hidden),
         )
-        for path, shape in all_shapes(policy, geometry, watch).items()
+        for path, shape in own.items()
     }
     spec = EpisodeSpec(
         name=info.name,

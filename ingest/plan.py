@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence, Set
@@ -20,15 +21,25 @@ from attnstore.store.commits import (
 )
 from attnstore.store.commits.run import RunConfig
 from attnstore.store.errors import EpisodeError, IntegrityError
-from attnstore.store.format.tokens import TokenLayout
+from attnstore.store.format.hidden import hidden_shape
+from attnstore.store.format.tokens import AlignedAxis, TokenLayout
 from attnstore.store.tables.base import TOKEN_METRICS
 
 from .datasets.base import Dataset, EpisodeInfo, Frame
 from .datasets.oriented import OrientedDataset
 from .encoders import all_layouts, all_shapes
 from .episode import EpisodeJob
+from .hidden import check_choice, hidden_spec
 from .keyframes import keyframes_of, observation
-from .policies.base import ATTENTION_ONLY, ObservationError, PhaseShape, Policy, Watch
+from .policies.base import (
+    ATTENTION_ONLY,
+    HiddenChoice,
+    ObservationError,
+    PhaseShape,
+    Policy,
+    Watch,
+    check_stored_hidden,
+)
 from .processes import lives
 from .reading import prepare, read_info
 from .views import first_full_window, keyframe_views
@@ -39,6 +50,8 @@ MAP_ITEM = 4
 """Bytes of a value of an overview map."""
 NORM_BYTES = 2
 """Of a value norm, whose lower bits are zero; a suffix's prefix keys compress far better."""
+HIDDEN_BYTES = 2.0
+"""Of a value of a hidden state, whose lower bits are zero; measured."""
 ROW_BYTES = 59
 """Of a row of ``head_stats``, compressed; measured, as the next two."""
 EPISODE_ROW_BYTES = 160
@@ -156,7 +169,10 @@ def make_plan(
         taken += 1
         shapes = all_shapes(policy, sample.geometry, job.watch)
         layouts = all_layouts(policy, sample, job.watch)
+        if taken == 1:
+            check_choice(job.watch.hidden, shapes, {p: x.query.spans for p, x in layouts.items()})
         size = size_of(shapes, layouts, job.run.precision, values=job.watch.values)
+        size = replace(size, small=size.small + hidden_bytes(shapes, layouts, job.watch.hidden))
         if job.watch.token_stats:
             size = replace(size, attention=size.attention + token_stats_bytes(shapes, layouts))
         size = replace(size, small=size.small + _policy_bytes(policy, frame))
@@ -244,6 +260,24 @@ def size_of(
         keys = len(layout.key) + own * ((shape.steps or 1) - 1)
         norms += shape.layers * shape.heads * keys * NORM_BYTES
     return Size(attention, map_values, rows * (1 + values), norms * values)
+
+
+def hidden_bytes(
+    phases: Mapping[str, PhaseShape],
+    layouts: Mapping[str, TokenLayout],
+    choice: HiddenChoice | None,
+) -> int:
+    """Expected bytes of one keyframe's hidden states."""
+    values = 0
+    for path, shape in phases.items():
+        query = AlignedAxis(layouts[path].query.spans)
+        hidden = hidden_spec(shape, query, choice)
+        for form in () if hidden is None else hidden.forms:
+            assert hidden is not None
+            values += math.prod(
+                hidden_shape(1, shape.steps or 1, shape.layers, query, hidden, form)
+            )
+    return round(values * HIDDEN_BYTES)
 
 
 def token_stats_bytes(phases: Mapping[str, PhaseShape], layouts: Mapping[str, TokenLayout]) -> int:
@@ -352,6 +386,9 @@ def describe_run(
         options["orientation"] = {c: o.to_json() for c, o in dataset.orientations.items()}
     if watch.values:
         options["values"] = True
+    if watch.hidden is not None:
+        check_stored_hidden(policy)
+        options["hidden"] = [list(watch.hidden.layers), list(watch.hidden.spans)]
     return RunConfig(
         policy=policy_name,
         checkpoint=policy.checkpoint,

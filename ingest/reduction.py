@@ -14,6 +14,8 @@ from attnstore.store.format.precision import LEVELS, OCTAVES, ZERO_BELOW, dtype,
 from attnstore.store.format.tokens import Axis, TokenLayout
 from attnstore.store.format.weighting import value_weighted
 
+from .policies.base import SpanStates
+
 if TYPE_CHECKING:
     import torch
 
@@ -34,6 +36,25 @@ class Reduction:
     """Weights averaged over all valid queries, (head, key)."""
     row_sum: tuple[float, float]
     """Smallest and largest sum over keys of a valid query's row; NaN if any weight is NaN."""
+
+
+def reduce_states(states: torch.Tensor, query: Axis, spans: Sequence[str]) -> SpanStates:
+    """Reduce one sample's hidden states, (query, feature) with padding.
+
+    Parameters
+    ----------
+    query
+        Its spans.
+    spans
+        Those whose every token is kept, by name; none keeps none.
+    """
+    import torch
+
+    parts = [states.narrow(0, s.model_start, len(s)) for s in query]
+    mean = torch.stack([part.mean(0, dtype=torch.float32) for part in parts])
+    chosen = [part for part, span in zip(parts, query, strict=True) if span.name in spans]
+    tokens = torch.cat(chosen).to(torch.float32) if chosen else None
+    return SpanStates(mean, tokens)
 
 
 def compact(weights: torch.Tensor, layout: TokenLayout) -> torch.Tensor:

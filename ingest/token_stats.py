@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from attnstore.store.errors import HealthError
 from attnstore.store.format.episode import EpisodeSpec, PhaseSpec
+from attnstore.store.format.hidden import EMBEDDING
 from attnstore.store.format.tokens import TokenLayout
 from attnstore.store.tables.base import TOKEN_METRICS
 
 from .capture import HiddenRecord
 from .encoders import owners
-from .policies.base import EMBEDDING, Batch
+from .policies.base import LAST, Batch, SpanStates
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +59,9 @@ class TokenStatistics:
         """
         import torch
 
+        if record.layer == LAST:
+            return
+        assert not isinstance(record.states, SpanStates)
         # A copy: a model may add the next layer's output in place.
         states = record.states.to(torch.float32, copy=True)
         if record.layer == EMBEDDING:

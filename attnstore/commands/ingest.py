@@ -16,6 +16,7 @@ from .ingest_choices import (
     RecordingChoice,
     RunChoice,
     force_option,
+    hidden_options,
     policy_options,
     precision_option,
     recording_options,
@@ -373,6 +374,7 @@ class _SourceCommand(StoreCommand):
         vision_option,
         token_stats_option,
         values_option,
+        *hidden_options,
         dry_run_option,
         force_option,
     )
@@ -457,6 +459,8 @@ def recording(
         click.option("--seed", type=int, default=0, show_default=True, help="Base of the noise seeds."),
         vision_option,
         token_stats_option,
+        values_option,
+        *hidden_options,
         dry_run_option,
         force_option,
     )

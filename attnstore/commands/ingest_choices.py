@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from attnstore.store.errors import UsageError
+
 from .options import (
     adapter_options,
     dry_run_option,
@@ -18,7 +20,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from attnstore.ingest.datasets.base import Dataset, VideoFrames
-    from attnstore.ingest.policies.base import Policy
+    from attnstore.ingest.policies.base import HiddenChoice, Policy
     from attnstore.ingest.policies.registry import PolicySpec
 
 
@@ -56,8 +58,26 @@ class RunChoice:
     vision: bool = False
     token_stats: bool = False
     values: bool | None = None
+    hidden: str | None = None
+    no_hidden: bool = False
     dry_run: bool = False
     force: bool = False
+
+    def asked_hidden(self) -> HiddenChoice | bool | None:
+        """Return which hidden states are asked for; None: those that the policy shows.
+
+        Raises
+        ------
+        UsageError
+            If both options are given, or one is not understood.
+        """
+        from attnstore.ingest.hidden import parse_hidden
+
+        if self.hidden is not None and self.no_hidden:
+            raise UsageError("give --hidden or --no-hidden, not both")
+        if self.hidden is not None:
+            return parse_hidden(self.hidden)
+        return False if self.no_hidden else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +186,20 @@ values_option = click.option(
     help="Keep what each key token would add through each head, to weight attention with.  "
     "[default: where the policy shows it]",
 )
+hidden_options = (
+    click.option(
+        "--hidden",
+        metavar="LAYERS[:SPANS]",
+        help="Also keep every token's hidden state at these layers: 5,11 or 0-3:task,action; "
+        "'embedding' is what enters layer 0.",
+    ),
+    click.option(
+        "--no-hidden",
+        is_flag=True,
+        help="Keep no hidden states.  [default: means over spans, and the last of action tokens, where the "
+        "policy shows them]",
+    ),
+)
 force_option = click.option(
     "--force", is_flag=True, help="Go on although the forecast exceeds the free disk."
 )
@@ -197,6 +231,7 @@ run_options = grouped(
     vision_option,
     token_stats_option,
     values_option,
+    *hidden_options,
     dry_run_option,
     force_option,
 )

@@ -70,13 +70,15 @@ def run_ingest(
     from attnstore.ingest.episode import EpisodeJob
     from attnstore.ingest.pipeline import ingest_all, provenance
     from attnstore.ingest.plan import describe_run, make_plan
-    from attnstore.ingest.policies.base import Watch, shows_values
+    from attnstore.ingest.policies.base import watch_where_shown
     from attnstore.ingest.work import HERE
     from attnstore.store.commits.run import save_run
     from attnstore.store.opening import create_store
 
-    values = shows_values(policy) if choice.values is None else choice.values
-    watch = Watch(choice.vision, choice.token_stats, values)
+    watch = watch_where_shown(
+        policy, vision=choice.vision, token_stats=choice.token_stats, values=choice.values,
+        hidden=choice.asked_hidden(),
+    )  # fmt: skip
     run = describe_run(
         policy, spec.name, dataset, stride=choice.stride, precision=choice.precision,
         seed=choice.seed, watch=watch,

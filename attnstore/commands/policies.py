@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.command(cls=StoreCommand)
 @json_option
 def policies(as_json: bool) -> None:
-    """List the policy adapters that are installed, and whether they show value norms.
+    """List the policy adapters that are installed, and whether they show value norms and hidden states.
 
     Examples
     --------
@@ -29,15 +29,21 @@ def policies(as_json: bool) -> None:
     """
     from importlib.metadata import entry_points
 
-    from attnstore.ingest.policies.registry import ENTRY_POINTS, shown_values
+    from attnstore.ingest.policies.registry import ENTRY_POINTS, said_of
 
     points = sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name)
     if not points:
         raise UsageError("no policy adapter is installed")
-    rows = [{"name": p.name, "adapter": p.value, "values": shown_values(p)} for p in points]
+    rows = [
+        {
+            "name": p.name, "adapter": p.value, "values": said_of(p, "value_norms"),
+            "hidden": said_of(p, "hidden_states"),
+        }
+        for p in points
+    ]  # fmt: skip
     if as_json:
         print_json(rows)
     else:
         for row in rows:
-            shown = f"value norms: {row['values']}"
+            shown = f"value norms: {row['values']}; hidden states: {row['hidden']}"
             click.echo(f"{row['name']:<12} {row['adapter']:<60} {shown}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,10 +15,15 @@ from numpy.typing import NDArray
 
 from attnstore.store.errors import AttnstoreError, UsageError
 from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.hidden import EMBEDDING
 from attnstore.store.format.tokens import Token, TokenLayout
 
 if TYPE_CHECKING:
     import torch
+
+
+NO_HIDDEN = "leave them out: --no-hidden, and no --token-stats"
+"""How hidden states are left out, for messages."""
 
 
 class PolicyError(AttnstoreError):
@@ -95,6 +100,11 @@ class PhaseShape:
     """Query groups that get statistics and overview maps."""
     causal: bool | None = None
     """Whether no query attends to a token behind it; None if that is not known."""
+    features: int | None = None
+    """Width of a hidden state; None if the policy shows none to be stored."""
+    last: str | None = None
+    """Kind of the query tokens whose hidden states are shown as `LAST`, in the order of the queries:
+    ``action``; None if none are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +121,16 @@ class EncoderShape:
 
 
 @dataclass(frozen=True, slots=True)
+class HiddenChoice:
+    """Which hidden states are stored: means over spans and the last of action tokens always."""
+
+    layers: tuple[int, ...] = ()
+    """Layers of which every token is stored, too; `EMBEDDING` is what enters layer 0."""
+    spans: tuple[str, ...] = ()
+    """Spans of those tokens, by name, kind or role; none: all."""
+
+
+@dataclass(frozen=True, slots=True)
 class Watch:
     """What is captured beside the attention of the policy's own phases."""
 
@@ -120,11 +140,32 @@ class Watch:
     """The hidden states' norms and cosines: table ``token_stats``."""
     values: bool = False
     """What each key token would add through each head: arrays ``value_norm``."""
+    hidden: HiddenChoice | None = None
+    """Hidden states of the policy's own phases: arrays ``hidden``; None: none."""
+
+    @property
+    def shows_hidden(self) -> bool:
+        """Whether hidden states are to be shown."""
+        return self.token_stats or self.hidden is not None
 
 
 ATTENTION_ONLY = Watch()
-EMBEDDING = -1
-"""The layer whose hidden states enter layer 0."""
+LAST = -2
+"""In place of a layer: the hidden states of which the policy makes actions, after the final norm."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpanStates:
+    """What is kept of one sample's hidden states after a layer, in float32, of the unrounded values."""
+
+    mean: torch.Tensor = field(repr=False)
+    """Mean over the tokens of each span of the queries, (span, feature)."""
+    tokens: torch.Tensor | None = field(repr=False)
+    """Every token of chosen spans, (token, feature); None where none are."""
+
+    def __len__(self) -> int:
+        """Samples: one."""
+        return 1
 
 
 class Observer(Protocol):
@@ -151,11 +192,14 @@ class Observer(Protocol):
         """
         ...
 
-    def hidden(self, phase: str, layer: int, states: torch.Tensor) -> None:
+    def hidden(self, phase: str, layer: int, states: torch.Tensor | SpanStates) -> None:
         """Take the hidden states after a layer, (batch, query, feature); not to be changed.
 
+        A recording shows again what it kept: `SpanStates` of the one sample.
+
         Those that enter layer 0 come first, as layer `EMBEDDING`, and begin a stepped phase's next
-        step; they come before that layer's attention.
+        step; they come before that layer's attention. In a phase with `PhaseShape.last` those of its
+        tokens alone come at the end of every step, as layer `LAST`.
         """
         ...
 
@@ -225,7 +269,7 @@ class Policy(Protocol):
         ...
 
     def check_hidden(self) -> None:
-        """Check that `instrument` shows hidden states, for `Watch.token_stats`.
+        """Check that `instrument` shows hidden states, for `Watch.token_stats` and `Watch.hidden`.
 
         Raises
         ------
@@ -279,6 +323,31 @@ class Policy(Protocol):
         ...
 
 
+def check_stored_hidden(policy: Policy) -> None:
+    """Check that a policy's hidden states can be stored, for `Watch.hidden`; weights are not needed.
+
+    Raises
+    ------
+    UsageError
+        If it shows none, or does not say how wide they are.
+    """
+    policy.check_hidden()
+    if lost := [phase for phase, shape in policy.phases.items() if shape.features is None]:
+        raise UsageError(
+            f"hidden states: policy {policy.name} does not say how wide those of phase {lost[0]} are "
+            f"(PhaseShape.features); {NO_HIDDEN}"
+        )
+
+
+def shows_hidden(policy: Policy) -> bool:
+    """Whether a policy's hidden states can be stored."""
+    try:
+        check_stored_hidden(policy)
+    except UsageError:
+        return False
+    return True
+
+
 def shows_values(policy: Policy) -> bool:
     """Whether a policy shows value norms."""
     try:
@@ -286,6 +355,30 @@ def shows_values(policy: Policy) -> bool:
     except UsageError:
         return False
     return True
+
+
+def watch_where_shown(
+    policy: Policy,
+    *,
+    vision: bool = False,
+    token_stats: bool = False,
+    values: bool | None = None,
+    hidden: HiddenChoice | bool | None = None,
+) -> Watch:
+    """Watch what is asked for; where nothing is said (None), what the policy shows.
+
+    Parameters
+    ----------
+    hidden
+        False: none; True: as `HiddenChoice` by default.
+    """
+    if values is None:
+        values = shows_values(policy)
+    if hidden is None:
+        hidden = shows_hidden(policy)
+    if isinstance(hidden, bool):
+        hidden = HiddenChoice() if hidden else None
+    return Watch(vision, token_stats, values, hidden)
 
 
 @runtime_checkable

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from attnstore.store.errors import HealthError, UsageError
 from attnstore.store.format.axes import VISION
+from attnstore.store.format.hidden import EMBEDDING
 
-from .base import EMBEDDING, EncoderShape, Observer
+from .base import LAST, NO_HIDDEN, EncoderShape, Observer, Watch
 from .checkpoint import unwrap
 from .values import LEAVE_OUT, LayerValues, ProjectedValues, ValueNorms, no_projections, projections
 from .vision import encoder_attention
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 NO_VALUES = "no"
+NOT_SHOWN = "no"
 
 
 def second_output(output: Any) -> Any:
@@ -46,15 +48,25 @@ class Watched:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
-    """A module that takes and returns hidden states."""
+class Shown:
+    """A module that takes or returns hidden states."""
 
     phase: str
     layer: int
+    """Whose output they are; `EMBEDDING` and `LAST` are none's."""
     module: torch.nn.Module = field(repr=False)
+    entering: bool = False
+    """They are its first argument, and not its output."""
     states: Callable[[Any], Any] = field(default=first_output, repr=False)
-    """Takes the hidden states, (batch, query, feature), from the module's output, and from its
-    first argument."""
+    """Takes the hidden states, (batch, query, feature), from its output or its first argument."""
+
+
+def around(
+    phase: str, layer: int, module: torch.nn.Module, states: Callable[[Any], Any] = first_output
+) -> list[Shown]:
+    """Hidden states of a layer that is called as a module: its output, and what enters the first."""
+    first = [Shown(phase, EMBEDDING, module, True, states)] if layer == 0 else []
+    return [*first, Shown(phase, layer, module, False, states)]
 
 
 class HookedPolicy(ABC):
@@ -63,6 +75,9 @@ class HookedPolicy(ABC):
     value_norms = NO_VALUES
     """Whether `values` finds what it needs, as ``attnstore policies`` says it: an adapter whose
     attention modules have ``v_proj`` and ``o_proj`` says ``yes``."""
+    hidden_states = NOT_SHOWN
+    """Whether hidden states can be stored, as ``attnstore policies`` says it: an adapter whose
+    `PhaseShape` have features says ``yes``."""
 
     @abstractmethod
     def watched(self) -> Sequence[Watched]:
@@ -102,10 +117,10 @@ class HookedPolicy(ABC):
         found = encoder_attention(self.encoder(), self.encoder_shape().layers)
         return [Watched(VISION, i, module) for i, module in enumerate(found)]
 
-    def layers(self, watched: Sequence[Watched]) -> Sequence[Layer]:
-        """List the modules whose output is the hidden states, for ``--token-stats``.
+    def layers(self, watched: Sequence[Watched]) -> Sequence[Shown]:
+        """List where the hidden states are seen, of every phase `EMBEDDING` and each layer.
 
-        By default the entries of the module lists in which the watched attention stands.
+        By default around the entries of the module lists in which the watched attention stands.
 
         Raises
         ------
@@ -123,13 +138,21 @@ class HookedPolicy(ABC):
                         owner |= {id(m): unwrap(entry) for m in entry.modules()}
         if lost := [w for w in watched if id(w.module) not in owner]:
             raise UsageError(
-                f"--token-stats: {lost[0].phase} layer {lost[0].layer} stands in no list of "
-                "layers, so its hidden states are not known; leave --token-stats out"
+                f"hidden states: {lost[0].phase} layer {lost[0].layer} stands in no list of "
+                f"layers, so its own are not known; {NO_HIDDEN}"
             )
-        return [Layer(w.phase, w.layer, owner[id(w.module)]) for w in watched]
+        return [each for w in watched for each in around(w.phase, w.layer, owner[id(w.module)])]
 
-    def check_hidden(self) -> None:  # noqa: B027 - most layers are called as modules
-        """Check that `layers` are called as modules; adapters whose are not raise a UsageError."""
+    def projection(self) -> Shown | None:
+        """Say which module makes actions (or tokens) of the last hidden states of a step.
+
+        It takes those of the query tokens that `PhaseShape.last` says, in their order. By default there is
+        none.
+        """
+        return None
+
+    def check_hidden(self) -> None:  # noqa: B027 - hooks see the hidden states of most
+        """Check that `layers` are seen by hooks; adapters whose are not raise a UsageError."""
 
     def check_values(self) -> None:
         """Check that the adapter says where values are made.
@@ -228,14 +251,15 @@ class HookedPolicy(ABC):
                     stack.callback(remove)
                 hook = partial(_attention, observer, watched, own)
                 stack.callback(watched.module.register_forward_hook(hook).remove)
-            for layer in self.layers(modules) if watch.token_stats else ():
-                if layer.layer == 0:
-                    entering = partial(_entering, observer, layer)
+            for shown in self._shown(modules, watch):
+                if shown.entering:
+                    entering = partial(_entering, observer, shown)
                     stack.callback(
-                        layer.module.register_forward_pre_hook(entering, with_kwargs=True).remove
+                        shown.module.register_forward_pre_hook(entering, with_kwargs=True).remove
                     )
-                left = partial(_hidden, observer, layer)
-                stack.callback(layer.module.register_forward_hook(left).remove)
+                else:
+                    left = partial(_hidden, observer, shown)
+                    stack.callback(shown.module.register_forward_hook(left).remove)
             if (encoder := self.encoder()) is not None:
                 counted = partial(_encoded, observer)
                 stack.callback(encoder.register_forward_hook(counted, with_kwargs=True).remove)
@@ -244,6 +268,18 @@ class HookedPolicy(ABC):
                 seen = partial(_noisy, observer, position)
                 stack.callback(module.register_forward_pre_hook(seen, with_kwargs=True).remove)
             yield
+
+
+    def _shown(self, modules: Sequence[Watched], watch: Watch) -> Iterator[Shown]:
+        """Where the hidden states that an observer wants are seen."""
+        if not watch.shows_hidden:
+            return
+        self.check_hidden()
+        # Those inside the encoder are not stored.
+        wanted = [m for m in modules if watch.token_stats or m.phase != VISION]
+        yield from self.layers(wanted)
+        if watch.hidden is not None and (projection := self.projection()) is not None:
+            yield projection
 
 
 @contextmanager
@@ -271,24 +307,28 @@ def _ask_for_weights(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     return bound.args, bound.kwargs
 
 
-def _entering(observer: Observer, layer: Layer, module: Any, args: Any, kwargs: Any) -> None:
+def _entering(observer: Observer, shown: Shown, module: Any, args: Any, kwargs: Any) -> None:
     given = args[0] if args else kwargs.get("hidden_states")
-    _show_hidden(observer, layer, EMBEDDING, module, given)
+    _show_hidden(observer, shown, module, given)
 
 
-def _hidden(observer: Observer, layer: Layer, module: Any, args: Any, output: Any) -> None:
-    _show_hidden(observer, layer, layer.layer, module, output)
+def _hidden(observer: Observer, shown: Shown, module: Any, args: Any, output: Any) -> None:
+    _show_hidden(observer, shown, module, output)
 
 
-def _show_hidden(observer: Observer, layer: Layer, index: int, module: Any, value: Any) -> None:
-    states = None if value is None else layer.states(value)
+def _show_hidden(observer: Observer, shown: Shown, module: Any, value: Any) -> None:
+    states = None if value is None else shown.states(value)
     if states is None or states.ndim != 3:
         found = "none" if states is None else f"shape {tuple(states.shape)}"
         raise HealthError(
-            f"{layer.phase} layer {layer.layer}: {type(module).__name__} shows no "
+            f"{shown.phase} {_place(shown.layer)}: {type(module).__name__} shows no "
             f"(batch, query, feature) hidden states ({found})"
         )
-    observer.hidden(layer.phase, index, states.detach())
+    observer.hidden(shown.phase, shown.layer, states.detach())
+
+
+def _place(layer: int) -> str:
+    return {EMBEDDING: "embedding", LAST: "last hidden states"}.get(layer, f"layer {layer}")
 
 
 def _attention(

@@ -17,7 +17,7 @@ from attnstore.store.errors import HealthError
 from attnstore.store.format.axes import VISION
 from attnstore.store.format.generated import DECODE
 
-from .base import Batch, Generated, Observer, Watch
+from .base import LAST, Batch, Generated, Observer, SpanStates, Watch
 from .blocking import Blocked, Samples, additive_mask, by_layer, closed_mask
 from .hooks import Watched
 
@@ -65,12 +65,13 @@ class Passes:
             self._observer.attention(PREFIX, layer, weights, norms)
         self._observer.attention(DECODE, layer, weights[:, :, -1:], norms)
 
-    def hidden(self, phase: str, layer: int, states: torch.Tensor) -> None:
+    def hidden(self, phase: str, layer: int, states: torch.Tensor | SpanStates) -> None:
         """Hand on hidden states."""
+        assert not isinstance(states, SpanStates)
         if phase == VISION:
             self._observer.hidden(phase, layer, states)
             return
-        if states.shape[1] > 1:
+        if states.shape[1] > 1 and layer != LAST:
             self._observer.hidden(PREFIX, layer, states)
         self._observer.hidden(DECODE, layer, states[:, -1:])
 

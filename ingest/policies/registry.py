@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Protocol, cast
+from typing import Literal, Protocol, cast
 
 from attnstore.store.errors import NotFoundError, UsageError
 
@@ -40,13 +40,13 @@ def policy_names() -> list[str]:
     return sorted({point.name for point in entry_points(group=ENTRY_POINTS)})
 
 
-def shown_values(point: EntryPoint) -> str:
-    """Say in a few words whether an adapter shows value norms: its attribute ``value_norms``."""
+def said_of(point: EntryPoint, what: Literal["value_norms", "hidden_states"]) -> str:
+    """Say in a few words whether an adapter shows something: its attribute of that name."""
     try:
         adapter = point.load()
     except ImportError:
         return "unknown, its libraries are missing"
-    return str(getattr(adapter, "value_norms", "unknown"))
+    return str(getattr(adapter, what, "unknown"))
 
 
 def load_policy(

@@ -20,7 +20,7 @@ import numpy as np
 
 from attnstore.store.errors import UsageError
 
-from ..policies.base import Watch, shows_values
+from ..policies.base import watch_where_shown
 from ..policies.checkpoint import locate
 from ..policies.hooks import instead
 from ..policies.lerobot.base import LeRobotPolicy, directory_name, driven_keywords
@@ -79,7 +79,7 @@ def record_lerobot(
     checkpoint = "in memory" if named is None else directory_name(str(named))
     adapter = adapt_lerobot(policy, preprocessor, checkpoint=checkpoint, directory=directory)
     if vision or token_stats:
-        settings["watch"] = Watch(vision, token_stats, values=shows_values(adapter))
+        settings["watch"] = watch_where_shown(adapter, vision=vision, token_stats=token_stats)
     return LeRobotRecorder(adapter, record(adapter, store, **settings))
 
 

@@ -35,7 +35,14 @@ from ..datasets.video import check_kept
 from ..episode import EpisodeJob
 from ..pipeline import ingest_one, provenance
 from ..plan import describe_run
-from ..policies.base import Batch, Observation, Policy, Watch, shows_values
+from ..policies.base import (
+    Batch,
+    Observation,
+    Policy,
+    Watch,
+    check_stored_hidden,
+    watch_where_shown,
+)
 from ..work import Outcome
 from .call import Call, pack_call
 from .dataset import RecordingDataset
@@ -89,8 +96,8 @@ def record(
     precision
         Stored precision of a live run: ``float16`` or ``log8``.
     watch
-        What a live run captures beside the attention of the policy's own phases; None: value norms, if
-        the policy shows them, as an ingest does.
+        What a live run captures beside the attention of the policy's own phases; None: value norms and
+        hidden states, if the policy shows them, as an ingest does.
     pictures
         How camera images are kept, for looking at: ``jpeg``, or ``png`` exactly. The policy's inputs are
         kept exactly in any case.
@@ -139,13 +146,15 @@ def record(
     if "://" in os.fspath(store):
         raise UsageError(f"a policy is recorded into a local store; got {os.fspath(store)}")
     if watch is None:
-        watch = Watch(values=shows_values(policy))
+        watch = watch_where_shown(policy)
     if watch.vision:
         policy.encoder_shape()
     if watch.token_stats:
         policy.check_hidden()
     if watch.values:
         policy.check_values()
+    if watch.hidden is not None:
+        check_stored_hidden(policy)
     seconds = LONGEST_WAIT if (mode == "live" if wait is None else wait) else 0.0
     settings = _Settings(
         mode, name, precision, watch, pictures, rate, seconds, queue_bytes or QUEUE_BYTES[mode]

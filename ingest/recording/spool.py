@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from attnstore.store.format.generated import DECODE
 from attnstore.store.format.tokens import TokenLayout
 
 from ..policies.base import (
+    LAST,
     Batch,
     EncoderShape,
     Generated,
@@ -25,15 +27,18 @@ from ..policies.base import (
     Observer,
     PhaseShape,
     Policy,
+    SpanStates,
     Watch,
 )
-from ..reduction import compact
+from ..reduction import compact, reduce_states
 
 if TYPE_CHECKING:
     import torch
 
 NORMS = "norms"
 """What is spooled before a layer's attention, if value norms are shown."""
+MEANS, TOKENS = "hidden_means", "hidden_tokens"
+"""What is spooled of a layer's hidden states: `SpanStates`, the tokens behind the means."""
 Put = Callable[[Callable[[], object], int], bool]
 """Queues a write of so many bytes; False if there is no room."""
 
@@ -153,9 +158,15 @@ class Spooler:
             self._spool(NORMS, phase, layer, norms)
         self._spool("attention", phase, layer, weights)
 
-    def hidden(self, phase: str, layer: int, states: torch.Tensor) -> None:
-        """See `Observer.hidden`."""
-        self._spool("hidden", phase, layer, states)
+    def hidden(self, phase: str, layer: int, states: torch.Tensor | SpanStates) -> None:
+        """See `Observer.hidden`; where only means are stored, they are what is spooled."""
+        assert not isinstance(states, SpanStates)
+        if self._watch.token_stats or layer == LAST:
+            self._spool("hidden", phase, layer, states)
+            return
+        for row in self._rows:
+            if row.index in self._samples and self.fault is None:
+                self._spool_reduced(row, phase, layer, states)
 
     def encoded(self, images: int) -> None:
         """See `Observer.encoded`."""
@@ -176,6 +187,23 @@ class Spooler:
         """See `Observer.generated`."""
         for row in self._rows:
             row.shown.events.append(("generated", (), [texts[row.index]]))
+
+    def _spool_reduced(self, row: Row, phase: str, layer: int, states: torch.Tensor) -> None:
+        try:
+            query = self._batch.samples[row.index].layouts[phase].query
+            choice = self._watch.hidden
+            spans: tuple[str, ...] = ()
+            if choice is not None and layer in choice.layers:
+                groups = choice.spans
+                spans = tuple(
+                    s.name for s in query if not groups or any(s.belongs_to(g) for g in groups)
+                )
+            found = reduce_states(states[row.index], query, spans)
+            for kind, kept in ((MEANS, found.mean), (TOKENS, found.tokens)):
+                if kept is not None:
+                    self._keep(row, kind, phase, layer, kept, None, None)
+        except Exception as error:
+            self.fault = f"hidden of {phase} layer {layer}: {type(error).__name__}: {error}"
 
     def _spool(self, kind: str, phase: str, layer: int, values: torch.Tensor) -> None:
         if self.fault is not None:
@@ -205,12 +233,25 @@ class Spooler:
         elif row.index not in self._samples:
             return
         else:
-            at = list(self._samples).index(row.index)
-            values = values[at : at + 1]
+            # Rows of samples that have ended stay in the batch.
+            values = values[row.index : row.index + 1]
             if kind == "attention" and phase != DECODE:
                 layout = self._batch.samples[row.index].layouts[phase]
                 full = tuple(values.shape)
                 values = compact(values[0], layout)
+        self._keep(row, kind, phase, layer, values, full, layout)
+
+    def _keep(
+        self,
+        row: Row,
+        kind: str,
+        phase: str,
+        layer: int,
+        values: torch.Tensor,
+        full: tuple[int, ...] | None,
+        layout: TokenLayout | None,
+    ) -> None:
+        """Queue a tensor for the spool."""
         import torch
 
         # Memory of its own: what the model does with its tensor afterwards is the model's.
@@ -287,7 +328,8 @@ class SpooledPolicy:
         shown, observer = self._spool.calls[number], self._observer
         if observer is not None:
             norms: list[torch.Tensor] = []
-            for kind, where, value in shown.events:
+            kept: list[tuple[str, tuple[Any, ...], Any]] = [*shown.events, ("", (), None)]
+            for (kind, where, value), (then, _, tokens) in pairwise(kept):
                 given = self._spool.read(value) if isinstance(value, _Place) else value
                 if kind == NORMS:
                     norms = [given]
@@ -295,7 +337,11 @@ class SpooledPolicy:
                     phase, layer = where
                     observer.attention(phase, layer, given, norms[0] if norms else None)
                     norms = []
-                else:
+                elif kind == MEANS:
+                    # The tokens that were kept of the same layer come right behind.
+                    own = self._spool.read(tokens) if then == TOKENS else None
+                    observer.hidden(*where, SpanStates(given, own))
+                elif kind != TOKENS:
                     getattr(observer, kind)(*where, given)
             observer.encoded(shown.images)
         actions: torch.Tensor = self._actions[number]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from attnstore.store.reader.episode import Steps
+    from attnstore.store.reader.hidden import Layers, Spans, Tokens
     from attnstore.store.reader.reads import Reduction
 
     from .relation import Relation
@@ -283,20 +284,95 @@ class Store:
         """
         from attnstore.store.reader.dataset import attention_dataset, map_dataset
 
-        from .chosen import choose
-
         if maps is None and (step is not None or reduce != "mean"):
             raise UsageError("reduce and step are of maps: name a camera with maps=")
         if maps is not None and key is not None:
             raise UsageError("the keys of maps are a camera's patches: give maps= or key=")
-        chosen = [
+        chosen = self.chosen(episodes, where, run, limit)
+        if maps is None:
+            return attention_dataset(chosen, phase, query, key)
+        return map_dataset(chosen, phase, maps, query, reduce, step)
+
+    def hidden(
+        self,
+        *,
+        phase: str,
+        layer: Layers = None,
+        span: Spans = None,
+        tokens: Tokens = "mean",
+        step: Steps = None,
+        episodes: Sequence[str] = (),
+        where: str | None = None,
+        run: str | None = None,
+        limit: int | None = None,
+        max_bytes: int = 2 << 30,
+    ) -> xr.DataArray:
+        """Load hidden states of many episodes, which lie behind one another along ``keyframe``.
+
+        Parameters
+        ----------
+        phase, layer, span, tokens, step
+            As for `Episode.hidden`. Tokens are aligned by the names of their spans; what an episode lacks is
+            NaN.
+        episodes, where, run, limit
+            Which episodes: names, an SQL condition on table ``episodes``, a run's, the first so many; by
+            default all of the store.
+        max_bytes
+            A larger result is refused before anything is read.
+
+        Returns
+        -------
+        DataArray float32, as of `Episode.hidden`. Coordinates along ``keyframe``: ``episode``, ``run``,
+        ``outcome``, ``task``, ``instruction``, ``number`` (of the keyframe in its episode) and ``frame``;
+        along tokens ``query_span`` and ``offset`` (of the token in its span).
+
+        Raises
+        ------
+        SelectionError
+            If a name matches nothing, the episodes' layers or features differ, as those of two policies
+            do, or the result is too large.
+        NotFoundError
+            If an episode was captured without them.
+        """
+        from attnstore.store.reader.hidden import hidden_over
+
+        def read(episode: Episode, *, lazy: bool) -> xr.DataArray:
+            return episode.hidden(
+                phase, layer=layer, span=span, tokens=tokens, step=step, lazy=lazy, max_bytes=max_bytes
+            )
+
+        return hidden_over(self.chosen(episodes, where, run, limit), read, max_bytes)
+
+    def chosen(
+        self,
+        episodes: Sequence[str] = (),
+        where: str | None = None,
+        run: str | None = None,
+        limit: int | None = None,
+    ) -> list[Episode]:
+        """Open the episodes that a question is about.
+
+        Parameters
+        ----------
+        episodes, where, run, limit
+            Names, an SQL condition on table ``episodes``, a run's, the first so many; by default all.
+
+        Returns
+        -------
+        In order of run and name.
+
+        Raises
+        ------
+        SelectionError
+            If a name matches nothing.
+        """
+        from .chosen import choose
+
+        return [
             self.episode(name, run=each.run)
             for each in choose(self, run, where, tuple(episodes), limit)
             for name in each.episodes
         ]
-        if maps is None:
-            return attention_dataset(chosen, phase, query, key)
-        return map_dataset(chosen, phase, maps, query, reduce, step)
 
     def sql(self, query: str) -> Relation:
         """Ask the catalog and the tables in SQL; it is brought up to date first.

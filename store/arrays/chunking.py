@@ -25,6 +25,13 @@ a block whose number of elements is another unshuffled."""
 MAP_KEYFRAMES = 32
 """Keyframes in one shard of overview maps; they are kept in memory until it is full."""
 
+HIDDEN_ITEM = 4
+"""Bytes of a value of a hidden state."""
+HIDDEN_SHARD = 64 << 20
+"""Largest shard of hidden states, decoded, that has more than one keyframe; it is kept in memory until it is full."""
+HIDDEN_CHUNK = 1 << 20
+"""Largest chunk of hidden states that has more than one keyframe."""
+
 _EXPECTED_RATIO: Mapping[str, float] = {"float16": 1.14, "log8": 1.13}
 _BFLOAT16_RATIO = 1.43
 MAP_RATIO: Mapping[str, float] = {"mean": 32 / 13.8, "max": 32 / 8.9}
@@ -121,6 +128,40 @@ def norm_plan(
         (block, *step, layers, heads, key),
         (1, *step, 1, heads, key),
     )
+
+
+def hidden_plan(shape: tuple[int, ...], dims: Sequence[str]) -> ChunkPlan:
+    """Plan an array of hidden states: a chunk holds a layer of several keyframes, with all steps.
+
+    Whoever reads one layer over an episode, as a probe does, reads no other.
+
+    Parameters
+    ----------
+    shape
+        Of the array, keyframes first.
+    dims
+        Its dimension names.
+
+    Examples
+    --------
+    >>> hidden_plan((23, 19, 6, 2048), ("keyframe", "layer", "span", "feature")).chunk
+    (16, 1, 6, 2048)
+    >>> hidden_plan((23, 19, 572, 2048), ("keyframe", "layer", "query", "feature")).shard
+    (1, 19, 572, 2048)
+    """
+
+    def most(budget: int, inner: Sequence[int]) -> int:
+        """Keyframes, a power of two, whose values take so many bytes."""
+        fitting = min(MAP_KEYFRAMES, max(1, budget // (HIDDEN_ITEM * math.prod(inner))))
+        return 1 << (fitting.bit_length() - 1)
+
+    inner = tuple(1 if name == "layer" else n for name, n in zip(dims, shape, strict=True))[1:]
+    block = most(HIDDEN_SHARD, shape[1:])
+    together = min(block, most(HIDDEN_CHUNK, inner))
+    if shape[0] <= block:
+        # One file: no longer than the episode, in whole chunks.
+        block = -(-shape[0] // together) * together
+    return ChunkPlan(shape, (block, *shape[1:]), (together, *inner))
 
 
 def blosc(precision: str) -> dict[str, Any]:

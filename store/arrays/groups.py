@@ -7,13 +7,18 @@
       lut                               code   (log8 only)
       <phase>/attention                 keyframe [step] layer head query key
       <phase>/value_norm                keyframe [step] layer head key   (float32, if captured)
+      hidden/<phase>/mean               keyframe [step] layer span feature    (float32, if captured)
+      hidden/<phase>/last               keyframe [step] query feature         (float32, if captured)
+      hidden/<phase>/layer              layer: -1 is what enters layer 0
+      hidden_tokens/<phase>/state       keyframe [step] layer query feature   (float32, if asked for)
+      hidden_tokens/<phase>/{layer,query}   which layers, and which of the phase's query tokens
       vision/<camera>/attention         keyframe layer head query key
       maps/<phase>/<group>/<camera>/{mean,max}   keyframe [step] layer head row col   (float32)
       policy/{actions,actions_recorded,state,denoising}
 
 Dimensions that count from 0 have no coordinate array: a Zarr reader's own numbering is theirs, and each
-would be two files. The root has those that say more: the frame of each keyframe, and the table that
-decodes log8.
+would be two files. Those that say more have one: the frame of each keyframe, the table that decodes log8,
+the layers and tokens of hidden states.
 """
 
 from __future__ import annotations
@@ -32,9 +37,26 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from ..format.axes import attention_dims, map_dims, norm_dims
 from ..format.episode import EpisodeSpec, PhaseSpec, spec_to_json
+from ..format.hidden import (
+    HIDDEN_BITS,
+    Form,
+    hidden_dims,
+    hidden_layers,
+    hidden_path,
+    hidden_positions,
+    hidden_shape,
+)
 from ..format.precision import absent, dtype, log8_table
 from ..format.version import written
-from .chunking import ChunkPlan, attention_plan, blosc, map_plan, norm_plan, shuffled
+from .chunking import (
+    ChunkPlan,
+    attention_plan,
+    blosc,
+    hidden_plan,
+    map_plan,
+    norm_plan,
+    shuffled,
+)
 
 MAP_REDUCTIONS = ("mean", "max")
 MAP_BITS: Mapping[str, int] = MappingProxyType({"mean": 11, "max": 6})
@@ -124,6 +146,8 @@ def _create_phase(root: Any, spec: EpisodeSpec, phase: PhaseSpec) -> None:
             {**shuffled(4, norms.chunk), "clevel": NORM_LEVEL}, float("nan"),
             {"description": text, "significant_bits": NORM_BITS},
         )  # fmt: skip
+    if phase.hidden is not None:
+        _create_hidden(root, phase, count)
     for camera in phase.cameras:
         grid = spec.geometry[camera].grid
         shape = map_plan(phase.phase, count, phase.steps, phase.layers, phase.heads, grid)
@@ -137,6 +161,47 @@ def _create_phase(root: Any, spec: EpisodeSpec, phase: PhaseSpec) -> None:
                     maps, reduction, shape, dims, np.dtype(np.float32), shuffled(4, shape.chunk),
                     float("nan"), {"description": text, "significant_bits": bits},
                 )  # fmt: skip
+
+
+HIDDEN_TEXT: Mapping[Form, str] = MappingProxyType(
+    {
+        "mean": "mean over a span's tokens of their hidden states after the layer",
+        "last": "last hidden state, after the final norm, which the policy makes actions of",
+        "tokens": "hidden state after the layer",
+    }
+)
+
+
+def plan_hidden(phase: PhaseSpec, keyframes: int, form: Form) -> ChunkPlan:
+    """Plan an array of hidden states of a phase that has them."""
+    assert phase.hidden is not None
+    shape = hidden_shape(keyframes, phase.steps, phase.layers, phase.query, phase.hidden, form)
+    return hidden_plan(shape, hidden_dims(phase.phase, form))
+
+
+def _create_hidden(root: Any, phase: PhaseSpec, count: int) -> None:
+    hidden = phase.hidden
+    assert hidden is not None
+    for form in hidden.forms:
+        folder, _, name = hidden_path(phase.path, form).rpartition("/")
+        group = root.require_group(folder)
+        plan = plan_hidden(phase, count, form)
+        named = {"mean": [s.name for s in phase.query], "last": hidden.last, "tokens": hidden.spans}
+        _weights(
+            group, name, plan, hidden_dims(phase.phase, form), np.dtype(np.float32),
+            shuffled(4, plan.chunk), float("nan"),
+            {
+                "description": f"{phase.path}: {HIDDEN_TEXT[form]}; absent tokens are NaN",
+                "spans": list(named[form]),
+                "significant_bits": HIDDEN_BITS,
+            },
+        )  # fmt: skip
+        if layers := hidden_layers(phase.layers, hidden, form):
+            text = "layer whose output it is; -1: what enters layer 0"
+            small_array(group, "layer", np.asarray(layers, np.int16), ("layer",), text)
+        if form == "tokens":
+            at = hidden_positions(phase.query, hidden, form).astype(np.int32)
+            small_array(group, "query", at, ("query",), f"index on the query axis of {phase.path}")
 
 
 def _create_policy(root: Any, spec: EpisodeSpec, shapes: PolicyShapes) -> None:

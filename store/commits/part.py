@@ -19,6 +19,7 @@ from ..arrays.shards import Grid
 from ..errors import IntegrityError, NotFoundError
 from ..format.axes import STEPPED_PHASES
 from ..format.episode import EpisodeSpec, spec_from_json
+from ..format.hidden import Form, hidden_form, hidden_path, hidden_shape
 from ..format.precision import decode
 from ..format.version import described
 from ..image import MOST_PIXELS
@@ -127,6 +128,8 @@ class Part:
 
     def _expected_shape(self, path: str) -> list[int] | None:
         """Shape of an array that the episode's description fixes; None of others."""
+        if (of_hidden := hidden_form(path)) is not None:
+            return self._hidden_shape(*of_hidden)
         folder, _, name = path.rpartition("/")
         if folder.startswith("maps/") and name in MAP_REDUCTIONS and folder.count("/") == 3:
             _, phase, _, camera = folder.split("/")
@@ -145,6 +148,14 @@ class Part:
             return None
         steps = [spec.steps or 0] if spec.phase in STEPPED_PHASES else []
         return [len(self.spec.frames), *steps, spec.layers, spec.heads, *inner]
+
+    def _hidden_shape(self, phase: str, form: Form) -> list[int] | None:
+        spec = self.spec.phases.get(phase)
+        if spec is None or spec.hidden is None:
+            return None
+        count = len(self.spec.frames)
+        shape = hidden_shape(count, spec.steps, spec.layers, spec.query, spec.hidden, form)
+        return list(shape)
 
     def _checked_block(self, path: str, array: Mapping[str, Any]) -> Block:
         grid, directory = Grid.of(array), self.path / path
@@ -243,6 +254,38 @@ class Part:
         """
         self.check_norms(phase)
         return self.block(f"{phase}/{VALUE_NORM}").read(index)
+
+    def hidden(self, phase: str, form: Form, index: Index) -> NDArray[np.floating]:
+        """Hidden states of a block of a phase's array; absent tokens are NaN.
+
+        Raises
+        ------
+        NotFoundError
+            If the episode was captured without them.
+        """
+        self.check_hidden(phase, form)
+        return self.block(hidden_path(phase, form)).read(index)
+
+    def check_hidden(self, phase: str, form: Form) -> None:
+        """Check that a phase has a form of hidden states.
+
+        Raises
+        ------
+        NotFoundError
+            If the episode was captured without them.
+        """
+        hidden = self.spec.phases[phase].hidden
+        if hidden is None:
+            raise NotFoundError(
+                f"{self._name}: {phase} has no hidden states; ingest it again, by a policy that shows "
+                "them and without --no-hidden"
+            )
+        if form not in hidden.forms:
+            repair = {
+                "last": "its policy makes no actions in this phase",
+                "tokens": "ingest it again with --hidden LAYERS[:SPANS]",
+            }.get(form)
+            raise NotFoundError(f"{self._name}: {phase} has no hidden states {form!r}; {repair}")
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Read a Parquet table; whole tables are kept."""

@@ -22,14 +22,17 @@ from ..arrays.groups import (
     VALUE_NORM,
     PolicyShapes,
     create_arrays,
+    plan_hidden,
     plan_phase,
 )
 from ..arrays.shards import ShardWriter
 from ..format.axes import STEPPED_PHASES
 from ..format.episode import EpisodeSpec, PhaseSpec
+from ..format.hidden import HIDDEN_BITS, Form, hidden_path
 from ..format.precision import absent, check_weights, dtype, round_significant
 from ..format.tokens import Axis, TokenLayout
 from ..tables.columns import Table
+from ..tables.hidden import hidden_rows
 from ..tables.inventory import OPTIONAL_TABLES, TABLES
 from ..tables.parquet import ROW_GROUP, open_table, write_table
 from . import ARRAYS, Attempt, Commit
@@ -173,10 +176,33 @@ class EpisodeWriter:
             raise ValueError(f"{phase}: value norms are finite and not negative")
         self._collect(f"{phase}/{VALUE_NORM}", keyframe, round_significant(values, NORM_BITS))
 
-    def _collect(self, path: str, keyframe: int, coded: Stored) -> None:
+    def write_hidden(self, phase: str, form: Form, keyframe: int, values: Stored) -> None:
+        """Store hidden states of one keyframe, aligned, by `hidden_dims` without the keyframe.
+
+        They are rounded to `HIDDEN_BITS`; NaN is absent. Shards are kept in memory until they are full.
+
+        Parameters
+        ----------
+        phase
+            Its path.
+
+        Raises
+        ------
+        ValueError
+            If one is infinite.
+        """
+        coded = round_significant(values, HIDDEN_BITS)
+        if np.isinf(coded).any():
+            raise ValueError(f"{phase}: hidden states are finite")
+        plan = plan_hidden(self.spec.phases[phase], len(self.spec.frames), form)
+        self._collect(hidden_path(phase, form), keyframe, coded, plan.shard[0])
+
+    def _collect(
+        self, path: str, keyframe: int, coded: Stored, together: int = MAP_KEYFRAMES
+    ) -> None:
         """Keep one keyframe of an array until the shard that it is in is full."""
-        start = keyframe // MAP_KEYFRAMES * MAP_KEYFRAMES
-        length = min(MAP_KEYFRAMES, len(self.spec.frames) - start)
+        start = keyframe // together * together
+        length = min(together, len(self.spec.frames) - start)
         if (path, start) not in self._collected:
             self._collected[path, start] = (np.empty((length, *coded.shape), coded.dtype), set())
         buffer, seen = self._collected[path, start]
@@ -254,6 +280,8 @@ class EpisodeWriter:
             )
         for name, values in self._policy.items():
             self._block(f"policy/{name}").write((slice(None),), values)
+        if any(phase.hidden is not None for phase in self.spec.phases.values()):
+            self.add_rows("hidden_states", hidden_rows(self.spec))
         for table in TABLES:
             write_table(self.attempt.path / f"{table}.parquet", self.rows(table))
         for table in OPTIONAL_TABLES:
@@ -297,6 +325,10 @@ class EpisodeWriter:
             if phase.values:
                 starts = keyframes[::MAP_KEYFRAMES]
                 expected.update((f"{phase.path}/{VALUE_NORM}", start) for start in starts)
+            for form in () if phase.hidden is None else phase.hidden.forms:
+                together = plan_hidden(phase, len(keyframes), form).shard[0]
+                path = hidden_path(phase.path, form)
+                expected.update((path, start) for start in keyframes[::together])
             expected.update(
                 (f"maps/{phase.phase}/{group}/{camera}/{reduction}", start)
                 for group in phase.query_groups

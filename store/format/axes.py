@@ -47,20 +47,21 @@ def split_path(path: str) -> tuple[str, str | None]:
 
 def attention_dims(phase: str) -> tuple[str, ...]:
     """Dimension names of a phase's attention array."""
-    return (*_leading(phase), "layer", "head", "query", "key")
+    return (*leading_dims(phase), "layer", "head", "query", "key")
 
 
 def norm_dims(phase: str) -> tuple[str, ...]:
     """Dimension names of a phase's value norms."""
-    return (*_leading(phase), "layer", "head", "key")
+    return (*leading_dims(phase), "layer", "head", "key")
 
 
 def map_dims(phase: str) -> tuple[str, ...]:
     """Dimension names of a phase's overview maps."""
-    return (*_leading(phase), "layer", "head", "row", "col")
+    return (*leading_dims(phase), "layer", "head", "row", "col")
 
 
-def _leading(phase: str) -> tuple[str, ...]:
+def leading_dims(phase: str) -> tuple[str, ...]:
+    """First dimension names of a phase's arrays: keyframe, and step where it has steps."""
     if phase not in PHASES:
         raise ValueError(f"a phase is one of {', '.join(PHASES)}; got {phase!r}")
     return ("keyframe", "step") if phase in STEPPED_PHASES else ("keyframe",)

@@ -10,6 +10,7 @@ from ..errors import IntegrityError
 from .axes import STEPPED_PHASES, phase_path, split_path
 from .documents import check
 from .geometry import Geometry
+from .hidden import HiddenSpec, hidden_from_json, hidden_to_json
 from .tokens import AlignedAxis, Span, Token
 from .views import check_cameras
 
@@ -33,11 +34,22 @@ class PhaseSpec:
     """Whether no query attends to a token behind it; None if the policy does not say."""
     values: bool = False
     """Whether there are value norms of its keys."""
+    hidden: HiddenSpec | None = None
+    """Which hidden states of its queries there are; None: none."""
 
     def __post_init__(self) -> None:
         phase_path(self.phase, self.camera)
         if (self.phase in STEPPED_PHASES) != (self.steps is not None):
             raise ValueError(f"phase {self.phase}: steps are given exactly for stepped phases")
+        if self.hidden is not None:
+            names = {span.name for span in self.query}
+            if lost := {*self.hidden.last, *self.hidden.spans} - names:
+                raise ValueError(f"phase {self.phase}: hidden states of no span: {sorted(lost)}")
+            if any(layer >= self.layers for layer in self.hidden.layers):
+                raise ValueError(
+                    f"phase {self.phase}: hidden states of layers {self.hidden.layers}, it has "
+                    f"{self.layers}"
+                )
 
     @property
     def path(self) -> str:
@@ -158,6 +170,7 @@ def _phase_to_json(phase: PhaseSpec) -> dict[str, Any]:
         "query_groups": list(phase.query_groups),
         **({} if phase.causal is None else {"causal": phase.causal}),
         **({"values": True} if phase.values else {}),
+        **({} if phase.hidden is None else {"hidden": hidden_to_json(phase.hidden)}),
     }
 
 
@@ -174,6 +187,7 @@ def _phase_from_json(path: str, raw: Mapping[str, Any]) -> PhaseSpec:
         camera=camera,
         causal=raw.get("causal"),
         values=raw.get("values", False),
+        hidden=hidden_from_json(raw.get("hidden")),
     )
 
 

@@ -48,6 +48,7 @@ from .blocks import (
 )
 from .description import EpisodeDescription
 from .head_stats import NUMERIC, HeadStats, at_steps
+from .hidden import Layers, Spans, Tokens, hidden_states
 from .labels import TokenLabels, labelled, labels_of_tokens
 from .reads import (
     CarriedRead,
@@ -242,6 +243,57 @@ class Episode(EpisodeDescription):
         read = NormsRead(self.part, spec, _NO_LIMIT if lazy else max_bytes)
         return self._labelled(
             f"{spec.phase}_value_norm", selection, read, labels, attributes,
+            None if lazy else max_bytes,
+        )  # fmt: skip
+
+    def hidden(
+        self,
+        phase: str,
+        *,
+        layer: Layers = None,
+        span: Spans = None,
+        tokens: Tokens = "mean",
+        step: Steps = None,
+        keyframe: Index = None,
+        frame: int | Sequence[int] | None = None,
+        lazy: bool = False,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+    ) -> xr.DataArray:
+        """Load hidden states: what leaves a layer, residual stream included.
+
+        Within 0.05 % of what the model computed, however large.
+
+        Parameters
+        ----------
+        phase
+            ``prefix``, ``suffix``, ...
+        layer
+            A number, a slice or several, negative ones counted from the end; ``embedding`` is what enters
+            layer 0, and stands at -1 along the dimension. None for all that are stored.
+        span
+            Of means, names of spans: ``task``, ``image:hand_camera``. Else a token group, or several.
+        tokens
+            ``mean``: over each span's tokens. ``last``: those that the policy makes actions of, after the
+            final norm. ``all``: of every token, where the ingest was asked for it (``--hidden``).
+        step, keyframe, frame, lazy, max_bytes
+            As for `attention`.
+
+        Returns
+        -------
+        DataArray (keyframe, [step], layer, span, feature) of means, (keyframe, [step], query, feature) of
+        the last, (keyframe, [step], layer, query, feature) of all, without the dropped dimensions; float32;
+        NaN where a keyframe lacks the token. Coordinates ``frame``, ``layer``, ``span`` or ``query``,
+        ``query_label``, ``query_span``.
+
+        Raises
+        ------
+        SelectionError
+            If a name or an index matches nothing, or the result is too large.
+        NotFoundError
+            If the episode was captured without them.
+        """
+        return hidden_states(
+            self, self.phase(phase), tokens, layer, span, step, keyframe, frame,
             None if lazy else max_bytes,
         )  # fmt: skip
 

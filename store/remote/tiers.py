@@ -2,7 +2,7 @@
 
 ``catalog`` answers SQL over episodes, keyframes, tokens and per-episode statistics; ``maps`` adds
 the camera images, statistics per keyframe and overview maps, which pictures and videos are drawn
-from; ``full`` adds the weights, and the value norms that they are weighted with.
+from; ``full`` adds the weights, the value norms that they are weighted with, and the hidden states.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ TIERS: tuple[Tier, ...] = get_args(Tier)
 """From the cheapest on; each includes those before it."""
 
 _CATALOG = {f"{ARRAYS}/zarr.json", *(f"{name}.parquet" for name in COPIED)}
-_WEIGHTS = re.compile(rf"{re.escape(ARRAYS)}/(.+/)?(attention|{VALUE_NORM})/c(/.*)?")
+_WEIGHTS = re.compile(
+    rf"{re.escape(ARRAYS)}/((.+/)?(attention|{VALUE_NORM})|hidden/.+/(mean|last)|hidden_tokens/.+/state)"
+    r"/c(/.*)?"
+)
 
 
 def tier_of(path: str) -> Tier:

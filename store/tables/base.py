@@ -191,6 +191,23 @@ _OPTIONAL_TABLES = (
         ),
     ),
     Table(
+        "hidden_states",
+        "one span of a phase's queries whose hidden states are stored in a form; the numbers are in attention.zarr",
+        (
+            RUN, EPISODE, VARIANT, PHASE,
+            Column("form", STRING, "mean: over the span's tokens, at each layer; last: of each token, after the final norm, which the policy makes actions of; tokens: of each token, at each layer"),
+            Column("span", STRING, "name of the span"),
+            Column("kind", STRING, "image, text, state, action, readout or other"),
+            Column("role", STRING, "as in spans"),
+            TOKEN_CAMERA,
+            Column("layers", pa.list_(INT16), "layers that are stored; -1: what enters layer 0; NULL for last, which is after all of them"),
+            Column("steps", INT32, "steps that are stored, or reserved (phase decode); NULL in one-pass phases"),
+            Column("tokens", INT32, "tokens of the span, as many as its longest has in the episode"),
+            Column("features", INT32, "width of a hidden state"),
+            Column("path", STRING, "of the array in attention.zarr"),
+        ),
+    ),
+    Table(
         "calls",
         "one policy call of an episode that was recorded while the policy drove, which is a keyframe; its frame is the environment step",
         (

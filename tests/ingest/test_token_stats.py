@@ -327,7 +327,7 @@ def test_layers_that_are_never_called_are_noticed(
 
 def test_attention_outside_a_list_of_layers_is_refused(policy: Pi0Policy) -> None:
     alone = [Watched("prefix", 0, torch.nn.Linear(1, 1))]
-    with pytest.raises(UsageError, match="--token-stats: prefix layer 0 stands in no list"):
+    with pytest.raises(UsageError, match="hidden states: prefix layer 0 stands in no list"):
         HookedPolicy.layers(policy, alone)
 
 
@@ -376,9 +376,9 @@ def _rows(size: int, block: int) -> dict[str, Any]:
 def test_the_runs_differ_by_what_is_asked(policy: Pi0Policy, dataset: DroidDataset) -> None:
     ids = {
         describe_run(
-            policy, "pi0", dataset, stride=8, precision="float16", seed=0, watch=replace(BOTH, **c)
+            policy, "pi0", dataset, stride=8, precision="float16", seed=0, watch=watch
         ).id
-        for c in ({}, {"vision": False}, {"token_stats": False}, {"vision": False, "token_stats": False})
+        for watch in (BOTH, replace(BOTH, vision=False), replace(BOTH, token_stats=False), Watch())
     }  # fmt: skip
     assert len(ids) == 4
 

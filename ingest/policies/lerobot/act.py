@@ -13,15 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from attnstore.store.format.geometry import Geometry
 from attnstore.store.format.tokens import Axis, Span, TokenLayout
 
-from ..base import PhaseShape, PolicyError, Sample
+from ..base import LAST, PhaseShape, PolicyError, Sample
 from ..blocking import Blocked, block_multihead
 from ..checkpoint import unwrap
-from ..hooks import Layer, Watched, first_output
+from ..hooks import Shown, Watched, first_output
 from ..resnet_field import resnet_geometry
 from ..sdpa import weights_per_head
 from ..values import LayerValues, MultiheadValues
@@ -40,9 +41,15 @@ class LeRobotAct(LeRobotPolicy):
         """Encoder and decoder, from the configuration."""
         config = self.config
         own = ("state",) if config.robot_state_feature else ("latent",)
+        width = int(self.model.action_head.in_features)
         return {
-            "prefix": PhaseShape(len(self.model.encoder.layers), config.n_heads, None, own),
-            "suffix": PhaseShape(len(self.model.decoder.layers), config.n_heads, 1, ("action",)),
+            "prefix": PhaseShape(
+                len(self.model.encoder.layers), config.n_heads, None, own, features=width
+            ),
+            "suffix": PhaseShape(
+                len(self.model.decoder.layers), config.n_heads, 1, ("action",), features=width,
+                last="action",
+            ),
         }
 
     def watched(self) -> Sequence[Watched]:
@@ -66,13 +73,17 @@ class LeRobotAct(LeRobotPolicy):
         """Block attention through ``attn_mask``, which ACT leaves empty."""
         return block_multihead(self.watched(), blocked)
 
-    def layers(self, watched: Sequence[Watched]) -> Sequence[Layer]:
+    def layers(self, watched: Sequence[Watched]) -> Sequence[Shown]:
         """Layers of encoder and decoder; their hidden states are (query, batch, feature)."""
 
         def batch_first(value: Any) -> Any:
             return first_output(value).transpose(0, 1)
 
-        return [Layer(x.phase, x.layer, x.module, batch_first) for x in super().layers(watched)]
+        return [replace(each, states=batch_first) for each in super().layers(watched)]
+
+    def projection(self) -> Shown:
+        """The head, which takes the decoder's output."""
+        return Shown("suffix", LAST, unwrap(self.model.action_head), entering=True)
 
     def values(self, watched: Sequence[Watched]) -> Sequence[LayerValues]:
         """Values come out of one matrix with queries and keys."""

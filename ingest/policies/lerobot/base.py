@@ -55,6 +55,7 @@ class LeRobotPolicy(HookedPolicy):
 
     family: ClassVar[str]
     value_norms = "yes"
+    hidden_states = "yes"
     denoiser_steps: bool
     """Whether intermediate action chunks can be read."""
     noisy: ClassVar[bool] = True

@@ -16,10 +16,10 @@ from typing import Any
 from attnstore.store.format.geometry import Geometry
 from attnstore.store.format.tokens import TASK, Axis, Span, TokenLayout
 
-from ..base import EncoderShape, PhaseShape, Sample
+from ..base import LAST, EncoderShape, PhaseShape, Sample
 from ..blocking import Blocked, block_by_mask
 from ..checkpoint import unwrap
-from ..hooks import Watched, eager_attention
+from ..hooks import Shown, Watched, eager_attention
 from ..prompt import pi05_spans, text_spans, token_text
 from ..vision import pair, vision_shape
 from .base import TOKENS, LeRobotPolicy
@@ -38,9 +38,13 @@ class LeRobotPi0(LeRobotPolicy):
         text, expert = self._text.config, self._expert.config
         steps = int(self.config.num_inference_steps)
         return {
-            "prefix": PhaseShape(len(self._text.layers), text.num_attention_heads, None, (TASK,)),
+            "prefix": PhaseShape(
+                len(self._text.layers), text.num_attention_heads, None, (TASK,),
+                features=text.hidden_size,
+            ),
             "suffix": PhaseShape(
-                len(self._expert.layers), expert.num_attention_heads, steps, ("action",)
+                len(self._expert.layers), expert.num_attention_heads, steps, ("action",),
+                features=expert.hidden_size, last="action",
             ),
         }
 
@@ -74,6 +78,10 @@ class LeRobotPi0(LeRobotPolicy):
     def denoiser(self) -> tuple[Any, int]:
         """Return the projection that gets the noisy actions at each step."""
         return self.model.action_in_proj, 0
+
+    def projection(self) -> Shown:
+        """The projection of the action tokens."""
+        return Shown("suffix", LAST, self.model.action_out_proj, entering=True)
 
     def sample(
         self, inputs: Mapping[str, Any], row: int, sizes: Mapping[str, tuple[int, ...]]

@@ -102,6 +102,7 @@ def load_lerobot(
 
 
 load_lerobot.value_norms = LeRobotPolicy.value_norms  # type: ignore[attr-defined]
+load_lerobot.hidden_states = LeRobotPolicy.hidden_states  # type: ignore[attr-defined]
 
 
 def adapt_lerobot(

@@ -17,14 +17,14 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import replace
 from typing import Any
 
-from attnstore.store.errors import HealthError, UsageError
+from attnstore.store.errors import HealthError
 from attnstore.store.format.geometry import Geometry
 from attnstore.store.format.tokens import TASK, TEMPLATE, Axis, Span, TokenLayout
 
-from ..base import EncoderShape, Observer, PhaseShape, Sample
+from ..base import LAST, EncoderShape, Observer, PhaseShape, Sample
 from ..blocking import Blocked, Samples, by_layer, check_left, forbidden, place_of
 from ..checkpoint import unwrap
-from ..hooks import Watched, instead
+from ..hooks import Shown, Watched, instead
 from ..values import ValueNorms, check_mixing, mixed_last, no_projections, plain_linear
 from ..vision import pair, vision_shape
 from .base import TOKENS, LeRobotPolicy
@@ -42,9 +42,13 @@ class LeRobotSmolVla(LeRobotPolicy):
         core, heads = self._core, int(self._core.num_attention_heads)
         steps = int(self.config.num_steps)
         return {
-            "prefix": PhaseShape(int(core.num_vlm_layers), heads, None, (TASK,)),
+            "prefix": PhaseShape(
+                int(core.num_vlm_layers), heads, None, (TASK,),
+                features=int(core.config.text_config.hidden_size),
+            ),
             "suffix": PhaseShape(
-                int(core.num_expert_layers), heads, steps, ("action",), causal=True
+                int(core.num_expert_layers), heads, steps, ("action",), causal=True,
+                features=int(self.model.action_out_proj.in_features), last="action",
             ),
         }
 
@@ -80,18 +84,28 @@ class LeRobotSmolVla(LeRobotPolicy):
             stack.enter_context(instead(self._core, "eager_attention_forward", turns.attention))
             yield
 
-    def check_hidden(self) -> None:
-        """Refuse: SmolVLA calls no layer as a module.
+    def layers(self, watched: Sequence[Watched]) -> Sequence[Shown]:
+        """What the norms before each layer's attention, and the last norm, are given.
 
-        Raises
-        ------
-        UsageError
-            Always.
+        SmolVLA calls the parts of its layers, not the layers.
         """
-        raise UsageError(
-            "--token-stats: policy lerobot:smolvla calls the parts of its layers, not the layers, so "
-            "hidden states are not shown; leave --token-stats out"
-        )
+        shown = []
+        for phase, part in self._parts().items():
+            count = self.phases[phase].layers
+            for i, layer in enumerate(part.layers[:count]):
+                shown.append(Shown(phase, i - 1, unwrap(layer).input_layernorm, entering=True))
+            shown.append(Shown(phase, count - 1, part.norm, entering=True))
+        return shown
+
+    def projection(self) -> Shown:
+        """The projection of the action tokens."""
+        return Shown("suffix", LAST, self.model.action_out_proj, entering=True)
+
+    def _parts(self) -> dict[str, Any]:
+        core = self._core
+        return {
+            "prefix": unwrap(core.get_vlm_model().text_model), "suffix": unwrap(core.lm_expert)
+        }  # fmt: skip
 
     def _outputs(self) -> dict[tuple[str, int], Any]:
         """Output projection of every phase's layers.
@@ -101,10 +115,9 @@ class LeRobotSmolVla(LeRobotPolicy):
         UsageError
             If the weights of one are not plain numbers.
         """
-        core, found = self._core, {}
-        parts = {"prefix": core.get_vlm_model().text_model, "suffix": core.lm_expert}
-        for phase, part in parts.items():
-            for i, layer in enumerate(unwrap(part).layers[: self.phases[phase].layers]):
+        found = {}
+        for phase, part in self._parts().items():
+            for i, layer in enumerate(part.layers[: self.phases[phase].layers]):
                 module = unwrap(layer).self_attn
                 found[phase, i] = unwrap(module.o_proj)
                 if not plain_linear(found[phase, i]):

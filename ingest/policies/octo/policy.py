@@ -18,11 +18,11 @@ import numpy as np
 
 from attnstore.store.errors import HealthError, UsageError
 from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.hidden import EMBEDDING
 from attnstore.store.format.views import earlier
 
 from ...optional import require
 from ..base import (
-    EMBEDDING,
     Batch,
     EncoderShape,
     Observation,
@@ -81,6 +81,7 @@ class OctoPolicy:
 
     name = "octo"
     value_norms = "no, it runs in JAX"
+    hidden_states = "means, not the last of the action's readouts"
     dtype = "float32"
     denoiser_steps = False
     watches_encoder = False
@@ -163,7 +164,10 @@ class OctoPolicy:
         """Shape of the one phase."""
         size = self.model.module.octo_transformer.transformer_kwargs
         groups = query_groups(self._survey.groups, language=self._task != "goal")
-        shape = PhaseShape(int(size["num_layers"]), int(size["num_attention_heads"]), None, groups)
+        width = int(self.model.module.octo_transformer.token_embedding_size)
+        shape = PhaseShape(
+            int(size["num_layers"]), int(size["num_attention_heads"]), None, groups, features=width
+        )
         return {PHASE: shape}
 
     @cached_property
@@ -235,7 +239,7 @@ class OctoPolicy:
         length = sequence_length(self._survey.groups)
         forbidden = self._blocks.forbidden(self.phases[PHASE].layers, len(batch), length)
         seen = self._calls.see(
-            **batch.inputs, hidden=observer.watch.token_stats, forbidden=forbidden
+            **batch.inputs, hidden=observer.watch.shows_hidden, forbidden=forbidden
         )
         for layer, emptied in enumerate(seen.emptied):
             if emptied:

@@ -24,11 +24,11 @@ from attnstore.store.format.tokens import TASK
 
 from ...datasets.openpi.message import pixels
 from ...optional import require
-from ..base import Batch, EncoderShape, Observation, PhaseShape, PolicyError
+from ..base import LAST, Batch, EncoderShape, Observation, PhaseShape, PolicyError
 from ..blocking import Blocked, block_by_mask
 from ..checkpoint import check_options, unwrap
 from ..fingerprint import digest_parameters
-from ..hooks import HookedPolicy, Watched
+from ..hooks import HookedPolicy, Shown, Watched
 from ..vision import vision_shape
 from .checkpoint import OpenpiCheckpoint, describe_norm_stats, openpi
 from .layout import ModelSequence
@@ -85,6 +85,7 @@ class OpenpiPolicy(HookedPolicy):
     name = "openpi"
     denoiser_steps = True
     value_norms = "yes"
+    hidden_states = "yes"
 
     def __init__(
         self,
@@ -236,8 +237,11 @@ class OpenpiPolicy(HookedPolicy):
         text = gemma(self.config.paligemma_variant)
         expert = gemma(self.config.action_expert_variant)
         return {
-            "prefix": PhaseShape(text.depth, text.num_heads, None, (TASK,)),
-            "suffix": PhaseShape(expert.depth, expert.num_heads, self.steps, ("action",)),
+            "prefix": PhaseShape(text.depth, text.num_heads, None, (TASK,), features=text.width),
+            "suffix": PhaseShape(
+                expert.depth, expert.num_heads, self.steps, ("action",), features=expert.width,
+                last="action",
+            ),
         }
 
     def encoder_shape(self) -> EncoderShape:
@@ -348,6 +352,10 @@ class OpenpiPolicy(HookedPolicy):
     def denoiser(self) -> tuple[Any, int]:
         """Return the projection that gets the noisy actions at each step."""
         return unwrap(self.model).action_in_proj, 0
+
+    def projection(self) -> Shown:
+        """The projection of the action tokens."""
+        return Shown("suffix", LAST, unwrap(self.model).action_out_proj, entering=True)
 
     @contextmanager
     def eager(self) -> Iterator[None]:

@@ -24,10 +24,10 @@ from attnstore.store.errors import UsageError
 from attnstore.store.format.tokens import TASK
 
 from ...optional import require
-from ..base import Batch, EncoderShape, Observation, ObservationError, PhaseShape
+from ..base import LAST, Batch, EncoderShape, Observation, ObservationError, PhaseShape
 from ..blocking import Blocked, block_by_mask
 from ..checkpoint import check_options, locate, one_line, unwrap
-from ..hooks import Watched
+from ..hooks import Shown, Watched
 from ..prefix import KeptPrefix, keep_prefix, reuse_prefix
 from ..pretrained import PretrainedPolicy
 from ..vision import vision_shape
@@ -73,6 +73,7 @@ class Pi0Policy(PretrainedPolicy):
     model_class = "PI0ForConditionalGeneration"
     denoiser_steps = True
     value_norms = "yes"
+    hidden_states = "yes"
 
     def __init__(
         self,
@@ -134,9 +135,13 @@ class Pi0Policy(PretrainedPolicy):
         """Prefix and suffix, from the configuration."""
         text, expert = self.config.vlm_config.text_config, self.config.dit_config
         return {
-            "prefix": PhaseShape(text.num_hidden_layers, text.num_attention_heads, None, (TASK,)),
+            "prefix": PhaseShape(
+                text.num_hidden_layers, text.num_attention_heads, None, (TASK,),
+                features=text.hidden_size,
+            ),
             "suffix": PhaseShape(
-                expert.num_hidden_layers, expert.num_attention_heads, self.steps, ("action",)
+                expert.num_hidden_layers, expert.num_attention_heads, self.steps, ("action",),
+                features=expert.hidden_size, last="action",
             ),
         }
 
@@ -212,6 +217,10 @@ class Pi0Policy(PretrainedPolicy):
     def denoiser(self) -> tuple[Any, int]:
         """Return the embedding that gets (state, noisy actions, time) at each step."""
         return unwrap(self.model).embed_action_time, 1
+
+    def projection(self) -> Shown:
+        """The projection of the action tokens."""
+        return Shown("suffix", LAST, unwrap(self.model).action_out_proj, entering=True)
 
     @contextmanager
     def eager(self) -> Iterator[None]:

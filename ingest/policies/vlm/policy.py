@@ -22,6 +22,7 @@ from attnstore.store.format.tokens import TASK, Token, TokenLayout
 
 from ...optional import require
 from ..base import (
+    LAST,
     Batch,
     EncoderShape,
     Generated,
@@ -34,7 +35,7 @@ from ..base import (
 from ..blocking import Blocked
 from ..checkpoint import check_options, locate, one_line, unwrap
 from ..decoder import language_model, self_attention, vision_tower
-from ..hooks import Watched
+from ..hooks import Shown, Watched
 from ..passes import PREFIX, Passes, block_passes
 from ..pretrained import PretrainedPolicy
 from ..prompt import INSTRUCTION, Prompt, check_template, prompt_axis, token_text
@@ -92,6 +93,7 @@ class VlmPolicy(PretrainedPolicy):
 
     name = "vlm"
     value_norms = "where v_proj and o_proj are plain"
+    hidden_states = "yes"
     model_class = "AutoModelForImageTextToText"
     denoiser_steps = False
     horizon = 0
@@ -192,10 +194,12 @@ class VlmPolicy(PretrainedPolicy):
         """Prefix and decode, from the configuration."""
         text = self.config.get_text_config(decoder=True)
         layers, heads = int(text.num_hidden_layers), int(text.num_attention_heads)
-        causal = CAUSAL.get(self.config.model_type)
+        causal, width = CAUSAL.get(self.config.model_type), int(text.hidden_size)
         return {
-            PREFIX: PhaseShape(layers, heads, None, (TASK,), causal=causal),
-            DECODE: PhaseShape(layers, heads, self.steps, ("readout",), causal=True),
+            PREFIX: PhaseShape(layers, heads, None, (TASK,), causal=causal, features=width),
+            DECODE: PhaseShape(
+                layers, heads, self.steps, ("readout",), causal=True, features=width, last="readout"
+            ),
         }
 
     def prepare(self, observations: Sequence[Observation]) -> Batch:
@@ -278,6 +282,11 @@ class VlmPolicy(PretrainedPolicy):
                 f"({one_line(error)}); {LEAVE_OUT}"
             ) from None
         self.values([Watched(PREFIX, i, module) for i, module in enumerate(layers)])
+
+    def projection(self) -> Shown | None:
+        """The language model's head, which chooses the next token; `Passes` names the phase."""
+        head = unwrap(self.model).get_output_embeddings()
+        return None if head is None else Shown(PREFIX, LAST, unwrap(head), entering=True)
 
     def encoder(self) -> Any:
         """Return the vision tower, if the model says which it is."""
