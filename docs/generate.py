@@ -12,6 +12,7 @@ from pathlib import Path
 from attnstore.store.arrays.groups import MAP_BITS, NORM_BITS, VALUE_NORM
 from attnstore.store.catalog.tables import CATALOG, VIEWED, sql_type
 from attnstore.store.format.axes import PHASES, VISION, attention_dims, map_dims, norm_dims
+from attnstore.store.format.hidden import FORMS, hidden_dims, hidden_path
 from attnstore.store.format.precision import rounding_error
 from attnstore.store.tables.columns import Table
 from attnstore.store.tables.inventory import (
@@ -97,12 +98,19 @@ def schema() -> str:
         f"within {100 * rounding_error(MAP_BITS['mean']).relative:.2f} % and "
         f"{100 * rounding_error(MAP_BITS['max']).relative:.1f} % of the unrounded, however small.",
         "Value norms, of episodes that were captured with them, are float32 with as many significant "
-        f"bits as `mean` ({NORM_BITS}): what each key token would add through each head.",
+        f"bits as `mean` ({NORM_BITS}): what each key token would add through each head. Hidden states",
+        "alike; their array `layer` says which layers, -1 is what enters layer 0.",
         "",
         "| array | dimensions |",
         "|---|---|",
         *(f"| `{groups[p]}/attention` | {', '.join(attention_dims(p))} |" for p in PHASES),
         *(f"| `{groups[p]}/{VALUE_NORM}` | {', '.join(norm_dims(p))} |" for p in PHASES),
+        *(
+            f"| `{hidden_path(p, form)}` | {', '.join(hidden_dims(p, form))} |"
+            for p in PHASES
+            if p != VISION
+            for form in FORMS
+        ),
         *(
             f"| `maps/{p}/<query group>/<camera>/mean`, `…/max` | {', '.join(map_dims(p))} |"
             for p in PHASES

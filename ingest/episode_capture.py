@@ -20,8 +20,8 @@ from .aggregates import episode_stats
 from .capture import HiddenRecord, Record, Session, capture
 from .datasets.base import Frame, PolicyCall
 from .encoders import all_layouts, all_shapes, owners
-from .hidden import HiddenStates, expects_hidden
 from .health import check_axes, check_complete, check_encoded, check_rows
+from .hidden import HiddenStates, expects_hidden
 from .policies.base import ATTENTION_ONLY, Batch, Generated, PhaseShape, Policy, Watch
 from .policies.values import LEAVE_OUT
 from .reduction import compact, compact_norms, encode_on_device, reduce, reduce_carried

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from attnstore.store.errors import AttnstoreError, UsageError
 from attnstore.store.format.geometry import Geometry
-from attnstore.store.format.hidden import EMBEDDING
 from attnstore.store.format.tokens import Token, TokenLayout
 
 if TYPE_CHECKING:
@@ -103,8 +102,8 @@ class PhaseShape:
     features: int | None = None
     """Width of a hidden state; None if the policy shows none to be stored."""
     last: str | None = None
-    """Kind of the query tokens whose hidden states are shown as `LAST`, in the order of the queries:
-    ``action``; None if none are."""
+    """Kind, or span, of the query tokens whose hidden states are shown as `LAST`, in the order of the
+    queries: ``action``; None if none are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -269,7 +269,6 @@ class HookedPolicy(ABC):
                 stack.callback(module.register_forward_pre_hook(seen, with_kwargs=True).remove)
             yield
 
-
     def _shown(self, modules: Sequence[Watched], watch: Watch) -> Iterator[Shown]:
         """Where the hidden states that an observer wants are seen."""
         if not watch.shows_hidden:

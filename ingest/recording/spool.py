@@ -340,7 +340,8 @@ class SpooledPolicy:
                 elif kind == MEANS:
                     # The tokens that were kept of the same layer come right behind.
                     own = self._spool.read(tokens) if then == TOKENS else None
-                    observer.hidden(*where, SpanStates(given, own))
+                    phase, layer = where
+                    observer.hidden(phase, layer, SpanStates(given, own))
                 elif kind != TOKENS:
                     getattr(observer, kind)(*where, given)
             observer.encoded(shown.images)

@@ -338,7 +338,13 @@ class Store:
 
         def read(episode: Episode, *, lazy: bool) -> xr.DataArray:
             return episode.hidden(
-                phase, layer=layer, span=span, tokens=tokens, step=step, lazy=lazy, max_bytes=max_bytes
+                phase,
+                layer=layer,
+                span=span,
+                tokens=tokens,
+                step=step,
+                lazy=lazy,
+                max_bytes=max_bytes,
             )
 
         return hidden_over(self.chosen(episodes, where, run, limit), read, max_bytes)

@@ -27,7 +27,13 @@ from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.tiny import build_tiny_pi0
 from attnstore.query import Episode
 from attnstore.store.commits.part import Part
-from attnstore.store.errors import HealthError, IntegrityError, NotFoundError, SelectionError, UsageError
+from attnstore.store.errors import (
+    HealthError,
+    IntegrityError,
+    NotFoundError,
+    SelectionError,
+    UsageError,
+)
 from attnstore.store.format.hidden import HIDDEN_BITS
 
 States = NDArray[np.float64]
@@ -289,7 +295,7 @@ def test_what_is_infinite_is_refused(
     handle = layer.register_forward_hook(spoil)
     job = make_job(ram_path / "s", policy, dataset, stride=16, watch=Watch(hidden=HiddenChoice()))
     try:
-        with pytest.raises(HealthError, match=r"prefix layer 2: a hidden state is not finite; .*--no-hidden"):  # fmt: skip
+        with pytest.raises(HealthError, match="prefix layer 2: a hidden state is not finite; "):
             ingest_episode(job, policy, dataset, dataset.episode_names()[1])
     finally:
         handle.remove()

@@ -47,7 +47,11 @@ class LeRobotAct(LeRobotPolicy):
                 len(self.model.encoder.layers), config.n_heads, None, own, features=width
             ),
             "suffix": PhaseShape(
-                len(self.model.decoder.layers), config.n_heads, 1, ("action",), features=width,
+                len(self.model.decoder.layers),
+                config.n_heads,
+                1,
+                ("action",),
+                features=width,
                 last="action",
             ),
         }

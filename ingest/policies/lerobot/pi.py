@@ -39,12 +39,19 @@ class LeRobotPi0(LeRobotPolicy):
         steps = int(self.config.num_inference_steps)
         return {
             "prefix": PhaseShape(
-                len(self._text.layers), text.num_attention_heads, None, (TASK,),
+                len(self._text.layers),
+                text.num_attention_heads,
+                None,
+                (TASK,),
                 features=text.hidden_size,
             ),
             "suffix": PhaseShape(
-                len(self._expert.layers), expert.num_attention_heads, steps, ("action",),
-                features=expert.hidden_size, last="action",
+                len(self._expert.layers),
+                expert.num_attention_heads,
+                steps,
+                ("action",),
+                features=expert.hidden_size,
+                last="action",
             ),
         }
 

@@ -43,12 +43,20 @@ class LeRobotSmolVla(LeRobotPolicy):
         steps = int(self.config.num_steps)
         return {
             "prefix": PhaseShape(
-                int(core.num_vlm_layers), heads, None, (TASK,),
+                int(core.num_vlm_layers),
+                heads,
+                None,
+                (TASK,),
                 features=int(core.config.text_config.hidden_size),
             ),
             "suffix": PhaseShape(
-                int(core.num_expert_layers), heads, steps, ("action",), causal=True,
-                features=int(self.model.action_out_proj.in_features), last="action",
+                int(core.num_expert_layers),
+                heads,
+                steps,
+                ("action",),
+                causal=True,
+                features=int(self.model.action_out_proj.in_features),
+                last="action",
             ),
         }
 

@@ -38,6 +38,8 @@ class Seen:
     """Per layer, whether a query of which something is blocked has nothing left to attend to."""
     hidden: list[Any]
     """What enters layer 0, then what leaves each layer, (batch, token, feature); empty unless asked."""
+    last: Any
+    """What the action head takes, (batch, token, feature); None unless asked."""
 
 
 class OctoCalls:
@@ -45,6 +47,11 @@ class OctoCalls:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+
+    @property
+    def readout(self) -> str:
+        """Name of the token group that the action head takes."""
+        return str(self._model.module.heads["action"].readout_key)
 
     def survey(self, observations: Arrays, tasks: Arrays) -> Survey:
         """Read the token groups off the model, without computing anything."""
@@ -191,7 +198,8 @@ class OctoCalls:
         stray = jnp.stack([jnp.where(wrong, w, 0).max() for w in weights])
         states = _by_layer(sown, "entering") + states
         closed = [emptied[layer] for layer in sorted(emptied)]
-        return self._head(params, outputs, keys), weights, stray, closed, states
+        last = outputs[self.readout].tokens[:, -1] if hidden else None
+        return self._head(params, outputs, keys), weights, stray, closed, states, last
 
 
 def _flat(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

@@ -23,6 +23,7 @@ from attnstore.store.format.views import earlier
 
 from ...optional import require
 from ..base import (
+    LAST,
     Batch,
     EncoderShape,
     Observation,
@@ -81,7 +82,7 @@ class OctoPolicy:
 
     name = "octo"
     value_norms = "no, it runs in JAX"
-    hidden_states = "means, not the last of the action's readouts"
+    hidden_states = "yes"
     dtype = "float32"
     denoiser_steps = False
     watches_encoder = False
@@ -166,8 +167,9 @@ class OctoPolicy:
         groups = query_groups(self._survey.groups, language=self._task != "goal")
         width = int(self.model.module.octo_transformer.token_embedding_size)
         shape = PhaseShape(
-            int(size["num_layers"]), int(size["num_attention_heads"]), None, groups, features=width
-        )
+            int(size["num_layers"]), int(size["num_attention_heads"]), None, groups, features=width,
+            last=self._calls.readout,
+        )  # fmt: skip
         return {PHASE: shape}
 
     @cached_property
@@ -257,6 +259,8 @@ class OctoPolicy:
             observer.attention(PHASE, layer, weights)
             if seen.hidden:
                 observer.hidden(PHASE, layer, self._tensor(seen.hidden[layer + 1]))
+        if seen.hidden:
+            observer.hidden(PHASE, LAST, self._tensor(seen.last))
         return self._tensor(seen.actions)
 
     @contextmanager

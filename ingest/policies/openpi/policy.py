@@ -239,7 +239,11 @@ class OpenpiPolicy(HookedPolicy):
         return {
             "prefix": PhaseShape(text.depth, text.num_heads, None, (TASK,), features=text.width),
             "suffix": PhaseShape(
-                expert.depth, expert.num_heads, self.steps, ("action",), features=expert.width,
+                expert.depth,
+                expert.num_heads,
+                self.steps,
+                ("action",),
+                features=expert.width,
                 last="action",
             ),
         }

@@ -136,12 +136,19 @@ class Pi0Policy(PretrainedPolicy):
         text, expert = self.config.vlm_config.text_config, self.config.dit_config
         return {
             "prefix": PhaseShape(
-                text.num_hidden_layers, text.num_attention_heads, None, (TASK,),
+                text.num_hidden_layers,
+                text.num_attention_heads,
+                None,
+                (TASK,),
                 features=text.hidden_size,
             ),
             "suffix": PhaseShape(
-                expert.num_hidden_layers, expert.num_attention_heads, self.steps, ("action",),
-                features=expert.hidden_size, last="action",
+                expert.num_hidden_layers,
+                expert.num_attention_heads,
+                self.steps,
+                ("action",),
+                features=expert.hidden_size,
+                last="action",
             ),
         }
 
