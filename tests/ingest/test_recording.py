@@ -30,7 +30,7 @@ import attnstore
 from attnstore.ingest.episode import EpisodeJob
 from attnstore.ingest.pipeline import ingest_all, provenance
 from attnstore.ingest.plan import describe_run, make_plan
-from attnstore.ingest.policies.base import ATTENTION_ONLY, Watch, shows_values
+from attnstore.ingest.policies.base import HiddenChoice, Watch, watch_where_shown
 from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.registry import load_policy
 from attnstore.ingest.recording import Recorder
@@ -75,7 +75,7 @@ def replay(
     watch: Watch | None = None,
 ) -> Report:
     """What `attnstore ingest recording` does."""
-    watch = Watch(values=shows_values(policy)) if watch is None else watch
+    watch = watch_where_shown(policy) if watch is None else watch
     (directory,) = recording_directories(source)
     dataset = RecordingDataset(directory)
     dataset.check_policy(policy, tolerance)
@@ -91,7 +91,12 @@ def replay(
 
 
 @pytest.mark.parametrize(
-    "watch", [None, ATTENTION_ONLY, Watch(vision=True, token_stats=True, values=True)]
+    "watch",
+    [
+        None,
+        Watch(hidden=HiddenChoice((1,), ("action",))),
+        Watch(vision=True, token_stats=True, values=True),
+    ],
 )
 def test_live_and_replay_store_the_same(
     policy: Pi0Policy, ram_path: Path, watch: Watch | None
