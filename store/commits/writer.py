@@ -32,10 +32,10 @@ from ..format.hidden import HIDDEN_BITS, Form, hidden_path
 from ..format.precision import absent, check_weights, dtype, round_significant
 from ..format.tokens import Axis, TokenLayout
 from ..tables.columns import Table
-from ..tables.hidden import hidden_rows
 from ..tables.inventory import OPTIONAL_TABLES, TABLES
 from ..tables.parquet import ROW_GROUP, open_table, write_table
 from . import ARRAYS, Attempt, Commit
+from .hidden import hidden_rows
 
 Stored = NDArray[Any]
 
