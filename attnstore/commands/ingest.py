@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,16 @@ import click
 from attnstore.store.errors import PartialError, UsageError
 
 from .ingest_choices import (
+    ColumnChoice,
     PolicyChoice,
     RecordingChoice,
     RunChoice,
+    column_options,
+    env_processor_option,
     force_option,
     hidden_options,
+    instruction_option,
+    outcome_file_option,
     policy_options,
     precision_option,
     recording_options,
@@ -47,7 +52,6 @@ from .progress import interrupts
 
 if TYPE_CHECKING:
     from attnstore.ingest.datasets.base import Dataset
-    from attnstore.ingest.datasets.lerobot.dataset import LeRobotDataset
 
 
 @click.group(cls=StoreGroup)
@@ -131,35 +135,11 @@ def droid(
 @click.argument("dataset", metavar="PATH|HUB_ID")
 @add_options(policy_options)
 @click.option("--dataset-revision", help="Hub revision of the dataset.")
-@click.option(
-    "--camera",
-    "cameras",
-    metavar="NAME",
-    multiple=True,
-    help="Camera, in the order in which the policy gets them; repeatable.  [default: all]",
-)
-@click.option(
-    "--state-column",
-    "state",
-    multiple=True,
-    default=("observation.state",),
-    show_default=True,
-    help="Column of the robot state; several are joined.",
-)
-@click.option(
-    "--action-column",
-    "action",
-    multiple=True,
-    help="Column of the recorded action; several are joined.  [default: action, if there is one]",
-)
+@add_options(column_options("all", "observation.state", "action, if there is one"))
 @click.option(
     "--outcome-column", help="Column of frames or episodes with the outcome: next.success."
 )
-@click.option(
-    "--outcome-file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="CSV or JSON with the outcome by episode_index.",
-)
+@outcome_file_option
 @click.option(
     "--tolerance",
     type=FiniteNumber(),
@@ -167,21 +147,14 @@ def droid(
     show_default=True,
     help="Seconds that a video frame may be off its row's time.",
 )
-@click.option(
-    "--env-processor",
-    type=click.Choice(["libero", "none"]),
-    help="What lerobot-eval did with an environment's frames before the policy saw them: libero turns "
-    "every camera by 180. For datasets of --eval.recording.",
-)
+@env_processor_option
 @add_options(recording_options, run_options, workers_options, json_option)
 def lerobot(
     store: StoreName,
     dataset: str,
     policy: PolicyChoice,
     dataset_revision: str | None,
-    cameras: tuple[str, ...],
-    state: tuple[str, ...],
-    action: tuple[str, ...],
+    columns: ColumnChoice,
     outcome_column: str | None,
     outcome_file: Path | None,
     tolerance: float,
@@ -206,9 +179,9 @@ def lerobot(
     source = LeRobotDataset(
         dataset,
         revision=dataset_revision,
-        cameras=cameras,
-        state=state,
-        action=action or None,
+        cameras=columns.cameras,
+        state=columns.state or ("observation.state",),
+        action=columns.action or None,
         outcome_column=outcome_column,
         outcome_file=outcome_file,
         outcome=recordings.outcome,
@@ -218,29 +191,37 @@ def lerobot(
         video_frames=recordings.video_frames,
         name=recordings.dataset_name,
     )
-    recordings = _as_driven(source, recordings, env_processor)
+    undecided = (
+        "lerobot-eval --eval.recording wrote this dataset: its frames are raw, and the environment's "
+        "processor may have turned them before the policy saw them (LIBERO's by 180); say what it did by "
+        "--env-processor libero, --env-processor none, or --turn CAMERA=180"
+    )
+    recordings = _as_driven(
+        source, recordings, env_processor, undecided if source.of_an_evaluation else None
+    )
     if outcome_column is not None:
-        _say_if_failures_are_missing(source, outcome_column)
+        _say_if_failures_are_missing(source.outcomes(), outcome_column)
     _load_and_ingest(store, recordings.turned(source), policy, run, workers, as_json)
 
 
 def _as_driven(
-    source: LeRobotDataset, recordings: RecordingChoice, processor: str | None
+    source: Dataset, recordings: RecordingChoice, processor: str | None, undecided: str | None
 ) -> RecordingChoice:
     """Return the choice with every camera as the policy saw it while it drove.
+
+    Parameters
+    ----------
+    undecided
+        Why that has to be said; None if it has not.
 
     Raises
     ------
     UsageError
-        If an evaluation's frames are raw, and it is not said what was done with them.
+        If frames are raw, and it is not said what was done with them.
     """
     turned = recordings.turns or recordings.flips
-    if source.of_an_evaluation and processor is None and not turned:
-        raise UsageError(
-            "lerobot-eval --eval.recording wrote this dataset: its frames are raw, and the environment's "
-            "processor may have turned them before the policy saw them (LIBERO's by 180); say what it did by "
-            "--env-processor libero, --env-processor none, or --turn CAMERA=180"
-        )
+    if undecided is not None and processor is None and not turned:
+        raise UsageError(undecided)
     if processor != "libero":
         return recordings
     if turned:
@@ -248,8 +229,7 @@ def _as_driven(
     return replace(recordings, turns=tuple(f"{camera}=180" for camera in source.cameras))
 
 
-def _say_if_failures_are_missing(source: LeRobotDataset, column: str) -> None:
-    found = source.outcomes()
+def _say_if_failures_are_missing(found: Mapping[str, int], column: str) -> None:
     if found["success"] > 1 and not found["failure"]:
         say(
             f"{column}: all {found['success']} episodes are successes; lerobot-eval --eval.recording saves no "
@@ -263,25 +243,12 @@ def _say_if_failures_are_missing(source: LeRobotDataset, column: str) -> None:
 @click.argument("dataset", type=click.Path(path_type=Path))
 @add_options(policy_options)
 @click.option("--split", help="Only this split: train.  [default: all]")
-@click.option(
-    "--camera",
-    "cameras",
-    metavar="NAME",
-    multiple=True,
-    help="Camera, in the order in which the policy gets them; repeatable.  [default: all with colour]",
-)
-@click.option(
-    "--state-column",
-    "state",
-    multiple=True,
-    help="Column of the robot state; several are joined.  [default: observation/state, or DROID's "
-    "joints and gripper]",
-)
-@click.option(
-    "--action-column",
-    "action",
-    multiple=True,
-    help="Column of the recorded action; several are joined.  [default: action, if that is numbers]",
+@add_options(
+    column_options(
+        "all with colour",
+        "observation/state, or DROID's joints and gripper",
+        "action, if that is numbers",
+    )
 )
 @click.option(
     "--instruction-column",
@@ -298,9 +265,7 @@ def rlds(
     dataset: Path,
     policy: PolicyChoice,
     split: str | None,
-    cameras: tuple[str, ...],
-    state: tuple[str, ...],
-    action: tuple[str, ...],
+    columns: ColumnChoice,
     instruction: str | None,
     outcome_column: str | None,
     recordings: RecordingChoice,
@@ -324,9 +289,9 @@ def rlds(
     source = RldsDataset(
         dataset,
         split=split,
-        cameras=cameras,
-        state=state,
-        action=action,
+        cameras=columns.cameras,
+        state=columns.state,
+        action=columns.action,
         instruction=instruction,
         outcome_column=outcome_column,
         selection=Selection(recordings.episodes, recordings.outcome, recordings.limit),
@@ -336,6 +301,127 @@ def rlds(
         say(
             f"{len(absent)} of its files are not here, the first {absent[0]}: their episodes are left out"
         )
+    _load_and_ingest(store, recordings.turned(source), policy, run, workers, as_json)
+
+
+@ingest.command()
+@store_to_write
+@click.argument("dataset", type=click.Path(path_type=Path))
+@add_options(policy_options)
+@add_options(
+    column_options(
+        "all pictures in obs",
+        "obs/ee_states and obs/gripper_states, or robomimic's robot0_*",
+        "actions",
+    )
+)
+@instruction_option
+@click.option(
+    "--outcome-column",
+    help="Column or attribute of a demonstration: dones.  [default: rewards, if they are 0 and 1]",
+)
+@click.option("--filter-key", metavar="NAME", help="Only demonstrations of mask/NAME: valid.")
+@env_processor_option
+@add_options(still_recording_options, run_options, workers_options, json_option)
+def robomimic(
+    store: StoreName,
+    dataset: Path,
+    policy: PolicyChoice,
+    columns: ColumnChoice,
+    instruction: str | None,
+    outcome_column: str | None,
+    filter_key: str | None,
+    env_processor: str | None,
+    recordings: RecordingChoice,
+    run: RunChoice,
+    workers: WorkersChoice,
+    as_json: bool,
+) -> None:
+    """Ingest HDF5 demonstrations of LIBERO, MimicGen, RoboCasa or robomimic: a file, or a folder.
+
+    Episodes are called open_the_drawer_demo/demo_12 after their file. LIBERO's pictures are stored
+    upside down: --env-processor says how the policy saw them. Otherwise as `attnstore ingest droid`.
+
+    Examples
+    --------
+    attnstore ingest robomimic lab.attn libero_goal --policy lerobot --checkpoint DIR --env-processor libero
+    attnstore ingest robomimic lab.attn can_ph.hdf5 --policy pi0 --checkpoint DIR --instruction 'lift the can'
+    """
+    from attnstore.ingest.datasets.robomimic import RobomimicDataset
+    from attnstore.ingest.datasets.selection import Selection
+
+    source = RobomimicDataset(
+        dataset,
+        cameras=columns.cameras,
+        state=columns.state,
+        action=columns.action,
+        instruction=instruction,
+        outcome_column=outcome_column,
+        filter_key=filter_key,
+        selection=Selection(recordings.episodes, recordings.outcome, recordings.limit),
+        name=recordings.dataset_name,
+    )
+    undecided = (
+        "LIBERO stored these pictures upside down, and policies differ in how they saw them: pass "
+        "--env-processor libero for openpi's, OpenVLA's and LeRobot's, which turn every camera by 180, "
+        "--env-processor none for those that were trained on the files as they are, or --turn and --flip"
+    )
+    recordings = _as_driven(
+        source, recordings, env_processor, undecided if source.upside_down else None
+    )
+    _load_and_ingest(store, recordings.turned(source), policy, run, workers, as_json)
+
+
+@ingest.command()
+@store_to_write
+@click.argument("dataset", type=click.Path(path_type=Path))
+@add_options(policy_options)
+@add_options(column_options("all but depth", "observations/qpos", "action"))
+@instruction_option
+@click.option(
+    "--jpeg-colours",
+    type=click.Choice(["rgb", "bgr"]),
+    help="First channel of compressed pictures: bgr if ALOHA's or ACT's scripts compressed them. Asked for where "
+    "pictures are compressed.",
+)
+@outcome_file_option
+@add_options(still_recording_options, run_options, workers_options, json_option)
+def aloha(
+    store: StoreName,
+    dataset: Path,
+    policy: PolicyChoice,
+    columns: ColumnChoice,
+    instruction: str | None,
+    jpeg_colours: str | None,
+    outcome_file: Path | None,
+    recordings: RecordingChoice,
+    run: RunChoice,
+    workers: WorkersChoice,
+    as_json: bool,
+) -> None:
+    """Ingest ALOHA's episodes: DATASET has episode_0.hdf5, episode_1.hdf5, ..., or is one.
+
+    Outcomes come from folders called success and failure, or from --outcome-file. Otherwise as
+    `attnstore ingest droid`.
+
+    Examples
+    --------
+    attnstore ingest aloha lab.attn aloha_sim --policy lerobot --checkpoint DIR --instruction 'transfer the cube'
+    """
+    from attnstore.ingest.datasets.aloha import AlohaDataset
+    from attnstore.ingest.datasets.selection import Selection
+
+    source = AlohaDataset(
+        dataset,
+        cameras=columns.cameras,
+        state=columns.state,
+        action=columns.action,
+        instruction=instruction,
+        jpeg_colours=jpeg_colours,  # type: ignore[arg-type]  # click checked it
+        outcome_file=outcome_file,
+        selection=Selection(recordings.episodes, recordings.outcome, recordings.limit),
+        name=recordings.dataset_name,
+    )
     _load_and_ingest(store, recordings.turned(source), policy, run, workers, as_json)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +12,7 @@ import click
 from attnstore.store.errors import UsageError
 
 from .options import (
+    F,
     adapter_options,
     dry_run_option,
     grouped,
@@ -101,6 +104,60 @@ class RecordingChoice:
         return OrientedDataset(dataset, orientations) if orientations else dataset
 
 
+@dataclass(frozen=True, slots=True)
+class ColumnChoice:
+    """Which of a dataset's columns the policy gets, and which action was recorded."""
+
+    cameras: tuple[str, ...]
+    state: tuple[str, ...]
+    action: tuple[str, ...]
+
+
+def column_options(cameras: str, state: str, action: str) -> Callable[[F], F]:
+    """Add ``--camera``, ``--state-column`` and ``--action-column``; the texts are their defaults."""
+    return grouped(
+        "columns",
+        ColumnChoice,
+        click.option(
+            "--camera",
+            "cameras",
+            metavar="NAME",
+            multiple=True,
+            help=f"Camera, in the order in which the policy gets them; repeatable.  [default: {cameras}]",
+        ),
+        click.option(
+            "--state-column",
+            "state",
+            metavar="NAME",
+            multiple=True,
+            help=f"Column of the robot state; several are joined.  [default: {state}]",
+        ),
+        click.option(
+            "--action-column",
+            "action",
+            metavar="NAME",
+            multiple=True,
+            help=f"Column of the recorded action; several are joined.  [default: {action}]",
+        ),
+    )
+
+
+instruction_option = click.option(
+    "--instruction",
+    metavar="SENTENCE",
+    help="What the policy is told in every episode.  [default: what the file says]",
+)
+outcome_file_option = click.option(
+    "--outcome-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="CSV or JSON with the outcome by episode_index.",
+)
+env_processor_option = click.option(
+    "--env-processor",
+    type=click.Choice(["libero", "none"]),
+    help="What was done with a simulator's frames before the policy saw them: libero turns every camera by 180. "
+    "Asked for where LIBERO's raw frames are found.",
+)
 policy_options = grouped(
     "policy",
     PolicyChoice,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.errors import UsageError
+from attnstore.store.errors import EpisodeError, UsageError
 from attnstore.store.image import LFS
 
 if TYPE_CHECKING:
@@ -187,3 +187,21 @@ def check_frames(name: str, length: int, indices: Sequence[int]) -> None:
             raise UsageError(
                 f"episode {name} has frames 0 to {length - 1}; frame {index} was asked"
             )
+
+
+def check_finite(episode: str, state: NDArray[np.float32], columns: Sequence[str]) -> None:
+    """Check that an episode's states, (step, state_dof) joined of these columns, are numbers.
+
+    Raises
+    ------
+    EpisodeError
+        If one is NaN or infinite.
+    """
+    bad = np.argwhere(~np.isfinite(state))
+    if len(bad):
+        step, column = bad[0].tolist()
+        raise EpisodeError(
+            episode,
+            f"states are finite numbers: number {column} of {' and '.join(columns)} at step {step} is "
+            f"{state[step, column]}; repair the dataset or leave the episode out",
+        )

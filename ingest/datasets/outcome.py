@@ -1,4 +1,4 @@
-"""Whether an episode of a dataset succeeded: from a column, or from a file beside it."""
+"""Whether an episode of a dataset succeeded: from a folder, a column, or a file beside it."""
 
 from __future__ import annotations
 
@@ -47,6 +47,11 @@ def outcome_value(value: Any) -> str:
             f"an outcome is one of {', '.join(OUTCOMES)}, true, false, 1 or 0; got {value!r}"
         )
     return text
+
+
+def outcome_of_path(name: str) -> str:
+    """Outcome in an episode's name; ``unknown`` if none of its directories is one."""
+    return next((part for part in reversed(name.split("/")[:-1]) if part in OUTCOMES), "unknown")
 
 
 def outcome_of_frames(episode: str, column: str, values: Iterable[Any]) -> str:

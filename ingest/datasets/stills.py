@@ -99,6 +99,61 @@ class Stills:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedImages:
+    """One camera's frames as encoded images among other values of an episode."""
+
+    episode: str
+    camera: str
+    where: str
+    """What they are called in an error: ``steps/observation/image``."""
+    data: Sequence[bytes]
+    """One image a step."""
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def check(self) -> None:
+        """Read every image's header: all frames of a camera have one size.
+
+        Raises
+        ------
+        EpisodeError
+            If one is no image that is taken, or differs in size.
+        """
+        first: tuple[int, int] | None = None
+        for step, data in enumerate(self.data):
+            try:
+                header = read_header(data)
+            except ImageError as error:
+                raise self._refused(step, error) from error
+            size = (header.width, header.height)
+            first = first or size
+            if size != first:
+                raise EpisodeError(
+                    self.episode,
+                    f"all frames of a camera have one size: {self.where}[{step}] is "
+                    f"{size[0]}x{size[1]}, the first {first[0]}x{first[1]}",
+                )
+
+    def read(self, step: int) -> CameraFrame:
+        """Decode one image, as `still` keeps it.
+
+        Raises
+        ------
+        EpisodeError
+            If it is no complete image.
+        """
+        try:
+            return still(self.camera, self.data[step])
+        except ImageError as error:
+            raise self._refused(step, error) from error
+
+    def _refused(self, step: int, error: Exception) -> EpisodeError:
+        where = f"{self.where}[{step}] ({len(self.data[step])} bytes)"
+        return EpisodeError(self.episode, refused(where, error))
+
+
 def still(camera: str, data: bytes, *, upright: bool = False) -> CameraFrame:
     """Make a frame of an encoded image: the policy sees what every reader of the store will see.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import random
 import shutil
@@ -28,15 +29,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from checkout import CHECKOUT
+from hdf5_recordings import write_aloha, write_libero, write_robomimic
 from lerobot_fixture_datasets import WRIST, Content
 from mutations import mutated
 from numpy.typing import NDArray
 from PIL import Image
 
+from attnstore.ingest.datasets.aloha import AlohaDataset
 from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.datasets.lerobot.dataset import LeRobotDataset
 from attnstore.ingest.datasets.outcome import read_outcomes
 from attnstore.ingest.datasets.rlds.dataset import RldsDataset
+from attnstore.ingest.datasets.robomimic import RobomimicDataset
 from attnstore.query.objects.masks import open_detector_masks
 from attnstore.store.errors import AttnstoreError, EpisodeError, UsageError
 from attnstore.store.format.rle import encode_rle
@@ -303,8 +307,6 @@ def unboxed(value: Any) -> Any:
 
 
 def pixels_of(cell: Mapping[str, Any]) -> NDArray[np.uint8]:
-    import io
-
     return np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB"))
 
 
@@ -385,6 +387,102 @@ def damage_rlds(root: Path, pristine: Mapping[str, Values], rng: random.Random) 
             if values["actions"].shape[1] == 0:
                 plain["actions"] = values["actions"]
             same(values, plain)
+        return f"{file}: {how}"
+
+
+# --- HDF5 demonstrations ---
+
+
+def write_demonstrations(root: Path) -> Path:
+    write_libero(root / "open_the_drawer_demo.hdf5", (3, 3))
+    write_robomimic(root / "can.hdf5", (True, False))
+    for path in root.glob("*.hdf5"):
+        with h5py.File(path, "r+") as file:  # one dataset of two structures: the same columns
+            for group in file["data"].values():
+                for key in [k for k in group["obs"] if k.startswith("robot0")]:
+                    del group["obs"][key]
+                if "agentview_rgb" in group["obs"]:
+                    group["obs"].move("agentview_rgb", "agentview_image")
+                else:
+                    group["obs/ee_states"] = group["actions"][:, :6]
+                    group["obs/gripper_states"] = group["actions"][:, :2]
+    return root
+
+
+def write_episodes_of_aloha(root: Path) -> Path:
+    write_aloha(root / "success/episode_0.hdf5", 0)
+    write_aloha(root / "failure/episode_1.hdf5", 1, compress=True)
+    return root
+
+
+def open_hdf5(root: Path) -> Any:
+    if (root / "can.hdf5").exists():
+        return RobomimicDataset(
+            root,
+            cameras=("agentview_image",),
+            state=("obs/ee_states", "obs/gripper_states"),
+            action=("actions",),
+            instruction="x",
+        )
+    return AlohaDataset(root, cameras=("cam_low", "cam_high"), jpeg_colours="rgb", instruction="x")
+
+
+def plain_hdf5(root: Path, name: str) -> Values:
+    """What an episode's columns say, by h5py and Pillow."""
+    aloha = (root / f"{name}.hdf5").exists()
+    path = root / f"{name if aloha else name.rpartition('/')[0]}.hdf5"
+    with h5py.File(path, locking=False) as file:
+        group = file if aloha else file["data"][name.rpartition("/")[2]]
+        columns = ("observations/qpos",) if aloha else ("obs/ee_states", "obs/gripper_states")
+        cameras = ("cam_low", "cam_high") if aloha else ("agentview_image",)
+        wide = [
+            np.asarray(group[c][()], np.float64)
+            for c in (*columns, "action" if aloha else "actions")
+        ]
+        wide = [w.reshape(len(w), -1) for w in wide]
+        shots = {c: group[f"{'observations/images' if aloha else 'obs'}/{c}"][()] for c in cameras}
+    pixels = {
+        c: v[..., :3]
+        if v.ndim == 4
+        else [np.asarray(Image.open(io.BytesIO(row.tobytes()))) for row in v]
+        for c, v in shots.items()
+    }
+    with np.errstate(all="ignore"):
+        states, actions = (
+            np.concatenate(wide[:-1], 1).astype(np.float32),
+            wide[-1].astype(np.float32),
+        )
+    return {
+        "instruction": "x",
+        "states": states,
+        "actions": actions,
+        "times": [None],
+        "pixels": pixels,
+    }
+
+
+def damage_hdf5(root: Path, pristine: Mapping[str, Values], rng: random.Random) -> str:
+    with mutated(root, rng) as (file, how):
+        stem = file.removesuffix(".hdf5")
+        try:
+            dataset = open_hdf5(root)
+            names = list(dataset.episode_names())
+        except AttnstoreError as error:  # a file that is gone, or the columns of the first
+            one_line(error, root)
+            return f"{file}: {how}"
+        gone = not (root / file).is_file()
+        assert gone or {n.partition("/demo")[0] for n in names} == {
+            n.partition("/demo")[0] for n in pristine
+        }
+        for name in names:
+            hit = name.startswith(stem)
+            try:
+                values = read_all(dataset, name)
+            except EpisodeError as error:
+                assert hit, f"{name} is refused for {file}: {error}"
+                one_line(error)
+                continue
+            same(values, plain_hdf5(root, name) if hit else pristine[name])
         return f"{file}: {how}"
 
 
@@ -543,6 +641,8 @@ KINDS: dict[str, tuple[Callable[[Path], Path], Damage, int]] = {
     "lerobot-2.1": (lambda root: write_lerobot(root, "v2.1"), damage_lerobot, 150),
     "lerobot-3.0": (lambda root: write_lerobot(root, "v3.0"), damage_lerobot, 250),
     "rlds": (write_rlds, damage_rlds, 250),
+    "robomimic": (write_demonstrations, damage_hdf5, 50),
+    "aloha": (write_episodes_of_aloha, damage_hdf5, 50),
     "masks-npy": (lambda root: write_masks(root, "npy"), damage_masks, 400),
     "masks-runs": (lambda root: write_masks(root, "runs"), damage_masks, 500),
     "masks-coco": (lambda root: write_masks(root, "coco"), damage_masks, 500),
@@ -558,6 +658,8 @@ def pristine_of(kind: str, root: Path) -> dict[str, Values]:
     if kind.startswith("lerobot"):
         dataset = LeRobotDataset(root, cameras=("top", "wrist"))
         return {name: read_all(dataset, name) for name in dataset.episode_names()}
+    if kind in ("robomimic", "aloha"):
+        return {n: read_all(open_hdf5(root), n) for n in open_hdf5(root).episode_names()}
     if kind == "rlds":
         return {n: read_all(RldsDataset(root), n) for n in RldsDataset(root).episode_names()}
     return {}

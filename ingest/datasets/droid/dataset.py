@@ -16,6 +16,7 @@ from pathlib import Path
 from attnstore.store.errors import EpisodeError, NotFoundError, UsageError
 
 from ..base import EpisodeInfo, Frame, VideoFrames, check_frames
+from ..outcome import outcome_of_path
 from ..selection import Selection
 from ..video import check_kept
 from . import layout
@@ -181,14 +182,14 @@ class DroidDataset:
                 )
             instruction = layout.read_instruction(name, episode.directory)
             combined = layout.combined_video(episode.directory, instruction)
-            outcome, task = layout.outcome_of(name), combined.task
+            outcome, task = outcome_of_path(name), combined.task
             attributes["recorded_policy"] = combined.policy
         else:
             there = (episode.directory / "instruction.txt").exists()
             written = layout.read_instruction(name, episode.directory) if there else None
             texts = self._annotations.of(episode.published, written)
             instruction, task = texts[0], None
-            outcome = episode.published.outcome(layout.outcome_of(name))
+            outcome = episode.published.outcome(outcome_of_path(name))
             attributes |= {**episode.published.attributes(), "instructions": texts}
         return EpisodeInfo(
             name=name,
@@ -252,7 +253,7 @@ class DroidDataset:
         return _Episode(directory, images, trajectory, length, published)
 
     def _outcome_of(self, name: str) -> str:
-        outcome, directory = layout.outcome_of(name), self._base / name
+        outcome, directory = outcome_of_path(name), self._base / name
         if outcome == "unknown" and is_published(directory):
             return read_published(name, directory).outcome(outcome)
         return outcome

@@ -13,6 +13,7 @@ from attnstore.store.errors import EpisodeError
 from attnstore.store.json_text import parse_json
 
 from ..base import OUTCOMES, VideoFrames
+from ..outcome import outcome_of_path
 from ..stills import SUFFIXES, Stills
 from ..video import Video, open_video
 
@@ -78,7 +79,7 @@ def episode_directories(root: Path) -> list[Path]:
         other = found.setdefault(real, directory)
         if real == directory:
             found[real] = directory
-        elif other != real and outcome_of(str(other)) != outcome_of(str(directory)):
+        elif other != real and outcome_of_path(str(other)) != outcome_of_path(str(directory)):
             _log.warning("%s and %s are one recording; the first counts", other, directory)
     return sorted(found.values())
 
@@ -90,11 +91,6 @@ def _directories(root: Path, depth: int) -> Iterator[Path]:
         for child in root.iterdir():
             if not child.name.startswith(".") and child.is_dir():
                 yield from _directories(child, depth - 1)
-
-
-def outcome_of(name: str) -> str:
-    """Outcome in an episode's name; ``unknown`` if none of its directories is one."""
-    return next((part for part in reversed(name.split("/")[:-1]) if part in OUTCOMES), "unknown")
 
 
 def date_of(name: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,11 @@ from numpy.typing import NDArray
 from attnstore.store.errors import EpisodeError
 from attnstore.store.json_text import json_value
 
-from ...optional import require
-from ..base import copy_again
+from ..hdf5 import reading, rows
 
 JOINTS = "observation/robot_state/joint_positions"
 GRIPPER = "observation/robot_state/gripper_position"
 ACTION = ("action/joint_velocity", "action/gripper_position")
-LARGEST = 1 << 28
-"""Numbers of a dataset that is read at all: days at 1000 steps a second."""
 CLOCK = "observation/timestamp/control/step_start"
 
 
@@ -78,37 +74,27 @@ def read_trajectory(episode: str, path: Path) -> Trajectory:
     MissingExtraError
         If h5py is not installed.
     """
-    h5py = require("h5py", "ingest", "reading trajectory.h5")
     if not path.is_file():
         raise EpisodeError(
             episode,
             "trajectory.h5 is missing, and the robot state is read from it (trajectory.npz is not "
             "used); restore the file",
         )
-    try:
-        # no lock: read-only and network file systems refuse one, and nobody writes a recording
-        with h5py.File(path, "r", locking=False) as file:
-            joints = _rows(episode, file, JOINTS, ndim=2)
-            columns = {JOINTS: joints, GRIPPER: _rows(episode, file, GRIPPER, ndim=1)}
-            if all(key in file for key in ACTION):
-                columns[ACTION[0]] = _rows(episode, file, ACTION[0], ndim=2)
-                columns[ACTION[1]] = _rows(episode, file, ACTION[1], ndim=1)
-            if CLOCK in file:
-                columns[CLOCK] = _rows(episode, file, CLOCK, ndim=1)
-            attributes = {str(key): json_value(value) for key, value in file.attrs.items()}
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).replace(str(path), path.name).split())[:200]
-        raise EpisodeError(
-            episode,
-            f"trajectory.h5 ({path.stat().st_size} bytes) is not readable as HDF5: {reason}; "
-            f"{copy_again(path)}",
-        ) from error
+    with reading(episode, path) as file:
+        joints = rows(episode, file, JOINTS, ndim=2)
+        columns = {JOINTS: joints, GRIPPER: rows(episode, file, GRIPPER, ndim=1)}
+        if all(key in file for key in ACTION):
+            columns[ACTION[0]] = rows(episode, file, ACTION[0], ndim=2)
+            columns[ACTION[1]] = rows(episode, file, ACTION[1], ndim=1)
+        if CLOCK in file:
+            columns[CLOCK] = rows(episode, file, CLOCK, ndim=1)
+        attributes = {str(key): json_value(value) for key, value in file.attrs.items()}
     for key, values in columns.items():
         if len(values) != len(joints):
             raise EpisodeError(
                 episode,
                 f"all datasets of trajectory.h5 have one row a step: {JOINTS} has {len(joints)}, "
-                f"{key} has {len(values)}; export the trajectory again",
+                f"{key} has {len(values)}; export the file again",
             )
     if ACTION[0] in columns:
         actions = _float32(columns[ACTION[0]], columns[ACTION[1]])
@@ -117,34 +103,6 @@ def read_trajectory(episode: str, path: Path) -> Trajectory:
     return Trajectory(
         _float32(joints, columns[GRIPPER]), actions, _seconds(columns.get(CLOCK)), attributes
     )
-
-
-def _rows(episode: str, file: Any, key: str, ndim: int) -> NDArray[Any]:
-    # DROID writes scalars per step as (step,); some exporters write (step, 1)
-    dataset = file.get(key)
-    if not hasattr(dataset, "shape"):
-        raise EpisodeError(
-            episode,
-            f"trajectory.h5 has no dataset {key}; export the trajectory again with DROID's keys",
-        )
-    shape = tuple(dataset.shape or ())
-    if math.prod(shape) > LARGEST:
-        raise EpisodeError(
-            episode,
-            f"{key} in trajectory.h5 has shape {shape}, more than any recording; copy the file "
-            "again",
-        )
-    values = np.asarray(dataset[()])
-    if ndim == 1 and values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
-    if values.ndim != ndim or values.dtype.kind not in "fiub":
-        expected = "(step,)" if ndim == 1 else "(step, joint)"
-        raise EpisodeError(
-            episode,
-            f"{key} in trajectory.h5 must hold numbers of shape {expected}; it has shape {shape} "
-            f"and type {values.dtype}; export the trajectory again",
-        )
-    return values
 
 
 def _float32(joints: NDArray[Any], gripper: NDArray[Any]) -> NDArray[np.float32]:

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from attnstore.store.errors import EpisodeError, NotFoundError, UsageError
 from attnstore.store.format.views import check_cameras
 
-from ..base import EpisodeInfo, Frame, check_frames, copy_again
+from ..base import EpisodeInfo, Frame, check_finite, check_frames, copy_again
 from ..instruction import given_instructions
 from ..outcome import outcome_of_episode, outcome_of_frames
 from ..selection import Selection
+from ..stills import EncodedImages
 from .description import STEPS, Feature, Split, read_description
-from .episode import EncodedImages, Record, camera_name
+from .episode import Record, camera_name
 from .records import read_example, record_places
 
 STATE = ("observation/state",)
@@ -254,14 +255,7 @@ class RldsDataset:
         self, record: Record, steps: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         state = np.concatenate([record.column(path, steps) for path in self._state], axis=1)
-        bad = np.argwhere(~np.isfinite(state))
-        if len(bad):
-            step, column = bad[0].tolist()
-            raise EpisodeError(
-                record.episode,
-                f"states are finite numbers: number {column} of {' and '.join(self._state)} at step "
-                f"{step} is {state[step, column]}; repair the dataset or leave the episode out",
-            )
+        check_finite(record.episode, state, self._state)
         if not self._action:
             return state, np.empty((steps, 0), np.float32)
         return state, np.concatenate([record.column(p, steps) for p in self._action], axis=1)

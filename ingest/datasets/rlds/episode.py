@@ -11,10 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.errors import EpisodeError
-from attnstore.store.image import ImageError, read_header
 
-from ..base import CameraFrame
-from ..stills import refused, still
+from ..stills import EncodedImages
 from .description import STEPS, Feature
 from .records import Values
 
@@ -83,7 +81,7 @@ class Record:
         if not isinstance(found, list):
             raise EpisodeError(self.episode, f"{STEPS}/{path} is images; numbers are recorded")
         self._check_rows(path, len(found), steps)
-        return EncodedImages(self.episode, path, camera_name(path), found)
+        return EncodedImages(self.episode, camera_name(path), f"{STEPS}/{path}", found)
 
     def metadata(self) -> dict[str, Any]:
         """Return what the record says of the episode as a whole: single numbers and texts."""
@@ -115,59 +113,6 @@ class Record:
             raise EpisodeError(
                 self.episode, f"{STEPS}/{path} is no {feature.encoding} of {feature.dtype}: {error}"
             ) from None
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedImages:
-    """One camera's frames, encoded, in memory."""
-
-    episode: str
-    path: str
-    camera: str
-    data: Sequence[bytes]
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def check(self) -> None:
-        """Read every image's header: all frames of a camera have one size.
-
-        Raises
-        ------
-        EpisodeError
-            If one is no image that is taken, or differs in size.
-        """
-        first: tuple[int, int] | None = None
-        for step, data in enumerate(self.data):
-            try:
-                header = read_header(data)
-            except ImageError as error:
-                raise self._refused(step, error) from error
-            size = (header.width, header.height)
-            first = first or size
-            if size != first:
-                raise EpisodeError(
-                    self.episode,
-                    f"all frames of a camera have one size: {STEPS}/{self.path}[{step}] is "
-                    f"{size[0]}x{size[1]}, the first {first[0]}x{first[1]}",
-                )
-
-    def read(self, step: int) -> CameraFrame:
-        """Decode one image, as `stills.still` keeps it.
-
-        Raises
-        ------
-        EpisodeError
-            If it is no complete image.
-        """
-        try:
-            return still(self.camera, self.data[step])
-        except ImageError as error:
-            raise self._refused(step, error) from error
-
-    def _refused(self, step: int, error: Exception) -> EpisodeError:
-        where = f"{STEPS}/{self.path}[{step}] ({len(self.data[step])} bytes)"
-        return EpisodeError(self.episode, refused(where, error))
 
 
 def camera_name(path: str) -> str:
