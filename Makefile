@@ -21,7 +21,7 @@ PACKAGES := attnstore ingest store query render
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install links modules browser lint test test-lerobot test-octo test-openpi test-pins test-slurm test-cluster test-recording test-s3 demo bench docs types clean
+.PHONY: help install links modules browser lint test test-lerobot test-octo test-openpi test-package test-pins test-slurm test-cluster test-recording test-s3 demo bench docs site notebooks types clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -100,6 +100,12 @@ test-pins: $(BIN)/uv  ## without torch, with other versions: make test-pins PINS
 	OMP_NUM_THREADS=1 .venv-pins/$(PINS)/bin/pytest -q -n $(JOBS) --maxprocesses 8 --timeout 900 \
 	  -p no:cacheprovider -o filterwarnings= $(addprefix --ignore tests/test_,packaging.py imports.py benchmarks.py doctests.py docs.py docstrings.py) $(PINS_TESTS)
 
+test-package: links  ## build what is published, check it, and run it in environments of its own
+	@rm -rf dist && mkdir -p build
+	$(BIN)/uv tool run --quiet --from build pyproject-build --outdir dist . >build/package.log 2>&1 || { cat build/package.log >&2; exit 1; }
+	$(BIN)/uv tool run --quiet twine check --strict dist/*
+	cd tests && $(abspath $(BIN))/python -m pytest -q -n 0 -p no:cacheprovider --timeout 3600 real/package_real.py
+
 test-slurm: links  ## an array job of a real SLURM on this machine, of which two tasks are stopped
 	@for name in slurmctld slurmd munged; do PATH="$$PATH:/usr/sbin" command -v $$name >/dev/null && continue; \
 	 $(become) $$become apt-get update -qq && $$become apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null; done
@@ -131,6 +137,12 @@ demo: $(VENV)/.demo  ## ingest rollouts of a small trained policy, ask where it 
 
 bench: links $(VENV)/.bench  ## measure size and speed
 	$(BIN)/python -m benchmarks
+
+site: links  ## build the documentation's site, strictly, into build/site
+	$(BIN)/mkdocs build --quiet
+
+notebooks: links  ## run the notebooks of docs/ anew on the demo's store, and keep what they show
+	$(BIN)/python -m docs.notebooks.run
 
 types: links $(VENV)/viewer/.installed  ## write the viewer's types of the service's answers anew
 	$(BIN)/python scripts/viewer_types.py $(VENV)/viewer/node_modules
@@ -176,6 +188,7 @@ $(VENV)/.demo: $(VENV)/.wanted
 
 $(VENV)/.installed: $(VENV)/.demo
 	$(PIP) install --no-build-isolation -c constraints/ci.txt -e '.[dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints/ci.txt --group docs
 	@rm -f $(VENV)/.linked
 	@touch $@
 

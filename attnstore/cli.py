@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 
 import click
 
-from attnstore import __version__
 from attnstore.commands.attention import attention
 from attnstore.commands.cnn import cnn
 from attnstore.commands.compare import compare
@@ -32,6 +31,7 @@ from attnstore.commands.sql import sql
 from attnstore.commands.timeline import timeline
 from attnstore.commands.tokens import tokens
 from attnstore.commands.upkeep import catalog, gc, remove, verify
+from attnstore.commands.version import version_option
 from attnstore.store.errors import AttnstoreError
 
 
@@ -64,7 +64,7 @@ class _Root(StoreGroup):
     cls=_Root,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(__version__, prog_name="attnstore")
+@version_option
 @click.option("-v", "--verbose", is_flag=True, help="Log what is done, with tracebacks, on stderr.")
 @click.option(
     "--endpoint-url",

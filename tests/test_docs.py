@@ -8,15 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import matplotlib
 import pytest
 from store_fixtures import random_episode, write_episode
 
+import attnstore
 from attnstore.cli import cli
 from attnstore.store.catalog.tables import CATALOG
 from attnstore.store.commits.part import Part
 from attnstore.store.format.axes import attention_dims, map_dims
 from attnstore.store.opening import create_store
 from attnstore.store.tables.inventory import TABLES
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -115,3 +120,54 @@ def test_every_command_of_a_page_is_taken(page: Path, monkeypatch: pytest.Monkey
                 raise
         except click.exceptions.Exit:  # --help
             pass
+
+
+RUN = {
+    "README.md", "how-to/ask.md", "how-to/notebooks.md", "how-to/report.md", "how-to/tools.md",
+    "how-to/values.md", "tutorials/analyst.md", "tutorials/looking.md", "concepts/statistics.md",
+    "concepts/sinks.md", "concepts/letterbox.md",
+}  # fmt: skip
+"""Pages whose Python runs on a store of three episodes; that of others wants a policy, a cluster or a server."""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pages")
+    paths = create_store(folder / "lab.attn")
+    for number, name in enumerate(("11_09-44-16", "11_10-04-31", "12_10-40-02")):
+        outcome = "failure" if number == 1 else "success"
+        write_episode(
+            paths, f"{outcome}/2025-12-{name[:2]}/2025-12-{name}", outcome, number,
+            layers=6, heads=4, values=True,
+        )  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS.parent)))
+def test_the_python_of_a_page_runs(page: Path, lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One block after the other, as a reader would; the rest is compiled."""
+    monkeypatch.chdir(lab)
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    runs = str(page.relative_to(DOCS if page.is_relative_to(DOCS) else DOCS.parent)) in RUN
+    assert blocks or not runs
+    names: dict[str, object] = {}
+    episodes = attnstore.open("lab.attn").episodes
+    for number, block in enumerate(blocks):
+        # the words of the fixture's instructions are numbers, and differ between episodes
+        for episode in episodes.values():
+            word = episode.phase("prefix").query["task"].tokens[0].text.strip()
+            code = compile(
+                block.replace("word:cube", f"word:{word}"), f"{page.name} {number}", "exec"
+            )
+            if not runs:
+                break
+            try:
+                exec(code, names)
+            except attnstore.errors.SelectionError as error:
+                if "no word" not in str(error):
+                    raise
+            else:
+                break
+        else:
+            pytest.fail(f"{page.name}, block {number}: no episode has its word")
+    plt.close("all")

@@ -51,6 +51,22 @@ def test_metadata() -> None:
     assert "Copyright The attnstore authors" in licence
 
 
+def test_one_version_in_every_place() -> None:
+    """A release changes it in pyproject.toml, the package and the citation."""
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {attnstore.__version__}\n" in citation
+    assert f"\nlicense: {PYPROJECT['project']['license']}\n" in citation
+
+
+def test_every_extra_has_its_size_in_the_docs() -> None:
+    page = (ROOT / "docs" / "how-to" / "install.md").read_text(encoding="utf-8")
+    extras = {*PYPROJECT["project"]["optional-dependencies"]}
+    elsewhere = {"lerobot", "octo", "openpi"}  # environments of those projects
+    inside = {"dev", "sim"}  # of a checkout
+    for extra in extras - elsewhere - inside:
+        assert f"`attnstore[{extra}]`" in page, extra
+
+
 def test_the_base_install_has_no_model_library() -> None:
     base = [r for r in metadata.requires("attnstore") or [] if "extra ==" not in r]
     assert base
@@ -61,7 +77,7 @@ def test_the_lowest_versions_are_the_floors_that_users_are_told() -> None:
     """`make test-pins PINS=lowest` runs what pyproject promises."""
     extras = PYPROJECT["project"]["optional-dependencies"]
     told = PYPROJECT["project"]["dependencies"] + [
-        r for extra in ("ingest", "serve", "s3", "gcs", "http", "dask") for r in extras[extra]
+        r for extra in ("ingest", "serve", "s3", "gcs", "http", "hf", "dask") for r in extras[extra]
     ]
     floors = {}
     for requirement in map(Requirement, told):

@@ -42,8 +42,8 @@ def open(path: str | os.PathLike[str], *, engine: str | None = None) -> Store:
     Parameters
     ----------
     path
-        Directory of the store, or its URL: ``s3://``, ``gs://``, ``http(s)://``, ``file://``. What is
-        read from a URL is kept in a cache; what was committed is asked once, here.
+        Directory of the store, or its URL: ``s3://``, ``gs://``, ``hf://``, ``http(s)://``, ``file://``. What
+        is read from a URL is kept in a cache; what was committed is asked once, here.
     engine
         ``tensorstore`` or ``zarr``; by default the faster one that is installed.
 

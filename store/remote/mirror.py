@@ -72,12 +72,16 @@ def open_transport(url: str) -> Transport:
         from .objects import ObjectStore
 
         return ObjectStore(url)
+    if parts.scheme == "hf":
+        from .hub import HubStore
+
+        return HubStore(url)
     if parts.scheme in ("http", "https"):
         from .http import open_http
 
         return open_http(url, token)
     raise UsageError(
-        f"{shown(url)}: a store is a path, or a URL with s3://, gs://, http://, https:// or file://"
+        f"{shown(url)}: a store is a path, or a URL with s3://, gs://, hf://, http://, https:// or file://"
     )
 
 

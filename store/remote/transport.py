@@ -8,6 +8,7 @@ CRC-32C (`attnstore.store.remote.pieces`), so a transport is trusted with nothin
 
 ========================  ===========================================================
 ``s3://``, ``gs://``      object stores through fsspec
+``hf://``                 a repository or bucket of the Hugging Face Hub
 ``http://``, ``https://`` any web server, or a service
 ``file://``               the local path: no copy is made
 ========================  ===========================================================

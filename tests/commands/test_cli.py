@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import av
@@ -264,4 +266,14 @@ class TestRender:
 def test_public_names() -> None:
     assert attnstore.__all__ == sorted(attnstore.__all__)
     assert all(hasattr(attnstore, name) for name in attnstore.__all__)
-    assert run("--version").stdout.strip().endswith(attnstore.__version__)
+
+
+def test_version_says_what_a_bug_report_needs() -> None:
+    """Of what is installed, one a line, so that a report can be pasted whole; nothing is imported."""
+    lines = run("--version").stdout.splitlines()
+    assert lines[:2] == [f"attnstore {attnstore.__version__}", "store format 1.0"]
+    assert lines[2].startswith(f"Python {platform.python_version()} on ")
+    said = dict(line.split(" ", 1) for line in lines[3:])
+    for name in ("numpy", "zarr", "duckdb", "torch"):
+        assert said[name] == metadata.version(name)
+    assert said["lerobot"] == "is not installed"
