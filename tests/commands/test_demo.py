@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import io
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -94,3 +102,54 @@ def test_an_interval_is_the_percentiles_of_resampled_means() -> None:
     assert mean == pytest.approx(values.mean())
     error = values.std() / np.sqrt(len(values))
     assert (low, high) == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), abs=0.15)
+
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "docs" / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_says_what_it_says_in_the_repository(
+    path: Path, ran: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cells run one after the other, and every table and printed line is as it was kept."""
+    matplotlib.use("Agg")
+    shutil.copytree(ran[0] / "demo.attn", tmp_path / "demo.attn")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    pictures = 0
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        source = "".join(cell["source"])
+        code = ast.parse(source)
+        shown = code.body.pop() if isinstance(code.body[-1], ast.Expr) else None
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, path.name, "exec"), names)
+            value = (
+                eval(compile(ast.Expression(shown.value), path.name, "eval"), names)
+                if isinstance(shown, ast.Expr)
+                else None
+            )
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            pictures += bool({"image/png", "image/jpeg"} & {*data})
+            if output["output_type"] == "execute_result":
+                said, was = repr(value), "".join(data["text/plain"])
+                assert alike(said, was), f"{source}\n{said}\n{was}"
+            elif output.get("name") == "stdout":
+                assert alike(printed.getvalue(), "".join(output["text"])), source
+    plt.close("all")
+    assert pictures, "it shows something"
+    assert not re.search(r"(/home|/root|/tmp|site-packages)/", path.read_text(encoding="utf-8"))
+    assert path.stat().st_size < 500_000
+
+
+def alike(said: str, kept: str) -> bool:
+    """The same words, and numbers that differ by what other libraries' last digits make of them."""
+    number = r"-?\d+(?:\.\d+)?(?:e[+-]\d+)?"
+    if re.sub(rf"{number}|\s+|-+", "", said) != re.sub(rf"{number}|\s+|-+", "", kept):
+        return False
+    one, other = ([float(n) for n in re.findall(number, text)] for text in (said, kept))
+    return len(one) == len(other) and np.allclose(one, other, rtol=0.05, atol=0.03)

@@ -49,8 +49,8 @@ def test_a_still_is_the_picture_that_is_rendered(
         assert isinstance(still, Still)
         rendered = cv2.imread(str(path))[..., ::-1]  # type: ignore[index]
         np.testing.assert_array_equal(still.pixels, rendered)
-    with Image.open(io.BytesIO(still._repr_jpeg_())) as image:
-        assert image.size == still.pixels.shape[1::-1]
+        with Image.open(io.BytesIO(still._repr_jpeg_())) as image:
+            assert image.size == still.pixels.shape[1::-1]
     assert "L01 H00" in repr(still)
 
 
@@ -143,7 +143,7 @@ def test_mistakes_name_what_there_is(episode: attnstore.Episode, tmp_path: Path)
         (lambda: episode.show(layer=0).save(tmp_path / "x.bmp"), UsageError, "format is one of"),
     ):
         with pytest.raises(error, match=says):
-            call()  # type: ignore[no-untyped-call]
+            call()
     assert not list(tmp_path.iterdir())
 
 
@@ -158,6 +158,7 @@ def test_xarray_plots_a_map_as_it_lies_on_the_image(episode: attnstore.Episode) 
         bottom, top = drawn.axes.get_ylim()
         assert bottom > top
         np.testing.assert_array_equal(drawn.get_array(), shown.values)
+        assert drawn.colorbar is not None
         assert " ".join(drawn.colorbar.ax.get_ylabel().split()) == shown.attrs["long_name"]
         lines = episode.stats("prefix", "hand_camera", "entropy", head=0).plot.line(x="keyframe")
         assert len(lines) == episode.layers("prefix")
