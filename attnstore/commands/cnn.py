@@ -25,7 +25,7 @@ from .options import (
     json_option,
     store_to_write,
 )
-from .output import console, print_json, say
+from .output import print_json, progress_of, say
 
 if TYPE_CHECKING:
     from attnstore.ingest.cnn.base import ConvNetwork, Layer
@@ -345,8 +345,8 @@ def _look(
 
 @contextmanager
 def _progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    with console().status(what) as status:
-        yield lambda done, all_: status.update(f"{what}: {done} of {all_} {unit}")
+    with progress_of(what) as advance:
+        yield lambda done, all_: advance(done / all_, f"{done} of {all_} {unit}")
 
 
 def _say(added: Added, as_json: bool) -> None:

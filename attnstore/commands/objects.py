@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -31,7 +31,7 @@ from .options import (
     store_to_write,
     workers_options,
 )
-from .output import console, print_json, say, say_written
+from .output import Advance, console, print_json, progress_of, say, say_written
 from .progress import end_if_interrupted, interrupts
 
 if TYPE_CHECKING:
@@ -119,8 +119,8 @@ def add(
         paths, root, phases, redo,
         {f"{e.run} {e.id} {o.part}": (e.run, e.name, o) for e in chosen for o in options},
     )  # fmt: skip
-    with interrupts(finishing="episode") as stopped, console().status("") as status:
-        shown = _Shown(status, as_json)
+    with interrupts(finishing="episode") as stopped, progress_of("objects") as advance:
+        shown = _Shown(advance, len(work.tasks), as_json)
         report = execute(
             work, list(work.tasks), shown, state=opened, workers=doers, stopped=stopped
         )
@@ -209,11 +209,12 @@ class ObjectWork:
 class _Shown:
     """Shows which episode is at its turn, and says what became of each."""
 
-    def __init__(self, status: Any, as_json: bool) -> None:
-        self._status, self._as_json = status, as_json
+    def __init__(self, advance: Advance, tasks: int, as_json: bool) -> None:
+        self._advance, self._tasks, self._as_json = advance, tasks, as_json
+        self._ended = 0
 
     def started(self, name: str) -> None:
-        self._status.update(name)
+        self._advance(self._ended / self._tasks, name)
 
     def advanced(self, name: str, keyframes: int) -> None:
         """Nothing: an episode takes a second."""
@@ -222,6 +223,8 @@ class _Shown:
         say(message)
 
     def ended(self, outcome: Outcome) -> None:
+        self._ended += 1
+        self._advance(self._ended / self._tasks, outcome.name)
         of = outcome.details
         if self._as_json:
             shown = {k: of[k] for k in ("source", "part", "revision", "rows", "objects")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,38 @@ def bar_of(*columns: ProgressColumn, transient: bool = False) -> Iterator[Progre
     # rich below 14.3 ends a bar that it does not show with an empty line
     with bar if out.is_terminal else contextlib.nullcontext():
         yield bar
+
+
+Advance = Callable[[float, str], None]
+"""Says which share of the work is done, 0 to 1, and what is at its turn."""
+
+
+@contextlib.contextmanager
+def progress_of(what: str) -> Iterator[Advance]:
+    """Show on a terminal which share of a command's work is done, and the time that is left."""
+    from rich.progress import (
+        BarColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with bar_of(*columns, transient=True) as bar:
+        task = bar.add_task(what, total=1.0)
+
+        def advance(share: float, now: str) -> None:
+            bar.update(task, completed=share, description=f"{what}: {now}"[-60:])
+
+        yield advance
 
 
 def say(text: str) -> None:

@@ -97,7 +97,9 @@ def pull(
     if as_json:
         print_json([_json(plan, done)])
     else:
-        click.echo(f"{dest}: {done.parts} new parts, {size_text(done.bytes)} copied")
+        click.echo(
+            f"{dest}: {done.parts} new parts, {size_text(done.bytes)} copied; next: attnstore ls {dest}"
+        )
     entries = [
         f"{file}: {reason}"
         for file, reason in unreadable_entries(opened.paths)
@@ -170,7 +172,9 @@ def push(store: StoreName, url: str, episodes: EpisodeChoice, dry_run: bool, as_
         told = {"new_parts": done.parts, "copied_bytes": done.bytes, "failed": list(done.failed)}
         print_json([row | told])
     else:
-        click.echo(f"{url}: {done.parts} new parts, {size_text(done.bytes)} copied")
+        click.echo(
+            f"{url}: {done.parts} new parts, {size_text(done.bytes)} copied; next: attnstore verify {url} --source"
+        )
     failed = [*done.failed, *plan.unreadable]
     if failed:
         for line in failed:

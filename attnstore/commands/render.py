@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,7 @@ from .options import (
     store_to_read,
     weighting_option,
 )
-from .output import bar_of, say_written
+from .output import progress_of, say, say_written
 
 if TYPE_CHECKING:
     from attnstore.query import Episode
@@ -283,11 +282,19 @@ def _draw(
         for phase in drawing.phases:
             episode.layers(phase)
     chosen, lacking = _with_query(chosen, drawing.query, drawing.phases)
-    with _progress(chosen) as progress:
-        for episode in chosen:
-            written = function(episode, out, progress=progress(episode.name), **arguments)
+    files = 0
+    with progress_of("render") as advance:
+        for number, episode in enumerate(chosen):
+
+            def drawn(done: int, total: int, path: Path, number: int = number) -> None:
+                advance((number + done / total) / len(chosen), chosen[number].name)
+
+            written = function(episode, out, progress=drawn, **arguments)
+            files += len(written)
             row = {"episode": episode.name, "run": episode.run}
             say_written(written, out, episode.name, as_json, **row)
+    if not as_json and len(chosen) > 1:
+        say(f"{len(chosen)} episodes: {files} files below {out}")
     if lacking:
         names = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if lacking[3:] else "")
         raise PartialError(f"not drawn, for they have no {drawing.query!r}: {names}")
@@ -303,19 +310,3 @@ def _with_query(
     if not having:
         return episodes[:1], []  # which says what words there are
     return having, [e.name for e in episodes if e not in having]
-
-
-@contextlib.contextmanager
-def _progress(
-    episodes: list[Episode],
-) -> Iterator[Callable[[str], Callable[[int, int, Path], None]]]:
-    with bar_of(transient=True) as bar:
-        task = bar.add_task("render", total=None)
-
-        def begin(name: str) -> Callable[[int, int, Path], None]:
-            def advance(done: int, total: int, path: Path) -> None:
-                bar.update(task, description=name, completed=done, total=total)
-
-            return advance
-
-        yield begin

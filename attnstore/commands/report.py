@@ -17,7 +17,7 @@ from .options import (
     out_directory,
     store_to_read,
 )
-from .output import console, print_json, say
+from .output import print_json, progress_of, say
 
 if TYPE_CHECKING:
     from attnstore.render.report.write import Format
@@ -66,13 +66,17 @@ def report(
     where = episodes.text
     for each in chosen:
         folder = out / component(each.run) if len(chosen) > 1 else out
-        with console().status("reading") as status:
+        with progress_of("report") as advance:
             written = write_report(
                 opened, each, folder, format=form, where=where, check=check, active=active,
-                progress=status.update,
+                progress=advance,
             )  # fmt: skip
         if as_json:
             print_json([{"run": each.run, "files": [str(path) for path in written]}])
         else:
             pages = [path for path in written if path.suffix in (".html", ".md")]
-            say(f"{each.run}: " + ", ".join(map(str, pages)))
+            say(
+                f"{each.run}: "
+                + ", ".join(map(str, pages))
+                + "; open it in a browser, or send it on"
+            )

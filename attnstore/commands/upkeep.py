@@ -22,7 +22,7 @@ from .options import (
     store_to_read,
     store_to_write,
 )
-from .output import print_json, size_text
+from .output import Advance, print_json, progress_of, size_text
 
 if TYPE_CHECKING:
     from attnstore.store.commits.verify import Problem
@@ -70,22 +70,24 @@ def verify(
     if episodes != EpisodeChoice():
         chosen = [(each.run, e) for each in episodes.by_run(opened) for e in each.episodes]
 
-    def problems() -> Iterator[Problem]:
+    def problems(advance: Advance) -> Iterator[Problem]:
         if elsewhere is not None:
-            yield from verify_source(elsewhere, chosen)
+            yield from verify_source(elsewhere, chosen, advance)
         elif chosen is None:
-            yield from check(paths, quick=quick)
+            yield from check(paths, quick=quick, progress=advance)
         else:
-            for run, episode in chosen:
+            for number, (run, episode) in enumerate(chosen):
+                advance(number / len(chosen), episode)
                 yield from check(paths, run, episode, quick=quick)
 
     count = 0
-    for problem in problems():
-        count += 1
-        if as_json:
-            print_json([asdict(problem)])
-        else:
-            click.echo(str(problem))
+    with progress_of("verify") as advance:
+        for problem in problems(advance):
+            count += 1
+            if as_json:
+                print_json([asdict(problem)])
+            else:
+                click.echo(str(problem))
     if count and paths.partial and elsewhere is None:
         raise IntegrityError(
             f"{count} problems in {paths.root}; a file is repaired by deleting it and "

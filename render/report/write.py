@@ -26,7 +26,7 @@ from .outcomes import outcomes
 from .provenance import provenance, soundness
 
 Format = Literal["html", "md", "both"]
-Progress = Callable[[str], None]
+Progress = Callable[[float, str], None]
 """Called with what is computed next."""
 REPORT, FIDELITY = "report", "fidelity"
 """Names of the files, without extension."""
@@ -41,7 +41,7 @@ def write_report(
     where: str | None = None,
     check: bool | None = None,
     active: Active = "image",
-    progress: Progress = lambda what: None,
+    progress: Progress = lambda share, what: None,
 ) -> list[Path]:
     """Write the report of one run's episodes; where fidelity was probed, its page too.
 
@@ -68,11 +68,11 @@ def write_report(
     """
     # A copy of a store that lacks what a section reads says so when its rows are fetched.
     with sql_errors():
-        progress("fidelity")
+        progress(0.0, "fidelity")
         found = read_fidelity(store, chosen)
         pages = {REPORT: report_page(store, chosen, found, where, check, active, progress)}
         if found:
-            progress("fidelity, its own page")
+            progress(0.9, "fidelity, its own page")
             pages[FIDELITY] = fidelity_page(store, chosen, found)
     return [path for name, page in pages.items() for path in write_page(page, out, name, format)]
 
@@ -84,7 +84,7 @@ def report_page(
     where: str | None = None,
     check: bool | None = None,
     active: Active = "image",
-    progress: Progress = lambda what: None,
+    progress: Progress = lambda share, what: None,
 ) -> Page:
     """Put the report of one run together.
 
@@ -93,7 +93,7 @@ def report_page(
     found
         From `read_fidelity`.
     """
-    progress("health")
+    progress(0.1, "health")
     sound = health(store, chosen, check=check)
     makers: dict[str, Callable[[], Section]] = {
         "where each layer looks": lambda: looking(store, chosen),
@@ -106,8 +106,8 @@ def report_page(
         "ledger": lambda: ledger(store, chosen),
     }
     sections = [provenance(chosen, sound, where), soundness(sound)]
-    for name, make in makers.items():
-        progress(name)
+    for number, (name, make) in enumerate(makers.items()):
+        progress(0.2 + 0.7 * number / len(makers), name)
         sections.append(make())
     sections.insert(0, _short(sections))
     config = sound.config

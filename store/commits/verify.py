@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..errors import AttnstoreError, IntegrityError, NotFoundError
@@ -34,7 +34,12 @@ class Problem:
 
 
 def verify(
-    paths: StorePaths, run: str | None = None, episode: str | None = None, *, quick: bool = False
+    paths: StorePaths,
+    run: str | None = None,
+    episode: str | None = None,
+    *,
+    quick: bool = False,
+    progress: Callable[[float, str], None] = lambda share, name: None,
 ) -> Iterator[Problem]:
     """Check the log, the latest commit of every part, file by file, and the runs.
 
@@ -49,6 +54,8 @@ def verify(
     quick
         Read the log and no data: of files, whether they are there, of the committed size. Changed bytes
         are not seen.
+    progress
+        Called before each part with the share of parts that were looked at, and its episode.
 
     Raises
     ------
@@ -68,7 +75,9 @@ def verify(
                 yield Problem(None, None, None, _file(paths, number), bad.reason)
     runs: set[str] = set(history.runs) if every else set()
     found = False
-    for key, revision in history.parts():
+    parts = list(history.parts())
+    for number, (key, revision) in enumerate(parts):
+        progress(number / len(parts), key[1])
         if run not in (None, key[0]):
             continue
         try:

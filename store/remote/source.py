@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ..commits import MAX_JSON, Commit, read_bounded, read_commits
 from ..commits.verify import Problem
@@ -14,7 +14,9 @@ from .mirror import MirrorPaths
 
 
 def verify_source(
-    paths: MirrorPaths, chosen: Iterable[tuple[str, str]] | None = None
+    paths: MirrorPaths,
+    chosen: Iterable[tuple[str, str]] | None = None,
+    progress: Callable[[float, str], None] = lambda share, name: None,
 ) -> Iterator[Problem]:
     """Compare every committed file at the source with its size and SHA-256, and the log with the cache.
 
@@ -24,11 +26,15 @@ def verify_source(
     ----------
     chosen
         (run, episode id); None is all.
+    progress
+        Called before each part with the share of parts that were looked at, and its episode.
     """
     wanted = None if chosen is None else set(chosen)
     if wanted is None:
         yield from _entries(paths)
-    for key, commit in read_commits(paths):
+    commits = list(read_commits(paths))
+    for number, (key, commit) in enumerate(commits):
+        progress(number / len(commits), key[1])
         if wanted is not None and key[:2] not in wanted:
             continue
         if isinstance(commit, Commit):
