@@ -107,7 +107,7 @@ def run_ingest(
             job, policy, dataset, plan.pending, observer, spec=spec, workers=workers or HERE,
             stopped=stopped,
         )  # fmt: skip
-    conclude(plan, report, target, as_json, stopped)
+    conclude(plan, report, target, as_json, stopped, "ls")
 
 
 def _store_or_none(target: StoreName) -> StorePaths:

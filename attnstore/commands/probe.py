@@ -490,7 +490,7 @@ def _run_probe(
             report = probe_all(
                 job, loaded, plan.pending, observer, spec=spec, workers=doers, stopped=stopped
             )
-        conclude(plan, report, store, as_json, stopped)
+        conclude(plan, report, store, as_json, stopped, "report")
 
 
 def _show_plan(plan: ProbePlan, job: Any, target: StoreName, as_json: bool) -> None:

@@ -182,9 +182,10 @@ def end_if_interrupted(report: Report, stopped: Interrupts) -> None:
 
 
 def conclude(
-    plan: Plan | ProbePlan, report: Report, target: Path | str, as_json: bool, stopped: Interrupts
-) -> None:
-    """Say what became of every episode, and set the exit code.
+    plan: Plan | ProbePlan, report: Report, target: Path | str, as_json: bool, stopped: Interrupts,
+    then: str,
+) -> None:  # fmt: skip
+    """Say what became of every episode and which command is `then` of use, and set the exit code.
 
     Raises
     ------
@@ -208,6 +209,7 @@ def conclude(
         say(
             f"committed {len(done)} episodes, {sum(o.keyframes for o in done)} keyframes, "
             f"{size_text(total)} in {span_text(seconds)}"
+            + (f"; next: attnstore {then} {target}" if done and not stopped() else "")
         )
     end_if_interrupted(report, stopped)
     if failed:
