@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import re
 import shutil
 import subprocess
@@ -198,3 +200,34 @@ def test_help_needs_no_store(tmp_path: Path, path: str) -> None:
         shown = run_process(*path.split(), flag, cwd=tmp_path)
         assert (shown.returncode, shown.stderr) == (0, "")
         assert shown.stdout.startswith(f"Usage: attnstore {path} [OPTIONS] [STORE]")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("verify",), ("render", "images", "--out", "drawn", "--layers", "0", "--heads", "active")],
+    ids=lambda words: words[0],
+)
+def test_long_work_shows_progress_on_a_terminal_alone(
+    words: tuple[str, ...], root: Path, tmp_path: Path
+) -> None:
+    """How much is done and the time that is left; in a log or a pipe there is nothing of it."""
+    split = 1 + (words[0] == "render")
+    command = [sys.executable, "-m", "attnstore", *words[:split], str(root), *words[split:]]
+    outer, inner = pty.openpty()
+    shown = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=inner, cwd=tmp_path,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"},
+    )  # fmt: skip
+    os.close(inner)
+    said = b""
+    with contextlib.suppress(OSError):  # the terminal's end, as Linux says it
+        while data := os.read(outer, 1 << 16):
+            said += data
+    os.close(outer)
+    assert shown.wait() == 0
+    plain = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", said).decode()
+    assert re.search(rf"{words[0]}.* \d+% .* left ", plain), plain
+    quiet = run(*words[:split], root, *words[split:], cwd=tmp_path)
+    assert quiet.returncode == 0
+    assert "left" not in quiet.stderr
+    assert "\x1b" not in quiet.stderr
