@@ -87,3 +87,17 @@ def test_what_was_shown_is_in_the_pages(site: Path) -> None:
     for name in ("architecture", "changelog", "contributing", "security"):
         assert (site / f"{name}.html").is_file()
     assert 'href="architecture.html"' in (site / "internals.html").read_text(encoding="utf-8")
+
+
+def test_parameters_that_share_an_explanation_have_their_own_types(site: Path) -> None:
+    page = (site / "reference" / "python.html").read_text(encoding="utf-8")
+    shown = page.partition('id="attnstore.Episode.show"')[2].partition('id="attnstore.Episode.')[0]
+    entries = {
+        name: re.sub(r"<[^>]+>", "", text)
+        for name, text in re.findall(r"<b><code>(\w+)</code></b>(.*?)</li>", shown, re.DOTALL)
+    }
+    assert "float" not in entries["sink_corrected"]
+    assert "bool" in entries["sink_corrected"]
+    assert "str" in entries["query"]
+    assert "As for" in entries["query"]
+    assert "Literal" not in entries["query"]

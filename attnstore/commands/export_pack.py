@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -21,7 +18,7 @@ from .options import (
     out_directory,
     store_to_read,
 )
-from .output import console, print_json, say, size_text
+from .output import print_json, progress_of, say, size_text
 from .pull import chosen_ids, forecast
 
 MEGABYTES = 150
@@ -98,8 +95,8 @@ def pack(
     if done.failed:
         raise PartialError(f"{done.failed[0]}; no page was written, the same command tries again")
     refresh(open_store(target))
-    with _progress() as progress:
-        packed = write_pack(target, out, chosen, max_size << 20, progress)
+    with progress_of("page") as advance:
+        packed = write_pack(target, out, chosen, max_size << 20, advance)
     if as_json:
         print_json([{"event": "written", "path": str(packed.page), "bytes": packed.size,
                      "store": str(target)}])  # fmt: skip
@@ -108,9 +105,3 @@ def pack(
         f"{packed.page}: {size_text(packed.size)}; the store beside it opens with "
         f"attnstore.open({str(target)!r})"
     )
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int], Any]]:
-    with console().status("answers for the page") as status:
-        yield lambda asked: status.update(f"answers for the page: {asked}")

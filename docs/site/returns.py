@@ -1,4 +1,8 @@
-"""For mkdocstrings: our docstrings say what is returned in a sentence, where its parser expects a type first."""
+"""For mkdocstrings: what our docstrings say in another order than its parser expects.
+
+What is returned is a sentence, where the parser expects a type first; parameters that share an explanation are listed
+on one line, and the parser gives all of them the type of the first.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,13 @@ from typing import Any
 import griffe
 
 _SECTION = re.compile(
-    r"^(Returns|Yields)\n-+\n(.*?)(?=^\w[\w ]*\n-+\n|\Z)", re.MULTILINE | re.DOTALL
+    r"^(Parameters|Returns|Yields)\n-+\n(.*?)(?=^\w[\w ]*\n-+\n|\Z)", re.MULTILINE | re.DOTALL
 )
+_ENTRY = re.compile(r"^(\S[^\n]*)\n((?:[ \t]+\S[^\n]*\n?|\n)+)", re.MULTILINE)
 
 
 class Returns(griffe.Extension):
-    """Puts the annotation in front of the sentence."""
+    """Puts the annotation in front of what is returned, and every parameter on a line of its own."""
 
     def on_function(self, *, func: griffe.Function, **_: Any) -> None:
         """Rewrite a function's docstring."""
@@ -22,10 +27,17 @@ class Returns(griffe.Extension):
             return
         kind = str(func.returns) if func.returns is not None else "value"
 
-        def typed(match: re.Match[str]) -> str:
-            body = "\n".join(
-                f"    {line}" if line else "" for line in match[2].rstrip().splitlines()
-            )
-            return f"{match[1]}\n{'-' * len(match[1])}\n{kind}\n{body}\n\n"
+        def apart(entry: re.Match[str]) -> str:
+            body = entry[2].rstrip() + "\n"
+            return "".join(f"{name.strip()}\n{body}" for name in entry[1].split(","))
 
-        func.docstring.value = _SECTION.sub(typed, inspect.cleandoc(func.docstring.value))
+        def told(match: re.Match[str]) -> str:
+            title, text = match.groups()
+            if title == "Parameters":
+                text = _ENTRY.sub(apart, text.rstrip() + "\n")
+            else:
+                lines = (f"    {line}" if line else "" for line in text.rstrip().splitlines())
+                text = "\n".join([kind, *lines])
+            return f"{title}\n{'-' * len(title)}\n{text.rstrip()}\n\n"
+
+        func.docstring.value = _SECTION.sub(told, inspect.cleandoc(func.docstring.value))

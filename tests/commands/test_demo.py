@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import cv2
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas
 import pytest
 
 import attnstore
@@ -107,7 +109,15 @@ def test_an_interval_is_the_percentiles_of_resampled_means() -> None:
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "docs" / "notebooks").glob("*.ipynb"))
 
 
+@pytest.fixture
+def wide() -> Iterator[None]:
+    """Tables as wide as a notebook's kernel prints them, whatever this terminal is."""
+    with pandas.option_context("display.width", 80, "display.max_columns", 20):
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("wide")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_says_what_it_says_in_the_repository(
     path: Path, ran: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -325,7 +325,7 @@ def test_too_large(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     run("pull", source, tmp_path / "small")
     with pytest.raises(UsageError, match=r"the page would be larger than .*raise --max-size"):
-        write_pack(tmp_path / "small", tmp_path, Chosen(), 300_000, lambda asked: None)
+        write_pack(tmp_path / "small", tmp_path, Chosen(), 300_000, lambda share, now: None)
     assert not list(tmp_path.glob("*.html*"))
     with pytest.raises(NotFoundError, match="no episodes where"):
         run("export", "pack", source, "--out", tmp_path / "none", "--where", "keyframes > 99")
@@ -341,7 +341,7 @@ def test_a_disk_that_is_full_at_the_page(source: Path, tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
     try:
         with pytest.raises(OSError, match="File too large") as caught:
-            write_pack(tmp_path / "small", tmp_path, Chosen(), 1 << 30, lambda asked: None)
+            write_pack(tmp_path / "small", tmp_path, Chosen(), 1 << 30, lambda share, now: None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.filename == str(tmp_path / "index.html")

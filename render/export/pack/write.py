@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def _try_maps(episode: Episode, chosen: Chosen, asked: Mapping[str, Any]) -> flo
 
 
 def write_pack(
-    store: Path, out: Path, chosen: Chosen, most: int, progress: Callable[[int], None]
+    store: Path, out: Path, chosen: Chosen, most: int, progress: Callable[[float, str], None]
 ) -> Packed:
     """Write the page of a store's maps tier; it appears when it is complete.
 
@@ -119,6 +119,8 @@ def write_pack(
         The small store, in `out`.
     most
         Largest page, bytes.
+    progress
+        Called with the share of answers that there are, and how many that is.
 
     Raises
     ------
@@ -137,13 +139,14 @@ def write_pack(
     (name,) = service.stores
     answers = Answers(most)
 
-    def groups() -> Iterator[Iterator[Question]]:
-        yield of_store(name)
-        for commit in commits:
-            yield of_episode(name, opened.from_commit(commit), chosen)
-
+    groups = [list(of_store(name))]
+    groups += [list(of_episode(name, opened.from_commit(commit), chosen)) for commit in commits]
+    total = sum(map(len, groups))
     try:
-        collect(application, token, groups(), answers, progress)
+        collect(
+            application, token, groups, answers,
+            lambda asked: progress(asked / total, f"{asked} of {total} answers"),
+        )  # fmt: skip
     finally:
         service.close()
     with complete(out / INDEX) as temporary:
