@@ -15,7 +15,8 @@ from ..errors import AttnstoreError, DeniedError, IntegrityError, NotFoundError,
 from .downloads import file_system, first_line, tried
 from .transport import shown
 
-_BLOCK = 1 << 20
+_BLOCK = 8 << 20
+"""Bytes of a request."""
 
 
 class HubStore:
@@ -57,17 +58,20 @@ class HubStore:
 
         def once() -> None:
             size = 0
-            with (
-                self._files.open(f"{self._prefix}/{path}", "rb", block_size=0) as source,
-                target.open("wb") as out,
-            ):
-                while block := source.read(_BLOCK):
-                    size += len(block)
+            with target.open("wb") as out:
+                # In pieces, and a byte beyond the limit: neither memory nor disk takes more. Reading the
+                # file as a stream does not end in all versions of huggingface_hub.
+                while True:
+                    asked = min(_BLOCK, limit + 1 - size)
+                    data = self._range(path, size, size + asked, limit + 1)
+                    out.write(data)
+                    size += len(data)
                     if size > limit:
                         raise IntegrityError(
                             f"{said}: {size} bytes or more, at most {limit} are expected"
                         )
-                    out.write(block)
+                    if len(data) != asked:
+                        return
 
         tried(once, said, partial(self._explain, path))
 
@@ -76,11 +80,7 @@ class HubStore:
         said = f"{self.url}/{path}"
 
         def once() -> bytes:
-            name = f"{self._prefix}/{path}"
-            # The size is known from the commit: without it the directory would be listed.
-            with self._files.open(name, "rb", size=size, cache_type="none") as source:
-                source.seek(start)
-                data = bytes(source.read(stop - start))
+            data = self._range(path, start, stop, size)
             if len(data) != stop - start:
                 raise IntegrityError(
                     f"{said}: {len(data)} bytes came, {stop - start} were asked for"
@@ -88,6 +88,19 @@ class HubStore:
             return data
 
         return tried(once, said, partial(self._explain, path))
+
+    def _range(self, path: str, start: int, stop: int, size: int) -> bytes:
+        """Bytes from `start` on, to `stop` at most; none where the file ends before."""
+        # Without a size the file's directory would be listed.
+        name = f"{self._prefix}/{path}"
+        with self._files.open(name, "rb", size=size, cache_type="none") as source:
+            source.seek(start)
+            try:
+                return bytes(source.read(stop - start))
+            except OSError as error:
+                if getattr(getattr(error, "response", None), "status_code", None) != 416:
+                    raise
+                return b""
 
     def _explain(self, path: str, error: Exception, last: bool) -> AttnstoreError | None:
         told = error.__cause__ or error

@@ -12,10 +12,10 @@ from remote_servers import HubServer
 from store_fixtures import write_episode
 
 import attnstore
-from attnstore.errors import NotFoundError, UsageError
+from attnstore.errors import IntegrityError, NotFoundError, UsageError
 from attnstore.store.commits import StorePaths
 from attnstore.store.opening import create_store
-from attnstore.store.remote.mirror import forget_transports
+from attnstore.store.remote.mirror import forget_transports, open_transport
 
 URL = "hf://datasets/lab/maps/runs/pi0.attn"
 
@@ -108,6 +108,24 @@ def test_what_is_not_there_is_one_line(
         attnstore.open(url)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+def test_files_come_in_pieces_and_never_more_than_they_may(
+    hub: HubServer, paths: StorePaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attnstore.store.remote.hub._BLOCK", 100)
+    transport = open_transport(URL)
+    for size in (0, 1, 99, 100, 101, 200, 250):
+        data = bytes(range(256))[:size]
+        (paths.root / "file").write_bytes(data)
+        for limit in (size, size + 1, 1000):
+            transport.fetch("file", tmp_path / "came", limit)
+            assert (tmp_path / "came").read_bytes() == data
+    with pytest.raises(IntegrityError, match="at most 249 are expected"):
+        transport.fetch("file", tmp_path / "came", 249)
+    assert transport.fetch_range("file", 7, 120, 250) == bytes(range(7, 120))
+    with pytest.raises(IntegrityError, match="3 bytes came, 5 were asked for"):
+        transport.fetch_range("file", 247, 252, 252)
 
 
 def test_the_hub_is_read_only(hub: HubServer) -> None:
