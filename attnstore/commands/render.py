@@ -169,7 +169,7 @@ _DRAWING = grouped(
     click.option("--alpha", type=FiniteNumber(0, 1), help="Opacity of the strongest heat."),
     click.option(
         "--blend",
-        type=click.Choice(["spotlight", "proportional", "constant"]),
+        type=click.Choice(["auto", "spotlight", "proportional", "constant"]),
         default="spotlight",
         show_default=True,
         help="How opacity follows heat.",

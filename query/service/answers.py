@@ -75,6 +75,136 @@ class StoreAnswer(Answer):
 
 
 @dataclass(frozen=True, slots=True)
+class OutcomeCount(Answer):
+    """Episodes of one outcome and task of a run."""
+
+    run: str
+    outcome: str
+    task: str | None
+    episodes: int
+    keyframes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerLook(Answer):
+    """How much of a layer's attention falls on a camera, mean over heads, keyframes and episodes."""
+
+    run: str
+    phase: str
+    query: str
+    layer: int
+    camera: str
+    image: float | None
+    """Share on what the camera shows."""
+    letterbox: float | None
+    """Share on its padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookingHead(Answer):
+    """One of the most active heads of a phase and camera, mean over keyframes and episodes."""
+
+    run: str
+    phase: str
+    query: str
+    camera: str
+    layer: int
+    head: int
+    variance: float
+    entropy: float | None
+    image: float | None
+    """Share of its attention on what the camera shows."""
+    episode: str
+    """In which it is most active."""
+    keyframes: int
+    """Of that episode."""
+
+
+@dataclass(frozen=True, slots=True)
+class Glimpse(Answer):
+    """An episode that is worth opening, and where it is most active."""
+
+    run: str
+    episode: str
+    name: str
+    outcome: str
+    instruction: str
+    keyframes: int
+    phase: str | None
+    """Null without statistics, as what follows."""
+    query: str | None
+    camera: str | None
+    layer: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedParts(Answer):
+    """The parts of one kind: base, objects, probe, cnn."""
+
+    kind: str
+    episodes: int
+    parts: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reasons(Answer):
+    """How often something is wrong, and what it is of the first."""
+
+    count: int
+    first: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Soundness(Answer):
+    """Whether the store is sound, as far as it can be told without reading every file."""
+
+    row_sums: tuple[float | None, float | None]
+    """Smallest and largest sum of an attention row, over all phases and keyframes; null without keyframes."""
+    newest: str | None
+    """When the last episode was committed, UTC."""
+    sink_heads: int
+    """Heads of a run that pour more than 0.3 into one key in some episode."""
+    parts: Sequence[CommittedParts]
+    unreadable: Reasons
+    """What the catalog had to leave out."""
+    quarantined: Reasons
+    """Episodes that the health gate kept out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overview(Answer):
+    """What a store holds, at a glance."""
+
+    sampled: int
+    """Episodes that layers and heads are the mean of."""
+    outcomes: Sequence[OutcomeCount]
+    layers: Sequence[LayerLook]
+    heads: Sequence[LookingHead]
+    glimpses: Sequence[Glimpse]
+    soundness: Soundness
+
+
+class TableColumn(TypedDict):
+    """A column of a table."""
+
+    name: str
+    type: str
+    unit: str
+    definition: str
+
+
+@dataclass(frozen=True, slots=True)
+class TableAnswer(Answer):
+    """A table that SQL may ask."""
+
+    name: str
+    row: str
+    """What a row is."""
+    columns: Sequence[TableColumn]
+
+
+@dataclass(frozen=True, slots=True)
 class MetricAnswer(Answer):
     """A metric of heads, as in table `head_stats`."""
 
@@ -166,6 +296,52 @@ class EpisodeAnswer(Answer):
     """Index of each keyframe in the recording."""
     cameras: Mapping[str, CameraAnswer]
     phases: Mapping[str, PhaseAnswer]
+    policy: Mapping[str, Sequence[int]]
+    """Shapes of the policy's own arrays: actions, actions_recorded, state, denoising."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectAnswer(Answer):
+    """An object whose masks are known."""
+
+    object: str
+    camera: str
+    source: str
+    """detector or gripper"""
+    keyframes: int
+    """That have a mask of it."""
+    area: float | None
+    """Share of the seen image that it covers, mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskAnswer(Answer):
+    """The mask of an object at a keyframe."""
+
+    keyframe: int
+    camera: str
+    object: str
+    mask_frame: int
+    height: int
+    width: int
+    counts: str
+    """Run lengths as COCO's string, column by column."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectMetric(Answer):
+    """A metric of every head's map against an object, at every keyframe."""
+
+    metric: str
+    definition: str
+    unit: str
+    object: str
+    camera: str
+    phase: str
+    query: str
+    step: int | None
+    values: Annotated[NDArray[np.floating[Any]], *_nested(3, _NUMBER)]
+    """By keyframe, layer, head."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,13 +24,28 @@ from .endpoint import operation_id
 from .guard.access import Access
 from .guard.middleware import Guard
 from .guard.refusal import Refusal, refusal_of
-from .routes import attention, comparison, episodes, files, sql, stores
+from .routes import (
+    actions,
+    attention,
+    causes,
+    comparison,
+    episodes,
+    files,
+    objects,
+    overview,
+    sql,
+    stores,
+)
 from .service import Service
 
 _log = logging.getLogger(__name__)
 
 
-ROUTERS = tuple(routes.router for routes in (stores, sql, comparison, files, attention, episodes))
+ROUTERS = (
+    *(r.router for r in (stores, overview, sql, comparison, files, attention, episodes)),
+    *(r.router for r in (objects, actions, causes)),
+    sql.catalog_router,
+)
 
 
 def create_app(config: ServiceConfig, *more: APIRouter) -> FastAPI:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from attnstore.store.errors import UsageError
 
@@ -45,8 +46,10 @@ class Look:
         colormap.table(self.cmap)
         if not 0 <= self.alpha <= 1:
             raise UsageError(f"alpha is between 0 and 1; got {self.alpha}")
-        if self.blend not in ("spotlight", "proportional", "constant"):
-            raise UsageError(f"blend is spotlight, proportional or constant; got {self.blend!r}")
+        if self.blend not in get_args(overlay.Blend):
+            raise UsageError(
+                f"blend is one of {', '.join(get_args(overlay.Blend))}; got {self.blend!r}"
+            )
         if self.interpolation not in ("bilinear", "nearest"):
             raise UsageError(f"interpolation is bilinear or nearest; got {self.interpolation!r}")
         if not NARROWEST <= self.pane_width <= WIDEST:

@@ -1,10 +1,12 @@
 """Heat blended onto a camera's image.
 
-Both styles keep the image recognisable under the strongest heat:
+All styles keep the image recognisable under the strongest heat:
 
 - ``spotlight`` (default): the more heat, the more opaque its colour, and the less heat, the
   darker the image beneath, down to a floor. The bright spots pop out on a projector, and what
   they lie on stays visible.
+- ``auto``: a spotlight that goes by the picture. A bright one is darkened as far as heat needs, a dim
+  one not at all: it is made brighter, up to `MOST_GAIN` times, so that what is looked at can be seen.
 - ``constant``: the same opacity everywhere, as OpenCV's ``addWeighted`` does in most published
   overlays.
 """
@@ -23,7 +25,7 @@ from attnstore.store.errors import UsageError
 from . import colormap
 from .scale import Limits
 
-Blend = Literal["spotlight", "proportional", "constant"]
+Blend = Literal["auto", "spotlight", "proportional", "constant"]
 Image = NDArray[np.uint8]
 
 DEFAULT_ALPHA = 0.75
@@ -31,6 +33,10 @@ UNSEEN = 0.3
 """Brightness left to pixels that the policy never sees."""
 FLOOR = 0.5
 """Brightness left to the image where a spotlight overlay has no heat."""
+TARGET = 0.35
+"""Brightness that ``auto`` leaves to a picture where it has no heat, 0..1."""
+MOST_GAIN = 3.0
+"""How much brighter ``auto`` makes a dim picture at most."""
 
 
 def blend(
@@ -61,7 +67,11 @@ def blend(
     """
     if image.shape[:2] != heat.shape:
         raise UsageError(f"image is {image.shape[:2]} pixels and its heat {heat.shape}")
-    colour, keep = _tables(cmap, float(alpha), style)
+    floor = FLOOR
+    if style == "auto":
+        floor, gain = light(image)
+        image = np.asarray(cv2.convertScaleAbs(image, alpha=gain), np.uint8)
+    colour, keep = _tables(cmap, float(alpha), style, floor)
     level = colormap.levels(heat, *limits)
     kept = cv2.multiply(image, cv2.applyColorMap(level, keep), scale=1 / 255)
     drawn = cv2.add(kept, cv2.applyColorMap(level, colour))
@@ -71,8 +81,27 @@ def blend(
     return np.asarray(drawn, np.uint8)
 
 
-@lru_cache(maxsize=32)
-def _tables(cmap: str, alpha: float, style: str) -> tuple[Image, Image]:
+def light(image: Image) -> tuple[float, float]:
+    """What ``auto`` does to a picture, by its mean luma.
+
+    Returns
+    -------
+    Brightness left where there is no heat, `FLOOR` to 1, and how much brighter the picture is made, 1 to
+    `MOST_GAIN`; to hundredths.
+
+    Examples
+    --------
+    >>> bright, dim = np.full((2, 2, 3), 204, np.uint8), np.full((2, 2, 3), 51, np.uint8)
+    >>> light(bright), light(dim)
+    ((0.5, 1.0), (1.0, 1.75))
+    """
+    mean = float(image.reshape(-1, 3).mean(0) @ (0.299, 0.587, 0.114)) / 255
+    share = TARGET / max(mean, 1e-3)
+    return round(min(1.0, max(FLOOR, share)), 2), round(min(MOST_GAIN, max(1.0, share)), 2)
+
+
+@lru_cache(maxsize=128)
+def _tables(cmap: str, alpha: float, style: str, floor: float) -> tuple[Image, Image]:
     """Per level: the colour times its opacity, and what is kept of the image (255 = all)."""
     if not 0 <= alpha <= 1:
         raise UsageError(f"alpha is between 0 and 1; got {alpha}")
@@ -82,12 +111,12 @@ def _tables(cmap: str, alpha: float, style: str) -> tuple[Image, Image]:
     elif style == "proportional":
         opacity = alpha * level
         keep = 1 - opacity
-    elif style == "spotlight":
+    elif style in ("spotlight", "auto"):
         # the square root lifts faint heat above what a projector's black swallows
         opacity = alpha * np.sqrt(level)
-        keep = (1 - opacity) * (FLOOR + (1 - FLOOR) * level)
+        keep = (1 - opacity) * (floor + (1 - floor) * level)
     else:
-        raise UsageError(f"blend is spotlight, proportional or constant; got {style!r}")
+        raise UsageError(f"blend is auto, spotlight, proportional or constant; got {style!r}")
     colour = np.rint(colormap.table(cmap) * opacity).astype(np.uint8)
     kept = np.repeat(np.rint(255 * keep).astype(np.uint8), 3, axis=1)
     return colour.reshape(256, 1, 3), kept.reshape(256, 1, 3)

@@ -6,7 +6,7 @@ import { Choice, Menu, Selection } from "./controls.js";
 import { useEpisode } from "./episode.js";
 import { shortName } from "./episodes.js";
 import { Groups } from "./groups.js";
-import { limitsOf, tables as tablesOf } from "./heat.js";
+import { blending as blendingOf, limitsOf } from "./heat.js";
 import { html, useEffect, useMemo } from "./html.js";
 import { useMaps } from "./look.js";
 import { mapAt, mapAtTime, symmetric } from "./maps.js";
@@ -144,11 +144,11 @@ function Sides({ a, b, view }) {
   // the same head on both sides: else the difference would be one between heads
   const head = one.head === null ? "mean" : String(one.head);
   const [two] = useMaps(b, { ...view, head }, [camera]);
-  const tables = useMemo(
-    () => tablesOf(colours(view.cmap), view.alpha, view.blend),
+  const blending = useMemo(
+    () => blendingOf(colours(view.cmap), view.alpha, view.blend),
     [view.cmap, view.alpha, view.blend],
   );
-  const apart = useMemo(() => tablesOf(colours(DIVERGING), 0.9, "signed"), []);
+  const apart = useMemo(() => blendingOf(colours(DIVERGING), 0.9, "signed"), []);
   const grid = String(a.cameras[camera].grid) === String(b.cameras[camera].grid);
   const ready = one.maps && two.maps && one.head !== null;
   const difference = useMemo(() => {
@@ -198,7 +198,13 @@ function Sides({ a, b, view }) {
               ${e.outcome}: ${shortName(e.name)}
               <span class="quiet">${` ${e.instruction}`}</span>
             </h2>
-            <${Pane} e=${e} view=${{ ...view, keyframe }} camera=${camera} shown=${shown} tables=${tables} />
+            <${Pane}
+              e=${e}
+              view=${{ ...view, keyframe }}
+              camera=${camera}
+              shown=${shown}
+              blending=${blending}
+            />
           </div>
         `,
       )}
@@ -221,7 +227,7 @@ function Sides({ a, b, view }) {
               e=${a}
               view=${{ ...view, keyframe: sides[0].keyframe, cmap: DIVERGING }}
               camera=${camera}
-              tables=${apart}
+              blending=${apart}
               shown=${shownMap(difference, far, `${label}; red: more on the left`)}
             />
           `

@@ -134,6 +134,7 @@ export function Appearance({ view, change }) {
         label="Blend"
         value=${view.blend}
         options=${[
+          ["auto", "by the picture"],
           ["spotlight", "spotlight"],
           ["proportional", "proportional"],
           ["constant", "constant"],

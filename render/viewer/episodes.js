@@ -1,8 +1,9 @@
-// The episodes of a store: filtered by text, outcome and SQL, in a table.
+// The episodes of a store: filtered by text, outcome and SQL, in a table that holds what is in sight.
 
-import { useAnswer } from "./answers.js";
+import { useAnswer, useAnswers } from "./answers.js";
+import { get } from "./api.js";
 import { Menu } from "./controls.js";
-import { html, useEffect, useState } from "./html.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./html.js";
 import { episodes as asked, LISTED, stores as listed } from "./questions.js";
 
 /** @import {Change, ListedEpisode, View} from "./types" */
@@ -16,19 +17,95 @@ const COLUMNS = [
   ["keyframes", "Keyframes", "keyframes"],
 ];
 
+/** Height of a row, pixels: of two lines, and of three where the run is told. */
+const ROW = 50,
+  TALL = 70;
+/** Rows beyond what is in sight, so that scrolling shows no gap. */
+const BEYOND = 8;
+
 /** @param {{view: View, change: Change, open: (row: any) => void}} props */
 export function Episodes({ view, change, open }) {
   const stores = useAnswer(listed()).value ?? [];
-  const [limit, setLimit] = useState(LISTED);
   const draft = useDraft(view.text, (text) => change({ text }));
   const condition = useDraft(view.where, (where) => change({ where }), 600);
-  const answer = useAnswer(view.store ? asked(view, limit) : null);
+  const box = useRef(/** @type {HTMLElement | null} */ (null));
+  const wanted = useRef(-1);
+  const [sight, setSight] = useState({ top: 0, height: 800 });
+  const answer = useAnswer(view.store ? asked(view, LISTED) : null);
   const [last, setLast] = useState(/** @type {typeof answer.value | null} */ (null));
   useEffect(() => {
     if (answer.value) setLast(answer.value);
   }, [answer.value]);
   const page = answer.value ?? (answer.error ? null : last);
+  const total = page?.total ?? 0;
   const several = new Set(page?.rows.map((r) => r.run)).size > 1;
+  const height = several ? TALL : ROW;
+  const from = Math.max(0, Math.min(total, Math.floor(sight.top / height)) - BEYOND);
+  const to = Math.min(total, Math.ceil((sight.top + sight.height) / height) + BEYOND);
+  // pages that are in sight; the first is there already
+  const pages = Array.from(
+    { length: Math.max(0, Math.ceil(to / LISTED) - Math.floor(from / LISTED)) },
+    (_, i) => Math.floor(from / LISTED) + i,
+  );
+  const later = useAnswers(pages.map((n) => (n && view.store ? asked(view, LISTED, n * LISTED) : null)));
+  const rowAt = (/** @type {number} */ i) => {
+    const at = Math.floor(i / LISTED);
+    return (at ? later[pages.indexOf(at)]?.value : page)?.rows[i % LISTED];
+  };
+  const filters = [view.store, view.text, view.where, view.outcome, view.order, view.descending].join("\n");
+  useEffect(() => {
+    const place = box.current;
+    if (!place) return;
+    const look = () => setSight({ top: place.scrollTop, height: place.clientHeight });
+    const resized = new ResizeObserver(look);
+    resized.observe(place);
+    place.addEventListener("scroll", look, { passive: true });
+    return () => {
+      resized.disconnect();
+      place.removeEventListener("scroll", look);
+    };
+  }, []);
+  useEffect(() => {
+    if (box.current) box.current.scrollTop = 0;
+  }, [filters]);
+  const indices = Array.from({ length: to - from }, (_, i) => from + i);
+  const chosen = indices.find((i) => {
+    const row = rowAt(i);
+    return row && row.episode === view.episode && row.run === view.run;
+  });
+  const show = (/** @type {number} */ index) => {
+    const place = box.current;
+    if (!place) return;
+    const head = place.querySelector("thead")?.clientHeight ?? 0;
+    const [top, bottom] = [index * height, (index + 1) * height + head - place.clientHeight];
+    place.scrollTop = Math.min(top, Math.max(bottom, place.scrollTop));
+  };
+  useEffect(() => {
+    if (chosen !== undefined) show(chosen);
+  }, [view.episode, view.run]);
+  // a row that arrow keys lead to is focused when it is there
+  useLayoutEffect(() => {
+    const button = /** @type {HTMLElement | null | undefined} */ (
+      box.current?.querySelector(`[data-index="${wanted.current}"]`)
+    );
+    if (!button) return;
+    wanted.current = -1;
+    button.focus({ preventScroll: true });
+  });
+  /** @param {KeyboardEvent} event */
+  const key = (event) => {
+    const index = Number(/** @type {HTMLElement} */ (event.target).dataset.index ?? NaN);
+    const rows = Math.max(1, Math.floor(sight.height / height) - 1);
+    const step = { ArrowUp: -1, ArrowDown: 1, PageUp: -rows, PageDown: rows, Home: -Infinity, End: Infinity }[
+      event.key
+    ];
+    if (Number.isNaN(index) || !step) return;
+    event.preventDefault();
+    event.stopPropagation();
+    wanted.current = Math.min(total - 1, Math.max(0, index + step));
+    show(wanted.current);
+    setSight({ top: box.current?.scrollTop ?? 0, height: sight.height });
+  };
   const markOf = (/** @type {ListedEpisode} */ row) =>
     row.episode === view.episode && row.run === view.run
       ? "chosen"
@@ -113,8 +190,8 @@ export function Episodes({ view, change, open }) {
           <p class="error" role="alert">${answer.error.message}</p>
         `
       }
-      <div class="rows" aria-busy=${answer.pending}>
-        <table>
+      <div class="rows" ref=${box} aria-busy=${answer.pending} onKeyDown=${key}>
+        <table aria-rowcount=${total + 1} style=${{ "--row": `${height}px` }}>
           <thead>
             <tr>
               ${COLUMNS.map(
@@ -133,44 +210,57 @@ export function Episodes({ view, change, open }) {
             </tr>
           </thead>
           <tbody>
-            ${page?.rows.map(
-              (/** @type {ListedEpisode} */ row) => html`
-                <tr key=${`${row.run}/${row.episode}`} class=${markOf(row)}>
+            ${
+              from > 0 &&
+              html`
+                <tr class="gap" aria-hidden="true" style=${{ height: `${from * height}px` }}></tr>
+              `
+            }
+            ${indices.map((i) => {
+              const row = rowAt(i);
+              return html`
+                <tr key=${i} class=${row ? markOf(row) : ""} aria-rowindex=${i + 2}>
                   <td>
-                    <button
-                      type="button"
-                      class="plain open"
-                      data-episode=${row.episode}
-                      aria-current=${markOf(row) === "chosen" ? "true" : undefined}
-                      onClick=${() => open(row)}
-                    >
-                      <i class=${`dot ${row.outcome}`} title=${row.outcome}></i>
-                      <span class="title">${shortName(row.name)}</span>
-                      <span class="quiet instruction">${row.instruction}</span>
-                      ${
-                        several &&
-                        html`
-                          <span class="quiet instruction">${row.run}</span>
-                        `
-                      }
-                      <span class="hidden">${row.outcome}</span>
-                    </button>
+                    ${
+                      row
+                        ? html`
+                            <button
+                              type="button"
+                              class="plain open"
+                              data-episode=${row.episode}
+                              data-index=${i}
+                              aria-current=${markOf(row) === "chosen" ? "true" : undefined}
+                              onClick=${() => open(row)}
+                            >
+                              <i class=${`dot ${row.outcome}`} title=${row.outcome}></i>
+                              <span class="title">${shortName(row.name)}</span>
+                              <span class="quiet instruction">${row.instruction}</span>
+                              ${
+                                several &&
+                                html`
+                                  <span class="quiet instruction">${row.run}</span>
+                                `
+                              }
+                              <span class="hidden">${row.outcome}</span>
+                            </button>
+                          `
+                        : html`
+                            <span class="quiet waiting">…</span>
+                          `
+                    }
                   </td>
-                  <td class="number">${row.keyframes}</td>
+                  <td class="number">${row?.keyframes}</td>
                 </tr>
-              `,
-            )}
+              `;
+            })}
+            ${
+              to < total &&
+              html`
+                <tr class="gap" aria-hidden="true" style=${{ height: `${(total - to) * height}px` }}></tr>
+              `
+            }
           </tbody>
         </table>
-        ${
-          page &&
-          page.total > page.rows.length &&
-          html`
-            <button type="button" onClick=${() => setLimit(limit + LISTED)}>
-              ${page.rows.length} of ${page.total}: show more
-            </button>
-          `
-        }
         ${
           page &&
           page.total === 0 &&
@@ -182,6 +272,24 @@ export function Episodes({ view, change, open }) {
       <p class="quiet small count">${page ? `${page.total} episode${page.total === 1 ? "" : "s"}` : "…"}</p>
     </nav>
   `;
+}
+
+/**
+ * The episode before or after the chosen one, in the list as it is filtered and ordered.
+ * @param {View} view @param {number} by
+ * @returns {Promise<ListedEpisode | undefined>}
+ */
+export async function neighbourOf(view, by) {
+  const pageOf = (/** @type {number} */ n) => get(asked(view, LISTED, n * LISTED));
+  for (let n = 0, total = 1; n * LISTED < total; n++) {
+    const page = await pageOf(n);
+    total = page.total;
+    const at = page.rows.findIndex((r) => r.episode === view.episode && r.run === view.run);
+    if (at < 0) continue;
+    const to = n * LISTED + at + by;
+    return to < 0 ? undefined : (await pageOf(Math.floor(to / LISTED))).rows[to % LISTED];
+  }
+  return undefined;
 }
 
 /** Without the folders that repeat the outcome and the date. @param {string} name */

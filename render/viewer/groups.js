@@ -3,7 +3,7 @@
 import { useAnswer, useAnswers } from "./answers.js";
 import { colours, DIVERGING } from "./colormaps.js";
 import { Menu } from "./controls.js";
-import { limitsOf, tables as tablesOf } from "./heat.js";
+import { blending as blendingOf, limitsOf } from "./heat.js";
 import { html, useMemo } from "./html.js";
 import { mapAtTime, symmetric } from "./maps.js";
 import { Grid } from "./matrix.js";
@@ -21,11 +21,11 @@ export function Groups({ e, view, change }) {
     view.head === "mean" ? "mean" : view.head !== "active" ? Number(view.head) : (active.value?.head ?? null);
   const answer = useAnswer(head === null ? null : difference(e, view, camera, head));
   const groups = useMemo(() => (answer.value ? read(answer.value) : null), [answer.value]);
-  const tables = useMemo(
-    () => tablesOf(colours(view.cmap), view.alpha, view.blend),
+  const blending = useMemo(
+    () => blendingOf(colours(view.cmap), view.alpha, view.blend),
     [view.cmap, view.alpha, view.blend],
   );
-  const apart = useMemo(() => tablesOf(colours(DIVERGING), 0.9, "signed"), []);
+  const apart = useMemo(() => blendingOf(colours(DIVERGING), 0.9, "signed"), []);
   const keyframe = Math.round(view.time * (e.frames.length - 1));
   if (answer.error)
     return html`
@@ -65,7 +65,7 @@ export function Groups({ e, view, change }) {
                     e=${e}
                     view=${{ ...view, keyframe, cmap: signed ? DIVERGING : view.cmap }}
                     camera=${camera}
-                    tables=${signed ? apart : tables}
+                    blending=${signed ? apart : blending}
                     shown=${shownMap(mapAtTime(maps, view.time), (signed ? far : shared) ?? [0, 1], label)}
                   />
                 </div>

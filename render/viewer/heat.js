@@ -4,12 +4,16 @@
 // a test compares the two pixel by pixel. Every source pixel looks up its patch, instead of the small
 // grid being stretched over the image: so letterbox, crop and flip are undone exactly.
 
-/** @import {Geometry, Limits, PixelAxis, Sampler, Tables} from "./types" */
+/** @import {Blend, Blending, Geometry, Limits, PixelAxis, Sampler, Tables} from "./types" */
 
 /** Brightness left to pixels that the policy never sees. */
 export const UNSEEN = 0.3;
 /** Brightness left to the image where a spotlight overlay has no heat. */
 const FLOOR = 0.5;
+/** Brightness that `auto` leaves to a picture where it has no heat, 0..1. */
+const TARGET = 0.35;
+/** How much brighter `auto` makes a dim picture at most. */
+const MOST_GAIN = 3;
 /** Below the smallest normal float32 a division by the range would overflow. */
 const SMALLEST = 1.2e-38;
 
@@ -195,11 +199,12 @@ export function heatOf(map, s, into) {
  * Per level of heat: the colour times its opacity, and what is kept of the image, as overlay.py.
  * @param {Uint8Array} colours (256 * 3)
  * @param {number} alpha opacity of the strongest heat
- * @param {"spotlight" | "proportional" | "constant" | "signed"} style signed: of differences, whose
- *   middle is nothing
+ * @param {Blend | "signed"} style signed: of differences, whose middle is nothing
+ * @param {number} [floor] brightness left to the image where a spotlight has no heat
+ * @param {number} [gain] how much brighter the image is made
  * @returns {Tables}
  */
-export function tables(colours, alpha, style) {
+export function tables(colours, alpha, style, floor = FLOOR, gain = 1) {
   const colour = new Float32Array(768),
     keep = new Float32Array(256);
   for (let i = 0; i < 256; i++) {
@@ -208,14 +213,60 @@ export function tables(colours, alpha, style) {
       kept = 1 - opacity;
     if (style === "constant") ((opacity = alpha), (kept = 1 - alpha));
     if (style === "signed") ((opacity = alpha * Math.abs(2 * level - 1)), (kept = 1 - opacity));
-    if (style === "spotlight") {
+    if (style === "spotlight" || style === "auto") {
       opacity = alpha * Math.sqrt(level);
-      kept = (1 - opacity) * (FLOOR + (1 - FLOOR) * level);
+      kept = (1 - opacity) * (floor + (1 - floor) * level);
     }
     keep[i] = Math.round(255 * kept) / 255;
     for (let k = 0; k < 3; k++) colour[3 * i + k] = Math.round(colours[3 * i + k] * opacity);
   }
-  return { colour, keep };
+  return { colour, keep, gain };
+}
+
+/**
+ * How heat is drawn on pictures: `auto` goes by each picture's own brightness, as overlay.py.
+ * @param {Uint8Array} colours (256 * 3)
+ * @param {number} alpha
+ * @param {Blend | "signed"} style
+ * @returns {Blending}
+ */
+export function blending(colours, alpha, style) {
+  if (style !== "auto") {
+    const fixed = tables(colours, alpha, style);
+    return () => fixed;
+  }
+  /** @type {Map<string, Tables>} */
+  const made = new Map();
+  return (image) => {
+    const [floor, gain] = light(image);
+    const name = `${floor} ${gain}`;
+    let found = made.get(name);
+    if (!found) made.set(name, (found = tables(colours, alpha, "auto", floor, gain)));
+    return found;
+  };
+}
+
+/** @type {WeakMap<Uint8ClampedArray, [number, number]>} */
+const lights = new WeakMap();
+
+/**
+ * By its mean luma: how much is left of a bright picture where it has no heat, and how much brighter a dim
+ * one is made.
+ * @param {Uint8ClampedArray} image RGBA
+ * @returns {[number, number]} floor and gain, to hundredths
+ */
+export function light(image) {
+  let found = lights.get(image);
+  if (!found) {
+    let sum = 0;
+    for (let p = 0; p < image.length; p += 4)
+      sum += 0.299 * image[p] + 0.587 * image[p + 1] + 0.114 * image[p + 2];
+    const share = TARGET / Math.max(sum / (image.length / 4) / 255, 1e-3);
+    const rounded = (/** @type {number} */ v) => Math.round(100 * v) / 100;
+    found = [rounded(Math.min(1, Math.max(FLOOR, share))), rounded(Math.min(MOST_GAIN, Math.max(1, share)))];
+    lights.set(image, found);
+  }
+  return found;
 }
 
 /**
@@ -227,21 +278,18 @@ export function tables(colours, alpha, style) {
  * @param {Uint8ClampedArray} into RGBA
  */
 export function blend(image, heat, [low, top], t, into) {
-  const gain = 255 / (top - low);
+  const stretch = 255 / (top - low),
+    { gain } = t;
   for (let i = 0, p = 0; i < heat.length; i++, p += 4) {
     const v = heat[i];
     if (v !== v) {
-      ((into[p] = image[p] * UNSEEN),
-        (into[p + 1] = image[p + 1] * UNSEEN),
-        (into[p + 2] = image[p + 2] * UNSEEN));
+      for (let k = p; k < p + 3; k++) into[k] = Math.min(255, image[k] * gain) * UNSEEN;
     } else {
-      const scaled = (v - low) * gain;
+      const scaled = (v - low) * stretch;
       const level = scaled <= 0 ? 0 : scaled >= 255 ? 255 : (scaled + 0.5) | 0;
       const keep = t.keep[level],
         at = 3 * level;
-      into[p] = image[p] * keep + t.colour[at];
-      into[p + 1] = image[p + 1] * keep + t.colour[at + 1];
-      into[p + 2] = image[p + 2] * keep + t.colour[at + 2];
+      for (let k = 0; k < 3; k++) into[p + k] = Math.min(255, image[p + k] * gain) * keep + t.colour[at + k];
     }
     into[p + 3] = 255;
   }

@@ -40,7 +40,7 @@ function act(key, { e, view, change, togglePlay, help, neighbour }) {
     return true;
   }
   if (key === "n" || key === "p") return (neighbour(key === "n" ? 1 : -1), true);
-  if (!e || view.view === "sql") return false;
+  if (!e || view.view === "sql" || view.view === "overview") return false;
   const { layers, heads } = phaseOf(e, view);
   const last = e.frames.length - 1;
   const head = /^\d+$/.test(view.head) ? Number(view.head) : -1;

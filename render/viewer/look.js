@@ -4,7 +4,7 @@ import { useAnswer, useAnswers } from "./answers.js";
 import { colours } from "./colormaps.js";
 import { Appearance, Selection } from "./controls.js";
 import { pixels, pixelsHere, preload } from "./frames.js";
-import { limitsOf, tables as tablesOf } from "./heat.js";
+import { blending as blendingOf, limitsOf } from "./heat.js";
 import { html, useEffect, useList, useMemo } from "./html.js";
 import { mapAt, mapsOf, massOf, ofHead } from "./maps.js";
 import { HeadMatrix } from "./matrix.js";
@@ -72,8 +72,8 @@ export function Look({ e, view, change, playing, play, theme }) {
   const { cameras } = phase;
   const loaded = useMaps(e, view, cameras);
   const ready = loaded.every((one) => one.maps || one.error);
-  const tables = useMemo(
-    () => tablesOf(colours(view.cmap), view.alpha, view.blend),
+  const blending = useMemo(
+    () => blendingOf(colours(view.cmap), view.alpha, view.blend),
     [view.cmap, view.alpha, view.blend],
   );
   const maps = useList(loaded.map((one) => one.maps));
@@ -135,7 +135,7 @@ export function Look({ e, view, change, playing, play, theme }) {
                 view=${view}
                 camera=${one.camera}
                 shown=${one}
-                tables=${tables}
+                blending=${blending}
                 brush=${brush}
                 onBrush=${(/** @type {Brush | null} */ b) => change({ brush: b ? formatBrush(b) : "" })}
               />
@@ -185,7 +185,7 @@ export function Look({ e, view, change, playing, play, theme }) {
           <h2>Appearance</h2>
           <${Appearance} view=${view} change=${change} />
         </section>
-        <${Share} e=${e} view=${view} shown=${shown} tables=${tables} />
+        <${Share} e=${e} view=${view} shown=${shown} blending=${blending} />
       </aside>
     </div>
   `;

@@ -3,12 +3,14 @@
 import { useAnswer } from "./answers.js";
 import { Compare } from "./compare.js";
 import { useEpisode } from "./episode.js";
-import { Episodes } from "./episodes.js";
+import { Episodes, neighbourOf } from "./episodes.js";
+import { HeadsGrid } from "./heads.js";
 import { Help } from "./help.js";
 import { html, render, useCallback, useEffect, useRef, useState } from "./html.js";
 import { useKeys } from "./keys.js";
 import { Look } from "./look.js";
-import { episodes, LISTED, stores } from "./questions.js";
+import { Overview } from "./overview.js";
+import { overview, stores } from "./questions.js";
 import { Sql } from "./sql.js";
 import { fitted, formatView, isStep, parseView } from "./state.js";
 import { useTheme } from "./theme.js";
@@ -17,7 +19,9 @@ import { useTheme } from "./theme.js";
 
 /** @type {[View["view"], string][]} */
 const VIEWS = [
+  ["overview", "Overview"],
   ["look", "Look"],
+  ["heads", "Heads"],
   ["compare", "Compare"],
   ["sql", "SQL"],
 ];
@@ -61,12 +65,8 @@ function Page() {
   const [help, setHelp] = useState(false);
   const [list, setList] = useState(() => innerWidth > 900);
   const served = useAnswer(wished.store ? null : stores());
-  const first = useAnswer(
-    wished.store && !wished.episode
-      ? episodes({ ...wished, text: "", where: "", outcome: "" }, LISTED)
-      : null,
-  );
-  const all = useAnswer(wished.store ? episodes(wished, LISTED) : null);
+  const needed = !wished.episode && !["overview", "sql"].includes(wished.view);
+  const first = useAnswer(wished.store && needed ? overview(wished.store) : null);
   const { episode, error } = useEpisode(wished.store, wished.run, wished.episode);
   const view = episode ? fitted(wished, episode) : wished;
 
@@ -74,22 +74,24 @@ function Page() {
     if (served.value?.length) change({ store: served.value[0].id });
   }, [served.value]);
   useEffect(() => {
-    const row = first.value?.rows[0];
+    const { glimpses = [] } = first.value ?? {};
+    const row = glimpses.find((g) => g.outcome === "success") ?? glimpses[0];
     if (row) change({ run: row.run, episode: row.episode });
   }, [first.value]);
   useEffect(() => {
-    document.title = episode ? `${episode.name} · attnstore` : "attnstore";
-  }, [episode]);
+    document.title = episode && wished.view !== "overview" ? `${episode.name} · attnstore` : "attnstore";
+  }, [episode, wished.view]);
 
-  const open = (/** @type {any} */ row) => {
+  const open = (/** @type {any} */ row, /** @type {Partial<View>} */ more = {}) => {
     play(false);
-    change({ run: row.run, episode: row.episode, view: view.view === "sql" ? "look" : view.view });
+    const stays = ["overview", "sql"].includes(view.view) ? "look" : view.view;
+    change({ run: row.run, episode: row.episode, view: stays, ...more });
   };
   const neighbour = (/** @type {number} */ by) => {
-    const rows = all.value?.rows ?? [];
-    const at = rows.findIndex((r) => r.episode === view.episode && r.run === view.run);
-    const row = rows[at + by];
-    if (row) open(row);
+    neighbourOf(view, by).then(
+      (row) => row && open(row),
+      () => {}, // the list says why it is not there
+    );
   };
   useKeys({
     e: episode,
@@ -130,6 +132,7 @@ function Page() {
         </span>
         ${
           episode &&
+          view.view !== "overview" &&
           html`
             <h1 title=${episode.name}>
               <i class=${`dot ${episode.outcome}`}></i>
@@ -169,9 +172,16 @@ function Page() {
           `
         }
         ${
-          first.value?.total === 0 &&
+          first.value?.glimpses.length === 0 &&
           html`
             <p class="note">This store has no episodes yet: attnstore ingest writes them.</p>
+          `
+        }
+        ${
+          view.view === "overview" &&
+          view.store &&
+          html`
+            <${Overview} view=${view} change=${change} open=${open} />
           `
         }
         ${
@@ -197,6 +207,22 @@ function Page() {
           `
         }
         ${
+          view.view === "heads" &&
+          episode &&
+          view.camera &&
+          html`
+            <${HeadsGrid}
+              key=${episode.version}
+              e=${episode}
+              view=${view}
+              change=${change}
+              playing=${playing}
+              play=${play}
+              theme=${theme}
+            />
+          `
+        }
+        ${
           view.view === "compare" &&
           episode &&
           html`
@@ -206,8 +232,9 @@ function Page() {
         ${
           !failure &&
           !episode &&
-          view.view !== "sql" &&
-          first.value?.total !== 0 &&
+          (needed || wished.episode) &&
+          !["overview", "sql"].includes(view.view) &&
+          first.value?.glimpses.length !== 0 &&
           html`
             <p class="quiet" role="status">loading …</p>
           `

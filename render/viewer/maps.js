@@ -34,6 +34,20 @@ export function ofHead({ keyframes, heads, size, data }, head) {
   return { keyframes, heads: 1, size, data: chosen };
 }
 
+/**
+ * One keyframe's map of a head, or their mean, (row * col); of a head nothing is copied.
+ * @param {Maps} maps of all heads, or of the one
+ * @param {number | "mean"} head @param {number} keyframe
+ */
+export function headAt({ heads, size, data }, head, keyframe) {
+  const from = keyframe * heads * size;
+  if (heads === 1) return data.subarray(from, from + size);
+  if (head !== "mean") return data.subarray(from + head * size, from + (head + 1) * size);
+  const mean = new Float32Array(size);
+  for (let h = 0; h < heads; h++) for (let i = 0; i < size; i++) mean[i] += data[from + h * size + i] / heads;
+  return mean;
+}
+
 /** One keyframe's map, (row * col). @param {Maps} maps @param {number} keyframe */
 export const mapAt = ({ data, size }, keyframe) => data.subarray(keyframe * size, (keyframe + 1) * size);
 

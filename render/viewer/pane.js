@@ -7,7 +7,7 @@ import { peakOf } from "./maps.js";
 import { percent, weight } from "./numbers.js";
 import { Picture } from "./picture.js";
 
-/** @import {Brush, Episode, Limits, Pair, Tables, View} from "./types" */
+/** @import {Brush, Episode, Limits, Pair, Blending, View} from "./types" */
 
 /**
  * @typedef {object} Shown what a pane shows of its camera
@@ -39,10 +39,10 @@ export const shownMap = (map, limits, head, more = {}) => ({
 });
 
 /**
- * @param {{e: Episode, view: View, camera: string, shown: Shown, tables: Tables, brush?: Brush | null,
+ * @param {{e: Episode, view: View, camera: string, shown: Shown, blending: Blending, brush?: Brush | null,
  *   onBrush?: (brush: Brush | null) => void}} props without `onBrush` nothing can be brushed
  */
-export function Pane({ e, view, camera, shown, tables, brush = null, onBrush = () => {} }) {
+export function Pane({ e, view, camera, shown, blending, brush = null, onBrush = () => {} }) {
   const { map, limits, head, mass, pending, error } = shown;
   const about = e.cameras[camera];
   const [hover, setHover] = useState(/** @type {Pair | null} */ (null));
@@ -143,7 +143,7 @@ export function Pane({ e, view, camera, shown, tables, brush = null, onBrush = (
           keyframe=${view.keyframe}
           map=${map}
           limits=${limits}
-          tables=${tables}
+          blending=${blending}
           interpolation=${view.interpolation}
           pending=${pending}
           label=${`${camera}, keyframe ${view.keyframe}${most}`}

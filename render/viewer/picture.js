@@ -4,7 +4,7 @@ import { pixels, pixelsHere } from "./frames.js";
 import { blend, heatOf, sampler } from "./heat.js";
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./html.js";
 
-/** @import {Camera, Episode, Limits, Tables} from "./types" */
+/** @import {Camera, Episode, Limits, Blending} from "./types" */
 
 /** Largest width that is drawn, pixels: scrubbing stays fluent. */
 const WIDEST = 800;
@@ -12,22 +12,34 @@ const WIDEST = 800;
 /**
  * Width and height of a camera's picture.
  * @param {Camera} camera
+ * @param {number} [widest] pixels
  * @returns {[number, number]}
  */
-export function pictureSize({ width, height }) {
-  const scale = Math.min(1, WIDEST / width);
+export function pictureSize({ width, height }, widest = WIDEST) {
+  const scale = Math.min(1, widest / width);
   return [Math.round(width * scale), Math.round(height * scale)];
 }
 
 /**
  * Canvas of one camera at one keyframe.
  * @param {{e: Episode, camera: string, keyframe: number, map: Float32Array | null, limits: Limits,
- *   tables: Tables, interpolation: "bilinear" | "nearest", label: string, pending: boolean}} props
+ *   blending: Blending, interpolation: "bilinear" | "nearest", label: string, pending: boolean, widest?: number}} props
  */
-export function Picture({ e, camera, keyframe, map, limits, tables, interpolation, label, pending }) {
+export function Picture({
+  e,
+  camera,
+  keyframe,
+  map,
+  limits,
+  blending,
+  interpolation,
+  label,
+  pending,
+  widest,
+}) {
   const canvas = useRef(/** @type {HTMLCanvasElement | null} */ (null));
   const about = e.cameras[camera];
-  const [width, height] = pictureSize(about);
+  const [width, height] = pictureSize(about, widest);
   const name = `${e.run}/${e.episode} ${camera} ${keyframe}`;
   const [, setArrived] = useState("");
   const [failed, setFailed] = useState({ name: "", message: "" });
@@ -56,7 +68,7 @@ export function Picture({ e, camera, keyframe, map, limits, tables, interpolatio
   useLayoutEffect(() => {
     const context = canvas.current?.getContext("2d", { willReadFrequently: true });
     if (!context || !here || pending) return;
-    if (map) blend(here, heatOf(map, lookup, buffers.heat), limits, tables, buffers.data.data);
+    if (map) blend(here, heatOf(map, lookup, buffers.heat), limits, blending(here), buffers.data.data);
     else buffers.data.data.set(here);
     context.putImageData(buffers.data, 0, 0);
     if (canvas.current) canvas.current.dataset.drawn = `${keyframe}`;

@@ -52,16 +52,22 @@ export function addressOf({ name, parameters }) {
 
 export const stores = () => asks("stores", {});
 
+/** @param {string} store */
+export const overview = (store) => asks("overview", { store });
+
+export const tables = () => asks("tables", {});
+
 export const metrics = () => asks("metrics", {});
 
 /** @param {string} store */
 export const namedQueries = (store) => asks("queries", { store });
 
-/** @param {View} view @param {number} limit */
-export const episodes = (view, limit) =>
+/** @param {View} view @param {number} limit @param {number} [offset] */
+export const episodes = (view, limit, offset = 0) =>
   asks("episodes", {
     store: view.store,
     limit,
+    offset: offset || null,
     order: view.order,
     descending: view.descending || null,
     outcome: view.outcome || null,
@@ -164,6 +170,48 @@ export function tokens(e, view) {
 /** Tokens that the policy generated, one a step of phase decode. @param {Episode} e */
 export const generated = (e) => asks("generated", { ...of(e), phase: "decode", axis: "step" });
 
+/** Objects of the episode whose masks are known. @param {Episode} e */
+export const objects = (e) => asks("objects", placeOf(e));
+
+/** Masks of the objects at every keyframe. @param {Episode} e */
+export const masks = (e) => asks("masks", placeOf(e));
+
+/**
+ * How much every head's map lies on an object, at every keyframe.
+ * @param {Episode} e @param {View} view @param {string} camera @param {string} metric
+ */
+export const objectMetric = (e, view, camera, metric) =>
+  asks("object_metric", {
+    ...placeOf(e),
+    metric,
+    object: view.object,
+    camera,
+    phase: view.phase,
+    query: groupOf(e, view),
+    step: stepOf(e, view),
+  });
+
+/**
+ * One of the policy's own arrays, of all keyframes.
+ * @param {Episode} e @param {"actions" | "actions_recorded" | "state"} name
+ * @returns {Question<"policy_array"> | null} null if the episode has none
+ */
+export const policyArray = (e, name) => (e.policy[name] ? asks("policy_array", { ...of(e), name }) : null);
+
+/**
+ * The action chunk after every denoising step of a keyframe: (step, horizon, action_dof).
+ * @param {Episode} e @param {number} keyframe
+ * @returns {Question<"denoising"> | null} null if nothing is denoised
+ */
+export const denoising = (e, keyframe) =>
+  e.policy.denoising ? asks("denoising", { ...of(e), name: "denoising", keyframe }) : null;
+
+/** What interventions did to the actions. @param {Episode} e */
+export const interventions = (e) => asks("interventions", placeOf(e));
+
+/** Which pixels each intervention of a keyframe replaced. @param {Episode} e @param {number} keyframe */
+export const interventionMasks = (e, keyframe) => asks("intervention_masks", { ...placeOf(e), keyframe });
+
 /** Sinks of the phase, of every layer and head. @param {Episode} e @param {View} view */
 export const sinks = (e, view) => asks("sinks", { ...of(e), phase: nameOf(view) });
 
@@ -246,6 +294,9 @@ const groupOf = (e, view) => queryOf(e, isStored(e, view) ? view : { ...view, qu
 
 /** @param {Episode} e */
 const of = ({ store, run, episode, version }) => ({ store, run, episode, v: version });
+
+/** Of what comes after the episode, and changes without its version. @param {Episode} e */
+const placeOf = ({ store, run, episode }) => ({ store, run, episode });
 
 /** @param {Episode} e */
 const groupsOf = (e) => ({

@@ -141,6 +141,26 @@ export interface paths {
     patch?: never;
     trace?: never;
   };
+  "/v1/stores/{store}/overview": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Overview
+     * @description Show what a store holds: what one wants to see before any episode.
+     */
+    get: operations["overview"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
   "/v1/stores/{store}/queries": {
     parameters: {
       query?: never;
@@ -489,6 +509,146 @@ export interface paths {
     patch?: never;
     trace?: never;
   };
+  "/v1/stores/{store}/episodes/{run}/{episode}/objects": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Objects
+     * @description List the objects of the parts that count, in each camera.
+     */
+    get: operations["objects"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/episodes/{run}/{episode}/masks": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Masks
+     * @description Return the objects' masks: at a keyframe, or all.
+     */
+    get: operations["masks"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/episodes/{run}/{episode}/objects/{metric}": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Object Metric
+     * @description Return how much every head's map lies on an object, at every keyframe: `lift`, `pointing_hit`, …
+     */
+    get: operations["object_metric"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/episodes/{run}/{episode}/policy/{name}": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Policy Array
+     * @description Return one of the policy's own arrays, as `Episode.policy_array` does.
+     */
+    get: operations["policy_array"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/episodes/{run}/{episode}/interventions": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Interventions
+     * @description List an episode's rows of table `interventions`; none without probes.
+     */
+    get: operations["interventions"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/episodes/{run}/{episode}/intervention-masks": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Intervention Masks
+     * @description List an episode's rows of table `intervention_masks`: which pixels each intervention replaced.
+     */
+    get: operations["intervention_masks"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/tables": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Tables
+     * @description List the tables that SQL may ask, with every column's definition.
+     */
+    get: operations["tables"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
 }
 export type webhooks = Record<string, never>;
 export interface components {
@@ -536,6 +696,13 @@ export interface components {
     ColumnAnswer: {
       name: string;
       type: string;
+    };
+    /** @description The parts of one kind: base, objects, probe, cnn. */
+    CommittedParts: {
+      kind: string;
+      episodes: number;
+      parts: number;
+      bytes: number;
     };
     /** @description Two groups of episodes compared, head by head; see `attnstore.query.groups.membership.comparison`. */
     CompareAnswer: {
@@ -603,6 +770,10 @@ export interface components {
       };
       phases: {
         [key: string]: components["schemas"]["PhaseAnswer"];
+      };
+      /** @description Shapes of the policy's own arrays: actions, actions_recorded, state, denoising. */
+      policy: {
+        [key: string]: number[];
       };
     };
     EpisodesRow: {
@@ -694,10 +865,108 @@ export interface components {
       /** @description Size of what a patch is computed from, centred on the patch; None: of the patch itself. */
       receptive?: [number, number] | null;
     };
+    /** @description An episode that is worth opening, and where it is most active. */
+    Glimpse: {
+      run: string;
+      episode: string;
+      name: string;
+      outcome: string;
+      instruction: string;
+      keyframes: number;
+      /** @description Null without statistics, as what follows. */
+      phase: string | null;
+      query: string | null;
+      camera: string | null;
+      layer: number | null;
+    };
     /** @description The service is up. */
     Health: {
       status: string;
       version: string;
+    };
+    InterventionMasksRow: {
+      /** @description id of the run */
+      run: string;
+      /** @description id of the episode; its own name is in table episodes */
+      episode: string;
+      /** @description the intervention, unique in its part and keyframe: L05/attention, prompt/empty; base: the policy run again on what is stored */
+      variant: string;
+      /** @description probe-...: digest of what was asked for */
+      part: string;
+      /** @description ordinal of the keyframe in the episode */
+      keyframe: number;
+      /** @description frame index in the recording */
+      frame: number;
+      /** @description fidelity, regions, prompts or knockout */
+      probe: string;
+      /** @description the dataset's camera name; hand_camera@-1 is what it showed one frame earlier, to a policy with a window */
+      camera: string;
+      /** @description height of the camera's image (pixels) */
+      height: number;
+      /** @description width of the camera's image (pixels) */
+      width: number;
+      /** @description run lengths of the mask as COCO's string, column by column */
+      counts: string;
+    };
+    InterventionsRow: {
+      /** @description id of the run */
+      run: string;
+      /** @description id of the episode; its own name is in table episodes */
+      episode: string;
+      /** @description the intervention, unique in its part and keyframe: L05/attention, prompt/empty; base: the policy run again on what is stored */
+      variant: string;
+      /** @description probe-...: digest of what was asked for */
+      part: string;
+      /** @description ordinal of the keyframe in the episode */
+      keyframe: number;
+      /** @description frame index in the recording */
+      frame: number;
+      /** @description fidelity, regions, prompts or knockout */
+      probe: string;
+      /** @description what was taken away: attention (the top of a map), control, cell, camera, object, object together (in several cameras at once), rank (attention by rank), prompt, attention from > to; base */
+      target: string;
+      /** @description which one: 1,2 (cell), the object's or the prompt's name, 0.1-0.2 (rank), text > image:hand_camera; NULL if there is one only */
+      detail: string | null;
+      /** @description cameras whose image was changed */
+      cameras: (string | null)[];
+      /** @description phase of the map that the mask is made from, or whose attention is blocked; NULL if neither */
+      phase: string | null;
+      /** @description step of that map; NULL in one-pass phases, and where all steps are blocked */
+      step: number | null;
+      /** @description layer of that map; NULL if there is none, or several layers are blocked */
+      layer: number | null;
+      /** @description query tokens of that map, or those that are blocked */
+      query_group: string;
+      /** @description how the map is reduced over heads: mean, max, active (largest variance over the episode) or a head's number; blocked heads: all */
+      heads: string;
+      /** @description 0-based; controls and noise differ between repeats */
+      repeat: number;
+      /** @description share of each changed image's seen pixels that was asked for; NULL if the region says it (0..1) */
+      share: number | null;
+      /** @description what the pixels were replaced by: black, mean, blur or noise; NULL if no pixel was */
+      fill: string | null;
+      /** @description pixels replaced, all cameras (pixels) */
+      pixels: number;
+      /** @description share of the changed images' seen pixels that was replaced (0..1) */
+      area: number | null;
+      /** @description mean absolute difference of the replaced pixels, over colours: a control that blacks out black changes nothing (0..255) */
+      pixel_change: number | null;
+      /** @description share of the map's attention on the replaced pixels, mean over the changed cameras; letterbox left out (0..1) */
+      attention: number | null;
+      /** @description pieces that the moved mask was cut into to find room, all cameras; as many as the mask has if none was cut */
+      pieces: number;
+      /** @description the prompt that the policy got */
+      instruction: string;
+      /** @description real degrees of freedom that were compared */
+      dof: number;
+      /** @description mean squared difference of the action chunk from the base's, over the horizon and the real degrees of freedom (squared normalised action) */
+      mse: number | null;
+      /** @description scale-invariant: min over alpha >= 0 of |alpha b - a|^2 / |a|^2, a the base's chunk, b the variant's; a reversed action scores 1 (0..1) */
+      si_mse: number | null;
+      /** @description |b| / |a|: how much longer the variant's action is (ratio) */
+      scale: number | null;
+      /** @description cosine of the variant's action chunk to the base's; NULL if one of them is 0 (-1..1) */
+      cosine: number | null;
     };
     KeyframesRow: {
       /** @description id of the run */
@@ -727,6 +996,46 @@ export interface components {
       /** @description text that the policy generated, without markers such as end-of-sequence; NULL if it generates none */
       generated: string | null;
     };
+    /** @description How much of a layer's attention falls on a camera, mean over heads, keyframes and episodes. */
+    LayerLook: {
+      run: string;
+      phase: string;
+      query: string;
+      layer: number;
+      camera: string;
+      /** @description Share on what the camera shows. */
+      image: number | null;
+      /** @description Share on its padding. */
+      letterbox: number | null;
+    };
+    /** @description One of the most active heads of a phase and camera, mean over keyframes and episodes. */
+    LookingHead: {
+      run: string;
+      phase: string;
+      query: string;
+      camera: string;
+      layer: number;
+      head: number;
+      variance: number;
+      entropy: number | null;
+      /** @description Share of its attention on what the camera shows. */
+      image: number | null;
+      /** @description In which it is most active. */
+      episode: string;
+      /** @description Of that episode. */
+      keyframes: number;
+    };
+    /** @description The mask of an object at a keyframe. */
+    MaskAnswer: {
+      keyframe: number;
+      camera: string;
+      object: string;
+      mask_frame: number;
+      height: number;
+      width: number;
+      /** @description Run lengths as COCO's string, column by column. */
+      counts: string;
+    };
     /** @description A metric of every layer and head. */
     Matrix: {
       metric: string;
@@ -751,12 +1060,68 @@ export interface components {
       question: string;
       sql: string;
     };
+    /** @description An object whose masks are known. */
+    ObjectAnswer: {
+      object: string;
+      camera: string;
+      /** @description detector or gripper */
+      source: string;
+      /** @description That have a mask of it. */
+      keyframes: number;
+      /** @description Share of the seen image that it covers, mean. */
+      area: number | null;
+    };
+    /** @description A metric of every head's map against an object, at every keyframe. */
+    ObjectMetric: {
+      metric: string;
+      definition: string;
+      unit: string;
+      object: string;
+      camera: string;
+      phase: string;
+      query: string;
+      step: number | null;
+      /** @description By keyframe, layer, head. */
+      values: (number | null)[][][];
+    };
+    /** @description Episodes of one outcome and task of a run. */
+    OutcomeCount: {
+      run: string;
+      outcome: string;
+      task: string | null;
+      episodes: number;
+      keyframes: number;
+    };
+    /** @description What a store holds, at a glance. */
+    Overview: {
+      /** @description Episodes that layers and heads are the mean of. */
+      sampled: number;
+      outcomes: components["schemas"]["OutcomeCount"][];
+      layers: components["schemas"]["LayerLook"][];
+      heads: components["schemas"]["LookingHead"][];
+      glimpses: components["schemas"]["Glimpse"][];
+      soundness: components["schemas"]["Soundness"];
+    };
     /** @description Some of a table's rows, and how many there are. */
     Page_EpisodesRow_: {
       total: number;
       offset: number;
       limit: number;
       rows: components["schemas"]["EpisodesRow"][];
+    };
+    /** @description Some of a table's rows, and how many there are. */
+    Page_InterventionMasksRow_: {
+      total: number;
+      offset: number;
+      limit: number;
+      rows: components["schemas"]["InterventionMasksRow"][];
+    };
+    /** @description Some of a table's rows, and how many there are. */
+    Page_InterventionsRow_: {
+      total: number;
+      offset: number;
+      limit: number;
+      rows: components["schemas"]["InterventionsRow"][];
     };
     /** @description Some of a table's rows, and how many there are. */
     Page_KeyframesRow_: {
@@ -804,6 +1169,11 @@ export interface components {
       cameras: string[];
       query: components["schemas"]["SpanAnswer"][];
       key: components["schemas"]["SpanAnswer"][];
+    };
+    /** @description How often something is wrong, and what it is of the first. */
+    Reasons: {
+      count: number;
+      first: string[];
     };
     /** @description One ingest configuration. */
     RunAnswer: {
@@ -909,6 +1279,20 @@ export interface components {
       /** @description mean attention of all valid queries to this key, over keyframes (0..1) */
       mass: number | null;
     };
+    /** @description Whether the store is sound, as far as it can be told without reading every file. */
+    Soundness: {
+      /** @description Smallest and largest sum of an attention row, over all phases and keyframes; null without keyframes. */
+      row_sums: [number | null, number | null];
+      /** @description When the last episode was committed, UTC. */
+      newest: string | null;
+      /** @description Heads of a run that pour more than 0.3 into one key in some episode. */
+      sink_heads: number;
+      parts: components["schemas"]["CommittedParts"][];
+      /** @description What the catalog had to leave out. */
+      unreadable: components["schemas"]["Reasons"];
+      /** @description Episodes that the health gate kept out. */
+      quarantined: components["schemas"]["Reasons"];
+    };
     /** @description A contiguous run of tokens of one kind on an axis. */
     SpanAnswer: {
       name: string;
@@ -980,6 +1364,20 @@ export interface components {
       episodes: number;
       keyframes: number;
       bytes: number;
+    };
+    /** @description A table that SQL may ask. */
+    TableAnswer: {
+      name: string;
+      /** @description What a row is. */
+      row: string;
+      columns: components["schemas"]["TableColumn"][];
+    };
+    /** @description A column of a table. */
+    TableColumn: {
+      name: string;
+      type: string;
+      unit: string;
+      definition: string;
     };
     TokensRow: {
       /** @description id of the run */
@@ -1243,6 +1641,37 @@ export interface operations {
         };
         content: {
           "application/json": components["schemas"]["Page_EpisodesRow_"];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  overview: {
+    parameters: {
+      query?: never;
+      header?: never;
+      path: {
+        store: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Overview"];
         };
       };
       /** @description Client Error */
@@ -2049,6 +2478,275 @@ export interface operations {
         };
         content: {
           "application/json": components["schemas"]["Page_SinksRow_"];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  objects: {
+    parameters: {
+      query?: {
+        /** @description The episode's `version`. If it is the current one, the answer may be kept for ever. */
+        v?: string | null;
+      };
+      header?: never;
+      path: {
+        store: string;
+        run: string;
+        episode: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["ObjectAnswer"][];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  masks: {
+    parameters: {
+      query?: {
+        /** @description The episode's `version`. If it is the current one, the answer may be kept for ever. */
+        v?: string | null;
+        /** @description One keyframe, or all. */
+        keyframe?: number | null;
+      };
+      header?: never;
+      path: {
+        store: string;
+        run: string;
+        episode: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["MaskAnswer"][];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  object_metric: {
+    parameters: {
+      query: {
+        /** @description The episode's `version`. If it is the current one, the answer may be kept for ever. */
+        v?: string | null;
+        object: string;
+        camera: string;
+        phase: string;
+        /** @description A stored query group. */
+        query?: string | null;
+        /** @description Denoising step, negative ones from the end. By default the last; of decode the first, which every keyframe has. */
+        step?: number | null;
+      };
+      header?: never;
+      path: {
+        metric: string;
+        store: string;
+        run: string;
+        episode: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["ObjectMetric"];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  policy_array: {
+    parameters: {
+      query?: {
+        /** @description The episode's `version`. If it is the current one, the answer may be kept for ever. */
+        v?: string | null;
+        /** @description One keyframe, or all. */
+        keyframe?: number | null;
+        /** @description Instead of Accept. */
+        format?: ("npy" | "json") | null;
+      };
+      header?: never;
+      path: {
+        name: "actions" | "actions_recorded" | "state" | "denoising";
+        store: string;
+        run: string;
+        episode: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["ArrayAnswer"];
+          "application/x-npy": string;
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  interventions: {
+    parameters: {
+      query?: {
+        /** @description The episode's `version`. If it is the current one, the answer may be kept for ever. */
+        v?: string | null;
+        /** @description One keyframe, or all. */
+        keyframe?: number | null;
+        limit?: number;
+        offset?: number;
+      };
+      header?: never;
+      path: {
+        store: string;
+        run: string;
+        episode: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Page_InterventionsRow_"];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  intervention_masks: {
+    parameters: {
+      query?: {
+        /** @description The episode's `version`. If it is the current one, the answer may be kept for ever. */
+        v?: string | null;
+        /** @description One keyframe, or all. */
+        keyframe?: number | null;
+        limit?: number;
+        offset?: number;
+      };
+      header?: never;
+      path: {
+        store: string;
+        run: string;
+        episode: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Page_InterventionMasksRow_"];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  tables: {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["TableAnswer"][];
         };
       };
       /** @description Client Error */

@@ -8,13 +8,13 @@ import { html, useState } from "./html.js";
 import { layerName, percent, weight } from "./numbers.js";
 import { pythonCall } from "./python.js";
 
-/** @import {Episode, Tables, View} from "./types" */
+/** @import {Episode, Blending, View} from "./types" */
 
 /** @typedef {{camera: string, map: Float32Array | null, limits: import("./types").Limits, head: string,
  *   headIndex: number | "mean" | null, mass: {image: number, letterbox: number} | null}} Shown */
 
-/** @param {{e: Episode, view: View, shown: Shown[], tables: Tables}} props */
-export function Share({ e, view, shown, tables }) {
+/** @param {{e: Episode, view: View, shown: Shown[], blending: Blending}} props */
+export function Share({ e, view, shown, blending }) {
   const [said, setSaid] = useState("");
   const [code, setCode] = useState(false);
   const own = shown.find((one) => one.camera === view.camera) ?? shown[0];
@@ -38,7 +38,7 @@ export function Share({ e, view, shown, tables }) {
       <div class="buttons">
         <button
           type="button"
-          onClick=${after("saved", async () => save(await pictureOf(e, view, shown, tables), `${name}.png`))}
+          onClick=${after("saved", async () => save(await pictureOf(e, view, shown, blending), `${name}.png`))}
         >
           PNG
         </button>
@@ -109,10 +109,10 @@ export function field(value) {
 
 /**
  * The cameras side by side at full size, with what is shown written below.
- * @param {Episode} e @param {View} view @param {Shown[]} shown @param {Tables} tables
+ * @param {Episode} e @param {View} view @param {Shown[]} shown @param {Blending} blending
  * @returns {Promise<Blob>}
  */
-async function pictureOf(e, view, shown, tables) {
+async function pictureOf(e, view, shown, blending) {
   const gap = 12,
     band = 84;
   const height = Math.max(...shown.map(({ camera }) => e.cameras[camera].height));
@@ -128,7 +128,7 @@ async function pictureOf(e, view, shown, tables) {
     const image = await pixels(e, camera, view.keyframe, about.width, about.height);
     const data = new ImageData(about.width, about.height);
     const lookup = sampler(about.geometry, about.coverage, about.height, about.width, view.interpolation);
-    if (map) blend(image, heatOf(map, lookup), limits, tables, data.data);
+    if (map) blend(image, heatOf(map, lookup), limits, blending(image), data.data);
     else data.data.set(image);
     context.putImageData(data, left, gap);
     const under = gap + about.height + 8,

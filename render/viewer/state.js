@@ -21,13 +21,16 @@ export const START = Object.freeze({
   step: -1,
   keyframe: 0,
   brush: "",
+  object: "",
+  outlines: true,
+  grid: "heads",
   metric: "variance",
   matrix: "episode",
   traces: "camera_mass,entropy",
   camera: "",
   cmap: "inferno",
   alpha: 0.75,
-  blend: "spotlight",
+  blend: "auto",
   interpolation: "bilinear",
   scale: "frame",
   sinks: false,
@@ -38,22 +41,24 @@ export const START = Object.freeze({
   descending: false,
   sql: "",
   pairing: "episodes",
+  wall: "",
   time: 0,
 });
 
 /** Fields that may have no other values. @type {Record<string, readonly string[]>} */
 const CHOICES = {
-  view: ["look", "compare", "sql"],
+  view: ["overview", "look", "heads", "actions", "causes", "compare", "sql"],
   reduce: ["max", "mean"],
   active: ["image", "lab"],
   matrix: ["episode", "keyframe"],
   cmap: NAMES,
-  blend: ["spotlight", "proportional", "constant"],
+  blend: ["auto", "spotlight", "proportional", "constant"],
   interpolation: ["bilinear", "nearest"],
   scale: ["frame", "episode", "cameras"],
   outcome: ["", "success", "failure", "unknown"],
   order: ["name", "date", "outcome", "task", "keyframes", "committed"],
-  pairing: ["episodes", "groups"],
+  pairing: ["episodes", "wall", "groups"],
+  grid: ["heads", "layers"],
 };
 /** A change of these is a step that the browser's Back undoes. @type {(keyof View)[]} */
 const STEPS = ["view", "store", "run", "episode"];
@@ -66,8 +71,10 @@ const STEPS = ["view", "store", "run", "episode"];
 export function parseView(hash) {
   /** @type {Record<string, any>} */
   const view = { ...START };
+  let named = false;
   for (const [name, text] of new URLSearchParams(hash.replace(/^#/, ""))) {
     if (!Object.hasOwn(START, name)) continue;
+    if (name === "view" || name === "episode") named = true;
     const usual = view[name];
     if (typeof usual === "number") {
       const number = text.trim() === "" ? NaN : Number(text);
@@ -75,6 +82,8 @@ export function parseView(hash) {
     } else if (typeof usual === "boolean") view[name] = text === "1";
     else if (!CHOICES[name] || CHOICES[name].includes(text)) view[name] = text;
   }
+  // an address that names no episode is of the store
+  if (!named) view.view = "overview";
   view.alpha = Math.min(1, Math.max(0, view.alpha));
   view.time = Math.min(1, Math.max(0, view.time));
   for (const name of ["layer", "step", "keyframe"]) view[name] = Math.trunc(view[name]);

@@ -13,10 +13,10 @@ const SPEEDS = [2, 5, 10, 20];
 
 /**
  * @param {{e: Episode, view: View, change: Change, playing: boolean, play: (on: boolean) => void, theme: string,
- *   headOf: (camera: string) => number | "mean" | null, ready: (keyframe: number) => boolean}} props
+ *   headOf: (camera: string) => number | "mean" | null, ready: (keyframe: number) => boolean, traces?: boolean}} props
  *   ready: whether a keyframe's images are here; if not, they are asked for
  */
-export function Timeline({ e, view, change, playing, play, theme, headOf, ready }) {
+export function Timeline({ e, view, change, playing, play, theme, headOf, ready, traces = true }) {
   const [speed, setSpeed] = useState(5);
   const count = e.frames.length;
   const waited = useRef(0);
@@ -72,6 +72,7 @@ export function Timeline({ e, view, change, playing, play, theme, headOf, ready 
           change=${(/** @type {string} */ chosen) => setSpeed(Number(chosen))}
         />
         ${
+          traces &&
           query_groups.length > 0 &&
           html`
             <${Menu}
@@ -86,7 +87,7 @@ export function Timeline({ e, view, change, playing, play, theme, headOf, ready 
             />
           `
         }
-        <span class="legend">
+        <span class="legend" hidden=${!traces}>
           ${cameras.map(
             (c, i) => html`
               <span>
@@ -111,6 +112,7 @@ export function Timeline({ e, view, change, playing, play, theme, headOf, ready 
         <${Ticks} frames=${e.frames} />
       </div>
       ${
+        traces &&
         query_groups.length > 0 &&
         html`
           <${Traces}

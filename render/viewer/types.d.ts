@@ -25,10 +25,17 @@ export interface Sampler {
   x: PixelAxis;
 }
 
+export type Blend = "auto" | "spotlight" | "proportional" | "constant";
+
+/** Per level of heat: colour times opacity, and what is kept of the image; how much brighter that is made. */
 export interface Tables {
   colour: Float32Array;
   keep: Float32Array;
+  gain: number;
 }
+
+/** How heat is drawn on a picture, RGBA. */
+export type Blending = (image: Uint8ClampedArray) => Tables;
 
 export type Geometry = Schemas["Geometry"];
 export type Span = Schemas["SpanAnswer"];
@@ -38,6 +45,12 @@ export type Trace = Schemas["Trace"];
 export type SqlRows = Schemas["SqlAnswer"];
 export type Differing = Schemas["ArrayAnswer"];
 export type ListedEpisode = Schemas["EpisodesRow"];
+export type Overview = Schemas["Overview"];
+export type Glimpse = Schemas["Glimpse"];
+export type Mask = Schemas["MaskAnswer"];
+export type ObjectMetric = Schemas["ObjectMetric"];
+export type SqlTable = Schemas["TableAnswer"];
+export type Intervention = Schemas["InterventionsRow"];
 
 /** As the service describes it, its numbers in an array. */
 export type Camera = Omit<Schemas["CameraAnswer"], "coverage"> & { coverage: Float32Array };
@@ -54,7 +67,7 @@ export interface Brush {
 
 /** Everything that the page shows; written into the address. */
 export interface View {
-  view: "look" | "compare" | "sql";
+  view: "overview" | "look" | "heads" | "actions" | "causes" | "compare" | "sql";
   store: string;
   run: string;
   episode: string;
@@ -69,13 +82,16 @@ export interface View {
   step: number;
   keyframe: number;
   brush: string;
+  object: string;
+  outlines: boolean;
+  grid: "heads" | "layers";
   metric: string;
   matrix: "episode" | "keyframe";
   traces: string;
   camera: string;
   cmap: string;
   alpha: number;
-  blend: "spotlight" | "proportional" | "constant";
+  blend: Blend;
   interpolation: "bilinear" | "nearest";
   scale: "frame" | "episode" | "cameras";
   sinks: boolean;
@@ -85,7 +101,8 @@ export interface View {
   order: NonNullable<Listing["order"]>;
   descending: boolean;
   sql: string;
-  pairing: "episodes" | "groups";
+  pairing: "episodes" | "wall" | "groups";
+  wall: string;
   time: number;
 }
 
@@ -108,7 +125,9 @@ export interface Maps {
 export type QuestionName = keyof typeof declared.questions;
 type Operation<N extends QuestionName> = operations[N extends "generated"
   ? "tokens"
-  : Exclude<N, "generated">];
+  : N extends "denoising"
+    ? "policy_array"
+    : Exclude<N, "generated" | "denoising">];
 type Told<O> = O extends { responses: { 200: { content: { "application/json": infer T } } } } ? T : never;
 /** Indices are text to the service: `3`, `0,2`, `0:8`. */
 type Given<P> = {
@@ -130,7 +149,7 @@ export interface Question<N extends QuestionName> extends Asked {
 }
 
 /** What a question is answered with. */
-export type Answered<N extends QuestionName> = N extends "maps" | "attention"
+export type Answered<N extends QuestionName> = N extends "maps" | "attention" | "policy_array" | "denoising"
   ? NumberArray
   : N extends "frame"
     ? Blob

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, Literal, overload
@@ -1039,6 +1040,14 @@ class Episode(EpisodeDescription):
                 if row["object"] not in here:
                     here[row["object"]] = decode_rle((row["height"], row["width"]), row["counts"])
         return masks
+
+    def policy_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the policy's own arrays that there are, by name; see `policy_array`."""
+        shapes = {}
+        for name in ("actions", "actions_recorded", "state", "denoising"):
+            with suppress(NotFoundError):
+                shapes[name] = tuple(self.part.block(f"policy/{name}").shape)
+        return shapes
 
     def policy_array(self, name: str) -> NDArray[np.float32]:
         """Load one of the policy's own arrays.

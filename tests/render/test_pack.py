@@ -230,7 +230,10 @@ EVERY_VIEW = """async ([{ run, id, store }, limits, steps]) => {
   const described = asks.episode(store, run, id);
   const e = read(await get(described), store);
   const metrics = (await get(asks.metrics())).map((m) => m.name);
-  const questions = [described];
+  const questions = [described, asks.objects(e), asks.masks(e), asks.interventions(e)];
+  for (const name of ["actions", "actions_recorded", "state"]) questions.push(asks.policyArray(e, name));
+  for (const keyframe of e.frames.keys())
+    questions.push(asks.denoising(e, keyframe), asks.interventionMasks(e, keyframe));
   for (const keyframe of e.frames.keys())
     for (const camera of Object.keys(e.cameras)) questions.push(asks.frame(e, keyframe, camera));
   for (const [phase, { query_groups, cameras, layers, heads, steps: count }] of Object.entries(e.phases))
@@ -279,6 +282,10 @@ def test_the_page_and_the_viewer_agree() -> None:
     assert exported(OWN_API) == exported(VIEWER / "api.js")
 
 
+SAME = {"generated": "tokens", "denoising": "policy_array"}
+"""Questions of one endpoint."""
+
+
 def test_questions_are_the_services() -> None:
     """Every path, and the endpoint by the question's name: the viewer's types of its answers go by it."""
     paths = {
@@ -288,7 +295,7 @@ def test_questions_are_the_services() -> None:
     }
     declared = json.loads((VIEWER / "questions.json").read_text())["questions"]
     for name, question in declared.items():
-        assert question["path"] == paths[{"generated": "tokens"}.get(name, name)]
+        assert question["path"] == paths[SAME.get(name, name)]
         assert ("pack" in question) != ("absent" in question)
 
 

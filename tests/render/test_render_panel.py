@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -125,6 +127,41 @@ def test_blend_against_its_formula(style: overlay.Blend) -> None:
     dimmed = image * (0.5 + 0.5 * share) if style == "spotlight" else image
     expected = dimmed * (1 - opacity) + colormap.table("viridis")[level] * opacity
     assert np.abs(drawn - expected).max() <= 2
+
+
+def luminance(colour: np.ndarray[Any, Any]) -> float:
+    """WCAG's relative luminance of sRGB, 0..255, by its definition."""
+    part = np.asarray(colour, np.float64) / 255
+    linear = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("cmap", ["inferno", "viridis", "turbo"])
+@pytest.mark.parametrize("brightness", [12, 30, 60, 110, 170, 220, 245])
+def test_auto_keeps_heat_and_picture_visible(brightness: int, cmap: str) -> None:
+    """By number: what is under no heat can be seen, in every light; and heat apart from it."""
+    texture = np.where(np.indices((32, 64)).sum(0) // 4 % 2, 1.25, 0.75)[..., None]
+    image = np.clip(brightness * texture, 0, 255).astype(np.uint8).repeat(3, 2)
+    heat = np.zeros((32, 64), np.float32)
+    heat[:, 32:48], heat[:, 48:] = 0.5, 1
+    drawn = overlay.blend(image, heat, Limits(0, 1), cmap=cmap, style="auto")
+    cold, warm, hot = (drawn[:, a : a + 16].reshape(-1, 3).mean(0) for a in (0, 32, 48))
+    # neither swallowed by a projector's black nor as bright as heat
+    assert 30 <= cold.mean() <= 130
+    if cmap != "turbo":  # which ends in a dark red, apart by its hue
+        assert (luminance(hot) + 0.05) / (luminance(cold) + 0.05) >= 3
+    lab = cv2.cvtColor(np.array([[cold, warm, hot]], np.float32) / 255, cv2.COLOR_RGB2LAB)[0]
+    assert np.linalg.norm(lab[1] - lab[0]) >= 20
+    assert np.linalg.norm(lab[2] - lab[0]) >= 50
+    # the picture's own contrast is not less than it was, of what was not white already
+    ratio = [
+        (luminance(p[:, :16].max((0, 1))) + 0.05) / (luminance(p[:, :16].min((0, 1))) + 0.05)
+        for p in (drawn, image)
+    ]
+    assert ratio[0] >= min(ratio[1], 1.25)
+    if brightness == 12:
+        worse = overlay.blend(image, heat, Limits(0, 1), cmap=cmap, style="spotlight")
+        assert worse[:, :16].mean() < 10 < drawn[:, :16].mean()
 
 
 def test_no_heat_leaves_a_proportional_overlay_alone() -> None:

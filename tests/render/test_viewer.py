@@ -47,15 +47,55 @@ def show(page: Page, planted: Planted, **view: Any) -> None:
     settle(page)
 
 
-def test_the_first_page_shows_an_episode(page: Page, planted: Planted) -> None:
+def test_the_first_page_is_an_overview(page: Page, planted: Planted) -> None:
+    """Outcomes, pictures, where layers look against NumPy, the most active heads, health; all opens."""
     page.goto(f"{planted.server.url}/?token={TOKEN}")
     settle(page)
     assert TOKEN not in page.url
     expect(page.locator(".episodes tbody tr")).to_have_count(3)
-    expect(page.locator("h1")).to_have_text("failure/2025-01-01/2025-01-01_10-00-00")
-    assert page.title() == "failure/2025-01-01/2025-01-01_10-00-00 · attnstore"
+    expect(page.get_by_role("tab", name="Overview")).to_have_attribute("aria-selected", "true")
+    expect(page.locator(".glimpse canvas[data-drawn]")).to_have_count(3)
+    expect(page.get_by_role("button", name=re.compile("^2 success"))).to_be_visible()
+    episodes = [episode_of(planted, i) for i in range(3)]
+    for layer in (0, 1):
+        seen = {
+            c: np.mean(
+                [e.stats("prefix", c, "camera_mass").values[:, layer].mean() for e in episodes]
+            )
+            for c in CAMERAS
+        }
+        said = ", ".join(f"{c} {100 * share:.1f} %" for c, share in seen.items())
+        expect(page.get_by_role("button", name=f"Layer {layer} of prefix: {said}")).to_be_visible()
+    variance = {
+        (layer, head): np.mean(
+            [
+                e.stats("prefix", CAMERAS[0], "variance").values[:, layer, head].mean()
+                for e in episodes
+            ]
+        )
+        for layer, head in np.ndindex(2, 2)
+    }
+    layer, head = max(variance, key=lambda at: variance[at])
+    row = (
+        page.get_by_label("Most active heads")
+        .locator("tbody tr", has_text=f"prefix{CAMERAS[0]}")
+        .first
+    )
+    expect(row).to_contain_text(f"L{layer:02} H{head:02}")
+    health = page.get_by_label("Health")
+    expect(health.locator("li.good")).to_have_count(3)
+    row.get_by_role("button").click()
+    expect(page.locator(".pane figcaption").first).to_contain_text(f"L{layer:02} H{head:02}")
+    page.get_by_role("tab", name="Overview").click()
+    page.locator(".glimpse").first.click()
+    expect(page.locator("h1")).to_have_text("success/2025-01-01/2025-01-01_11-00-00")
+    assert page.title() == "success/2025-01-01/2025-01-01_11-00-00 · attnstore"
+    settle(page)
     expect(page.locator(".pane")).to_have_count(2)
     assert all(pixels(page, camera).any() for camera in CAMERAS)
+    page.goto("about:blank")  # a view that needs an episode finds one: a success
+    page.goto(f"{planted.server.url}/#store=planted&view=look")
+    expect(page.locator("h1")).to_contain_text("success/")
 
 
 def test_episodes_are_filtered(page: Page, planted: Planted) -> None:
@@ -140,6 +180,7 @@ def test_a_token_is_clicked_and_its_patch_is_hot(page: Page, planted: Planted, n
 @pytest.mark.parametrize(
     "look",
     [
+        {"interpolation": "bilinear", "blend": "auto", "cmap": "inferno", "alpha": 0.75},
         {"interpolation": "bilinear", "blend": "spotlight", "cmap": "inferno", "alpha": 0.75},
         {"interpolation": "nearest", "blend": "proportional", "cmap": "viridis", "alpha": 0.5},
         {"interpolation": "bilinear", "blend": "constant", "cmap": "jet", "alpha": 0.9},
@@ -293,6 +334,40 @@ def test_the_matrix_shows_and_selects(page: Page, planted: Planted) -> None:
     expect(page.locator(".pane figcaption").first).to_contain_text("L01 H01")
 
 
+def test_all_heads_and_all_layers_as_small_multiples(page: Page, planted: Planted) -> None:
+    id = list(planted.episodes)[2]
+    show(
+        page, planted, episode=id, view="heads", layer=LAYER, head=0, keyframe=1, camera=CAMERAS[1]
+    )
+    tiles = page.locator(".tile")
+    expect(tiles).to_have_count(2)
+    maps = episode_of(planted, 2).maps("prefix", CAMERAS[1]).values  # keyframe, layer, head
+    cover = cover_of(1)
+    for number, head in enumerate((0, 1)):
+        said = tiles.nth(number).get_attribute("aria-label") or ""
+        assert said.startswith(f"L{LAYER:02} H{head:02}")
+        assert float(said.split()[-1]) == pytest.approx(maps[1, LAYER, head][cover].max(), rel=5e-3)
+    expect(tiles.first).to_have_attribute("aria-pressed", "true")
+    drawn = tiles.nth(1).locator("canvas").evaluate("c => c.toDataURL()")
+    tiles.first.focus()
+    page.keyboard.press("ArrowRight")
+    expect(tiles.nth(1)).to_be_focused()
+    expect(tiles.nth(1)).to_have_attribute("aria-pressed", "true")
+    page.get_by_role("combobox", name="Show").select_option("layers")
+    page.wait_for_url(re.compile("grid=layers"))
+    settle(page)
+    expect(tiles).to_have_count(2)
+    # the chosen head's tile of the same layer is the same picture
+    assert tiles.nth(LAYER).locator("canvas").evaluate("c => c.toDataURL()") == drawn
+    assert tiles.nth(0).locator("canvas").evaluate("c => c.toDataURL()") != drawn
+    page.get_by_role("combobox", name="keyframes a second").select_option("20")
+    page.get_by_role("button", name="Play", exact=True).click()
+    expect(tiles.nth(1).locator("canvas")).to_have_attribute("data-drawn", "4")
+    page.get_by_role("button", name="Pause").click()
+    tiles.nth(0).dblclick()
+    expect(page.locator(".pane figcaption").first).to_contain_text("L00 H01")
+
+
 def test_masses_are_printed(page: Page, planted: Planted) -> None:
     show(page, planted, layer=LAYER, head=HEAD, keyframe=1)
     inside, outside = episode_of(planted).mass("prefix", CAMERAS[1], layer=LAYER)
@@ -425,6 +500,8 @@ def test_text_of_a_store_is_never_markup(page: Page, planted: Planted) -> None:
     """The fixture fails if an alert opens or a script's error is logged."""
     page.goto(f"{planted.server.url}/?token={TOKEN}#store=other")
     settle(page)
+    expect(page.locator(".glimpse")).to_contain_text(SCRIPT)
+    page.get_by_role("tab", name="Look").click()
     expect(page.locator("h1")).to_contain_text('success/"><img src=x onerror=alert(1)>/')
     expect(page.locator("header q")).to_contain_text(SCRIPT)
     expect(page.locator(".episodes tbody")).to_contain_text(SCRIPT)

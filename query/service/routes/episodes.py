@@ -212,6 +212,7 @@ def _description(asked: AskedEpisode) -> EpisodeAnswer:
             )
             for path, phase in spec.phases.items()
         },
+        policy=episode.policy_shapes(),
     )
 
 

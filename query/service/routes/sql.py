@@ -8,8 +8,13 @@ from fastapi import Query, Request
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
+from attnstore.store.catalog.tables import CATALOG, sql_type
+from attnstore.store.tables.columns import Table
+from attnstore.store.tables.inventory import ALL_TABLES
+from attnstore.store.tables.ledger import LEDGER
+
 from ...sql.named import NAMED, named_query
-from ..answers import NamedAnswer, SqlAnswer
+from ..answers import NamedAnswer, SqlAnswer, TableAnswer, TableColumn
 from ..endpoint import binary
 from ..endpoint import router as new_router
 from ..guard.refusal import Refusal
@@ -19,6 +24,7 @@ from ..service import service_of
 from ..sql.sandbox import FORMS, Form
 
 router = new_router("/v1/stores/{store}")
+catalog_router = new_router("/v1")
 ROWS = binary(*(MEDIA_TYPES[form] for form in FORMS if form != "json"))
 
 
@@ -43,6 +49,24 @@ class SqlParameters(Parameters):
     """The form of the rows, instead of header Accept."""
 
     format: Literal["json", "ndjson", "csv", "arrow", "parquet"] | None = None
+
+
+@catalog_router.get("/tables")
+async def tables(
+    request: Request, parameters: Annotated[Parameters, Query()]
+) -> Json[list[TableAnswer]]:
+    """List the tables that SQL may ask, with every column's definition."""
+    return respond_json(
+        request, [_told(t) for t in (*CATALOG.values(), *ALL_TABLES.values(), LEDGER)]
+    )
+
+
+def _told(table: Table) -> TableAnswer:
+    columns = [
+        TableColumn(name=c.name, type=sql_type(c.type), unit=c.unit, definition=c.definition)
+        for c in table.columns
+    ]
+    return TableAnswer(table.name, table.row, columns)
 
 
 @router.get("/queries")

@@ -57,7 +57,7 @@ async function ask(question) {
 const COLLATOR = new Intl.Collator("en");
 
 /** The list of episodes, filtered and in order, as the service does it. @param {any} parameters */
-async function listed({ outcome, text, where, order, descending }) {
+async function listed({ outcome, text, where, order, descending, limit, offset = 0 }) {
   if (where) throw new Unanswered("conditions in SQL are not in this pack: search for text", 404);
   const page = (await rowsOf(index.json[index.episodes]))[index.episodes];
   let rows = page.rows;
@@ -77,7 +77,7 @@ async function listed({ outcome, text, where, order, descending }) {
     if (x === null || y === null) return x === null ? 1 : -1;
     return sign * (typeof x === "number" ? x - y : x < y ? -1 : 1);
   });
-  return { ...page, total: rows.length, rows };
+  return { ...page, offset, total: rows.length, rows: rows.slice(offset, offset + limit) };
 }
 
 /** @param {any} question */

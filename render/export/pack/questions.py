@@ -128,6 +128,10 @@ class _Values:
         assert self.episode is not None
         if which.startswith("phases"):
             return self._phases(self.episode, which)
+        if which in ("policy arrays", "denoising"):
+            kept = self.episode.policy_shapes()
+            one = which == "denoising"
+            return ((name, self) for name in kept if (name == "denoising") == one)
         if which == "cameras":
             found = self.spec.cameras if self.spec else self.episode.spec.geometry
             return ((camera, replace(self, camera=camera)) for camera in found)
