@@ -8,13 +8,16 @@ import { html, useMemo } from "./html.js";
 import { mapAtTime, symmetric } from "./maps.js";
 import { Grid } from "./matrix.js";
 import { headText, layerName, weight } from "./numbers.js";
+import { objectMetricOf } from "./objects.js";
 import { Pane, shownMap } from "./pane.js";
 import { activeHead, comparison, difference, metrics as listed } from "./questions.js";
 
 /** @import {Change, Differing, Episode, Maps, View} from "./types" */
 
 /** @param {{e: Episode, view: View, change: Change}} props */
-export function Groups({ e, view, change }) {
+export function Groups({ e, view: wished, change }) {
+  // a metric of an object is not compared between groups here
+  const view = objectMetricOf(wished.metric) ? { ...wished, metric: "variance" } : wished;
   const { camera } = view;
   const [active] = useAnswers([view.head === "active" ? activeHead(e, view, camera) : null]);
   const head =

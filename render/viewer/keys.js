@@ -1,6 +1,7 @@
 // Keys that work anywhere on the page, except where text is written.
 
 import { useEffect, useRef } from "./html.js";
+import { choosing } from "./objects.js";
 import { phaseOf } from "./questions.js";
 
 /** @import {Change, Episode, View} from "./types" */
@@ -61,7 +62,7 @@ function act(key, { e, view, change, togglePlay, help, neighbour }) {
     a: { head: "active" },
     m: { head: "mean" },
     s: { sinks: !view.sinks },
-    Escape: { query: "", brush: "" },
+    Escape: { query: "", brush: "", ...choosing(view, "") },
   };
   if (key === " ") return (togglePlay(), true);
   if (!changes[key]) return false;

@@ -9,6 +9,7 @@ import { html, useEffect, useList, useMemo } from "./html.js";
 import { mapAt, mapsOf, massOf, ofHead } from "./maps.js";
 import { HeadMatrix } from "./matrix.js";
 import { headText, layerName, percent } from "./numbers.js";
+import { ObjectStrip, useOutlines } from "./objects.js";
 import { Pane } from "./pane.js";
 import { pictureSize } from "./picture.js";
 import {
@@ -84,6 +85,7 @@ export function Look({ e, view, change, playing, play, theme }) {
   const masses = useMasses(e, view, loaded);
   const notes = useSinks(e, view, loaded);
   const brush = brushOf(view);
+  const outlines = useOutlines(e, view);
   const attended = useAttending(e, view, brush, loaded);
 
   useEffect(() => {
@@ -136,6 +138,7 @@ export function Look({ e, view, change, playing, play, theme }) {
                 camera=${one.camera}
                 shown=${one}
                 blending=${blending}
+                outlines=${outlines[one.camera]}
                 brush=${brush}
                 onBrush=${(/** @type {Brush | null} */ b) => change({ brush: b ? formatBrush(b) : "" })}
               />
@@ -158,6 +161,7 @@ export function Look({ e, view, change, playing, play, theme }) {
           headOf=${headOf}
           ready=${imagesHere}
         />
+        <${ObjectStrip} e=${e} view=${view} change=${change} headOf=${headOf} />
         <${TokenStrip}
           e=${e}
           view=${view}

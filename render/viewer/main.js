@@ -1,5 +1,6 @@
 // The page: what is shown, kept in the address, and the parts that show it.
 
+import { Actions } from "./actions.js";
 import { useAnswer } from "./answers.js";
 import { Compare } from "./compare.js";
 import { useEpisode } from "./episode.js";
@@ -22,6 +23,7 @@ const VIEWS = [
   ["overview", "Overview"],
   ["look", "Look"],
   ["heads", "Heads"],
+  ["actions", "Actions"],
   ["compare", "Compare"],
   ["sql", "SQL"],
 ];
@@ -212,6 +214,21 @@ function Page() {
           view.camera &&
           html`
             <${HeadsGrid}
+              key=${episode.version}
+              e=${episode}
+              view=${view}
+              change=${change}
+              playing=${playing}
+              play=${play}
+              theme=${theme}
+            />
+          `
+        }
+        ${
+          view.view === "actions" &&
+          episode &&
+          html`
+            <${Actions}
               key=${episode.version}
               e=${episode}
               view=${view}

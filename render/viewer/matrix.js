@@ -5,7 +5,8 @@ import { css, isLight } from "./colormaps.js";
 import { Menu } from "./controls.js";
 import { html, useMemo, useRef } from "./html.js";
 import { headName, layerName, weight } from "./numbers.js";
-import { matrix as asked, metrics as listed } from "./questions.js";
+import { nameOfMetric, OBJECT_METRICS, objectMatrix, objectMetricOf } from "./objects.js";
+import { matrix as asked, metrics as listed, objectMetric } from "./questions.js";
 
 /** @import {Change, Episode, View} from "./types" */
 
@@ -14,12 +15,15 @@ const COLOURS = "viridis";
 /** @param {{e: Episode, view: View, change: Change, keyframe: number, active: number | "mean" | null}} props */
 export function HeadMatrix({ e, view, change, keyframe, active }) {
   const metrics = useAnswer(listed()).value ?? [];
-  const answer = useAnswer(
-    view.camera
-      ? asked(e, view, view.camera, view.metric, view.matrix === "keyframe" ? keyframe : null)
-      : null,
-  );
-  const metric = metrics.find((m) => m.name === view.metric);
+  const ofObject = view.object ? objectMetricOf(view.metric) : null;
+  // a link may name a metric of an object and no object
+  const name = ofObject || !objectMetricOf(view.metric) ? view.metric : "variance";
+  const at = view.matrix === "keyframe" ? keyframe : null;
+  const ofHeads = useAnswer(view.camera && !ofObject ? asked(e, view, view.camera, name, at) : null);
+  const ofMask = useAnswer(view.camera && ofObject ? objectMetric(e, view, view.camera, ofObject) : null);
+  const answer = ofObject ? ofMask : ofHeads;
+  const values = ofObject ? ofMask.value && objectMatrix(ofMask.value, at) : ofHeads.value?.values;
+  const metric = ofObject ? ofMask.value : metrics.find((m) => m.name === name);
   const { cameras } = e.phases[view.phase];
   return html`
     <section class="card" aria-label="Layers and heads">
@@ -27,9 +31,12 @@ export function HeadMatrix({ e, view, change, keyframe, active }) {
       <div class="controls tight">
         <${Menu}
           label="Metric"
-          value=${view.metric}
+          value=${name}
           title=${metric?.definition ?? ""}
-          options=${metrics.map((m) => [m.name, m.name])}
+          options=${[
+            ...(view.object ? OBJECT_METRICS.map((m) => [nameOfMetric(m), `${m} of ${view.object}`]) : []),
+            ...metrics.map((m) => [m.name, m.name]),
+          ]}
           change=${(/** @type {string} */ name) => change({ metric: name })}
         />
         <${Menu}
@@ -56,15 +63,16 @@ export function HeadMatrix({ e, view, change, keyframe, active }) {
       }
       ${
         answer.value &&
+        values &&
         html`
           <${Grid}
-            values=${answer.value.values}
+            values=${values}
             colours=${COLOURS}
             layer=${view.layer}
             head=${view.head}
             active=${view.head === "active" ? active : null}
             unit=${answer.value.unit}
-            name=${view.metric}
+            name=${ofObject ? `${ofObject} of ${view.object}` : name}
             choose=${(/** @type {number} */ layer, /** @type {number} */ head) => change({ layer, head: String(head) })}
           />
         `

@@ -39,10 +39,10 @@ export const shownMap = (map, limits, head, more = {}) => ({
 });
 
 /**
- * @param {{e: Episode, view: View, camera: string, shown: Shown, blending: Blending, brush?: Brush | null,
+ * @param {{e: Episode, view: View, camera: string, shown: Shown, blending: Blending, outlines?: import("./objects.js").Outline[], brush?: Brush | null,
  *   onBrush?: (brush: Brush | null) => void}} props without `onBrush` nothing can be brushed
  */
-export function Pane({ e, view, camera, shown, blending, brush = null, onBrush = () => {} }) {
+export function Pane({ e, view, camera, shown, blending, outlines = [], brush = null, onBrush = () => {} }) {
   const { map, limits, head, mass, pending, error } = shown;
   const about = e.cameras[camera];
   const [hover, setHover] = useState(/** @type {Pair | null} */ (null));
@@ -154,6 +154,16 @@ export function Pane({ e, view, camera, shown, blending, brush = null, onBrush =
           preserveAspectRatio="none"
           aria-hidden="true"
         >
+          ${outlines.map(
+            ({ object, path, line, chosen }) => html`
+              <path
+                class=${`outline outline-${line} ${chosen ? "of-chosen" : ""}`}
+                data-object=${object}
+                d=${path}
+                vector-effect="non-scaling-stroke"
+              />
+            `,
+          )}
           ${
             hover &&
             html`

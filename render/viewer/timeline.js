@@ -5,7 +5,8 @@ import { Chart } from "./chart.js";
 import { Menu } from "./controls.js";
 import { secondsAt } from "./episode.js";
 import { html, useEffect, useList, useMemo, useRef, useState } from "./html.js";
-import { isStored, metrics as listed, phaseOf, trace } from "./questions.js";
+import { nameOfMetric, OBJECT_METRICS, objectLine, objectMetricOf } from "./objects.js";
+import { isStored, metrics as listed, objectMetric, phaseOf, trace } from "./questions.js";
 
 /** @import {Change, Episode, Trace, View} from "./types" */
 
@@ -28,7 +29,7 @@ export function Timeline({ e, view, change, playing, play, theme, headOf, ready,
     change({ keyframe: next });
   });
   const { cameras, query_groups } = phaseOf(e, view);
-  const shown = view.traces ? view.traces.split(",") : [];
+  const shown = view.traces.split(",").filter((name) => name && (view.object || !objectMetricOf(name)));
   const known = useAnswer(listed()).value ?? [];
   const seconds = secondsAt(e, view.keyframe);
   const clock = seconds === null ? "" : `, ${seconds.toFixed(1)} s`;
@@ -81,6 +82,12 @@ export function Timeline({ e, view, change, playing, play, theme, headOf, ready,
               value=""
               options=${[
                 ["", "add or remove …"],
+                ...(view.object
+                  ? OBJECT_METRICS.map((m) => [
+                      nameOfMetric(m),
+                      `${shown.includes(nameOfMetric(m)) ? "✓ " : ""}${m} of ${view.object}`,
+                    ])
+                  : []),
                 ...known.map((m) => [m.name, `${shown.includes(m.name) ? "✓ " : ""}${m.name}`]),
               ]}
               change=${toggle}
@@ -136,7 +143,18 @@ export function Timeline({ e, view, change, playing, play, theme, headOf, ready,
  */
 function Traces({ e, view, change, theme, shown, headOf, remove }) {
   const { cameras } = phaseOf(e, view);
-  const answers = useAnswers(shown.flatMap((m) => cameras.map((c) => trace(e, view, c, m))));
+  const ofHeads = useAnswers(
+    shown.flatMap((m) => cameras.map((c) => (objectMetricOf(m) ? null : trace(e, view, c, m)))),
+  );
+  const ofObject = useAnswers(
+    shown.flatMap((m) => {
+      const metric = objectMetricOf(m);
+      return cameras.map((c) => (metric ? objectMetric(e, view, c, metric) : null));
+    }),
+  );
+  const answers = ofHeads.map((a, i) =>
+    objectMetricOf(shown[Math.floor(i / cameras.length)]) ? ofObject[i] : a,
+  );
   const arrived = useList(answers.map((a) => a.value ?? a.error));
   const heads = cameras.map(headOf);
   const rows = useMemo(
@@ -145,28 +163,29 @@ function Traces({ e, view, change, theme, shown, headOf, remove }) {
         const own = answers.slice(i * cameras.length, (i + 1) * cameras.length);
         const error = own.find((a) => a.error)?.error;
         return {
-          name,
+          name: objectMetricOf(name) ? `${objectMetricOf(name)} of ${view.object}` : name,
+          key: name,
           error,
           unit: own[0]?.value?.unit ?? "",
           lines: cameras.map((camera, c) => ({
             name: camera,
-            values: own[c]?.value ? lineOf(own[c].value, heads[c]) : e.frames.map(() => null),
+            values: valuesOf(own[c]?.value, view.layer, heads[c]) ?? e.frames.map(() => null),
           })),
         };
       }),
-    [arrived, shown.join(), heads.join(), e],
+    [arrived, shown.join(), heads.join(), view.layer, view.object, e],
   );
   return html`
     ${rows.map(
-      ({ name, unit, lines, error }) => html`
-        <div class="trace" key=${name}>
+      ({ name, key, unit, lines, error }) => html`
+        <div class="trace" key=${key}>
           <span class="name" title=${unit}>
             ${name}
             <button
               type="button"
               class="plain"
               aria-label=${`Remove the trace of ${name}`}
-              onClick=${() => remove(name)}
+              onClick=${() => remove(key)}
             >
               ×
             </button>
@@ -201,6 +220,13 @@ function Traces({ e, view, change, theme, shown, headOf, remove }) {
     }
   `;
 }
+
+/**
+ * @param {Trace | import("./types").ObjectMetric | undefined} answer
+ * @param {number} layer @param {number | "mean" | null} head
+ */
+const valuesOf = (answer, layer, head) =>
+  answer && ("object" in answer ? objectLine(answer, layer, head) : lineOf(answer, head));
 
 /**
  * A head's values by keyframe, or the mean over heads.

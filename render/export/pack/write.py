@@ -13,6 +13,7 @@ import orjson
 
 from attnstore.query import open as open_for_reading
 from attnstore.query.service import ServiceConfig, create_app
+from attnstore.store.commits.part import Part
 from attnstore.store.errors import UsageError
 from attnstore.store.reader.episode import Episode
 
@@ -59,10 +60,18 @@ def estimate(episodes: list[Episode], chosen: Chosen) -> int:
     tried: dict[tuple[Any, ...], float] = {}
     total: float = sum(len(piece) for piece in write_page(PAGE, Answers(0), "", list_of("")))
     for episode in episodes:
+        shapes = episode.policy_shapes()
         for question in of_episode("", episode, chosen):
             total += len(orjson.dumps(question.key)) + _INDEXED[question.form]
             asked = question.parameters
-            if question.form == "array":
+            if "name" in asked:
+                # noise of denoising does not shrink
+                shape = shapes[str(asked["name"])]
+                size = 4 * math.prod(shape) / (shape[0] if "keyframe" in asked else 1)
+                total += _CHUNK_BYTES + size * 4 / 3
+            elif question.name == "masks":
+                total += _ANSWER_BYTES + _mask_bytes(episode) * 4 / 3
+            elif question.form == "array":
                 names = ("phase", "camera", "query", "reduce")
                 key = (episode.run, *(asked[name] for name in names))
                 if key not in tried:
@@ -75,6 +84,12 @@ def estimate(episodes: list[Episode], chosen: Chosen) -> int:
                 size = len(episode.image_bytes(int(asked["keyframe"]), str(asked["camera"])))
                 total += _CHUNK_BYTES + size * 4 / 3
     return int(total)
+
+
+def _mask_bytes(episode: Episode) -> float:
+    """Size of the objects' masks as they are packed: run lengths shrink little, what is around them much."""
+    tables = (Part(episode.part.paths, c).table("object_masks") for c in episode.object_parts())
+    return float(sum(40 + 0.6 * len(n) for table in tables for n in table["counts"].to_pylist()))
 
 
 def _numbers(episode: Episode, question: Question) -> int:
