@@ -14,6 +14,7 @@ import { headText, layerName } from "./numbers.js";
 import { Pane, shownMap } from "./pane.js";
 import { episodes, isStored, phaseOf } from "./questions.js";
 import { useTicks } from "./timeline.js";
+import { Wall } from "./wall.js";
 
 /** @import {Change, Episode, ListedEpisode, View} from "./types" */
 
@@ -32,7 +33,7 @@ export function Compare({ e, view: wished, change, playing, play }) {
         <${Choice}
           label="Compare"
           value=${view.pairing}
-          options=${["episodes", "groups"]}
+          options=${["episodes", "wall", "groups"]}
           change=${(/** @type {any} */ pairing) => change({ pairing })}
         />
         <${Choice}
@@ -70,6 +71,13 @@ export function Compare({ e, view: wished, change, playing, play }) {
       }
       ${
         view.camera &&
+        view.pairing === "wall" &&
+        html`
+          <${Wall} e=${e} view=${view} change=${change} />
+        `
+      }
+      ${
+        view.camera &&
         view.pairing === "groups" &&
         html`
           <${Groups} e=${e} view=${view} change=${change} />
@@ -102,7 +110,7 @@ function Pair({ e, view, change }) {
     <${Menu}
       label="Compared with"
       value=${String(chosen)}
-      options=${rows.map((r, i) => [String(i), `${r.outcome}: ${shortName(r.name)}, ${r.instruction}`])}
+      options=${rows.map((r, i) => [String(i), `${r.outcome}: ${shortName(r.name)}, ${r.instruction}${r.run === e.run ? "" : ` (${r.run})`}`])}
       change=${(/** @type {string} */ index) => {
         const row = rows[Number(index)];
         change({ other: row.episode, otherRun: row.run });

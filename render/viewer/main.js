@@ -2,6 +2,7 @@
 
 import { Actions } from "./actions.js";
 import { useAnswer } from "./answers.js";
+import { Causes } from "./causes.js";
 import { Compare } from "./compare.js";
 import { useEpisode } from "./episode.js";
 import { Episodes, neighbourOf } from "./episodes.js";
@@ -24,6 +25,7 @@ const VIEWS = [
   ["look", "Look"],
   ["heads", "Heads"],
   ["actions", "Actions"],
+  ["causes", "What matters"],
   ["compare", "Compare"],
   ["sql", "SQL"],
 ];
@@ -190,7 +192,7 @@ function Page() {
           view.view === "sql" &&
           view.store &&
           html`
-            <${Sql} view=${view} change=${change} open=${open} />
+            <${Sql} view=${view} change=${change} />
           `
         }
         ${
@@ -229,6 +231,21 @@ function Page() {
           episode &&
           html`
             <${Actions}
+              key=${episode.version}
+              e=${episode}
+              view=${view}
+              change=${change}
+              playing=${playing}
+              play=${play}
+              theme=${theme}
+            />
+          `
+        }
+        ${
+          view.view === "causes" &&
+          episode &&
+          html`
+            <${Causes}
               key=${episode.version}
               e=${episode}
               view=${view}

@@ -83,7 +83,9 @@ def run(*arguments: str | Path) -> Result:
 
 
 def show(page: Page, packed: Path, **view: Any) -> None:
-    shown = "&".join(f"{k}={v}" for k, v in view.items())
+    own, episode = ids(packed / "my lab.attn")[FIRST]
+    said = {"run": own, "episode": episode} | view
+    shown = "&".join(f"{k}={v}" for k, v in said.items())
     page.goto(f"{(packed / 'index.html').as_uri()}#{shown}")
     settle(page)
 
