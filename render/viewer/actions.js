@@ -112,6 +112,8 @@ export function Actions({ e, view, change, playing, play, theme }) {
                   <p class="note">
                     The two scales are each dimension's own: what is to be compared is the course. r is the
                     correlation, over keyframes, of the chunk's first command with what was recorded.
+                    Dimensions are matched by their
+                    position${array.shape[2] === recorded.value.shape[1] ? "" : `: the chunk has ${array.shape[2]}, the recording ${recorded.value.shape[1]}, which need not be the same quantities`}.
                   </p>
                 `
               }

@@ -174,7 +174,6 @@ export function HeadsGrid({ e, view, change, playing, play, theme }) {
               class=${`tile ${i === at ? "chosen" : ""}`}
               tabindex=${i === Math.max(at, 0) ? 0 : -1}
               aria-pressed=${i === at}
-              aria-label=${`${name}${active ? ", active" : ""}${peak ? `: largest ${weight(peak.value)}` : ""}`}
               onClick=${() => choose(i)}
               onDblClick=${() => change({ view: "look" })}
             >
@@ -195,7 +194,7 @@ export function HeadsGrid({ e, view, change, playing, play, theme }) {
                 interpolation=${view.interpolation}
                 pending=${pending}
                 widest=${TILE}
-                label=${name}
+                label="map"
               />
             </button>
           `;

@@ -119,7 +119,15 @@ function Page() {
         >
           ☰
         </button>
-        <span class="brand">attnstore</span>
+        ${
+          episode && view.view !== "overview"
+            ? html`
+                <span class="brand">attnstore</span>
+              `
+            : html`
+                <h1 class="brand">attnstore</h1>
+              `
+        }
         <span class="choice" role="tablist" aria-label="View">
           ${VIEWS.map(
             ([name, text]) => html`

@@ -180,12 +180,7 @@ function Glance({ store, glimpse: g, open }) {
     query: "",
   };
   return html`
-    <button
-      type="button"
-      class="glimpse"
-      onClick=${() => open(g, { ...look, view: "look", head: "active" })}
-      aria-label=${`Open ${g.name}: ${g.outcome}, ${g.instruction}`}
-    >
+    <button type="button" class="glimpse" onClick=${() => open(g, { ...look, view: "look", head: "active" })}>
       ${
         e
           ? html`
@@ -200,6 +195,7 @@ function Glance({ store, glimpse: g, open }) {
       }
       <span class="caption">
         <i class=${`dot ${g.outcome}`}></i>
+        <span class="hidden">${`${g.outcome}: `}</span>
         <b>${shortName(g.name)}</b>
         <span class="quiet">${error ? error.message : g.instruction}</span>
       </span>

@@ -321,7 +321,7 @@ def test_a_selection(source: Path, tmp_path: Path, page: Page) -> None:
     where = ("--where", "outcome = 'success' and keyframes = 4")
     run("export", "pack", source, "--out", tmp_path, *where, "--layers", "1", "--phase", "suffix")
     assert [*ids(tmp_path / "my lab.attn")] == ["success/2025-01-01/2025-01-01_11-00-00"]
-    page.goto((tmp_path / "index.html").as_uri() + "#phase=suffix&layer=1")
+    page.goto((tmp_path / "index.html").as_uri() + "#view=look&phase=suffix&layer=1")
     settle(page)
     page.get_by_label("Layer", exact=False).and_(page.locator("input[type=range]")).fill("0")
     expect(page.locator(".pane .error").first).to_have_text(

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 from playwright.sync_api import Page, expect
 from service_fixtures import SCRIPT, TOKEN
 from viewer_fixtures import (
+    CUBE,
+    EFFECTS,
     GEOMETRIES,
     HEAD,
     LAYER,
@@ -21,6 +24,7 @@ from viewer_fixtures import (
     SCREENSHOTS,
     Planted,
     browser,
+    cell_mask,
     decoded,
     page,
     pixels,
@@ -344,7 +348,7 @@ def test_all_heads_and_all_layers_as_small_multiples(page: Page, planted: Plante
     maps = episode_of(planted, 2).maps("prefix", CAMERAS[1]).values  # keyframe, layer, head
     cover = cover_of(1)
     for number, head in enumerate((0, 1)):
-        said = tiles.nth(number).get_attribute("aria-label") or ""
+        said = tiles.nth(number).locator(".name").inner_text()
         assert said.startswith(f"L{LAYER:02} H{head:02}")
         assert float(said.split()[-1]) == pytest.approx(maps[1, LAYER, head][cover].max(), rel=5e-3)
     expect(tiles.first).to_have_attribute("aria-pressed", "true")
@@ -366,6 +370,130 @@ def test_all_heads_and_all_layers_as_small_multiples(page: Page, planted: Plante
     page.get_by_role("button", name="Pause").click()
     tiles.nth(0).dblclick()
     expect(page.locator(".pane figcaption").first).to_contain_text("L00 H01")
+
+
+def test_an_object_is_outlined_chosen_and_measured(page: Page, planted: Planted) -> None:
+    """Its outline is on its pixels; lift in chip, matrix and trace are those of the stored rows."""
+    show(page, planted, layer=LAYER, head=HEAD, camera=CAMERAS[0])
+    outline = page.locator(f'[data-camera="{CAMERAS[0]}"] path.outline')
+    expect(outline).to_have_count(1)
+    box = outline.evaluate("p => { const b = p.getBBox(); return [b.y, b.x, b.height, b.width]; }")
+    rows, cols = CUBE
+    assert box == [rows.start, cols.start, rows.stop - rows.start, cols.stop - cols.start]
+    expect(page.locator(f'[data-camera="{CAMERAS[1]}"] path.outline')).to_have_count(0)
+    lifts = {
+        (r[0], r[1], r[2]): r[3]
+        for r in attnstore.open(planted.root)
+        .sql(
+            "select keyframe, layer, head, lift from object_stats where phase = 'prefix' and head_kind = 'head'"
+        )
+        .fetchall()
+    }
+    chip = page.get_by_role("button", name=re.compile("^cube"))
+    expect(chip).to_contain_text(f"× {lifts[0, LAYER, HEAD]:.3g}")
+    chip.click()
+    expect(outline).to_have_class(re.compile("of-chosen"))
+    expect(page.get_by_role("combobox", name="Metric")).to_have_value("object:lift")
+    for layer, head in np.ndindex(2, 2):
+        cell = page.locator(f'[data-cell="{layer}-{head}"]')
+        expect(cell).to_have_attribute("aria-label", re.compile("layer"))
+        wanted = np.mean([v for (_, at, h), v in lifts.items() if (at, h) == (layer, head)])
+        said = cell.get_attribute("aria-label") or ""
+        assert float(said.rpartition(" ")[2]) == pytest.approx(wanted, rel=5e-3)
+    expect(page.locator(".trace .name").first).to_contain_text("lift of cube")
+    page.wait_for_url(re.compile("object=cube"))
+    page.locator("h1").click()
+    page.keyboard.press("Escape")
+    expect(chip).to_have_attribute("aria-pressed", "false")
+    expect(page.get_by_role("combobox", name="Metric")).to_have_value("variance")
+    page.get_by_label("outlines").uncheck()
+    expect(outline).to_have_count(0)
+
+
+def test_actions_are_drawn_over_time(page: Page, planted: Planted) -> None:
+    """Chunk, denoising and recording of a dimension, at the places that the numbers say."""
+    page.goto(planted.address(view="actions", keyframe=1))
+    chart = page.locator(".dof").first
+    expect(chart.locator("path.fan")).to_have_count(1)  # of two steps the last is the chunk
+    episode = episode_of(planted)
+    chunks, recorded = episode.policy_array("actions"), episode.policy_array("actions_recorded")
+    low, top = chunks[..., 0].min(), chunks[..., 0].max()
+    frames = episode.frames
+    last = frames[-1] + chunks.shape[1] - 1
+    path = chart.locator("path.here").get_attribute("d") or ""
+    points = np.array(re.findall(r"[ML]([\d.-]+) ([\d.-]+)", path), float)
+    wide, high = 560 - 46 - 46, 150 - 8 - 20
+    x = 46 + wide * (frames[1] + np.arange(chunks.shape[1]) - frames[0]) / (last - frames[0])
+    y = 8 + high - high * (chunks[1, :, 0] - low) / (top - low)
+    np.testing.assert_allclose(points, np.stack([x, y], 1), atol=0.06)
+    fan = chart.locator("path.fan").get_attribute("d") or ""
+    first = float(re.findall(r"M[\d.-]+ ([\d.-]+)", fan)[0])
+    step = episode.policy_array("denoising")[1, 0, 0, 0]
+    assert first == pytest.approx(
+        8 + high - high * np.clip((step - low) / (top - low), -0.05, 1.05), abs=0.06
+    )
+    assert len(re.findall("[ML]", chart.locator("path.recorded").get_attribute("d") or "")) == len(
+        recorded
+    )
+    expect(page.locator(".actions .note").first).to_contain_text("the chunk has 6, the recording 7")
+    now = chart.locator("line.now")
+    before = now.get_attribute("x1")
+    page.get_by_role("button", name="Next keyframe").click()
+    expect(now).not_to_have_attribute("x1", before or "")
+
+
+def test_what_interventions_did_is_drawn(page: Page, planted: Planted) -> None:
+    page.goto(planted.address(view="causes", blend="constant", alpha=1, camera=CAMERAS[0]))
+    canvas = page.locator("canvas[data-drawn]")
+    expect(canvas).to_have_attribute(
+        "aria-label", "hand_camera: effect of removing each cell, at most 0.6"
+    )
+    raw = canvas.evaluate(
+        "c => Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
+    )
+    seen = np.reshape(raw, (*GEOMETRIES[CAMERAS[0]].source, 4))[..., :3].astype(int)
+    colours = colormap.table("inferno").astype(int)
+    for (row, col), effect in EFFECTS.items():
+        wanted = colours[round(255 * effect / 0.6)]
+        assert (abs(seen[cell_mask(row, col)] - wanted) <= 2).all()
+    table = page.get_by_label("Effects").locator("tbody tr")
+    expect(table).to_have_count(3)
+    expect(table.first).to_contain_text("cell 1,1 on hand_camera")
+    expect(table.first).to_contain_text("0.6")
+    page.goto("about:blank")
+    page.goto(planted.address(view="causes", episode=list(planted.episodes)[1]))
+    expect(page.locator("main")).to_contain_text("attnstore probe regions")
+
+
+def test_a_wall_of_episodes_is_shown_and_saved(page: Page, planted: Planted) -> None:
+    show(page, planted, view="compare", pairing="wall", layer=LAYER, head=HEAD, time=1)
+    tiles = page.locator(".wall-tile canvas[data-drawn]")
+    expect(tiles).to_have_count(3)
+    page.get_by_label("Take failure/2025-01-01/2025-01-01_10-00-00 off the wall").click()
+    expect(tiles).to_have_count(2)
+    page.wait_for_url(re.compile("wall="))
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="CSV").click()
+    rows = list(csv.DictReader(io.StringIO(saved.value.path().read_text())))
+    for number in (1, 2):
+        own = [r for r in rows if r["episode"] == list(planted.episodes)[number]]
+        last = len(planted.episodes[list(planted.episodes)[number]].layouts) - 1
+        assert {r["keyframe"] for r in own} == {str(last)}
+        wanted = episode_of(planted, number).maps(
+            "prefix", CAMERAS[0], layer=LAYER, head=HEAD, keyframe=last
+        )
+        np.testing.assert_allclose(
+            np.reshape([float(r["weight"]) for r in own], (4, 4)), wanted.values, rtol=1e-6
+        )
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="PNG").click()
+    picture = decoded(saved.value.path().read_bytes())
+    first = tiles.first.evaluate(
+        "c => Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
+    )
+    np.testing.assert_array_equal(picture[12:48, 12:76], np.reshape(first, (36, 64, 4))[..., :3])
+    page.locator(".wall-tile figcaption .link").last.click()
+    expect(page.locator("h1")).to_contain_text("12-00-00")
 
 
 def test_masses_are_printed(page: Page, planted: Planted) -> None:
@@ -429,6 +557,104 @@ def test_sql_is_asked_and_saved(page: Page, planted: Planted) -> None:
     page.locator(".result tbody button").first.click()
     expect(page.locator("h1")).to_contain_text("2025-01-01_12-00-00")
     settle(page)
+
+
+def test_sql_is_helped_with_and_its_rows_lead_somewhere(page: Page, planted: Planted) -> None:
+    page.goto(planted.address(view="sql"))
+    box = page.get_by_role("textbox", name="Query, on the tables")
+    tables = page.get_by_label("Tables and columns")
+    tables.get_by_label("Find a column").fill("cliff")  # nothing is called that
+    expect(tables.locator("details")).to_have_count(0)
+    tables.get_by_label("Find a column").fill("Gini")
+    expect(tables).to_contain_text("Gini coefficient of P over patches")
+    box.fill("select outcome, count(*) as n from episodes group by all order by ")
+    box.press("End")
+    tables.get_by_role("button", name="gini_mean", exact=True).click()
+    expect(box).to_have_value(re.compile("order by gini_mean$"))
+    box.fill("")
+    box.press_sequentially("select keyf")
+    expect(page.get_by_role("option").first).to_contain_text("keyframes")
+    box.press("Tab")
+    expect(box).to_have_value("select keyframes")
+    page.expected_failures.append("400 (Bad Request)")  # type: ignore[attr-defined]
+    box.fill("select outcome,\n  nonsense from episodes")
+    box.press("Control+Enter")
+    error = page.locator(".sql .error")
+    expect(error).to_contain_text("nonsense")
+    assert error.inner_text().splitlines()[-2:] == ["  nonsense from episodes", "  ^^^^^^^^"]
+    assert box.evaluate("b => b.value.slice(b.selectionStart, b.selectionEnd)") == "nonsense"
+    box.fill(
+        "select run, episode, phase, layer, head, 1 as keyframe, entropy_mean from episode_stats "
+        "where phase = 'prefix' and camera = 'hand_camera' order by episode, layer, head"
+    )
+    box.press("Control+Enter")
+    expect(page.locator(".result tbody tr")).to_have_count(12)
+    values = page.locator(".result tbody tr td:last-child")
+    page.get_by_role("button", name="entropy_mean", exact=True).click()
+    ascending = [float(v) for v in values.all_inner_texts()]
+    assert ascending == sorted(ascending)
+    page.get_by_role("button", name="entropy_mean ↑").click()
+    assert [float(v) for v in values.all_inner_texts()] == ascending[::-1]
+    page.get_by_role("radio", name="heat").click()
+    page.get_by_role("combobox", name="columns").select_option(label="head")
+    page.get_by_role("combobox", name="rows").select_option(label="layer")
+    cell = page.locator(".heat tbody tr").nth(1).locator("td").nth(0)
+    stats = [episode_of(planted, i).stats("prefix", CAMERAS[0], "entropy").values for i in range(3)]
+    wanted = np.mean([np.nanmean(s[:, 1, 0]) for s in stats])
+    assert float(cell.inner_text()) == pytest.approx(wanted, rel=5e-3)
+    for form in ("bar", "line"):
+        page.get_by_role("radio", name=form).click()
+        expect(page.get_by_role("img", name=re.compile("entropy_mean along"))).to_be_visible()
+    page.get_by_role("radio", name="table").click()
+    page.get_by_role("button", name="Open row 12", exact=True).click()
+    expect(page.locator("h1")).to_be_visible()
+    expect(page.locator(".timeline output")).to_contain_text("keyframe 2 of")
+    expect(page.locator(".pane figcaption").first).to_contain_text(re.compile(r"L0\d H0\d$"))
+    settle(page)
+    page.get_by_role("tab", name="SQL").click()
+    history = page.get_by_role("combobox", name="history")
+    expect(history.locator("option")).to_have_count(2)
+
+
+AXE = Path(sys.prefix) / "viewer" / "node_modules" / "axe-core" / "axe.min.js"
+VIEWS: dict[str, dict[str, Any]] = {
+    "overview": {"view": "overview"},
+    "look": {"object": "cube", "brush": "hand_camera:1-1:1-1"},
+    "heads": {"view": "heads"},
+    "actions": {"view": "actions"},
+    "causes": {"view": "causes"},
+    "episodes": {"view": "compare"},
+    "wall": {"view": "compare", "pairing": "wall"},
+    "groups": {"view": "compare", "pairing": "groups"},
+    "sql": {"view": "sql", "sql": "from episodes"},
+}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_no_violation(page: Page, planted: Planted, theme: Any) -> None:
+    """Every view, in both themes and at a phone's width, which no view is wider than."""
+    assert AXE.is_file(), "run `make modules`"
+    page.emulate_media(color_scheme=theme)
+    wrong = []
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    for name, view in VIEWS.items():
+        page.set_viewport_size({"width": 1280, "height": 800})
+        page.goto("about:blank")
+        page.goto(planted.address(**view))
+        page.wait_for_load_state("networkidle")
+        page.get_by_role("tab", selected=True).wait_for()
+        page.evaluate(AXE.read_text())
+        for width in (1280, 390):
+            page.set_viewport_size({"width": width, "height": 800})
+            said = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+            wrong += [
+                (name, width, v["id"], v["nodes"][0]["html"][:120]) for v in said["violations"]
+            ]
+            wide = page.evaluate("document.documentElement.scrollWidth")
+            if wide > width:
+                wrong.append((name, width, "too wide", str(wide)))
+        page.screenshot(path=SCREENSHOTS / f"{name}-{theme}-390.png", full_page=True)
+    assert not wrong, wrong
 
 
 def test_what_is_shown_is_saved(
