@@ -15,7 +15,7 @@ import { Timeline } from "./timeline.js";
 /** @import {Change, Episode, Limits, Maps, View} from "./types" */
 
 /** Width that a tile is drawn at, pixels. */
-const TILE = 240;
+const TILE = 200;
 
 /**
  * What each tile shows: its layer and head, and the maps of every keyframe.

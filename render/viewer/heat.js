@@ -282,14 +282,23 @@ export function blend(image, heat, [low, top], t, into) {
     { gain } = t;
   for (let i = 0, p = 0; i < heat.length; i++, p += 4) {
     const v = heat[i];
-    if (v !== v) {
-      for (let k = p; k < p + 3; k++) into[k] = Math.min(255, image[k] * gain) * UNSEEN;
-    } else {
+    let r = image[p],
+      g = image[p + 1],
+      b = image[p + 2];
+    if (gain !== 1) {
+      r = r * gain > 255 ? 255 : r * gain;
+      g = g * gain > 255 ? 255 : g * gain;
+      b = b * gain > 255 ? 255 : b * gain;
+    }
+    if (v !== v) ((into[p] = r * UNSEEN), (into[p + 1] = g * UNSEEN), (into[p + 2] = b * UNSEEN));
+    else {
       const scaled = (v - low) * stretch;
       const level = scaled <= 0 ? 0 : scaled >= 255 ? 255 : (scaled + 0.5) | 0;
       const keep = t.keep[level],
         at = 3 * level;
-      for (let k = 0; k < 3; k++) into[p + k] = Math.min(255, image[p + k] * gain) * keep + t.colour[at + k];
+      into[p] = r * keep + t.colour[at];
+      into[p + 1] = g * keep + t.colour[at + 1];
+      into[p + 2] = b * keep + t.colour[at + 2];
     }
     into[p + 3] = 255;
   }

@@ -12,7 +12,7 @@ const KEYS = [
   ["a  m", "the active head, the mean of heads"],
   ["n p", "next, previous episode"],
   ["s", "take sinks out, or not"],
-  ["Esc", "forget the token and the patches"],
+  ["Esc", "forget the token, the patches and the object"],
   ["/", "filter episodes"],
   ["?", "this help"],
 ];
@@ -46,8 +46,8 @@ export function Help({ open, close }) {
         )}
       </dl>
       <p>
-        In the layer × head matrix the arrow keys choose a head. On a camera, Enter chooses the patch of most
-        attention and the arrow keys move it.
+        In the layer × head matrix and among small multiples the arrow keys choose a head; in the list of
+        episodes they move. On a camera, Enter chooses the patch of most attention and the arrow keys move it.
       </p>
       <h3>What the colours mean</h3>
       <p>
