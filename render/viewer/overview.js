@@ -271,7 +271,7 @@ function Layers({ found, open }) {
                 <button
                   type="button"
                   class="layer-bar"
-                  aria-label=${`Layer ${layer} of ${phase}: ${said}, padding ${percent(padding)}. Open it`}
+                  aria-label=${`${layerName(layer)} of ${phase}: ${said}, padding ${percent(padding)}. Open it`}
                   title=${`${said}, padding ${percent(padding)}`}
                   onClick=${() => first && open(first, { view: "look", phase, query: "", layer, head: "active" })}
                 >

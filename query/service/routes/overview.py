@@ -109,7 +109,9 @@ async def _glimpses(service: Service, store: ServedStore) -> list[Glimpse]:
     glimpses = []
     for row in found:
         look = looks.get((row["run"], row["episode"]), {})
-        seen = {name: look.get(name) for name in ("phase", "query", "camera", "layer")}
+        seen: dict[str, Any] = {
+            name: look.get(name) for name in ("phase", "query", "camera", "layer")
+        }
         glimpses.append(Glimpse(**row, **seen))
     return glimpses
 
