@@ -558,7 +558,7 @@ export interface paths {
     };
     /**
      * Object Metric
-     * @description Return how much every head's map lies on an object, at every keyframe: `lift`, `pointing_hit`, …
+     * @description Return how much every head's map lies on an object, at every keyframe: lift, pointing_hit and others.
      */
     get: operations["object_metric"];
     put?: never;

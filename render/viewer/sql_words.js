@@ -69,7 +69,7 @@ export function completions(text, caret, tables) {
  */
 export function placeOf(message, text) {
   const found = message.match(/\(line (\d+), column (\d+)\)\s*$/);
-  if (!found) return null;
+  if (!found) return placeOfName(message, text);
   const lines = text.split("\n");
   const number = Number(found[1]) - 1;
   const line = lines[number];
@@ -78,4 +78,17 @@ export function placeOf(message, text) {
   const start = lines.slice(0, number).reduce((sum, l) => sum + l.length + 1, 0) + column;
   const length = line.slice(column).match(/^(\w+|\S)/)?.[0].length ?? 0;
   return { line, column, start, stop: start + length };
+}
+
+/**
+ * Where the name stands that an error is about, if it says no place: DuckDB does so for some.
+ * @param {string} message @param {string} text
+ */
+function placeOfName(message, text) {
+  const name = message.match(/(?:column|function|with name) "?(\w+)"?/i)?.[1];
+  const start = name ? text.search(new RegExp(`\\b${name}\\b`, "i")) : -1;
+  if (!name || start < 0) return null;
+  const before = text.slice(0, start).split("\n");
+  const column = before[before.length - 1].length;
+  return { line: text.split("\n")[before.length - 1], column, start, stop: start + name.length };
 }
