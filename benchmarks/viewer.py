@@ -67,6 +67,9 @@ def _measure(browser: Browser, url: str, store: str, setting: Setting) -> list[F
     for _ in range(1 + setting.repeats(5)):
         page, _ = _open(browser, f"{url}/?token={TOKEN}")
         first.append(_first_picture(page))
+        # from the overview to its first episode
+        page.locator(".glimpse").first.click()
+        page.wait_for_url("**episode=**")
         link = page.url.replace("/#", f"/?token={TOKEN}#")
         page.context.close()
     for _ in range(setting.repeats(5)):
@@ -81,7 +84,22 @@ def _measure(browser: Browser, url: str, store: str, setting: Setting) -> list[F
     rate, slowest = page.evaluate(SCRUB, seconds)
     spent = (_busy(clock) - before) / (rate * seconds)
     page.context.close()
+    grids = []
+    for grid in ("heads", "layers"):
+        page, clock = _open(browser, f"{link}&view=heads&grid={grid}")
+        _first_picture(page)
+        page.wait_for_timeout(300 if setting.toy else 3000)
+        tiles, before = page.locator(".tile").count(), _busy(clock)
+        turned, _ = page.evaluate(SCRUB, seconds)
+        each = (_busy(clock) - before) / (turned * seconds)
+        about = f"{store}: small multiples of all {tiles} {grid}"
+        grids += [
+            Figure(f"{about}, keyframes", turned, "1/s", aim=">= 10"),
+            Figure(f"{about}, CPU of the page's thread a keyframe", each, "ms", aim="<= 100"),
+        ]
+        page.context.close()
     return [
+        *grids,
         Figure(f"{store}: first picture, new browser profile", statistics.median(first[1:]), "ms", aim="<= 1000"),
         Figure(f"{store}: the same, from a link", statistics.median(linked), "ms", aim="<= 1000"),
         Figure(f"{store}: CPU of the page's thread for it", statistics.median(thread), "ms"),
