@@ -23,6 +23,7 @@ from attnstore.store.commits.run import RunConfig
 from attnstore.store.errors import EpisodeError, IntegrityError
 from attnstore.store.format.hidden import hidden_shape
 from attnstore.store.format.tokens import AlignedAxis, TokenLayout
+from attnstore.store.processes import lives
 from attnstore.store.tables.base import TOKEN_METRICS
 
 from .datasets.base import Dataset, EpisodeInfo, Frame
@@ -40,7 +41,6 @@ from .policies.base import (
     Watch,
     check_stored_hidden,
 )
-from .processes import lives
 from .reading import prepare, read_info
 from .views import first_full_window, keyframe_views
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +23,7 @@ from .options import (
     StoreName,
     adapter_options,
     json_option,
+    layers_option,
     on_this_machine,
     revision_option,
     store_to_write,
@@ -34,6 +39,14 @@ if TYPE_CHECKING:
 @click.group(cls=StoreGroup)
 def record() -> None:
     """Record policies that drive: those of `lerobot-eval` and of openpi's server, in Python any."""
+
+
+rerun_option = click.option(
+    "--rerun",
+    metavar="spawn|URL|DIR",
+    help="Show it in a Rerun viewer meanwhile: spawn starts one, rerun+http://HOST:9876/proxy is one, a "
+    "directory takes an .rrd file an episode.",
+)
 
 
 class _EvalCommand(StoreCommand):
@@ -71,6 +84,7 @@ class _EvalCommand(StoreCommand):
     show_default=True,
     help="How camera images are kept; png exactly, so that `attnstore probe` does the same again.",
 )
+@rerun_option
 @json_option
 def lerobot_eval(
     store: StoreName,
@@ -81,6 +95,7 @@ def lerobot_eval(
     vision: bool,
     token_stats: bool,
     pictures: VideoFrames,
+    rerun: str | None,
     as_json: bool,
 ) -> None:
     """Run LeRobot's own lerobot-eval, and record its policy.
@@ -99,7 +114,7 @@ def lerobot_eval(
     local = on_this_machine(store)
     settings = {
         "mode": mode, "name": name, "precision": precision, "pictures": pictures,
-        "vision": vision, "token_stats": token_stats,
+        "vision": vision, "token_stats": token_stats, "rerun": rerun,
     }  # fmt: skip
     recording = EvalRecorder(local, settings)
     run_lerobot_eval(recording, arguments)
@@ -183,6 +198,7 @@ def lerobot_eval(
     show_default=True,
     help="How camera images are kept, to look at.",
 )
+@rerun_option
 def openpi(
     store: StoreName,
     config: str,
@@ -202,6 +218,7 @@ def openpi(
     pause: float | None,
     by_prompt: bool,
     pictures: VideoFrames,
+    rerun: str | None,
 ) -> None:
     """Serve an openpi policy by openpi's own server, and record every call.
 
@@ -232,7 +249,7 @@ def openpi(
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # recorded until then, and ended
     with record_policy(
-        policy, local, mode=mode, name=name, rate=rate, pictures=pictures
+        policy, local, mode=mode, name=name, rate=rate, pictures=pictures, rerun=rerun
     ) as recorder:
         served = RecordingPolicy(
             recorder,
@@ -244,6 +261,77 @@ def openpi(
         say(f"ws://{host}:{port} serves {config} and records ({mode}) into {recorder.directory}")
         with contextlib.suppress(KeyboardInterrupt):
             serve(served, host, port)
+
+
+@record.command()
+@store_to_write
+@click.option("--rerun", metavar="spawn|URL|DIR", default="spawn", show_default=True,
+              help="Where: start a viewer, the address of one, or a directory for .rrd files.")  # fmt: skip
+@click.option("--recording", metavar="NAME", help="Only this recording.  [default: all]")
+@layers_option
+@click.option("--until-closed", is_flag=True, hidden=True,
+              help="End when stdin is closed: what started it has ended.")  # fmt: skip
+@click.option("--since", type=float, hidden=True, help="Seconds since 1970.")
+@json_option
+def watch(
+    store: StoreName,
+    rerun: str,
+    recording: str | None,
+    layers: tuple[int, ...] | None,
+    until_closed: bool,
+    since: float | None,
+    as_json: bool,
+) -> None:
+    """Show episodes in a Rerun viewer while they are recorded.
+
+    What is shown is read from the files that the recorder writes: the policy does not wait for it, wherever it
+    runs on this machine. In live mode images with heat, maps, shares of every camera, actions, outcome; in replay
+    mode all but attention. It ends with Ctrl-C.
+
+    Examples
+    --------
+    attnstore record watch lab.attn
+    attnstore record watch lab.attn --rerun rerun+http://127.0.0.1:9876/proxy --layers 4,5
+    """
+    from attnstore.ingest.recording.onlooker import check_rerun
+    from attnstore.render.export.live import watch as watch_recordings
+    from attnstore.store.commits import StorePaths, slug
+
+    target, paths = check_rerun(rerun), StorePaths(on_this_machine(store))
+    assert target is not None
+    chosen = "*"
+    if recording is not None:
+        chosen = recording if (paths.recordings / recording).is_dir() else slug(recording)
+    stop = threading.Event()
+
+    def ready() -> None:
+        if as_json:
+            print_json([{"event": "watching"}])
+            sys.stdout.flush()
+        else:
+            say(f"watching {paths.recordings}; Ctrl-C ends it")
+
+    if until_closed:
+
+        def read() -> None:
+            sys.stdin.buffer.read()
+            stop.set()
+
+        threading.Thread(target=read, daemon=True).start()
+    else:
+        signal.signal(signal.SIGINT, lambda *_: stop.set())
+    watched = watch_recordings(
+        paths.recordings, target, ended=stop.is_set, since=since or time.time(), recording=chosen,
+        layers=layers, say=say, ready=ready,
+    )  # fmt: skip
+    if as_json:
+        print_json([{"event": "watched", **asdict(watched), "said": str(watched)}])
+    else:
+        say(str(watched))
+    # Rerun's own end waits for a viewer that does not read, however long it takes.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 @record.command()

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.errors import IntegrityError
-from attnstore.store.format.geometry import Geometry
-from attnstore.store.format.tokens import Axis, Span, Token, TokenLayout
 from attnstore.store.image import decode
+from attnstore.store.recordings.call import layouts_to_json, read_call
+from attnstore.store.recordings.journal import Entry
 
 from ..datasets.base import CameraFrame, Frame, PolicyCall, VideoFrames
 from ..datasets.video import encode
 from ..policies.base import Batch, Observation, Sample
 from .inputs import Copied, pack_inputs, unpack_inputs
-from .journal import Entry
 
 QUALITY = 85
 """Of camera images kept as JPEG: for looking at, since the policy's own inputs are kept beside them."""
@@ -87,7 +85,10 @@ def pack_call(
         ],
         "state": list(state.shape),
         "actions": list(actions.shape),
-        "sample": _sample_to_json(call.sample),
+        "sample": {
+            "layouts": layouts_to_json(call.sample.layouts),
+            "geometry": {camera: g.to_json() for camera, g in call.sample.geometry.items()},
+        },
         "encoded": [None if e is None else [e[0], e[1]] for e in call.encoded],
         "inputs": inputs,
     }
@@ -109,79 +110,24 @@ def unpack_call(entry: Entry, frame: int, executed: int | None, path: Any) -> Fr
     IntegrityError
         If what the entry says and its bytes contradict each other.
     """
-    head, body, at = entry.head, entry.body, 0
+    head = entry.head
     try:
-        cameras = []
-        for each in head["cameras"]:
-            data = body[at : at + int(each["size"])]
-            at += int(each["size"])
-            cameras.append(
-                CameraFrame(str(each["camera"]), data, str(each["media_type"]), decode(data))
-            )
-        state, at = _floats(body, at, head["state"])
-        actions, at = _floats(body, at, head["actions"])
+        seen = read_call(entry)
+        cameras = tuple(
+            CameraFrame(p.camera, p.data, p.media_type, decode(p.data)) for p in seen.pictures
+        )
         batch = Batch(
-            unpack_inputs(head["inputs"], body[at:]),
-            (_sample_from_json(head["sample"]),),
+            unpack_inputs(head["inputs"], seen.rest),
+            (Sample(dict(seen.layouts), dict(seen.geometry)),),
             tuple(None if e is None else (int(e[0]), str(e[1])) for e in head["encoded"]),
         )
         call = PolicyCall(
-            str(head["instruction"]), int(head["seed"]), batch, actions, executed,
+            seen.instruction, int(head["seed"]), batch, seen.actions, executed,
             int(head["rows"]), float(head["seconds"]),
         )  # fmt: skip
         # What the robot did is not known; the chunk that it was given is the call's.
-        return Frame(frame, tuple(cameras), state, np.zeros(0, np.float32), float(head["at"]), call)
+        return Frame(frame, cameras, seen.state, np.zeros(0, np.float32), seen.at, call)
     except IntegrityError:
         raise
     except Exception as error:
         raise IntegrityError(f"{path}: call {head.get('number')}: {error}") from error
-
-
-def _floats(body: bytes, at: int, shape: Sequence[int]) -> tuple[NDArray[np.float32], int]:
-    count = int(np.prod([int(n) for n in shape], dtype=np.int64))
-    values = np.frombuffer(body, "<f4", count, at).astype(np.float32).reshape(shape)
-    return values, at + 4 * count
-
-
-def _sample_to_json(sample: Sample) -> dict[str, Any]:
-    return {
-        "layouts": {
-            path: {
-                "phase": layout.phase,
-                "query": [_span_to_json(s) for s in layout.query],
-                "key": [_span_to_json(s) for s in layout.key],
-            }
-            for path, layout in sample.layouts.items()
-        },
-        "geometry": {camera: g.to_json() for camera, g in sample.geometry.items()},
-    }
-
-
-def _span_to_json(span: Span) -> dict[str, Any]:
-    said = {k: v for k, v in asdict(span).items() if v not in (None, ())}
-    if span.tokens:
-        said["tokens"] = [[t.id, t.text] for t in span.tokens]
-    return said
-
-
-def _sample_from_json(raw: Mapping[str, Any]) -> Sample:
-    return Sample(
-        {
-            path: TokenLayout(
-                layout["phase"],
-                Axis(tuple(_span_from_json(s) for s in layout["query"])),
-                Axis(tuple(_span_from_json(s) for s in layout["key"])),
-            )
-            for path, layout in raw["layouts"].items()
-        },
-        {camera: Geometry.from_json(text) for camera, text in raw["geometry"].items()},
-    )
-
-
-def _span_from_json(raw: Mapping[str, Any]) -> Span:
-    values = dict(raw)
-    if "grid" in values:
-        rows, cols = values["grid"]
-        values["grid"] = (rows, cols)
-    values["tokens"] = tuple(Token(int(i), str(text)) for i, text in values.get("tokens", ()))
-    return Span(**values)

@@ -11,12 +11,21 @@ from attnstore.store.commits import MARKER, now, slug
 from attnstore.store.episode_names import names_episode
 from attnstore.store.errors import EpisodeError, IntegrityError, NotFoundError, UsageError
 from attnstore.store.format.views import is_current
+from attnstore.store.recordings.journal import (
+    SPOOL,
+    SUFFIX,
+    Contents,
+    Journal,
+    Place,
+    read_bodies,
+    read_contents,
+    read_head,
+)
+from attnstore.store.recordings.progress import being_recorded
 
 from ..datasets.base import OUTCOMES, EpisodeInfo, Frame
 from ..policies.base import Policy
-from ..processes import lives
 from .call import unpack_call
-from .journal import SPOOL, SUFFIX, Contents, Journal, Place, read_bodies, read_contents, read_head
 
 RECORDINGS = "recordings"
 """Directory of a store's recordings."""
@@ -287,14 +296,6 @@ def _executed(calls: Sequence[Place], index: int, end: int | None) -> int | None
     if int(after["number"]) != int(here["number"]) + 1:
         return None
     return int(after["step"]) - int(here["step"])
-
-
-def being_recorded(head: Mapping[str, Any]) -> bool:
-    """Whether the process that records an episode lives, on this host."""
-    try:
-        return lives(head["host"], head["pid"], head["created"])
-    except (KeyError, ValueError):
-        return False
 
 
 def recover(directory: Path) -> list[dict[str, Any]]:

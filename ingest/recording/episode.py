@@ -16,9 +16,9 @@ import numpy as np
 from attnstore.store.boundary import told
 from attnstore.store.commits import now
 from attnstore.store.json_text import json_value
+from attnstore.store.recordings.journal import SPOOL, Journal
 
 from ..datasets.base import OUTCOMES
-from .journal import SPOOL, Journal
 from .spool import Spool
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from attnstore.store.commits.part import Part
 from attnstore.store.episode_names import names_episode
 from attnstore.store.errors import UsageError
 from attnstore.store.json_text import parse_json
+from attnstore.store.recordings.journal import SUFFIX, Journal, read_contents
 
 from ..datasets.outcome import outcome_value
 from .dataset import latest, outcome_of
-from .journal import SUFFIX, Journal, read_contents
 
 NAME_FIELDS = ("episode", "name", "video_filename", "episode_ix", "episode_index")
 OUTCOME_FIELDS = ("outcome", "success")

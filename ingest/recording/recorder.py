@@ -29,6 +29,7 @@ from attnstore.store.errors import AttnstoreError, UsageError
 from attnstore.store.format.precision import PRECISIONS
 from attnstore.store.json_text import json_value
 from attnstore.store.opening import create_store
+from attnstore.store.recordings.journal import SUFFIX
 
 from ..datasets.base import VideoFrames
 from ..datasets.video import check_kept
@@ -48,7 +49,7 @@ from .call import Call, pack_call
 from .dataset import RecordingDataset
 from .episode import UNFINISHED, Episode
 from .inputs import Copied, copy_inputs
-from .journal import SUFFIX
+from .onlooker import Onlooker, check_rerun
 from .outbox import Outbox
 from .spool import Row, Shown, SpooledPolicy, Spooler
 
@@ -75,6 +76,7 @@ def record(
     rate: float | None = None,
     wait: bool | None = None,
     queue_bytes: int | None = None,
+    rerun: bool | str | os.PathLike[str] | None = None,
 ) -> Recorder:
     """Record what a policy sees and does while it drives, and its attention at once or later.
 
@@ -108,6 +110,11 @@ def record(
         counted. None: live waits, replay does not.
     queue_bytes
         What may wait to be written. None: 512 MiB live, 64 MiB for replay.
+    rerun
+        Show it in a Rerun viewer while it goes on: True or ``spawn`` starts one,
+        ``rerun+http://HOST:9876/proxy`` is one, a directory takes an ``.rrd`` file an episode. Another process does
+        that (``attnstore record watch``), so that no call waits for a viewer; calls that it is too slow for are left
+        out there, and counted. In ``replay`` there is no attention to show yet.
 
     Returns
     -------
@@ -117,6 +124,8 @@ def record(
     ------
     UsageError
         If an argument breaks a rule, or the policy is being recorded already.
+    MissingExtraError
+        If `rerun` is asked for, and rerun-sdk is not installed.
     AttnstoreError
         If the store cannot be made.
 
@@ -157,8 +166,9 @@ def record(
         check_stored_hidden(policy)
     seconds = LONGEST_WAIT if (mode == "live" if wait is None else wait) else 0.0
     settings = _Settings(
-        mode, name, precision, watch, pictures, rate, seconds, queue_bytes or QUEUE_BYTES[mode]
-    )
+        mode, name, precision, watch, pictures, rate, seconds, queue_bytes or QUEUE_BYTES[mode],
+        check_rerun(rerun),
+    )  # fmt: skip
     try:
         return Recorder(policy, Path(store), settings)
     except OSError as error:
@@ -176,6 +186,7 @@ class _Settings:
     rate: float | None
     wait: float
     queue_bytes: int
+    rerun: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +231,7 @@ class Recorder:
         self._outbox: Outbox | None = None
         self._commits: ThreadPoolExecutor | None = None
         self._job: EpisodeJob | None = None
+        self._onlooker: Onlooker | None = None
         self._own: dict[str, Any] = {}
         self._act: Callable[[Batch], Any] = policy.act
         self._prepare: Callable[[Sequence[Observation]], Batch] = policy.prepare
@@ -260,6 +272,13 @@ class Recorder:
         self._outbox = Outbox(self._settings.queue_bytes)
         if self.mode == "live":
             self._commits = ThreadPoolExecutor(1, "attnstore-committer")
+        if self._settings.rerun is not None:
+            try:
+                self._onlooker = Onlooker(
+                    self._paths.root, self._settings.name, self._settings.rerun
+                )
+            except OSError as error:
+                self._fault(f"nothing is shown in Rerun: {told(error)}")
         return self
 
     def __exit__(
@@ -278,6 +297,8 @@ class Recorder:
         self._outbox.close()
         if self._commits is not None:
             self._commits.shutdown(wait=True)
+        if self._onlooker is not None:
+            self._onlooker.close(self._fault)
 
     def episode(
         self,
@@ -510,12 +531,16 @@ class Recorder:
                     each.episode.chunks[each.number] = (
                         actions[each.row : each.row + 1].detach().cpu()
                     )
-                self._send(each.episode, partial(self._write, each.episode, call), call.nbytes)
+                shown = spooled[each.row].shown if each.row in spooled else None
+                write = partial(self._write, each.episode, call, shown)
+                self._send(each.episode, write, call.nbytes)
             except Exception as error:
                 self._lost(each.episode, told(error))
 
-    def _write(self, episode: Episode, call: Call) -> None:
+    def _write(self, episode: Episode, call: Call, shown: Shown | None) -> None:
         head, pieces = pack_call(call, episode.dropped.total(), self._settings.pictures)
+        if shown is not None:
+            head["shown"] = shown.places(self.policy.phases)
         episode._append(head, pieces)
 
     def _send(self, episode: Episode, task: Callable[[], None], size: int) -> None:

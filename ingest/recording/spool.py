@@ -17,6 +17,7 @@ from attnstore.store.errors import HealthError
 from attnstore.store.format.axes import VISION
 from attnstore.store.format.generated import DECODE
 from attnstore.store.format.tokens import TokenLayout
+from attnstore.store.recordings.spool import shown_to_json
 
 from ..policies.base import (
     LAST,
@@ -61,6 +62,19 @@ class Shown:
 
     events: list[tuple[str, tuple[Any, ...], Any]] = field(default_factory=list)
     images: int = 0
+
+    def places(self, phases: Mapping[str, PhaseShape]) -> dict[str, Any] | None:
+        """Where its attention is, for readers that look before the episode is committed; None if nowhere."""
+        tensors = [
+            (where[0], where[1], place.offset, str(place.dtype).removeprefix("torch."), place.shape)
+            for kind, where, place in self.events
+            if kind == "attention" and place.layout is not None
+        ]
+        groups = {p: phases[p].query_groups[:1] for p, *_ in tensors if p in phases}
+        tensors = [t for t in tensors if groups.get(t[0])]
+        if not tensors:
+            return None
+        return shown_to_json({p: own[0] for p, own in groups.items() if own}, tensors)
 
 
 class Spool:

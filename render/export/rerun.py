@@ -80,18 +80,131 @@ def write_recording(episode: Episode, out: Path, what: Recorded | None = None) -
     OSError
         If the file cannot be written, as on a full disk.
     """
-    writer = _Writer(_rerun(), episode, what or Recorded())
+    writer = _Writer(load_rerun("attnstore export rerun"), episode, what or Recorded())
     data = writer.write()
     with complete(out) as temporary:
         temporary.write_bytes(data)
     return out
 
 
+class Entities:
+    """An episode's entities in a stream of Rerun's: of one that is stored, and of one that is being recorded.
+
+    Parameters
+    ----------
+    rr
+        The module ``rerun``.
+    recording
+        Id of the recording: the same one is continued.
+    cmap
+        Colour map of the heat.
+    """
+
+    def __init__(self, rr: Any, recording: str, cmap: str = colormap.DEFAULT) -> None:
+        self.rr, self._cmap = rr, cmap
+        self.stream = rr.RecordingStream(APPLICATION, recording_id=recording, send_properties=False)
+
+    def name(self, name: str) -> None:
+        """Name the recording; its times are ours and not the log's."""
+        self.rr.set_log_time_enabled(False, recording=self.stream)
+        self.rr.set_log_tick_enabled(False, recording=self.stream)
+        self.stream.send_recording_name(name)
+
+    def log(self, entity: str, what: Any, *, static: bool = False) -> None:
+        """Log to an entity."""
+        # Strictly: rerun only warns otherwise, and leaves out what it does not like.
+        self.stream.log(entity, what, static=static, strict=True)
+
+    def path(self, *parts: str) -> str:
+        """Path of an entity; names of cameras are the dataset's own."""
+        return str(self.rr.new_entity_path(list(parts))).removeprefix("/")
+
+    def text(self, entity: str, lines: Sequence[str], *, static: bool = False) -> None:
+        """Log lines of text."""
+        text = self.rr.TextDocument("\n".join(lines), media_type="text/plain")
+        self.log(entity, text, static=static)
+
+    def image(self, camera: str, data: bytes) -> None:
+        """Log a camera's image, as it is kept."""
+        image = self.rr.EncodedImage(contents=data, media_type=read_header(data).media_type)
+        self.log(self.path("camera", camera), image)
+
+    def maps(self, phase: str, camera: str, maps: NDArray[np.float32]) -> None:
+        """Log maps, (layer, head, row, col)."""
+        tensor = self.rr.Tensor(maps, dim_names=("layer", "head", "row", "col"))
+        self.log(self.path("maps", phase, camera), tensor)
+
+    def heat(
+        self, phase: str, camera: str, layer: int, heat: NDArray[np.float32], limits: Limits
+    ) -> None:
+        """Log the heat of a layer's active head, (height, width) of the image."""
+        data = heat_png(heat, limits, self._cmap)
+        image = self.rr.EncodedImage(contents=data, media_type="image/png", draw_order=10.0)
+        self.log(self.path("camera", camera, "heat", phase, layer_name(layer)), image)
+
+    def series(self, entity: str, names: Sequence[str]) -> None:
+        """Name the components of an entity's scalars."""
+        self.log(entity, self.rr.SeriesLines(names=list(names)), static=True)
+
+    def scalars(self, entity: str, values: NDArray[Any]) -> None:
+        """Log an entity's scalars."""
+        self.log(entity, self.rr.Scalars(values))
+
+    def heads(self, metric: str, phase: str, camera: str, layer: int, count: int) -> str:
+        """Name the heads of a metric of a layer; return its entity."""
+        entity = self.path("metrics", metric, phase, camera, layer_name(layer))
+        self.series(entity, [f"H{head:02d}" for head in range(count)])
+        return entity
+
+    def components(self, name: str, count: int) -> str:
+        """Name the components of the policy's actions or states; return their entity."""
+        entity = f"policy/{name}"
+        self.series(entity, [f"{name}[{i}]" for i in range(count)])
+        return entity
+
+    def blueprint(
+        self,
+        cameras: Sequence[str],
+        heat: tuple[str, int] | None,
+        metrics: Sequence[str],
+        *documents: str,
+    ) -> Any:
+        """How the viewer opens: cameras above, scalars and texts below.
+
+        Parameters
+        ----------
+        heat
+            Phase and layer whose heat is shown at first; the others are in the tree to be chosen.
+        documents
+            Entities of texts.
+        """
+        views = import_module("rerun.blueprint")
+        above = []
+        for camera in cameras:
+            contents = [self.path("camera", camera)]
+            if heat is not None:
+                phase, layer = heat
+                contents.append(self.path("camera", camera, "heat", phase, layer_name(layer)))
+            above.append(views.Spatial2DView(origin=contents[0], contents=contents, name=camera))
+        below = [views.TimeSeriesView(origin=f"metrics/{m}", name=m) for m in metrics]
+        texts = [views.TextDocumentView(origin=d, name=d) for d in documents]
+        return views.Blueprint(
+            views.Vertical(
+                views.Horizontal(*above),
+                views.Horizontal(
+                    *below, views.TimeSeriesView(origin="policy", name="policy"), *texts
+                ),
+                row_shares=[3, 2],
+            ),
+            views.TimePanel(timeline="keyframe"),
+        )
+
+
 class _Writer:
     """Everything that is checked is checked before the first byte is written."""
 
     def __init__(self, rr: Any, episode: Episode, what: Recorded) -> None:
-        self.rr, self.episode, self.what = rr, episode, what
+        self.episode, self.what = episode, what
         self.cameras = check_cameras(episode, what.cameras)
         self.layers = check_layers(episode, what.phases, what.layers)
         self.metrics = [
@@ -100,9 +213,8 @@ class _Writer:
             for phase in self.layers
             for camera in self.cameras
         ]
-        self.stream = rr.RecordingStream(
-            APPLICATION, recording_id=f"{episode.run}/{episode.id}", send_properties=False
-        )
+        self.entities = Entities(rr, f"{episode.run}/{episode.id}", self.what.cmap)
+        self.stream = self.entities.stream
 
     def write(self) -> bytes:
         """Return the whole recording, as a file holds it."""
@@ -117,10 +229,8 @@ class _Writer:
             self.stream.disconnect()
 
     def _log_all(self) -> None:
-        self.rr.set_log_time_enabled(False, recording=self.stream)
-        self.rr.set_log_tick_enabled(False, recording=self.stream)
-        self.stream.send_recording_name(self.episode.name)
-        self._log("instruction", self._text(), static=True)
+        self.entities.name(self.episode.name)
+        self.entities.text("instruction", self._text(), static=True)
         self._images()
         for camera in self.cameras:
             for phase, layers in self.layers.items():
@@ -132,30 +242,10 @@ class _Writer:
             self._policy(name)
 
     def blueprint(self) -> Any:
-        """How the viewer opens: cameras above, scalars and the instruction below."""
-        views = import_module("rerun.blueprint")
+        """How the viewer opens: with the heat of a layer in the middle."""
         phase, layers = next(iter(self.layers.items()))
-        cameras = []
-        for camera in self.cameras:
-            own = self._path("camera", camera)
-            # Of all the heat one layer is shown at first; the others are in the tree to be chosen.
-            heat = self._path("camera", camera, "heat", phase, _layer(layers[len(layers) // 2]))
-            cameras.append(views.Spatial2DView(origin=own, contents=[own, heat], name=camera))
-        below = [
-            views.TimeSeriesView(origin=f"metrics/{metric}", name=metric)
-            for metric in self.what.metrics
-        ]
-        return views.Blueprint(
-            views.Vertical(
-                views.Horizontal(*cameras),
-                views.Horizontal(
-                    *below,
-                    views.TimeSeriesView(origin="policy", name="policy"),
-                    views.TextDocumentView(origin="instruction", name="instruction"),
-                ),
-                row_shares=[3, 2],
-            ),
-            views.TimePanel(timeline="keyframe"),
+        return self.entities.blueprint(
+            self.cameras, (phase, layers[len(layers) // 2]), self.what.metrics, "instruction"
         )
 
     @cached_property
@@ -163,10 +253,6 @@ class _Writer:
         rows = self.episode.part.table("keyframes", ["keyframe", "timestamp"])
         times = rows.sort_by("keyframe")["timestamp"].to_pylist()
         return None if None in times else times
-
-    def _log(self, entity: str, what: Any, *, static: bool = False) -> None:
-        # Strictly: rerun only warns otherwise, and leaves out what it does not like.
-        self.stream.log(entity, what, static=static, strict=True)
 
     def _at(self, keyframe: int, phase: str | None = None, step: int = 0) -> None:
         """Set every timeline, so that what is logged next is found on each."""
@@ -181,17 +267,12 @@ class _Writer:
                 at = step if other == phase else 0
                 stream.set_time(f"{other}_step", sequence=keyframe * steps + at)
 
-    def _path(self, *parts: str) -> str:
-        # Names of cameras are the dataset's own.
-        return str(self.rr.new_entity_path(list(parts))).removeprefix("/")
-
-    def _text(self) -> Any:
+    def _text(self) -> list[str]:
         episode = self.episode
-        lines = [
+        return [
             episode.instruction or "(no instruction)", "", f"episode {episode.name}",
             f"outcome {episode.outcome}", f"policy {episode.policy}", f"run {episode.run}",
         ]  # fmt: skip
-        return self.rr.TextDocument("\n".join(lines), media_type="text/plain")
 
     def _images(self) -> None:
         for keyframe in range(len(self.episode.frames)):
@@ -201,8 +282,7 @@ class _Writer:
                 except NotFoundError:
                     continue  # what a camera showed before the episode began
                 self._at(keyframe)
-                image = self.rr.EncodedImage(contents=data, media_type=read_header(data).media_type)
-                self._log(self._path("camera", camera), image)
+                self.entities.image(camera, data)
 
     def _maps(self, phase: str, camera: str, layers: Sequence[int]) -> None:
         episode, what = self.episode, self.what
@@ -224,8 +304,7 @@ class _Writer:
                 if np.isnan(maps[keyframe]).all():
                     continue
                 self._at(keyframe, phase, step)
-                tensor = self.rr.Tensor(maps[keyframe], dim_names=("layer", "head", "row", "col"))
-                self._log(self._path("maps", phase, camera), tensor)
+                self.entities.maps(phase, camera, maps[keyframe])
                 self._heat(phase, camera, layers, active[keyframe], ends[keyframe])
 
     def _limits(self, camera: str, maps: NDArray[np.float32]) -> list[list[Limits]]:
@@ -246,23 +325,19 @@ class _Writer:
         """Log the heat of every layer's map, (layer, row, col)."""
         draw = heatmap.sampler(self.episode.geometry(camera)).draw
         for layer, one, limits in zip(layers, maps, ends, strict=True):
-            data = heat_png(draw(one), limits, self.what.cmap)
-            image = self.rr.EncodedImage(contents=data, media_type="image/png", draw_order=10.0)
-            self._log(self._path("camera", camera, "heat", phase, _layer(layer)), image)
+            self.entities.heat(phase, camera, layer, draw(one), limits)
 
     def _metric(
         self, metric: str, phase: str, camera: str, layer: int, stats: xr.DataArray
     ) -> None:
         """Log one metric of a layer's heads, (keyframe, [step], head)."""
         values = (stats if "step" in stats.dims else stats.expand_dims("step", 1)).values
-        entity = self._path("metrics", metric, phase, camera, _layer(layer))
-        names = [f"H{head:02d}" for head in range(values.shape[-1])]
-        self._log(entity, self.rr.SeriesLines(names=names), static=True)
+        entity = self.entities.heads(metric, phase, camera, layer, values.shape[-1])
         for keyframe, steps in enumerate(values):
             for step, heads in enumerate(steps):
                 if not np.isnan(heads).all():
                     self._at(keyframe, phase, step)
-                    self._log(entity, self.rr.Scalars(heads))
+                    self.entities.scalars(entity, heads)
 
     def _policy(self, name: str) -> None:
         try:
@@ -271,12 +346,10 @@ class _Writer:
             return  # the dataset records none
         if values.ndim == 3:
             values = values[:, 0]
-        entity = f"policy/{name}"
-        labels = [f"{name}[{i}]" for i in range(values.shape[-1])]
-        self._log(entity, self.rr.SeriesLines(names=labels), static=True)
+        entity = self.entities.components(name, values.shape[-1])
         for keyframe, row in enumerate(values):
             self._at(keyframe)
-            self._log(entity, self.rr.Scalars(row))
+            self.entities.scalars(entity, row)
 
 
 def heat_png(heat: NDArray[np.float32], limits: Limits, cmap: str) -> bytes:
@@ -295,16 +368,18 @@ def heat_png(heat: NDArray[np.float32], limits: Limits, cmap: str) -> bytes:
     return data.getvalue()
 
 
-def _layer(number: int) -> str:
+def layer_name(number: int) -> str:
+    """Name of a layer in the path of an entity."""
     return f"L{number:02d}"
 
 
-def _rerun() -> Any:
+def load_rerun(what: str) -> Any:
+    """Import rerun, or say what needs it and how to install it."""
     try:
         return import_module("rerun")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "rerun":
             raise
         raise MissingExtraError(
-            "attnstore export rerun needs rerun-sdk: pip install 'attnstore[rerun]'"
+            f"{what} needs rerun-sdk: pip install 'attnstore[rerun]'"
         ) from error

@@ -41,7 +41,6 @@ from attnstore.ingest.recording.inputs import (
     pack_inputs,
     unpack_inputs,
 )
-from attnstore.ingest.recording.journal import Journal, read_contents
 from attnstore.ingest.recording.outbox import Outbox
 from attnstore.ingest.recording.outcomes import read_said
 from attnstore.ingest.work import Report
@@ -50,6 +49,7 @@ from attnstore.store.commits.part import Part
 from attnstore.store.commits.run import save_run
 from attnstore.store.errors import UsageError
 from attnstore.store.opening import create_store
+from attnstore.store.recordings.journal import Journal, read_contents
 
 torch = pytest.importorskip("torch", reason="a model's test needs torch")
 

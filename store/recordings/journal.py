@@ -11,17 +11,18 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import struct
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import google_crc32c
 
-from attnstore.store.commits import open_regular, parse_json
-from attnstore.store.errors import EpisodeError, IntegrityError
+from ..commits import open_regular, parse_json
+from ..errors import EpisodeError, IntegrityError
 
 SUFFIX = ".journal"
 SPOOL = ".spool"
@@ -33,6 +34,8 @@ _MARK = b"ATNJ"
 MAX_HEAD, MAX_BODY = 16 << 20, 1 << 30
 """Bytes of an entry's JSON object, and of its arrays."""
 HEADER_BYTES = _HEADER.size + _CHECK.size
+_KIND = re.compile(rb'\{"kind":"(\w+)"')
+"""How the JSON object of an entry begins, if we wrote it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,24 @@ class Place:
     def kind(self) -> str:
         """As `Entry.kind`."""
         return str(self.head.get("kind"))
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Where an entry is in its file, and of which kind; nothing else of it was read."""
+
+    kind: str
+    at: int
+    """Its first byte."""
+    head: int
+    """Bytes of its JSON object."""
+    body: int
+    """Bytes of its arrays."""
+
+    @property
+    def stop(self) -> int:
+        """The byte after its last."""
+        return self.at + HEADER_BYTES + self.head + self.body
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +159,7 @@ class Journal:
         """
         text = json.dumps(head, separators=(",", ":"), allow_nan=False).encode()
         header = _HEADER.pack(_MARK, len(text), sum(map(len, pieces)))
-        check = google_crc32c.value(header)
-        for part in (text, *pieces):
-            check = google_crc32c.extend(check, part)
+        check = _check(header, text, *pieces)
         self._write([header, _CHECK.pack(check), text, *pieces])
 
     def _write(self, parts: Sequence[bytes]) -> None:
@@ -199,8 +218,7 @@ def read_contents(path: Path) -> Contents:
             if len(text) < head_size or len(body) < body_size:
                 reason = "the last entry is not whole"
                 break
-            check = google_crc32c.value(header[: _HEADER.size])
-            check = google_crc32c.extend(google_crc32c.extend(check, text), body)
+            check = _check(header[: _HEADER.size], text, body)
             if check != _CHECK.unpack_from(header, _HEADER.size)[0]:
                 reason = f"the checksum of the entry at byte {good} differs"
                 break
@@ -208,6 +226,64 @@ def read_contents(path: Path) -> Contents:
             places.append(Place(parse_json(text, f"{path} at byte {good}"), start, body_size))
             good = start + body_size
     return Contents(tuple(places), good, size, reason)
+
+
+def marks_after(file: BinaryIO, at: int) -> Iterator[Mark]:
+    """Yield the entries from byte `at` on, as far as all of their bytes are there.
+
+    No checksum is compared, so that looking for the newest entry of a journal costs the same however
+    large its arrays are; `read_entry` compares.
+
+    Parameters
+    ----------
+    at
+        0, or the `stop` of an entry.
+    """
+    size = os.fstat(file.fileno()).st_size
+    if at == 0:
+        file.seek(0)
+        if file.read(len(MAGIC)) != MAGIC:
+            return
+        at = len(MAGIC)
+    while at + HEADER_BYTES <= size:
+        file.seek(at)
+        begun = file.read(HEADER_BYTES + 64)
+        mark, head, body = _HEADER.unpack_from(begun)
+        if mark != _MARK or head > MAX_HEAD or body > MAX_BODY:
+            return
+        said = _KIND.match(begun, HEADER_BYTES)
+        found = Mark(said[1].decode() if said else "", at, head, body)
+        if found.stop > size:
+            return
+        yield found
+        at = found.stop
+
+
+def read_entry(file: BinaryIO, mark: Mark) -> Entry:
+    """Read an entry that `marks_after` found.
+
+    Raises
+    ------
+    IntegrityError
+        If its checksum differs, as of one that is being written.
+    """
+    file.seek(mark.at)
+    data = file.read(mark.stop - mark.at)
+    head = data[HEADER_BYTES : HEADER_BYTES + mark.head]
+    body = data[HEADER_BYTES + mark.head :]
+    if (
+        len(data) < mark.stop - mark.at
+        or _check(data[: _HEADER.size], head, body) != (_CHECK.unpack_from(data, _HEADER.size)[0])
+    ):
+        raise IntegrityError(f"the checksum of the entry at byte {mark.at} differs")
+    return Entry(parse_json(head, f"entry at byte {mark.at}"), body)
+
+
+def _check(header: bytes, *parts: bytes) -> int:
+    check = google_crc32c.value(header)
+    for part in parts:
+        check = google_crc32c.extend(check, part)
+    return int(check)
 
 
 def read_bodies(path: Path, places: Sequence[Place], episode: str) -> Iterator[Entry]:
@@ -242,8 +318,9 @@ def read_head(path: Path) -> Mapping[str, Any]:
         if len(header) == HEADER_BYTES:
             mark, head_size, body_size = _HEADER.unpack_from(header)
             text = file.read(min(head_size, MAX_HEAD))
-            check = google_crc32c.extend(google_crc32c.value(header[: _HEADER.size]), text)
-            whole = check == _CHECK.unpack_from(header, _HEADER.size)[0]
+            whole = (
+                _check(header[: _HEADER.size], text) == _CHECK.unpack_from(header, _HEADER.size)[0]
+            )
             if mark == _MARK and not body_size and whole:
                 return parse_json(text, path)
     raise IntegrityError(f"{path.name}: its first entry, which names the episode, is not whole")
