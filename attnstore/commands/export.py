@@ -10,6 +10,7 @@ import click
 from attnstore.store.errors import UsageError
 
 from .export_pack import pack
+from .hidden import export_hidden_command
 from .options import (
     EpisodeChoice,
     OutputPath,
@@ -36,6 +37,7 @@ def export() -> None:
 
 
 export.add_command(pack)
+export.add_command(export_hidden_command)
 
 
 @export.command()

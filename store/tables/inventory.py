@@ -11,13 +11,16 @@ from types import MappingProxyType
 from .base import OPTIONAL_TABLES, TABLES
 from .cnn import CNN_TABLES
 from .columns import Table
+from .linear_probes import LINEAR_PROBE_TABLES
 from .objects import OBJECT_TABLES
 from .probes import PROBE_TABLES
 
 __all__ = ["ALL_TABLES", "OPTIONAL_TABLES", "PART_TABLES", "TABLES"]
 
-PART_TABLES: Mapping[str, Table] = MappingProxyType({**OBJECT_TABLES, **PROBE_TABLES, **CNN_TABLES})
+PART_TABLES: Mapping[str, Table] = MappingProxyType(
+    {**OBJECT_TABLES, **PROBE_TABLES, **LINEAR_PROBE_TABLES, **CNN_TABLES}
+)
 """Tables that other parts bring, by name: object_stats and object_masks of objects-..., those of
-probe-... and of cnn-..."""
+probe-..., of linear-probe-... and of cnn-..."""
 
 ALL_TABLES: Mapping[str, Table] = MappingProxyType({**TABLES, **OPTIONAL_TABLES, **PART_TABLES})

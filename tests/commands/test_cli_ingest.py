@@ -172,6 +172,7 @@ class TestGood:
             "name": "pi0",
             "adapter": "attnstore.ingest.policies.pi0.policy:Pi0Policy",
             "values": "yes",
+            "hidden": "yes",
         } in rows
 
 

@@ -54,7 +54,14 @@ SHAPE: Mapping[str, Any] = {
     "cameras": (CAMERA,),
 }
 EPISODES: Mapping[str, Mapping[str, Any]] = {
-    "success/log8": {"seed": 1, "precision": "log8", "keyframes": 2, "values": True, **SHAPE},
+    "success/log8": {
+        "seed": 1,
+        "precision": "log8",
+        "keyframes": 2,
+        "values": True,
+        "features": 3,
+        **SHAPE,
+    },
     "failure/float16": {"seed": 2, "precision": "float16", "keyframes": 1, **SHAPE},
 }
 """Keywords of `random_episode`, by name."""

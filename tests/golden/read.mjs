@@ -185,10 +185,22 @@ async function readEpisode(folder) {
   const phases = {};
   const maps = {};
   const norms = {};
+  const hidden = {};
   for (const [path, phase] of Object.entries(episode.phases)) {
     // the last keyframe, the last step of those that have steps, the last layer
     const index = [episode.frames.length - 1, ...(phase.steps === null ? [] : [phase.steps - 1]), phase.layers - 1];
     phases[path] = await weights(store, path, episode.precision, [...index, null, null, null]);
+    if (phase.hidden) {
+      // what enters layer 0 comes first, so the last layer is one further
+      const at = index.slice(0, -1);
+      hidden[path] = { mean: await array(store, `hidden/${path}/mean`, [...at, phase.layers, null, null]) };
+      hidden[path].layers = (await array(store, `hidden/${path}/layer`, null)).data;
+      if (phase.hidden.last) hidden[path].last = await array(store, `hidden/${path}/last`, [...at, null, null]);
+      if (phase.hidden.layers) {
+        hidden[path].tokens = await array(store, `hidden_tokens/${path}/state`, [...at, 0, null, null]);
+        hidden[path].query = (await array(store, `hidden_tokens/${path}/query`, null)).data;
+      }
+    }
     if (phase.values) norms[path] = await array(store, `${path}/value_norm`, [...index, null, null]);
     for (const name of phase.query_groups) {
       for (const { camera } of phase.key.filter((span) => span.camera != null)) {
@@ -209,6 +221,7 @@ async function readEpisode(folder) {
     phases,
     maps,
     norms,
+    hidden,
     geometry: Object.fromEntries(
       Object.entries(geometry).map(([camera, g]) => [
         camera,

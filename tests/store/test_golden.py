@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from checkout import CHECKOUT
 from store_documents import documents
-from store_fixtures import RandomEpisode, maps_of, norms_of
+from store_fixtures import RandomEpisode, hidden_of, maps_of, norms_of
 
 import attnstore
 from attnstore.store.arrays.groups import MAP_BITS
@@ -27,6 +27,7 @@ from attnstore.store.commits.run import load_run
 from attnstore.store.commits.verify import verify
 from attnstore.store.format.documents import check
 from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.hidden import HIDDEN_BITS, hidden_positions
 from attnstore.store.format.precision import log8_table
 from attnstore.store.opening import open_store
 
@@ -99,7 +100,7 @@ def last(spec: Any) -> tuple[int, ...]:
 
 
 def test_it_is_small_whole_and_has_everything(paths: StorePaths) -> None:
-    assert STORE.stat().st_size <= 150_000
+    assert STORE.stat().st_size <= 180_000
     assert [str(p) for p in verify(paths)] == []
     for name, where, value in documents(paths.root):
         check(value, name, where)
@@ -125,6 +126,12 @@ def test_python_reads_what_was_stored(paths: StorePaths, name: str) -> None:
             np.testing.assert_array_equal(
                 part.norms(phase, (keyframe,)), norms_of(stored, phase, keyframe)
             )
+        hidden = stored.spec.phases[phase].hidden
+        for form in () if hidden is None else hidden.forms:
+            for keyframe in range(len(part.spec.frames)):
+                np.testing.assert_array_equal(
+                    part.hidden(phase, form, (keyframe,)), hidden_of(stored, phase, form, keyframe)
+                )
     for reduction in ("mean", "max"):
         assert_map(stored, part, reduction)
 
@@ -169,6 +176,18 @@ def test_javascript_reads_the_same_numbers(paths: StorePaths, said: Any, name: s
             assert found["dims"][-2:] == ["head", "key"]
             wanted = part.norms(phase, (len(spec.frames) - 1, *last(about)))
             assert found["data"] == numbers(wanted)
+        assert (phase in theirs["hidden"]) == (about.hidden is not None)
+        if about.hidden is not None:
+            found, at = theirs["hidden"][phase], (len(spec.frames) - 1, *last(about)[:-1])
+            assert found["layers"] == list(range(-1, about.layers))
+            positions = hidden_positions(about.query, about.hidden, "tokens")
+            assert found["query"] == positions.tolist()
+            for form, index in (
+                ("mean", (*at, about.layers)), ("last", at), ("tokens", (*at, 0)),
+            ):  # fmt: skip
+                if form in about.hidden.forms:
+                    assert found[form]["data"] == numbers(part.hidden(phase, form, index))
+                    assert found[form]["attrs"]["significant_bits"] == HIDDEN_BITS
     assert len(theirs["maps"]) == 2 * len(spec.phases)
     for path, found in theirs["maps"].items():
         _, phase, group, camera, reduction = path.split("/")
