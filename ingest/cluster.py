@@ -7,6 +7,7 @@ an episode; what comes back is its `Outcome`, and a message a keyframe. Nothing 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -24,6 +25,7 @@ import dask
 from distributed import Client, Future, LocalCluster, Worker, WorkerPlugin, get_worker
 from distributed.protocol.pickle import dumps, loads
 from distributed.scheduler import KilledWorker
+from distributed.utils import silence_logging_cmgr
 
 from attnstore.store.boundary import told
 from attnstore.store.commits import check_marker
@@ -225,15 +227,17 @@ def _client(workers: Workers, episodes: int) -> Iterator[Client]:
                 f"--scheduler {where}: neither an address such as tcp://host:8786 nor a scheduler file"
             )
         named = {"scheduler_file": where}
-    try:
-        client = Client(**named, timeout=PATIENCE)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise AttnstoreError(
-            f"--scheduler {where}: no Dask scheduler answers there ({told(error)}); start one with "
-            "`dask scheduler`, or look whether it still runs"
-        ) from error
-    with client:
-        yield client
+    # What befalls the scheduler is said in a line of ours; distributed would log its traceback, too.
+    with silence_logging_cmgr(logging.CRITICAL):
+        try:
+            client = Client(**named, timeout=PATIENCE)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise AttnstoreError(
+                f"--scheduler {where}: no Dask scheduler answers there ({told(error)}); start one "
+                "with `dask scheduler`, or look whether it still runs"
+            ) from error
+        with client:
+            yield client
 
 
 class _Dealer:
