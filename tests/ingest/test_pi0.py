@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,13 @@ from attnstore.ingest.capture import capture
 from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.episode import ingest_episode
 from attnstore.ingest.policies.base import Batch, ObservationError, PolicyError
+from attnstore.ingest.policies.pi0 import loading
 from attnstore.ingest.policies.pi0.layout import image_geometry
-from attnstore.ingest.policies.pi0.loading import sized
 from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.registry import load_policy, parse_options, policy_names
 from attnstore.ingest.policies.tiny import build_tiny_pi0
 from attnstore.store.commits.part import Part
-from attnstore.store.errors import NotFoundError, UsageError
+from attnstore.store.errors import MissingExtraError, NotFoundError, UsageError
 from attnstore.store.format.tokens import Axis
 
 SIZES = {"16:9": (72, 128), "4:3": (60, 80), "square": (50, 50), "portrait": (90, 48)}
@@ -230,15 +231,6 @@ class TestGeometry:
             tried += 1
         assert tried >= 4
 
-    def test_a_processor_of_transformers_before_5_23_knows_its_size(self) -> None:
-        """There `height` and `width` are None unless a checkpoint's `size` has these names."""
-        processor = build_tiny_pi0(layers=1)[1]
-        processor.height = processor.width = None
-        size = processor.image_processor.pad_size
-        assert (sized(processor).height, processor.width) == (size["height"], size["width"])
-        processor.height = 7
-        assert sized(processor).height == 7
-
     def test_an_unknown_resize_rule_is_refused(self, policy: Pi0Policy) -> None:
         processor = build_tiny_pi0(layers=1)[1]
         processor.image_processor.size = {"shortest_edge": 56}
@@ -400,6 +392,16 @@ BAD: dict[Callable[[Path], None], str] = {
 
 
 class TestErrors:
+    def test_an_older_transformers(
+        self, checkpoint: Path, policy: Pi0Policy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With 5.22 and before, the state's statistics were lost and the actions were others."""
+        monkeypatch.setattr(loading, "require", lambda *_: SimpleNamespace(__version__="5.22.0"))
+        with pytest.raises(MissingExtraError, match="needs transformers 5.23 or newer, and 5.22.0"):
+            load_policy("pi0", str(checkpoint))
+        with pytest.raises(MissingExtraError, match="5.23"):
+            Pi0Policy.from_model(policy.model, policy.processor)
+
     @pytest.mark.parametrize("damage", BAD, ids=lambda f: f.__name__.strip("_"))
     def test_a_bad_checkpoint(
         self, checkpoint: Path, tmp_path: Path, damage: Callable[[Path], None]

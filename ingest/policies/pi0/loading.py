@@ -6,11 +6,34 @@ import json
 from pathlib import Path
 from typing import Any
 
-from attnstore.store.errors import UsageError
+from attnstore.store.errors import MissingExtraError, UsageError
 
 from ...optional import require
 from ..base import PolicyError
 from ..checkpoint import model_type, one_line
+
+FIRST = (5, 23)
+"""The first transformers whose processor keeps a checkpoint's statistics: with those before it the
+state was normalised otherwise, and the same checkpoint acted otherwise."""
+
+
+def processing() -> Any:
+    """Return transformers, if it is one that processes Pi0's inputs right.
+
+    Raises
+    ------
+    MissingExtraError
+        If it is not installed, or older.
+    """
+    transformers = require("transformers", "ingest", "policy pi0")
+    found = transformers.__version__
+    if tuple(int(n) for n in found.split(".")[:2]) < FIRST:
+        raise MissingExtraError(
+            f"policy pi0 needs transformers {'.'.join(map(str, FIRST))} or newer, and {found} is "
+            "installed, whose processor loses the statistics of the state: pip install -U transformers, "
+            "in an environment of its own if LeRobot is here, which caps it"
+        )
+    return transformers
 
 
 def read_checkpoint(checkpoint: str, directory: str) -> tuple[Any, Any]:
@@ -18,17 +41,19 @@ def read_checkpoint(checkpoint: str, directory: str) -> tuple[Any, Any]:
 
     Raises
     ------
+    MissingExtraError
+        If transformers is missing or too old.
     PolicyError
         If it is of another model, or cannot be read.
     """
-    transformers = require("transformers", "ingest", "policy pi0")
+    transformers = processing()
     # transformers builds a Pi0 of any configuration, with a warning only.
     if (found := model_type(checkpoint, Path(directory))) != "pi0":
         raise PolicyError(f"{checkpoint}: its config.json is of {found!r}, not 'pi0'")
     try:
         return (
             transformers.PI0Config.from_pretrained(directory),
-            sized(transformers.AutoProcessor.from_pretrained(directory)),
+            transformers.AutoProcessor.from_pretrained(directory),
         )
     except Exception as error:
         # Whatever transformers raises for a bad file (OSError, ValueError, KeyError, ...) means
@@ -45,17 +70,6 @@ def checked_steps(text: str | None) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"steps is a whole number of denoising steps, at least 1; got {text!r}")
     return int(text)
-
-
-def sized(processor: Any) -> Any:
-    """Return a processor that knows how large its images become.
-
-    That of transformers before 5.23 looks for it under a name that its own defaults do not have.
-    """
-    if getattr(processor, "height", 0) is None:
-        size = processor.image_processor.pad_size
-        processor.height, processor.width = size["height"], size["width"]
-    return processor
 
 
 def apply_stats(processor: Any, file: str | None) -> None:

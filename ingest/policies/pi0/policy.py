@@ -32,7 +32,7 @@ from ..prefix import KeptPrefix, keep_prefix, reuse_prefix
 from ..pretrained import PretrainedPolicy
 from ..vision import vision_shape
 from .layout import encoded, read_sample
-from .loading import apply_stats, checked_steps, read_checkpoint, sized
+from .loading import apply_stats, checked_steps, processing, read_checkpoint
 
 DTYPES = ("float32", "bfloat16", "float16")
 OPTIONS = ("stats", "steps")
@@ -62,7 +62,7 @@ class Pi0Policy(PretrainedPolicy):
     UsageError
         If the data type, the variant or an option is not one of pi0's.
     MissingExtraError
-        If torch or transformers is not installed.
+        If torch or transformers is not installed, or transformers is too old.
     NotFoundError
         If there is no such directory.
     PolicyError
@@ -93,7 +93,7 @@ class Pi0Policy(PretrainedPolicy):
         check_options("pi0", self._options, OPTIONS)
         steps = checked_steps(self._options.get("steps"))
         require("torch", "ingest", "policy pi0")
-        require("transformers", "ingest", "policy pi0")
+        processing()
         self._directory = locate(checkpoint, revision)
         self.checkpoint = Path(checkpoint).name if Path(checkpoint).exists() else checkpoint
         self.device = device
@@ -106,11 +106,18 @@ class Pi0Policy(PretrainedPolicy):
 
     @classmethod
     def from_model(cls, model: Any, processor: Any, *, checkpoint: str = "in memory") -> Pi0Policy:
-        """Adapt a model and a processor that are loaded already, compiled or not."""
+        """Adapt a model and a processor that are loaded already, compiled or not.
+
+        Raises
+        ------
+        MissingExtraError
+            If transformers is too old.
+        """
+        processing()
         policy = cls.__new__(cls)
         inner = unwrap(model)
         policy.checkpoint, policy.device = checkpoint, str(next(inner.parameters()).device)
-        policy.config, policy.processor, policy._options = inner.config, sized(processor), {}
+        policy.config, policy.processor, policy._options = inner.config, processor, {}
         policy._requested_dtype = None
         policy.steps = int(inner.config.num_inference_steps)
         policy.horizon = int(inner.config.chunk_size)
