@@ -8,6 +8,7 @@ JOBS   ?= auto
 VENV   := .venv
 MINOR  := import sys; print(*sys.version_info[:2], sep=".")
 OCTO_VENV ?= .venv-octo
+OPENVLA_VENV ?= .venv-openvla
 PINS ?= openpi
 PINS_TESTS ?= tests
 PINS_FAST := $(addprefix tests/store/test_,writer.py plain_readers.py episode.py) tests/query/test_sql.py
@@ -21,7 +22,7 @@ PACKAGES := attnstore ingest store query render
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install links modules browser lint test test-lerobot test-octo test-openpi test-package test-pins test-slurm test-cluster test-recording test-s3 demo bench docs site notebooks types clean
+.PHONY: help install links modules browser lint test test-lerobot test-octo test-openpi test-openvla test-package test-pins test-slurm test-cluster test-recording test-s3 demo bench docs site notebooks types clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -87,6 +88,16 @@ test-openpi: links  ## the same contract on openpi itself: make test-openpi OPEN
 	  || { echo "first: uv pip install --python $(OPENPI_PYTHON) '.[openpi]' pytest hypothesis (docs/how-to/openpi.md)" >&2; exit 1; }
 	cd tests && OPENPI="$(abspath $(OPENPI))" HF_HUB_OFFLINE=1 PYTHONPATH="$$(ls -d ../build/__editable__.attnstore-*):fixtures" \
 	  $(OPENPI_PYTHON) -m pytest -q -p no:cacheprovider -W ignore real/openpi_real.py
+
+test-openvla: links  ## the same contract on OpenVLA's own code: make test-openvla OPENVLA=/path/to/checkout
+	@test -f "$(OPENVLA)/prismatic/extern/hf/modeling_prismatic.py" \
+	  || { echo "name a checkout of github.com/openvla/openvla: make test-openvla OPENVLA=PATH" >&2; exit 1; }
+	@# an environment of its own: its code is for transformers 4.40.1 and timm 0.9
+	@test -x $(OPENVLA_VENV)/bin/python || $(PYTHON) -m venv $(OPENVLA_VENV)
+	$(OPENVLA_VENV)/bin/python -m pip install --quiet '.[openvla]' -c constraints/openvla.txt pytest hypothesis
+	cd tests && OPENVLA="$(abspath $(OPENVLA))" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 \
+	  PYTHONPATH="$$(ls -d ../build/__editable__.attnstore-*):fixtures" \
+	  $(abspath $(OPENVLA_VENV))/bin/python -m pytest -q -p no:cacheprovider -W default real/openvla_real.py
 
 test-pins: $(BIN)/uv  ## without torch, with other versions: make test-pins PINS=openpi (or lerobot, octo, lowest)
 	@test -f constraints/$(PINS).txt || { echo "no constraints/$(PINS).txt: PINS is one of" \

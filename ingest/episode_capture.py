@@ -14,7 +14,7 @@ from attnstore.store.errors import HealthError, ReplayError
 from attnstore.store.format.episode import EpisodeSpec, PhaseSpec
 from attnstore.store.format.generated import DECODE, at_step, with_tokens
 from attnstore.store.format.statistics import SINK_FRACTION, SINK_THRESHOLD
-from attnstore.store.format.tokens import GENERATED, Token, TokenLayout
+from attnstore.store.format.tokens import GENERATED, TokenLayout
 
 from .aggregates import episode_stats
 from .capture import HiddenRecord, Record, Session, capture
@@ -306,7 +306,7 @@ class EpisodeCapture:
                 },
             )
         if text is not None:
-            writer.add_rows("tokens", _chosen(keyframe, text.tokens))
+            writer.add_rows("tokens", _chosen(keyframe, text))
         # A policy that was told to leave a camera out has no geometry for it.
         seen = [c for c in frame.cameras if c.camera in sample.geometry]
         writer.add_rows(
@@ -409,10 +409,16 @@ def _spelled(actions: NDArray[np.float32]) -> list[list[float | None]]:
     return [[float(v) if np.isfinite(v) else None for v in action] for action in actions]
 
 
-def _chosen(keyframe: int, tokens: Sequence[Token]) -> dict[str, Any]:
+def _chosen(keyframe: int, written: Generated) -> dict[str, Any]:
     """Rows of ``tokens`` that say what each step of phase decode chose."""
+    tokens, actions = written.tokens, written.actions
     count = len(tokens)
-    return {
+    values = {
+        "action_bin": [a.bin for a in actions],
+        "action_normalised": [a.normalised for a in actions],
+        "action_value": [a.value for a in actions],
+    }
+    return (values if actions else {}) | {
         "keyframe": [keyframe] * count,
         "phase": [DECODE] * count,
         "axis": ["step"] * count,

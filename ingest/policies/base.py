@@ -79,6 +79,17 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class ActionValue:
+    """The number that a generated action token stands for."""
+
+    bin: int
+    """Of the normalised range, from its lowest."""
+    normalised: float
+    value: float
+    """In the robot's units."""
+
+
+@dataclass(frozen=True, slots=True)
 class Generated:
     """What a policy wrote at one keyframe."""
 
@@ -86,6 +97,8 @@ class Generated:
     """One a step of phase ``decode``, end markers included."""
     text: str
     """Their text, without markers."""
+    actions: tuple[ActionValue, ...] = ()
+    """One for each token, where a token is a number of the action."""
 
 
 @dataclass(frozen=True, slots=True)

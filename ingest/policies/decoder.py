@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from .base import PolicyError
 from .checkpoint import unwrap
+from .hooks import asked_for_weights, eager_attention
 
 
 def language_model(model: Any) -> Any:
@@ -52,6 +55,34 @@ def self_attention(decoder: Any, layers: int) -> list[Any]:
             )
         modules.extend(found.values())
     return modules
+
+
+@contextmanager
+def eager_self_attention(modules: Sequence[Any]) -> Iterator[None]:
+    """Make a decoder's attention modules return their weights, whatever they were built with.
+
+    Before transformers 4.48 an implementation (sdpa, flash attention) is a class of its own, derived
+    from the eager one with the same weights. Inside the context a module is of its eager class.
+    """
+    before = [type(module) for module in modules]
+    with ExitStack() as stack:
+        stack.enter_context(eager_attention(modules))
+        try:
+            for module, own in zip(modules, before, strict=True):
+                module.__class__ = _eager_class(own)
+            stack.enter_context(asked_for_weights(modules))
+            yield
+        finally:
+            for module, own in zip(modules, before, strict=True):
+                module.__class__ = own
+
+
+def _eager_class(own: type) -> type:
+    """The class of an attention module that its implementations derive from."""
+    import torch
+
+    line = own.__mro__[: own.__mro__.index(torch.nn.Module)]
+    return next((c for c in reversed(line) if c.__name__.endswith("Attention")), own)
 
 
 def vision_tower(model: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -223,23 +223,16 @@ class HookedPolicy(ABC):
         UsageError
             If `observer` wants to be shown what this policy cannot show.
         """
-        import torch
-
         watch = observer.watch
         with ExitStack() as stack:
             # Hooks added after a compiled call fire nothing; eager execution is the only sure way.
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(_uncompiled(getattr(self, "model", None)))
             stack.enter_context(self.eager())
             modules = list(self.watched())
             if watch.vision:
                 vision = self.watched_encoder()
                 stack.enter_context(eager_attention([w.module for w in vision]))
-                for watched in vision:
-                    if _returns_weights_on_request(watched.module):
-                        asked = watched.module.register_forward_pre_hook(
-                            _ask_for_weights, with_kwargs=True
-                        )
-                        stack.callback(asked.remove)
+                stack.enter_context(asked_for_weights([w.module for w in vision]))
                 modules += vision
             values: Sequence[LayerValues | None] = [None] * len(modules)
             if watch.values:
@@ -281,6 +274,28 @@ class HookedPolicy(ABC):
             yield projection
 
 
+def _uncompiled(model: Any) -> AbstractContextManager[Any]:
+    """Have compiled code run as it was written.
+
+    Raises
+    ------
+    UsageError
+        If this torch cannot, and something is compiled.
+    """
+    import torch
+
+    if hasattr(torch.compiler, "set_stance"):
+        stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return stance
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    if any(type(m).__name__ == "OptimizedModule" for m in modules):
+        raise UsageError(
+            f"torch {torch.__version__} runs a compiled policy no other way, and its attention is not "
+            "seen then: load it without torch.compile, or with torch 2.6 or newer"
+        )
+    return nullcontext()
+
+
 @contextmanager
 def eager_attention(modules: Sequence[Any]) -> Iterator[None]:
     """Make transformers' attention modules compute their weights, and nothing else eager."""
@@ -295,15 +310,23 @@ def eager_attention(modules: Sequence[Any]) -> Iterator[None]:
             config._attn_implementation = implementation
 
 
-def _returns_weights_on_request(module: Any) -> bool:
-    return "output_attentions" in inspect.signature(module.forward).parameters
+@contextmanager
+def asked_for_weights(modules: Sequence[Any]) -> Iterator[None]:
+    """Ask modules for their weights that return them on request only, as before transformers 5."""
+    with ExitStack() as stack:
+        for module in modules:
+            if "output_attentions" in inspect.signature(module.forward).parameters:
+                asked = module.register_forward_pre_hook(_ask_for_weights, with_kwargs=True)
+                stack.callback(asked.remove)
+        yield
 
 
 def _ask_for_weights(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    # Before transformers 5, encoders threw eager weights away unless asked for them.
-    bound = inspect.signature(module.forward).bind(*args, **kwargs)
-    bound.arguments["output_attentions"] = True
-    return bound.args, bound.kwargs
+    # Keywords stay keywords: other hooks look for them.
+    place = list(inspect.signature(module.forward).parameters).index("output_attentions")
+    if len(args) > place:
+        return (*args[:place], True, *args[place + 1 :]), kwargs
+    return args, {**kwargs, "output_attentions": True}
 
 
 def _entering(observer: Observer, shown: Shown, module: Any, args: Any, kwargs: Any) -> None:

@@ -42,9 +42,10 @@ class Geometry:
     """Size of the camera's image."""
     input: tuple[int, int]
     """Size of what the vision encoder sees, padding included."""
-    resized: tuple[int, int]
-    """Size of the cropped image after the resize, inside the input."""
-    offset: tuple[int, int]
+    resized: tuple[float, float]
+    """Size of the cropped image after the resize, inside the input; fractions of a pixel where it was
+    padded before."""
+    offset: tuple[float, float]
     """Top-left corner of the resized image inside the input."""
     grid: tuple[int, int]
     """Rows and columns of patches."""

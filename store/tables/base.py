@@ -121,7 +121,10 @@ _TABLES = (
             Column("span", STRING, "span that the token is in"),
             Column("role", STRING, "as in spans"),
             Column("token_id", INT32, "vocabulary index"),
-            Column("text", STRING, "the string that the token stands for"),
+            Column("text", STRING, "the string that the token stands for; of an action token the number, normalised"),
+            Column("action_bin", INT32, "bin of the number that an action token stands for, from the lowest; NULL for other tokens", optional=True),
+            Column("action_normalised", FLOAT64, "that number in the policy's normalised units; NULL for other tokens", optional=True),
+            Column("action_value", FLOAT64, "that number un-normalised, as the robot gets it; NULL for other tokens", "robot units", optional=True),
         ),
     ),
     Table(

@@ -167,7 +167,8 @@ def test_any_geometry_pixel_by_pixel(geometry: Geometry, seed: int) -> None:
             b = (2 * j + 1) * geometry.resized[1] + 2 * wide * geometry.offset[1]
             on_border = a % (2 * high * patch) == 0 or b % (2 * wide * patch) == 0
             if not on_border:  # there, rounding decides
-                assert nearest[y, x] == maps[a // (2 * high * patch), b // (2 * wide * patch)]
+                row, col = int(a // (2 * high * patch)), int(b // (2 * wide * patch))
+                assert nearest[y, x] == maps[row, col]
             assert seen.min() - 1e-6 <= bilinear[y, x] <= seen.max() + 1e-6
 
 

@@ -80,7 +80,7 @@ def test_the_centre_of_a_pixel_lands_where_slicing_and_nearest_resize_put_it(
     enlarged = replace(
         geometry,
         resized=(rows * 3, cols * 2),
-        input=(geometry.offset[0] + rows * 3, geometry.offset[1] + cols * 2),
+        input=(int(geometry.offset[0]) + rows * 3, int(geometry.offset[1]) + cols * 2),
     )
     pixels = np.arange(height * width).reshape(height, width)[top : top + rows, left : left + cols]
     pixels = pixels[::-1] if geometry.flip_vertical else pixels
@@ -149,8 +149,8 @@ def test_letterbox_follows_openpi(height: int, width: int) -> None:
     rows, cols = int(height / ratio), int(width / ratio)
     pad_top, pad_left = divmod(224 - max(1, rows), 2)[0], divmod(224 - max(1, cols), 2)[0]
     geometry = Geometry.letterbox((height, width), (224, 224), (14, 14))
-    assert geometry.resized == (max(1, rows), max(1, cols))
-    assert geometry.offset == (pad_top, pad_left)
+    whole = (max(1, rows), max(1, cols)), (pad_top, pad_left)
+    assert (geometry.resized, geometry.offset) == whole
 
 
 def test_stem_centred_on_multiples_of_16() -> None:

@@ -214,8 +214,9 @@ class Sight:
     def _geometry(self, key: str, shown: NDArray[np.uint8], source: Size) -> Geometry:
         size = (int(shown.shape[0]), int(shown.shape[1]))
         wanted = Geometry.letterbox(source, size, (self._patch, self._patch))
-        top, left = wanted.offset
-        rows, cols = wanted.resized
+        # openpi's letterbox has whole pixels
+        top, left = (int(side) for side in wanted.offset)
+        rows, cols = (int(side) for side in wanted.resized)
         inside = np.zeros(size, bool)
         inside[top : top + rows, left : left + cols] = True
         # A source pixel's position is in red and green, so a crop, flip or shift shows.

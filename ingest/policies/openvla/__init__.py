@@ -1,0 +1,1 @@
+"""OpenVLA: a prefix over one image and the prompt, then a step for each generated action token."""

@@ -1,0 +1,148 @@
+"""Loading an OpenVLA checkpoint, which brings its own Python code for transformers 4.40.1."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attnstore.store.errors import MissingExtraError, UsageError
+
+from ...optional import require
+from ..base import PolicyError
+from ..checkpoint import model_type, one_line, refuse_adapters
+
+STATISTICS = "dataset_statistics.json"
+"""Beside a fine-tuned checkpoint; its entries take the place of ``norm_stats`` in config.json."""
+HERE = "an environment of its own: pip install 'attnstore[openvla]' (docs/how-to/openvla.md)"
+
+
+def check_environment() -> None:
+    """Check that the libraries are those that OpenVLA's code runs with.
+
+    Raises
+    ------
+    MissingExtraError
+        If they are not installed, or of another generation.
+    """
+    for module in ("torch", "transformers", "timm"):
+        require(module, "openvla", "policy openvla")
+    import transformers
+
+    if int(transformers.__version__.partition(".")[0]) > 4:
+        raise MissingExtraError(
+            "policy openvla needs transformers 4.40.1 and timm 0.9, for which its checkpoints' code is "
+            f"written; transformers {transformers.__version__} is installed: use {HERE}"
+        )
+
+
+def check_trusted(checkpoint: str, given: str | None) -> None:
+    """Check that the user lets the checkpoint's own code run.
+
+    Raises
+    ------
+    UsageError
+        If not.
+    """
+    if given not in ("true", None):
+        raise UsageError(f"trust_remote_code is true or left out; got {given!r}")
+    if given is None:
+        raise UsageError(
+            f"{checkpoint}: an OpenVLA checkpoint brings its own Python code (modeling_prismatic.py and "
+            "others), and loading it runs that code; if you trust it: "
+            "--policy-option trust_remote_code=true"
+        )
+
+
+def read_checkpoint(checkpoint: str, directory: str) -> tuple[Any, Any]:
+    """Read configuration and processor, without weights.
+
+    Raises
+    ------
+    PolicyError
+        If it is no readable OpenVLA checkpoint.
+    """
+    import transformers
+
+    kind = model_type(checkpoint, Path(directory))
+    if kind != "openvla":
+        raise PolicyError(
+            f"{checkpoint}: its config.json is of {kind!r}, not of 'openvla'; a prismatic model "
+            "that writes no actions is not understood"
+        )
+    if parts := sorted(Path(directory).glob("*action_head*.pt")):
+        raise _tuned(checkpoint, f"{parts[0].name} is beside it")
+    try:
+        config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=True)
+        processor = transformers.AutoProcessor.from_pretrained(directory, trust_remote_code=True)
+    except Exception as error:
+        # Whatever the checkpoint's code raises means the same to the user.
+        raise PolicyError(
+            f"{checkpoint}: not a readable OpenVLA checkpoint ({one_line(error)})"
+        ) from error
+    return config, processor
+
+
+def _tuned(checkpoint: str, why: str) -> PolicyError:
+    return PolicyError(
+        f"{checkpoint}: of OpenVLA-OFT ({why}): all actions in one pass, with attention in both "
+        "directions and a head of its own, which this adapter does not capture"
+    )
+
+
+def read_statistics(checkpoint: str, directory: str, config: Any) -> Mapping[str, Any]:
+    """Return the statistics of actions, by data set: the directory's own, else the configuration's.
+
+    Raises
+    ------
+    PolicyError
+        If there are none, or the file cannot be read.
+    """
+    file = Path(directory) / STATISTICS
+    found = getattr(config, "norm_stats", None)
+    if file.is_file():
+        try:
+            found = json.loads(file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise PolicyError(f"{checkpoint}: {STATISTICS}: {one_line(error)}") from error
+    if not isinstance(found, Mapping) or not found:
+        raise PolicyError(
+            f"{checkpoint}: neither {STATISTICS} nor norm_stats in config.json: how many action tokens "
+            "it generates, and what they stand for, is not known"
+        )
+    return found
+
+
+def load_model(checkpoint: str, directory: str, dtype: str | None) -> Any:
+    """Load the model with all its weights, on the CPU.
+
+    Raises
+    ------
+    PolicyError
+        If the weights cannot be loaded, or some are missing.
+    """
+    import torch
+    import transformers
+
+    auto: Any = transformers.AutoModelForVision2Seq
+    try:
+        model, report = auto.from_pretrained(
+            directory,
+            torch_dtype=getattr(torch, dtype) if dtype else "auto",
+            trust_remote_code=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise PolicyError(f"{checkpoint}: weights cannot be loaded ({one_line(error)})") from error
+    if "action_head" in inspect.signature(model.predict_action).parameters:
+        raise _tuned(checkpoint, "its predict_action takes an action head")
+    if not getattr(model, "_hf_peft_config_loaded", False):
+        refuse_adapters(checkpoint, Path(directory))
+    if missing := sorted(report["missing_keys"]):
+        raise PolicyError(
+            f"{checkpoint}: {len(missing)} weights are missing from the checkpoint: "
+            f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}"
+        )
+    return model
