@@ -5,21 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from fastapi import Query
+from fastapi import APIRouter, Query, Request
 from pydantic import Field
 from starlette.responses import Response
 
 from attnstore.query.service.endpoint import EPISODE, Asked, binary
 from attnstore.query.service.endpoint import router as new_router
-from attnstore.query.service.parameters import Active, Number, OfEpisode, Step, Tokens, Weighting
-from attnstore.query.service.payload import MEDIA_TYPES, chosen_format
+from attnstore.query.service.parameters import (
+    Active,
+    Number,
+    OfEpisode,
+    Parameters,
+    Step,
+    Tokens,
+    Weighting,
+)
+from attnstore.query.service.payload import MEDIA_TYPES, REVALIDATE, chosen_format, respond
 from attnstore.query.service.routes.attention import map_group
+from attnstore.query.service.routes.recordings import (
+    CALL,
+    RECORDINGS,
+    call_of,
+    maps_of,
+    picture_of,
+)
+from attnstore.query.service.service import service_of
 from attnstore.store.reader.episode import Episode
 from attnstore.store.reader.selection import check_index
 
 from .picture import heatmap, image_file, overlay
 from .picture.layout import Box
-from .picture.scale import ColorScale
+from .picture.scale import ColorScale, data_limits
 from .picture.scene import decode_frame
 from .picture.sheet import fit_image
 
@@ -27,8 +43,7 @@ from .picture.sheet import fit_image
 PAGE = Path(__file__).resolve().parent / "viewer"
 """Folder of the viewer page."""
 FORMS = ("jpg", "png", "webp")
-router = new_router(EPISODE)
-"""For `attnstore.query.service.create_app`."""
+_of_episodes, _of_recordings = new_router(EPISODE), new_router(RECORDINGS)
 
 
 class OverlayParameters(OfEpisode):
@@ -58,7 +73,7 @@ class OverlayParameters(OfEpisode):
     format: Literal["png", "jpg", "webp"] | None = Field(None, description="Instead of Accept.")
 
 
-@router.get(
+@_of_episodes.get(
     "/overlays/{camera}",
     name="overlay",
     response_class=Response,
@@ -102,3 +117,54 @@ def overlay_of(episode: Episode, camera: str, p: OverlayParameters, form: str) -
     heat = heatmap.sampler(geometry, p.interpolation, size).draw(shown)
     drawn = overlay.blend(image, heat, limits, cmap=p.cmap, alpha=p.alpha, style=p.blend)
     return image_file.encode(drawn, form, p.quality)
+
+
+class RecordedOverlay(Parameters):
+    """Whose heat is drawn on a picture of an episode that is being recorded."""
+
+    phase: str | None = Field(None, max_length=80, description="By default the first one.")
+    layer: Number | None = Field(None, description="By default the middle one.")
+    width: int | None = Field(None, ge=16, le=2048, description="Pixels; the image's own if none.")
+
+
+@_of_recordings.get(
+    CALL + "/overlays/{camera}",
+    name="recorded_overlay",
+    response_class=Response,
+    responses=binary(MEDIA_TYPES["jpg"]),
+)
+async def draw_recorded(
+    request: Request, store: str, recording: str, file: str, call: Number, camera: str,
+    parameters: Annotated[RecordedOverlay, Query()],
+) -> Response:  # fmt: skip
+    """Draw the active head of a call of an episode that is being recorded; without attention, the picture."""
+    service = service_of(request)
+    seen, maps = await call_of(service, store, recording, file, call)
+
+    def drawn() -> bytes:
+        geometry = seen.geometry.get(camera)
+        data, where = picture_of(seen, camera), f"{camera} at call {seen.number}"
+        if geometry is None:
+            return data
+        image = decode_frame(data, geometry, file, where)
+        if parameters.width is not None:
+            height = max(1, round(geometry.source[0] * parameters.width / geometry.source[1]))
+            image = fit_image(image, Box(0, 0, parameters.width, height))
+        if maps:
+            chosen = maps_of(maps, parameters.phase, camera)
+            count = len(chosen.maps)
+            layer = count // 2 if parameters.layer is None else parameters.layer
+            layer = check_index(layer, count, f"{chosen.phase} layer")
+            one = chosen.maps[layer, chosen.active[layer]]
+            heat = heatmap.sampler(geometry, "bilinear", (image.shape[0], image.shape[1])).draw(one)
+            image = overlay.blend(image, heat, data_limits(one))
+        return image_file.encode(image, "jpg", 85)
+
+    body = await service.read(drawn)
+    return respond(request, body, MEDIA_TYPES["jpg"], {"Cache-Control": REVALIDATE})
+
+
+router = APIRouter()
+"""For `attnstore.query.service.create_app`."""
+router.include_router(_of_episodes)
+router.include_router(_of_recordings)

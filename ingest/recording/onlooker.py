@@ -21,7 +21,7 @@ from attnstore.store.errors import MissingExtraError, UsageError
 
 GRACE = 8.0
 """Seconds that a viewer has, after the last episode, to be shown the rest."""
-START = 20.0
+START = 30.0
 """Seconds that is waited for it to begin."""
 SPAWN = "spawn"
 

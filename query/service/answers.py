@@ -21,6 +21,7 @@ from typing_extensions import TypedDict
 from attnstore.store.commits.run import RunConfig
 from attnstore.store.format.geometry import Geometry
 from attnstore.store.format.tokens import Kind
+from attnstore.store.recordings.progress import State
 from attnstore.store.tables.columns import Table
 
 Row = dict[str, Any]
@@ -220,6 +221,38 @@ class RunAnswer(Answer):
     run: str
     config: RunConfig
     provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWayAnswer(Answer):
+    """An episode that is being recorded, or whose recorder died before its end."""
+
+    recording: str
+    episode: str
+    """Name of its file, in addresses."""
+    name: str
+    mode: str
+    """`live` or `replay`."""
+    instruction: str
+    task: str | None
+    host: str
+    pid: int
+    created: str
+    state: State
+    """`recording`: its process lives. `committing`: it has ended and is being put into the store. `elsewhere`: its
+    process is another host's, of which nothing is known but `idle`. `dead`: its process is gone, and
+    `attnstore record recover` ends it."""
+    calls: int
+    """Policy calls that can be read: keyframes."""
+    dropped: int
+    """Calls that were not recorded."""
+    step: int
+    """Environment step of the newest call."""
+    idle: float
+    """Seconds since something was written."""
+    cameras: Sequence[str]
+    phases: Sequence[str]
+    """Whose attention can be read already; none in replay mode."""
 
 
 @dataclass(frozen=True, slots=True)

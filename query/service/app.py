@@ -33,6 +33,7 @@ from .routes import (
     files,
     objects,
     overview,
+    recordings,
     sql,
     stores,
 )
@@ -43,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 ROUTERS = (
     *(r.router for r in (stores, overview, sql, comparison, files, attention, episodes)),
-    *(r.router for r in (objects, actions, causes)),
+    *(r.router for r in (objects, actions, causes, recordings)),
     sql.catalog_router,
 )
 

@@ -23,6 +23,7 @@ from attnstore.store.commits.part import Part
 from attnstore.store.errors import IntegrityError, UsageError
 from attnstore.store.opening import open_store
 from attnstore.store.reader.episode import Episode
+from attnstore.store.recordings.progress import UnderWay
 
 from .config import Limits
 from .guard.refusal import Refusal
@@ -61,6 +62,8 @@ class ServedStore:
         """Processes for the service's own questions: a user's slow one is not in their way."""
         self.users = Children(self.paths, limits)
         """Processes for the user's SQL."""
+        self.under_way = UnderWay(self.paths.recordings)
+        """Episodes that are being recorded into it."""
         self._limits = limits
         self._open: OrderedDict[tuple[str, str, int], OpenEpisode] = OrderedDict()
         self._listings: OrderedDict[tuple[str, str, str, str], Listing] = OrderedDict()

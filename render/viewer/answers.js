@@ -21,7 +21,9 @@ const NOTHING = Object.freeze({ pending: false });
  * @returns {Answer<Answered<N>>[]}
  */
 export function useAnswers(questions) {
-  const keys = questions.map((q) => (q ? `${keyOf(q)} ${/** @type {Asked} */ (q).parameters.v ?? ""}` : ""));
+  const keys = questions.map((q) =>
+    q ? `${keyOf(q)} ${/** @type {Asked} */ (q).parameters.v ?? ""} ${q.turn ?? ""}` : "",
+  );
   const all = keys.join("\n");
   const [known, setKnown] = useState(/** @type {Record<string, Answer<Answered<N>>>} */ ({}));
   useEffect(() => {

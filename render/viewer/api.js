@@ -13,6 +13,7 @@ export const storeAddress = (store) => `${location.origin}/v1/stores/${store}`;
 const kept = keeping(ask);
 export const get = kept.get;
 export const peek = kept.peek;
+export const forget = kept.forget;
 
 /**
  * Run a query of the user on a store.

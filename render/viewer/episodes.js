@@ -1,9 +1,10 @@
 // The episodes of a store: filtered by text, outcome and SQL, in a table that holds what is in sight.
 
 import { useAnswer, useAnswers } from "./answers.js";
-import { get } from "./api.js";
+import { forget, get } from "./api.js";
 import { Menu } from "./controls.js";
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./html.js";
+import { Progress } from "./progress.js";
 import { episodes as asked, LISTED, stores as listed } from "./questions.js";
 
 /** @import {Change, ListedEpisode, View} from "./types" */
@@ -31,11 +32,22 @@ export function Episodes({ view, change, open }) {
   const box = useRef(/** @type {HTMLElement | null} */ (null));
   const wanted = useRef(-1);
   const [sight, setSight] = useState({ top: 0, height: 800 });
-  const answer = useAnswer(view.store ? asked(view, LISTED) : null);
+  const [turn, setTurn] = useState(0);
+  const question = view.store ? asked(view, LISTED) : null;
+  const answer = useAnswer(question && { ...question, turn });
+  const ended = () => {
+    forget("episodes");
+    setTurn((old) => old + 1);
+  };
   const [last, setLast] = useState(/** @type {typeof answer.value | null} */ (null));
   useEffect(() => {
     if (answer.value) setLast(answer.value);
   }, [answer.value]);
+  useEffect(() => {
+    // the first of a store is shown when it comes
+    const row = turn && !view.episode ? answer.value?.rows[0] : null;
+    if (row) change({ run: row.run, episode: row.episode });
+  }, [answer.value, turn]);
   const page = answer.value ?? (answer.error ? null : last);
   const total = page?.total ?? 0;
   const several = new Set(page?.rows.map((r) => r.run)).size > 1;
@@ -190,6 +202,7 @@ export function Episodes({ view, change, open }) {
           <p class="error" role="alert">${answer.error.message}</p>
         `
       }
+      <${Progress} store=${view.store} ended=${ended} />
       <div class="rows" ref=${box} aria-busy=${answer.pending} onKeyDown=${key}>
         <table aria-rowcount=${total + 1} style=${{ "--row": `${height}px` }}>
           <thead>

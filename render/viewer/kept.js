@@ -1,6 +1,6 @@
 // Answers that are kept, by the questions' canonical names: wherever they come from.
 
-import { formOf, keyOf } from "./questions.js";
+import { formOf, isFresh, keyOf } from "./questions.js";
 
 /** @import {Answered, Asked, Question, QuestionName} from "./types" */
 
@@ -37,6 +37,7 @@ export function keeping(ask) {
    */
   function get(question) {
     if (formOf(question) === "blob") return ask(question); // kept by who decodes it
+    if (isFresh(question)) return ask(question);
     const name = nameOf(question);
     const known = answers.get(name);
     if (known) {
@@ -66,5 +67,10 @@ export function keeping(ask) {
    */
   const peek = (question) => answers.get(nameOf(question))?.value;
 
-  return { get, peek };
+  /** Drop the answers to a question, whatever its parameters. @param {QuestionName} name */
+  function forget(name) {
+    for (const key of answers.keys()) if (key.startsWith(`[${JSON.stringify(name)}`)) answers.delete(key);
+  }
+
+  return { get, peek, forget };
 }

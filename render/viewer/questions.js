@@ -35,6 +35,9 @@ export function keyOf({ name, parameters }) {
 /** How an answer is read. @param {Asked} question @returns {"json" | "array" | "blob"} */
 export const formOf = ({ name }) => /** @type {any} */ (declared.questions[name]).form ?? "json";
 
+/** Whether an answer is not kept: it is another one each time. @param {Asked} question */
+export const isFresh = ({ name }) => Boolean(/** @type {any} */ (declared.questions[name]).fresh);
+
 /** Why a question is in no pack, if it is in none. @param {Asked} question @returns {string | undefined} */
 export const absenceOf = ({ name }) => /** @type {any} */ (declared.questions[name]).absent;
 
@@ -61,6 +64,16 @@ export const metrics = () => asks("metrics", {});
 
 /** @param {string} store */
 export const namedQueries = (store) => asks("queries", { store });
+
+/** @param {string} store */
+export const recordings = (store) => asks("recordings", { store });
+
+/**
+ * Where the picture of a call of an episode under way is.
+ * @param {string} store @param {{recording: string, episode: string}} row @param {number} call @param {string} camera
+ */
+export const recordedOverlay = (store, row, call, camera) =>
+  `/v1/stores/${[store, "recordings", row.recording, row.episode, "calls", call, "overlays", camera].map(encodeURIComponent).join("/")}`;
 
 /** @param {View} view @param {number} limit @param {number} [offset] */
 export const episodes = (view, limit, offset = 0) =>

@@ -1416,6 +1416,38 @@ export interface components {
       /** @description By head, then keyframe. */
       values: (number | null)[][];
     };
+    /** @description An episode that is being recorded, or whose recorder died before its end. */
+    UnderWayAnswer: {
+      recording: string;
+      /** @description Name of its file, in addresses. */
+      episode: string;
+      name: string;
+      /** @description `live` or `replay`. */
+      mode: string;
+      instruction: string;
+      task: string | null;
+      host: string;
+      pid: number;
+      created: string;
+      /**
+       * @description `recording`: its process lives. `committing`: it has ended and is being put into the store. `elsewhere`: its
+       *     process is another host's, of which nothing is known but `idle`. `dead`: its process is gone, and
+       *     `attnstore record recover` ends it.
+       * @enum {string}
+       */
+      state: "recording" | "committing" | "elsewhere" | "dead";
+      /** @description Policy calls that can be read: keyframes. */
+      calls: number;
+      /** @description Calls that were not recorded. */
+      dropped: number;
+      /** @description Environment step of the newest call. */
+      step: number;
+      /** @description Seconds since something was written. */
+      idle: number;
+      cameras: string[];
+      /** @description Whose attention can be read already; none in replay mode. */
+      phases: string[];
+    };
   };
   responses: never;
   parameters: never;

@@ -51,6 +51,7 @@ export type Mask = Schemas["MaskAnswer"];
 export type ObjectMetric = Schemas["ObjectMetric"];
 export type SqlTable = Schemas["TableAnswer"];
 export type Intervention = Schemas["InterventionsRow"];
+export type UnderWay = Schemas["UnderWayAnswer"];
 
 /** As the service describes it, its numbers in an array. */
 export type Camera = Omit<Schemas["CameraAnswer"], "coverage"> & { coverage: Float32Array };
@@ -140,6 +141,8 @@ type Query<O> = O extends { parameters: { query?: infer Q } } ? NonNullable<Q> :
 export interface Asked {
   name: QuestionName;
   parameters: Record<string, any>;
+  /** Asked again if it is another number. */
+  turn?: number;
 }
 
 /** A question, and what its endpoint of the service takes. */

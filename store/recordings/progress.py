@@ -69,8 +69,9 @@ class Tail:
                 try:
                     if self.head is None:
                         self.head = read_entry(file, mark).head
-                    elif mark.kind == "end":
-                        self.end = read_entry(file, mark).head
+                    elif mark.kind != "call":
+                        said = read_entry(file, mark)
+                        self.end = said.head if said.kind == "end" else self.end
                 except IntegrityError:
                     break  # it is being written
                 if mark.kind == "call":

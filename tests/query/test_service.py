@@ -8,6 +8,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 import zarr
 from checkout import CHECKOUT
 from service_fixtures import TOKEN, Server
+from under_way import CAMERA, RECORDING, HandMade
 
 import attnstore
 from attnstore.query import Episode, Store
@@ -28,7 +30,7 @@ from attnstore.query.sql.named import named_query
 from attnstore.render import draw
 from attnstore.render.picture.overlay import blend
 from attnstore.render.picture.scale import data_limits
-from attnstore.store.commits import hash_file
+from attnstore.store.commits import hash_file, slug
 from attnstore.store.errors import AttnstoreError
 
 NAME = "2025-01-01_11-00-00"
@@ -495,6 +497,62 @@ def test_the_page_of_curl_commands(server: Server, tmp_path: Path) -> None:
         assert stream.read_all().num_rows > 0
 
 
+class TestUnderWay:
+    """Episodes that are being recorded, read while their journal grows."""
+
+    def test_it_is_there_while_it_goes_on(
+        self, server: Server, served_stores: tuple[Path, Path, Path]
+    ) -> None:
+        place = "/v1/stores/other/recordings"
+        assert server.get(place).json() == []
+        episode = HandMade(served_stores[1], "pick/1")
+        weights = [episode.call(), episode.call()]
+        (row,) = server.get(place).json()
+        assert (row["name"], row["state"], row["calls"], row["step"]) == (
+            "pick/1", "recording", 2, 8,
+        )  # fmt: skip
+        assert row["phases"] == ["prefix"]
+        calls = f"{place}/{row['recording']}/{row['episode']}/calls"
+        for call, shade in ((0, 0), (-1, 40)):
+            picture = decoded(server.get(f"{calls}/{call}/pictures/{CAMERA}").body)
+            np.testing.assert_allclose(picture, shade, atol=2)
+            maps = npy(server, f"{calls}/{call}/maps/prefix/{CAMERA}")
+            # the largest of the two words' weights on each patch
+            expected = weights[call][:, 8:10, :8].max(1).reshape(1, 2, 2, 4)
+            np.testing.assert_array_equal(maps, expected)
+        heat = decoded(server.get(f"{calls}/-1/overlays/{CAMERA}").body).astype(int).sum(2)
+        row_of, col_of = np.unravel_index(heat.argmax(), heat.shape)
+        assert (row_of // 14, col_of // 14) == (1, 2)
+        assert server.get(f"{calls}/2/pictures/{CAMERA}").status == 404
+        assert server.get(f"{calls}/0/pictures/no_camera").status == 404
+        assert (
+            server.get(f"{place}/..%2f..%2fdata/{row['episode']}/calls/0/pictures/x").status == 404
+        )
+        # a call that is being written is not there yet
+        with episode.path.open("ab") as file:
+            file.write(b"ATNJ" + bytes(30))
+        assert server.get(place).json()[0]["calls"] == 2
+        episode.end()
+        assert server.get(place).json() == []
+
+    def test_a_dead_recorder_is_told_from_a_live_one(
+        self, server: Server, served_stores: tuple[Path, Path, Path]
+    ) -> None:
+        done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                              capture_output=True, text=True, check=True)  # fmt: skip
+        made = [
+            HandMade(served_stores[2], "dead", pid=int(done.stdout)),
+            HandMade(served_stores[2], "far", host="another-host"),
+        ]
+        for each in made:
+            each.call()
+        rows = {r["name"]: r for r in server.get("/v1/stores/bad/recordings").json()}
+        assert {name: row["state"] for name, row in rows.items()} == {
+            "dead": "dead", "far": "elsewhere",
+        }  # fmt: skip
+        assert 0 <= rows["dead"]["idle"] < 600
+
+
 class TestOpenApi:
     def test_every_endpoint_answers_what_it_says(
         self, server: Server, base: str, store: Store
@@ -504,7 +562,8 @@ class TestOpenApi:
         known = {
             "{store}": place, "{run}": run, "{episode}": episode, "{metric}": "entropy",
             "{name}": "camera-by-layer", "{camera}": "hand_camera", "{keyframe}": "0",
-            "{path}": "attnstore.json",
+            "{path}": "attnstore.json", "{recording}": RECORDING, "{file}": slug("under-way"),
+            "{call}": "-1", "{phase}": "prefix",
         }  # fmt: skip
         asked = 0
         for path, operations in api["paths"].items():

@@ -10,6 +10,7 @@ export const storeAddress = () => decodeURIComponent(new URL(`./${index.store}`,
 const kept = keeping(ask);
 export const get = kept.get;
 export const peek = kept.peek;
+export const forget = kept.forget;
 
 /** @param {string} store @returns {Promise<never>} */
 export async function sql(store) {
