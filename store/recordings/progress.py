@@ -185,7 +185,7 @@ class UnderWay:
         self._tails: dict[Path, Tail] = {}
         self._lock = threading.Lock()
 
-    def list(self) -> list[Progress]:
+    def episodes(self) -> list[Progress]:
         """Look at every journal, as far as it grew since; return those without an end, the newest first."""
         with self._lock:
             paths = sorted(self._folder.glob(f"*/*{SUFFIX}"))

@@ -42,7 +42,7 @@ def test_what_is_seen_under_way_is_what_the_store_has(policy: Pi0Policy, ram_pat
             policy.act(policy.prepare([observe(i)]))
             episode.advance(5)
         recorder.flush()
-        (progress,) = UnderWay(StorePaths(store).recordings).list()
+        (progress,) = UnderWay(StorePaths(store).recordings).episodes()
         _, maps = UnderWay(StorePaths(store).recordings).call(
             progress.recording, progress.episode, 1
         )
@@ -54,7 +54,7 @@ def test_what_is_seen_under_way_is_what_the_store_has(policy: Pi0Policy, ram_pat
     assert not recorder.faults
     assert (progress.state, progress.calls, progress.step) == ("recording", 3, 10)
     assert set(progress.phases) == {"prefix", "suffix"}
-    assert not UnderWay(StorePaths(store).recordings).list()
+    assert not UnderWay(StorePaths(store).recordings).episodes()
     (file,) = out.glob("*.rrd")
     rows = read(file)
     with attnstore.open(store) as opened:
@@ -151,12 +151,12 @@ def test_a_viewer_that_does_not_read_delays_nothing(
 def test_a_live_recorder_is_told_from_a_dead_one(ram_path: Path) -> None:
     policy, store = Still(), ram_path / "s"
     under_way = UnderWay(StorePaths(store).recordings)
-    assert under_way.list() == []
+    assert under_way.episodes() == []
     with attnstore.record(policy, store, mode="replay") as recorder:
         with recorder.episode("replayed") as episode:
             policy.act(policy.prepare([policy.see(1)]))
             recorder.flush()
-            (progress,) = under_way.list()
+            (progress,) = under_way.episodes()
             assert (progress.name, progress.state, progress.calls) == ("replayed", "recording", 1)
             assert (progress.mode, progress.phases) == ("replay", ())
             call, maps = under_way.call(progress.recording, progress.episode, -1)
@@ -168,10 +168,10 @@ def test_a_live_recorder_is_told_from_a_dead_one(ram_path: Path) -> None:
                 under_way.call("..", progress.episode, 0)
             policy.act(policy.prepare([policy.see(2)]))
             recorder.flush()
-            assert under_way.list()[0].calls == 2
+            assert under_way.episodes()[0].calls == 2
             episode.finish(outcome="success")
         recorder.flush()
-        assert under_way.list() == []  # and is the replay's from here on
+        assert under_way.episodes() == []  # and is the replay's from here on
         # One that is killed: another process's, which is gone
         child = os.fork()
         if child == 0:
@@ -182,6 +182,6 @@ def test_a_live_recorder_is_told_from_a_dead_one(ram_path: Path) -> None:
                 os._exit(0)
         os.waitpid(child, 0)
         (journal,) = store.rglob(f"left*{SUFFIX}")
-        (dead,) = under_way.list()
+        (dead,) = under_way.episodes()
         assert dead.name == "left"
         assert not journal.with_suffix(SPOOL).exists()

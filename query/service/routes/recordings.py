@@ -46,7 +46,7 @@ async def recordings(
     """List episodes that have no end: those that are being recorded, and those whose recorder died."""
     service = service_of(request)
     served = service.store(store)
-    found = await service.read(served.under_way.list)
+    found = await service.read(served.under_way.episodes)
     return respond_json(request, [UnderWayAnswer(**asdict(each)) for each in found])
 
 
