@@ -152,7 +152,7 @@ def _pack(kept: Kept, pieces: list[bytes]) -> dict[str, Any]:
             order = np.argsort(values)
             rank = np.empty(values.size, np.uint8 if values.size <= 256 else np.uint16)
             rank[order] = np.arange(values.size)
-            table, coded = values[order], rank[found.indices.to_numpy()]
+            table, coded = values[order], pa.array(rank).take(found.indices).to_numpy()
     if table is not None:
         said["coding"], said["codes"] = "table", coded.dtype.name
         pieces.append(_compress(table))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -112,8 +112,12 @@ def layouts_from_json(raw: Mapping[str, Any]) -> dict[str, TokenLayout]:
     }
 
 
+_FIELDS = tuple(field.name for field in fields(Span) if field.name != "tokens")
+
+
 def _span_to_json(span: Span) -> dict[str, Any]:
-    said = {k: v for k, v in asdict(span).items() if v not in (None, ())}
+    # Not `asdict`, which copies every token: a tenth of the time that a call's writing takes.
+    said = {name: v for name in _FIELDS if (v := getattr(span, name)) is not None}
     if span.tokens:
         said["tokens"] = [[t.id, t.text] for t in span.tokens]
     return said
