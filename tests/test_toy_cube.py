@@ -240,6 +240,49 @@ def test_a_rollout_is_recorded_with_its_outcome(
         rollout.evaluate("random", None, "plain", str(tmp_path / "s"), "replay", [0])
 
 
+def test_a_drive_is_the_same_recorded_and_in_the_droid_layout(tmp_path: Path) -> None:
+    """What an ingest of the written episode would show the policy is what it saw, bit for bit."""
+    driver = rollout.make_driver("policy", str(CHECKPOINT))
+    assert isinstance(driver, rollout.PolicyDriver)
+    with rollout.recording(driver, "policy", str(tmp_path / "s"), "replay") as recorder:
+        done = rollout.roll(
+            GreyWorld(),
+            driver,
+            3,
+            chunks=2,
+            record=True,
+            recorder=recorder,  # type: ignore[arg-type]
+        )
+    write_episode(tmp_path / "droid", done, "toy_pi0")
+    data = DroidDataset(tmp_path / "droid")
+    (name,) = data.episode_names()
+    (directory,) = recording_directories(tmp_path / "s")
+    recorded = RecordingDataset(directory)
+    info = recorded.info("plain/3")
+    assert (data.info(name).outcome, data.info(name).instruction) == (
+        info.outcome,
+        info.instruction,
+    )
+    assert info.keyframes == (0, CHUNK)
+    for kept, read in zip(
+        recorded.frames("plain/3", info.keyframes), data.frames(name, info.keyframes), strict=True
+    ):
+        assert kept.call is not None
+        images = {c.camera: c.rgb for c in read.cameras if c.camera in driver.cameras}
+        seen = Observation(images, info.instruction, read.state, kept.call.seed)
+        made = driver.policy.prepare([seen]).inputs
+        saw = kept.call.batch.inputs
+        assert set(made) == set(saw)
+        for key, value in made.items():
+            if torch.is_tensor(value):
+                assert torch.equal(value, saw[key]), key
+        # and what it did then is what the robot was told
+        chunk = kept.call.actions * architecture.ACTION_STD + architecture.ACTION_MEAN
+        start = done.moments[kept.index].joints[0]
+        commands = np.array(done.commands[kept.index : kept.index + CHUNK])
+        np.testing.assert_allclose(chunk[:, :3] + start, commands[:, :3], atol=1e-5)
+
+
 def test_written_episode_is_read_by_the_droid_reader(tmp_path: Path) -> None:
     simulator = Simulator()
     done = rollout.Rollout(7, layout(7))

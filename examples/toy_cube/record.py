@@ -1,4 +1,8 @@
-"""``python -m examples.toy_cube.record``: save chosen rollouts as episodes in the DROID layout."""
+"""``python -m examples.toy_cube.record``: save chosen rollouts as episodes in the DROID layout.
+
+With ``--store`` the policy is recorded by `attnstore.record` in the same drive: what the DROID layout adds is what a
+robot's log has beside it, pictures of every frame and, here, the simulator's masks and truth.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from pathlib import Path
 
 from .conditions import WORLDS
 from .episode import write_episode
-from .rollout import make_driver, roll
+from .rollout import add_recording, make_driver, recording, roll
 from .world import remote_world
 
 
@@ -22,15 +26,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--masks", choices=("npy", "rle"), default="npy")
     parser.add_argument("--pictures", choices=("frames", "mp4"), default="frames")
+    add_recording(parser)
     given = parser.parse_args()
     import torch
 
     torch.set_num_threads(given.threads)
     driver = make_driver(given.driver, given.checkpoint)
     name = "toy_pi0" if given.driver == "policy" else given.driver
-    with remote_world(WORLDS[given.world]) as world:
+    with (
+        recording(driver, given.driver, given.store, given.mode) as recorder,
+        remote_world(WORLDS[given.world]) as world,
+    ):
         for seed in seeds(given.seeds):
-            done = roll(world, driver, seed, name=given.world, record=True)
+            done = roll(world, driver, seed, name=given.world, record=True, recorder=recorder)
             arrays, videos = given.masks == "npy", given.pictures == "mp4"
             print(write_episode(given.out, done, name, arrays=arrays, videos=videos), flush=True)
 

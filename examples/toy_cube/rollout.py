@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -136,6 +136,23 @@ def make_driver(name: str, checkpoint: str | None) -> Driver:
     return ExpertDriver() if name == "expert" else RandomDriver()
 
 
+def recording(
+    driver: Driver, name: str, store: str | None, mode: Mode
+) -> AbstractContextManager[Recorder | None]:
+    """Record what a driver's policy sees and does; None without a store."""
+    if store is None:
+        return nullcontext()
+    if not isinstance(driver, PolicyDriver):
+        raise SystemExit(f"--store records a policy; --driver {name} has none")
+    return attnstore.record(driver.policy, store, mode=mode, name=f"toy_cube-{name}", rate=RATE)
+
+
+def add_recording(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `recording` to a command line."""
+    parser.add_argument("--store", help="record what the policy sees and does into this store")
+    parser.add_argument("--mode", choices=("live", "replay"), default="live")
+
+
 def evaluate(
     name: str, checkpoint: str | None, place: str, store: str | None, mode: Mode, seeds: list[int]
 ) -> list[dict[str, Any]]:
@@ -147,16 +164,7 @@ def evaluate(
 
     torch.set_num_threads(1)
     driver = make_driver(name, checkpoint)
-    with ExitStack() as stack:
-        recorder = None
-        if store is not None:
-            if not isinstance(driver, PolicyDriver):
-                raise SystemExit(f"--store records a policy; --driver {name} has none")
-            recording = attnstore.record(
-                driver.policy, store, mode=mode, name=f"toy_cube-{name}", rate=RATE
-            )
-            recorder = stack.enter_context(recording)
-        world = stack.enter_context(remote_world(WORLDS[place]))
+    with recording(driver, name, store, mode) as recorder, remote_world(WORLDS[place]) as world:
         return [outcome(roll(world, driver, seed, name=place, recorder=recorder)) for seed in seeds]
 
 
@@ -169,8 +177,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--store", help="record what the policy sees and does into this store")
-    parser.add_argument("--mode", choices=("live", "replay"), default="live")
+    add_recording(parser)
     given = parser.parse_args()
     count = min(given.processes, given.episodes)
     seeds = [list(range(first, given.episodes, count)) for first in range(count)]
