@@ -25,6 +25,7 @@ from toy_cube.attention import register, shared_key_attention
 from toy_cube.batches import image_patches
 from toy_cube.calibration import extrinsics
 from toy_cube.conditions import WORLDS, Conditions
+from toy_cube.drivers import PolicyDriver
 from toy_cube.episode import run_lengths, write_episode
 from toy_cube.expert import CHUNK, chunk, observe
 from toy_cube.simulator import Simulator
@@ -243,16 +244,10 @@ def test_a_rollout_is_recorded_with_its_outcome(
 def test_a_drive_is_the_same_recorded_and_in_the_droid_layout(tmp_path: Path) -> None:
     """What an ingest of the written episode would show the policy is what it saw, bit for bit."""
     driver = rollout.make_driver("policy", str(CHECKPOINT))
-    assert isinstance(driver, rollout.PolicyDriver)
+    assert isinstance(driver, PolicyDriver)
     with rollout.recording(driver, "policy", str(tmp_path / "s"), "replay") as recorder:
-        done = rollout.roll(
-            GreyWorld(),
-            driver,
-            3,
-            chunks=2,
-            record=True,
-            recorder=recorder,  # type: ignore[arg-type]
-        )
+        there: Any = GreyWorld()
+        done = rollout.roll(there, driver, 3, chunks=2, record=True, recorder=recorder)
     write_episode(tmp_path / "droid", done, "toy_pi0")
     data = DroidDataset(tmp_path / "droid")
     (name,) = data.episode_names()

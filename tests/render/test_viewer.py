@@ -17,6 +17,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from service_fixtures import SCRIPT, TOKEN, start, stop
 from store_fixtures import random_episode
+from under_way import HandMade
 from viewer_fixtures import (
     CUBE,
     EFFECTS,
@@ -33,6 +34,7 @@ from viewer_fixtures import (
     page,
     pixels,
     planted,
+    planted_episode,
     settle,
 )
 
@@ -41,7 +43,7 @@ from attnstore.query import Episode
 from attnstore.render.picture import colormap
 from attnstore.render.serving import PAGE
 from attnstore.store.catalog import refresh
-from attnstore.store.commits import all_commits, log_of, slug
+from attnstore.store.commits import StorePaths, all_commits, log_of, slug
 from attnstore.store.commits.entry import commit_draft, sealed
 from attnstore.store.opening import create_store
 
@@ -907,6 +909,30 @@ def test_colour_maps_are_the_renderers(page: Page, planted: Planted) -> None:
     assert set(found) == set(colormap.CODES)
     for name, colours in found.items():
         np.testing.assert_array_equal(np.reshape(colours, (256, 3)), colormap.table(name))
+
+
+def test_an_episode_is_seen_while_it_is_recorded(page: Page, planted: Planted) -> None:
+    """Its calls come by themselves, and when it is committed it is one of the list."""
+    page.goto(planted.address())
+    rows = page.locator("button[data-episode]")
+    rows.first.wait_for()
+    listed = rows.count()
+    name = "success/2025-01-02/2025-01-02_10-00-00"
+    under_way = HandMade(planted.root, name)
+    under_way.call()
+    card = page.locator(f'[data-recorded="{slug(name)}"]')
+    expect(card).to_contain_text("1 keyframe, step 0")
+    expect(card).to_contain_text("recording")
+    expect(card).to_contain_text("heat: active head of prefix")
+    under_way.call()
+    expect(card).to_contain_text("2 keyframes, step 8")
+    picture = card.locator("img")
+    expect(picture).to_have_js_property("complete", True)
+    assert picture.evaluate("image => image.naturalWidth") == 240
+    commit_episode(StorePaths(planted.root), planted_episode(name, "success", 9, 2), 9)
+    under_way.end()
+    expect(card).to_have_count(0)
+    expect(rows).to_have_count(listed + 1)
 
 
 def test_the_page_names_all_its_modules() -> None:
