@@ -629,6 +629,68 @@ export interface paths {
     patch?: never;
     trace?: never;
   };
+  "/v1/stores/{store}/recordings": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Recordings
+     * @description List episodes that have no end: those that are being recorded, and those whose recorder died.
+     */
+    get: operations["recordings"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/recordings/{recording}/{file}/calls/{call}/pictures/{camera}": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Recorded Picture
+     * @description Return a camera's picture at a policy call of an episode that is being recorded.
+     */
+    get: operations["recorded_picture"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/recordings/{recording}/{file}/calls/{call}/maps/{phase}/{camera}": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Recorded Maps
+     * @description Return where a policy looked at one call of a live recording: maps of every layer and head.
+     *
+     *     Of the query group that stands for the phase, the largest weight over its tokens, at the last step.
+     */
+    get: operations["recorded_maps"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
   "/v1/tables": {
     parameters: {
       query?: never;
@@ -2750,6 +2812,110 @@ export interface operations {
         };
         content: {
           "application/json": components["schemas"]["Page_InterventionMasksRow_"];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  recordings: {
+    parameters: {
+      query?: never;
+      header?: never;
+      path: {
+        store: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["UnderWayAnswer"][];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  recorded_picture: {
+    parameters: {
+      query?: never;
+      header?: never;
+      path: {
+        store: string;
+        recording: string;
+        file: string;
+        call: number;
+        camera: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "image/jpeg": string;
+          "image/png": string;
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  recorded_maps: {
+    parameters: {
+      query?: never;
+      header?: never;
+      path: {
+        store: string;
+        recording: string;
+        file: string;
+        call: number;
+        phase: string;
+        camera: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["ArrayAnswer"];
+          "application/x-npy": string;
         };
       };
       /** @description Client Error */
