@@ -560,7 +560,8 @@ class TestOpenApi:
         api = server.get("/v1/openapi.json").json()
         _, _, _, place, _, run, episode = base.split("/")
         known = {
-            "/objects/{metric}": "/objects/lift", "{store}": place, "{run}": run, "{episode}": episode, "{metric}": "entropy",
+            "/objects/{metric}": "/objects/lift",
+            "{store}": place, "{run}": run, "{episode}": episode, "{metric}": "entropy",
             "{name}": "camera-by-layer", "{camera}": "hand_camera", "{keyframe}": "0",
             "{path}": "attnstore.json", "{recording}": RECORDING, "{file}": slug("under-way"),
             "{call}": "-1", "{phase}": "prefix",
