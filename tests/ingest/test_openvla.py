@@ -233,7 +233,9 @@ def test_an_ingest_stores_bins_and_values_of_every_step(
         assert [r[2] for r in own] == ids
         assert [r[4] for r in own] == [bin_of(i) for i in ids]
         assert [r[6] for r in own] == executed.tolist()
-        np.testing.assert_array_equal(actions[keyframe, 0], np.float32([r[5] for r in own]))
+        np.testing.assert_array_equal(
+            actions[keyframe, 0], np.array([r[5] for r in own], np.float32)
+        )
         assert [r[3] for r in own] == [f"{r[5]:.4f}" for r in own]
         np.testing.assert_allclose(unnormalised([r[5] for r in own]), executed, rtol=1e-12)
     # which number is chosen while it looks at the image most

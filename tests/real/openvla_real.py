@@ -34,7 +34,7 @@ from attnstore.ingest.policies.openvla.policy import PROMPT, OpenvlaPolicy
 from attnstore.ingest.policies.registry import load_policy
 from attnstore.store.errors import UsageError
 
-auto: Any = transformers.AutoModelForVision2Seq
+auto: Any = getattr(transformers, "AutoModelForVision2Seq")  # noqa: B009 - gone from 5
 CAMERA = "varied_camera_1"
 OPTIONS = {"trust_remote_code": "true", "camera": CAMERA}
 

@@ -76,7 +76,8 @@ def read_checkpoint(checkpoint: str, directory: str) -> tuple[Any, Any]:
         raise _tuned(checkpoint, f"{parts[0].name} is beside it")
     try:
         config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=True)
-        processor = transformers.AutoProcessor.from_pretrained(directory, trust_remote_code=True)
+        processors: Any = transformers.AutoProcessor  # its method has no types
+        processor = processors.from_pretrained(directory, trust_remote_code=True)
     except Exception as error:
         # Whatever the checkpoint's code raises means the same to the user.
         raise PolicyError(
@@ -126,7 +127,7 @@ def load_model(checkpoint: str, directory: str, dtype: str | None) -> Any:
     import torch
     import transformers
 
-    auto: Any = transformers.AutoModelForVision2Seq
+    auto: Any = getattr(transformers, "AutoModelForVision2Seq")  # noqa: B009 - gone from 5
     try:
         model, report = auto.from_pretrained(
             directory,
