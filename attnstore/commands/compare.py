@@ -258,6 +258,7 @@ def _form(as_json: bool, as_csv: bool) -> Form:
     help="Draw both runs' overlays side by side, a video for every layer.",
 )
 @active_option
+@weighting_option
 def runs(
     store: StoreName,
     run_a: str,
@@ -274,6 +275,7 @@ def runs(
     out: Path | None,
     videos: Path | None,
     active: Active,
+    weighting: Weighting,
 ) -> None:
     """Say how far apart two runs' maps of the same frames are.
 
@@ -306,7 +308,7 @@ def runs(
     divergences = [
         diff_runs(
             opened, run_a, run_b, name, phase=phase, cameras=cameras, query=query,
-            step=_step(step),
+            step=_step(step), weighting=weighting,
         )
         for name in names
     ]  # fmt: skip
@@ -332,6 +334,7 @@ def runs(
                 a, b, videos, layers=None if layers is None else list(layers),
                 phase=phase or default_phase(a, b), reduce="mean", cameras=cameras,
                 step=None if step is None else int(step), active=active,
+                weighting=weighting,
             )  # fmt: skip
         say_written(written, videos, a.name, False)
 

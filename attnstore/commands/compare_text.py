@@ -84,8 +84,11 @@ def print_divergence(found: Sequence[xr.DataArray], limit: int) -> None:
 
     first = found[0].attrs
     click.echo(f"{first['run_a']} against {first['run_b']}: {len(found)} episodes in both")
+    from attnstore.store.format.weighting import described
+
+    maps = f"{described(first['weighting'])}maps"
     click.echo(
-        f"{first['phase']} × {first['query_group']}: Jensen-Shannon divergence of maps, bits"
+        f"{first['phase']} × {first['query_group']}: Jensen-Shannon divergence of {maps}, bits"
     )
     click.echo()
     ranked = rank_heads(found)

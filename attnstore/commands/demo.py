@@ -34,7 +34,8 @@ QUESTIONS = (
      "select layer, round(avg(lift) filter (contains(instruction, object)), 1) named, "
      "round(avg(lift) filter (not contains(instruction, object)), 1) other "
      "from object_stats join episodes using (run, episode) "
-     "where phase = 'prefix' and head_kind = 'mean' and object like '% cube' group by all order by all"),
+     "where weighting = 'raw' and phase = 'prefix' and head_kind = 'mean' and object like '% cube' "
+     "group by all order by all"),
 )  # fmt: skip
 OUTCOMES = f"""
 Over 180 episodes, 124 successes and 56 failures, nothing tells them apart either that new episodes

@@ -68,6 +68,8 @@ def objects() -> None:
 @click.option("--tool-offset", type=FiniteNumber(), default=0.0, show_default=True, metavar="METRES",
               help="From the recorded pose to the fingertips along its z; about 0.15 if the wrist "
                    "was recorded, as DROID's robots do.")  # fmt: skip
+@click.option("--values/--no-values", default=True, show_default=True,
+              help="Compare value-weighted maps, too, where value norms are stored: reads all weights.")  # fmt: skip
 @click.option("--redo", is_flag=True, help="Compute what is there with the same inputs, too.")
 @out_directory("Write results, pictures, videos and a report below this directory.", required=False)
 @click.option("--pictures/--no-pictures", default=True, show_default=True,
@@ -76,7 +78,7 @@ def objects() -> None:
 def add(
     store: StoreName, dataset: Path, camera: str | None, sources: tuple[str, ...],
     episodes: EpisodeChoice, phases: tuple[str, ...], threshold: float, within: int,
-    tier: str, tool_offset: float, redo: bool, out: Path | None, pictures: bool,
+    tier: str, tool_offset: float, values: bool, redo: bool, out: Path | None, pictures: bool,
     workers: WorkersChoice, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare maps of attention with masks of objects, and commit the numbers.
@@ -116,7 +118,7 @@ def add(
         for source in dict.fromkeys(sources or _sources(chosen, root, camera))
     ]  # fmt: skip
     work = ObjectWork(
-        paths, root, phases, redo,
+        paths, root, phases, values, redo,
         {f"{e.run} {e.id} {o.part}": (e.run, e.name, o) for e in chosen for o in options},
     )  # fmt: skip
     with interrupts(finishing="episode") as stopped, progress_of("objects") as advance:
@@ -151,6 +153,7 @@ class ObjectWork:
     root: Path
     """The dataset with the masks."""
     phases: tuple[str, ...]
+    values: bool
     redo: bool
     tasks: Mapping[str, tuple[str, str, ObjectOptions]]
     """By a name of its own: run, episode, and which masks."""
@@ -190,7 +193,13 @@ class ObjectWork:
             for attempt in (1, 2):
                 try:
                     added = add_objects(
-                        self.paths, episode, directory, options, phases=self.phases, redo=self.redo
+                        self.paths,
+                        episode,
+                        directory,
+                        options,
+                        phases=self.phases,
+                        values=self.values,
+                        redo=self.redo,
                     )
                     break
                 except ConflictError:

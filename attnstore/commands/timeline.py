@@ -21,11 +21,13 @@ from .options import (
     phase_option,
     query_option,
     store_to_read,
+    weighting_option,
 )
 from .output import console, print_json, say_written
 
 if TYPE_CHECKING:
     from attnstore.query.objects.episode_timelines import EpisodeTimeline, Timelines
+    from attnstore.store.format.weighting import Weighting
 
 
 @click.command(cls=StoreCommand)
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 @layers_option
 @click.option("--target", help="Object that is the target.  [default: the first that is named]")
 @click.option("--goal", help="Object that is the goal.  [default: the last other that is named]")
+@weighting_option
 @json_option
 def timeline(
     store: StoreName,
@@ -52,6 +55,7 @@ def timeline(
     layers: tuple[int, ...] | None,
     target: str | None,
     goal: str | None,
+    weighting: Weighting,
     as_json: bool,
 ) -> None:
     """Follow the attention over keyframes: target, goal, gripper, background, and the rest.
@@ -79,6 +83,7 @@ def timeline(
     with console().status("reading"):
         found = timelines(
             opened, chosen, phase, camera, query=query, layers=layers, target=target, goal=goal,
+            weighting=weighting,
         )  # fmt: skip
     if as_json:
         print_json(row for each in found.episodes for row in _rows(each))
@@ -100,6 +105,7 @@ def _rows(found: EpisodeTimeline) -> Iterator[dict[str, Any]]:
                 "outcome": found.episode.outcome,
                 "phase": info["phase"],
                 "camera": info["camera"],
+                "weighting": info["weighting"],
                 "target_object": info["target"] or None,
                 "goal_object": info["goal"] or None,
                 "keyframe": keyframe,
@@ -118,7 +124,8 @@ def _draw(found: Timelines, out: Path) -> list[Path]:
     from attnstore.render.files.lab_folders import EpisodeFolder
     from attnstore.render.picture.image_file import write_text
 
-    name = f"timeline_{found.phase}_{found.camera}.svg"
+    carried = "" if found.weighting == "raw" else f"_{found.weighting}"
+    name = f"timeline_{found.phase}_{found.camera}{carried}.svg"
     written = []
     for each in found.episodes:
         episode = each.episode

@@ -8,6 +8,7 @@ consecutive keyframes of one run.
 
 Maps come from the overview tier, rounded to 11 significant bits (maxima to 6): a map and its stored
 form are up to 2e-8 bits apart (maxima: 2e-5), and equal bytes 0. Less is not a difference.
+Value-weighted maps are made of the stored weights of both runs.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.format.statistics import image_distribution, jensen_shannon
+from attnstore.store.format.weighting import Weighting
 from attnstore.store.reader.selection import check_index
 from attnstore.store.rules import standing_step
 
@@ -45,6 +47,7 @@ def diff_runs(
     cameras: Sequence[str] | None = None,
     query: str | None = None,
     step: int | Literal["last", "all"] = "last",
+    weighting: Weighting = "raw",
 ) -> xr.DataArray:
     """Divergence between the maps of one episode in two runs.
 
@@ -56,6 +59,8 @@ def diff_runs(
         By default the prefix, all cameras of both runs, and the phase's first query group.
     step
         Denoising step of a stepped phase, negative ones from the end, or ``all``.
+    weighting
+        ``raw``, or ``value``: of maps of what is carried; see `attnstore.store.format.weighting`.
 
     Returns
     -------
@@ -68,6 +73,8 @@ def diff_runs(
     SelectionError
         If the runs have no camera, frame or head in common, or divide a camera into different
         patches.
+    NotFoundError
+        If a run has no value norms to weight with.
     """
     if run_a == run_b:
         raise UsageError(f"two runs are compared; got {run_a} twice")
@@ -80,6 +87,7 @@ def diff_runs(
         cameras=cameras,
         query=query,
         step=step,
+        weighting=weighting,
     )
 
 
@@ -92,6 +100,7 @@ def diff_episodes(
     query: str | None = None,
     step: int | Literal["last", "all"] = "last",
     reduce: Reduction = "mean",
+    weighting: Weighting = "raw",
 ) -> xr.DataArray:
     """Divergence between the maps of two opened episodes; see `diff_runs`.
 
@@ -117,8 +126,8 @@ def diff_episodes(
             np.stack(
                 [
                     jensen_shannon(
-                        _distribution(a, phase, camera, query, s, reduce, in_a),
-                        _distribution(b, phase, camera, query, s, reduce, in_b),
+                        _distribution(a, phase, camera, query, s, reduce, weighting, in_a),
+                        _distribution(b, phase, camera, query, s, reduce, weighting, in_b),
                     )
                     for s in steps
                 ],
@@ -148,6 +157,7 @@ def diff_episodes(
             "phase": phase,
             "query_group": query or a.phase(phase, chosen[0]).query_groups[0],
             "reduce": reduce,
+            "weighting": weighting,
         },
     )
 
@@ -174,11 +184,12 @@ def _distribution(
     query_group: str | None,
     step: int,
     reduce: Reduction,
+    weighting: Weighting,
     keyframes: NDArray[np.intp],
 ) -> NDArray[np.float64]:
     maps = episode.maps(
         phase, camera, step=max(step, 0), reduce=reduce, keyframe=keyframes.tolist(),
-        query=query_group,
+        query=query_group, weighting=weighting,
     ).values  # fmt: skip
     return image_distribution(maps, episode.geometry(camera).coverage())
 
@@ -219,14 +230,14 @@ def _steps(steps: int | None, wanted: int | Literal["last", "all"], phase: str) 
 def diff_table(divergence: xr.DataArray) -> pa.Table:
     """Return a divergence as rows: a row per camera, keyframe, step, layer and head.
 
-    Columns: ``run_a``, ``run_b``, ``episode``, ``phase``, ``query_group``, ``camera``, ``frame``,
-    ``step`` (null in one-pass phases), ``layer``, ``head``, ``divergence`` in bits.
+    Columns: ``run_a``, ``run_b``, ``episode``, ``phase``, ``query_group``, ``weighting``, ``camera``,
+    ``frame``, ``step`` (null in one-pass phases), ``layer``, ``head``, ``divergence`` in bits.
     """
     at = dict(zip(DIMS, np.indices(divergence.shape).reshape(len(DIMS), -1), strict=True))
     size = divergence.size
     columns: dict[str, object] = {
         name: [divergence.attrs[name]] * size
-        for name in ("run_a", "run_b", "episode", "phase", "query_group")
+        for name in ("run_a", "run_b", "episode", "phase", "query_group", "weighting")
     }
     columns["camera"] = divergence["camera"].values[at["camera"]]
     columns["frame"] = divergence["frame"].values[at["keyframe"]]

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from attnstore.store.errors import NotFoundError, SelectionError
+from attnstore.store.format.weighting import Weighting
 from attnstore.store.reader.episode import Episode
 from attnstore.store.rules import standing_step
 
@@ -45,6 +46,7 @@ class Timelines:
     camera: str
     query: str
     layers: tuple[int, ...]
+    weighting: Weighting
     episodes: tuple[EpisodeTimeline, ...]
     without: Mapping[str, str]
     """Names of episodes that have none, and why."""
@@ -81,12 +83,13 @@ def timelines(
     layers: Sequence[int] | None = None,
     target: str | None = None,
     goal: str | None = None,
+    weighting: Weighting = "raw",
 ) -> Timelines:
     """Measure where the attention of every chosen episode goes.
 
     Parameters
     ----------
-    query, target, goal
+    query, target, goal, weighting
         See `attnstore.query.objects.timeline`.
     layers
         Averaged over; by default all.
@@ -94,7 +97,7 @@ def timelines(
     Raises
     ------
     NotFoundError
-        If no episode has object masks of the camera.
+        If no episode has object masks of the camera, or an episode has no value norms to weight with.
     SelectionError
         If an episode has no such phase, camera or layer.
     """
@@ -111,9 +114,13 @@ def timelines(
             raise SelectionError(f"{phase} has layers 0 to {count - 1}; got {list(used)}")
         group = group or episode.phase(phase, camera).query_groups[0]
         own = [c for (e, at, _), c in parts.items() if e == episode_id and at == camera]
+        if weighting == "value":
+            episode.part.check_norms(episode.phase(phase, camera).path)
         try:
             masks = scene_masks(store, episode, own, target=target, goal=goal)
-            shares = timeline(episode, masks, phase, camera, query=group, layers=used)
+            shares = timeline(
+                episode, masks, phase, camera, query=group, layers=used, weighting=weighting
+            )
         except NotFoundError as error:
             without[episode.name] = str(error)
             continue
@@ -125,7 +132,7 @@ def timelines(
             f"no episode of {chosen.run} has object masks of {camera}; `attnstore objects add "
             f"--masks DATASET --camera {camera}` keeps them"
         )
-    return Timelines(phase, camera, group or "", used, tuple(found), without)
+    return Timelines(phase, camera, group or "", used, weighting, tuple(found), without)
 
 
 def cameras_with_objects(store: Store, chosen: Chosen) -> list[str]:

@@ -28,7 +28,8 @@ in the seen part of the image; concentration where nothing lies outside the obje
 gets no attention; nss of a map without variance.
 
 Maps are stored rounded: a stored M stands for an unrounded one within r M + d (`Error`), d being 0
-for overview maps. `metric_errors` says how far a row may then be off the unrounded one::
+for overview maps; of value-weighted ones see `attnstore.store.format.weighting.carried_error`.
+`metric_errors` says how far a row may then be off the unrounded one::
 
     overlap_error   the largest |overlap_ratio' - overlap_ratio| of any M' within those bounds; lift
                     = overlap_ratio / area is within overlap_error / area, and concentration grows
@@ -56,7 +57,7 @@ from attnstore.store.format.precision import Error
 Array = NDArray[np.floating[Any]]
 Float = NDArray[np.float64]
 
-OBJECT_SEMANTICS = 2
+OBJECT_SEMANTICS = 3
 """Raised when a definition above changes."""
 DEFAULT_THRESHOLD = 0.3
 _NEGLIGIBLE = 1e-9
@@ -208,12 +209,12 @@ def metric_errors(
     maps, cover, threshold
         As `object_metrics` got them.
     error
-        Of the stored maps.
+        Of the stored maps; arrays are (..., 1).
 
     Returns
     -------
     Per name in `attnstore.store.tables.objects.OBJECT_ERRORS`, (..., object) float64; pointing_sure
-    is 1 or 0; NaN where the metric is, and where there is no bound.
+    is 1 or 0; NaN where the metric is, and where there is no bound (pointing_sure: 0).
 
     Examples
     --------
@@ -263,12 +264,20 @@ def metric_errors(
         "pointing_sure": sure.astype(np.float64),
     }
     undefined = ~(total > 0) | ~(objects > 0)
-    return {name: np.where(undefined, np.nan, value) for name, value in found.items()}
+    bounded = np.isfinite(error.relative) & np.isfinite(error.absolute)
+    return {
+        name: np.where(
+            undefined, np.nan, np.where(bounded, value, 0.0 if name == "pointing_sure" else np.nan)
+        )
+        for name, value in found.items()
+    }
 
 
 def _within(maps: Float, error: Error) -> tuple[Float, Float]:
     """Smallest and largest unrounded map of a stored one."""
-    margin = error.relative * maps + error.absolute
+    # Where there is no bound it must be larger than any weight, not infinite: 0 * inf is no number.
+    relative, absolute = (np.nan_to_num(e, posinf=1e3) for e in (error.relative, error.absolute))
+    margin = relative * maps + absolute
     return np.maximum(maps - margin, 0.0), maps + margin
 
 

@@ -22,6 +22,7 @@ from attnstore.store.commits import Attempt, Commit, StorePaths, latest_commit
 from attnstore.store.commits.run import load_run
 from attnstore.store.errors import ConflictError, EpisodeError, NotFoundError, SelectionError
 from attnstore.store.format.orientation import orientations_of
+from attnstore.store.format.weighting import Weighting
 from attnstore.store.reader.episode import Episode
 from attnstore.store.tables.inventory import PART_TABLES
 from attnstore.store.tables.parquet import write_table
@@ -53,6 +54,7 @@ def add_objects(
     options: ObjectOptions,
     *,
     phases: Sequence[str] = (),
+    values: bool = True,
     redo: bool = False,
 ) -> Added:
     """Compute and commit the object overlap of one episode, unless it is there.
@@ -66,6 +68,8 @@ def add_objects(
     phases
         Phases to compute; by default all that attend to the camera. Those that the part has
         already are kept.
+    values
+        Of value-weighted maps, too, if the episode has value norms and its whole attention is here.
     redo
         Compute although the inputs are the same.
 
@@ -94,7 +98,15 @@ def add_objects(
         inputs = _digest(episode, source)
     before = latest_commit(paths, episode.run, episode.id, options.part)
     done = () if before is None else tuple(before.summary.get("phases", ()))
-    same = before is not None and before.summary.get("inputs") == inputs and set(asked) <= set(done)
+    both = values and all(_carries(episode, phase, camera) for phase in asked)
+    weightings: tuple[Weighting, ...] = ("raw", "value") if both else ("raw",)
+    had = () if before is None else tuple(before.summary.get("weightings", ()))
+    same = (
+        before is not None
+        and before.summary.get("inputs") == inputs
+        and set(asked) <= set(done)
+        and set(weightings) <= set(had)
+    )
     if before is not None and same and not redo:
         return Added(before, False)
     wanted = tuple(p for p in episode.phases if p in {*asked, *done})
@@ -105,7 +117,9 @@ def add_objects(
     with episode_errors(episode.name, "reading its masks"):
         scenes = [Scene.read(episode, source, camera, k, frame) for k, frame in pairs.items()]
     stats = PART_TABLES[STATS].schema.empty_table()
-    blocks = [b for phase in wanted for b in phase_rows(episode, options, phase, scenes)]
+    blocks = [
+        b for phase in wanted for b in phase_rows(episode, options, phase, scenes, weightings)
+    ]
     if blocks:
         stats = pa.concat_tables(blocks)
     summary = {
@@ -113,6 +127,7 @@ def add_objects(
         "outcome": episode.outcome,
         **asdict(options),
         "phases": list(wanted),
+        "weightings": list(weightings),
         "keyframes": len(scenes),
         "objects": sorted({m.category for s in scenes for m in s.masks}),
         "rows": stats.num_rows,
@@ -198,6 +213,13 @@ def match_frames(keyframes: Sequence[int], frames: Sequence[int], within: int) -
         if len(known) and distance.min() <= within:
             found[ordinal] = int(known[distance.argmin()])
     return found
+
+
+def _carries(episode: Episode, phase: str, camera: str) -> bool:
+    """Whether value-weighted maps can be made of what is here."""
+    if not episode.phase(phase, camera).values:
+        return False
+    return episode.explain(phase, camera=camera, weighting="value").missing_bytes == 0
 
 
 def _check_numbering(episode: Episode, source: MaskSource) -> None:

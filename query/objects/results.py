@@ -28,9 +28,9 @@ from .rows import MASKS, STATS
 
 Row = dict[str, Any]
 NOTE = (
-    "Computed from stored maps: overview maps are within 0.05 % a patch, the full attention is float16 "
-    "or log8; in object_stats each row says how far it may be off. lift 1 is chance. The gripper is a "
-    "proxy of three boxes."
+    "Computed from stored maps: overview maps are within 0.05 % a patch, the full attention, of which "
+    "value-weighted maps are made, is float16 or log8; in object_stats each row says how far it may be "
+    "off. lift 1 is chance. The gripper is a proxy of three boxes."
 )
 
 
@@ -62,22 +62,22 @@ class ObjectResults:
 
     @cached_property
     def episodes(self) -> list[Row]:
-        """Mean over keyframes, per episode, object, phase, step, layer and kind of head or head."""
+        """Mean over keyframes, per episode, object, phase, weighting, step, layer and kind of head or head."""
         means = ", ".join(f"avg({name}) AS {name}" for name in OBJECT_METRICS)
         return self._query(
-            "SELECT run, episode, name, outcome, source, object, phase, query_group, step, standing, layer, "
-            f"head_kind, head, count(*) AS keyframes, avg(area) AS area, {means} "
+            "SELECT run, episode, name, outcome, source, object, phase, query_group, weighting, step, standing, "
+            f"layer, head_kind, head, count(*) AS keyframes, avg(area) AS area, {means} "
             "FROM stats JOIN names USING (run, episode) JOIN steps USING (run, phase) "
             "GROUP BY ALL ORDER BY ALL"
         )
 
     @cached_property
     def layers(self) -> list[Row]:
-        """Mean and deviation over episodes, per object, phase, step and layer, of head mean and max.
+        """Mean and deviation over episodes, per object, phase, weighting, step, layer, of head mean and max.
 
         ``sd`` is over episodes, ``keyframe_sd`` over all keyframes; NULL (None) for a single one.
         """
-        keys = "source, object, phase, query_group, step, standing, layer, head_kind"
+        keys = "source, object, phase, query_group, weighting, step, standing, layer, head_kind"
         means = ", ".join(f"avg({n}) AS {n}" for n in OBJECT_METRICS)
         overall = ", ".join(
             f"avg({n}) AS {n}_mean, stddev_samp({n}) AS {n}_sd" for n in OBJECT_METRICS

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from attnstore.store.format.weighting import Weighting, check_weighting
+
 from ..resampling import FEWEST
 from ..sql.chosen import Chosen
 from ..sql.store import Store
@@ -69,12 +71,23 @@ _Key = tuple[Where, str, int, int]
 """(where, role, layer, head); head -1 is the mean over heads"""
 
 
-def role_lifts(store: Store, chosen: Chosen) -> RoleLifts | None:
-    """Sum up `object_stats` by role; None if no episode has objects.
+def role_lifts(store: Store, chosen: Chosen, *, weighting: Weighting = "raw") -> RoleLifts | None:
+    """Sum up `object_stats` by role; None if no episode has objects, or none of this weighting.
 
     At the step that stands for the phase (`attnstore.store.rules`). An episode counts once, with the
     mean over its keyframes and objects.
+
+    Parameters
+    ----------
+    weighting
+        See `attnstore.store.format.weighting`.
+
+    Raises
+    ------
+    SelectionError
+        If there is no such weighting.
     """
+    check_weighting(weighting)
     parts = latest_object_parts(store, chosen)
     if not parts:
         return None
@@ -82,9 +95,11 @@ def role_lifts(store: Store, chosen: Chosen) -> RoleLifts | None:
 SELECT phase, query_group, camera, episode, source, object, layer, coalesce(head, -1),
        avg(lift), avg(pointing_hit)
 FROM object_stats
-WHERE {of_parts(parts.values())} AND head_kind IN ('mean', 'head')
+WHERE {of_parts(parts.values())} AND head_kind IN ('mean', 'head') AND weighting = '{weighting}'
   AND stands_for_phase(run, phase, step)
 GROUP BY ALL ORDER BY ALL""").fetchall()
+    if not rows and weighting != "raw":
+        return None
     instructions = dict(zip(chosen.episodes, chosen.instructions, strict=True))
     objects: dict[str, set[str]] = {}
     for row in rows:

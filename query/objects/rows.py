@@ -1,7 +1,8 @@
 """Rows of ``object_stats`` and ``object_masks``: an episode's maps against its objects.
 
 Overview maps are within 0.05 % of the unrounded ones whatever the run's precision; the full attention
-is float16 or log8. Every row says how far it may be off for that (`OBJECT_ERRORS`).
+is float16 or log8, and value-weighted maps are always made of it. Every row says how far it may be off
+for that (`OBJECT_ERRORS`).
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from attnstore.store.arrays.groups import MAP_BITS
+from attnstore.store.arrays.groups import MAP_BITS, NORM_BITS
 from attnstore.store.format.axes import STEPPED_PHASES
-from attnstore.store.format.precision import rounding_error, weight_error
+from attnstore.store.format.precision import Error, rounding_error, weight_error
 from attnstore.store.format.rle import encode_rle
+from attnstore.store.format.weighting import Weighting, carried, carried_error
 from attnstore.store.reader.episode import Episode
+from attnstore.store.reader.selection import select_tokens
 from attnstore.store.tables.inventory import PART_TABLES
 from attnstore.store.tables.objects import OBJECT_ERRORS, OBJECT_METRICS
 
@@ -56,30 +59,30 @@ class Scene:
 
 
 def phase_rows(
-    episode: Episode, options: ObjectOptions, phase: str, scenes: Sequence[Scene]
+    episode: Episode,
+    options: ObjectOptions,
+    phase: str,
+    scenes: Sequence[Scene],
+    weightings: Sequence[Weighting] = ("raw",),
 ) -> Iterator[pa.Table]:
-    """Yield rows of ``object_stats`` for one phase, a block per query group, step and keyframe."""
+    """Yield rows of ``object_stats`` for one phase, a block per query group, step, keyframe, weighting."""
     scenes = [s for s in scenes if s.masks]
     keyframes = [s.keyframe for s in scenes]
     if not scenes:
         return
-    error = (
-        rounding_error(MAP_BITS["mean"])
-        if options.tier == "maps"
-        else weight_error(episode.spec.precision)
-    )
     for group in episode.phase(phase, options.camera).query_groups:
         for step in range(episode.steps(phase) or 1):
-            maps = _maps(episode, options, phase, group, step, keyframes)
-            # The mean and the maximum over heads are two more maps behind those of the heads.
-            maps = np.concatenate(
-                [maps, maps.mean(2, keepdims=True), maps.max(2, keepdims=True)], 2
-            )
-            for scene, each in zip(scenes, maps, strict=True):
-                found = object_metrics(
-                    each, scene.cover, threshold=options.threshold
-                ) | metric_errors(each, scene.cover, error, threshold=options.threshold)
-                yield _block(episode, options, phase, group, step, scene, found)
+            for weighting in weightings:
+                maps, errors = _maps(episode, options, phase, group, step, keyframes, weighting)
+                # The mean and the maximum over heads are two more maps behind those of the heads.
+                maps = np.concatenate(
+                    [maps, maps.mean(2, keepdims=True), maps.max(2, keepdims=True)], 2
+                )
+                for scene, each, error in zip(scenes, maps, errors, strict=True):
+                    found = object_metrics(
+                        each, scene.cover, threshold=options.threshold
+                    ) | metric_errors(each, scene.cover, error, threshold=options.threshold)
+                    yield _block(episode, options, phase, group, step, weighting, scene, found)
 
 
 def _maps(
@@ -89,35 +92,53 @@ def _maps(
     group: str,
     step: int,
     keyframes: list[int],
-) -> NDArray[np.float32]:
-    """Mean over the group's query tokens, (keyframe, layer, head, row, col)."""
+    weighting: Weighting,
+) -> tuple[NDArray[np.float32], list[Error]]:
+    """Mean over the group's query tokens, (keyframe, layer, head, row, col), and each keyframe's error."""
     camera = options.camera
-    if options.tier == "maps":
-        return episode.maps(
+    if options.tier == "maps" and weighting == "raw":
+        stored = episode.maps(
             phase, camera, step=step, reduce="mean", keyframe=keyframes, query=group
         ).values
+        return stored, [rounding_error(MAP_BITS["mean"])] * len(keyframes)
     grid = episode.geometry(camera).grid
     at: dict[str, Any] = {"step": step} if phase in STEPPED_PHASES else {}
     path = episode.phase(phase, camera).path
     shape = (len(keyframes), episode.layers(phase), episode.heads(phase), *grid)
     maps = np.empty(shape, np.float32)
+    exact = weight_error(episode.spec.precision)
+    errors = [exact] * len(keyframes)
+    keys = episode.phase(phase, camera).key
+    patches = select_tokens(keys, f"image:{camera}", where=f"{path} key").indices
+    # Behind those of the heads the bounds of their mean and maximum, which are the largest of all.
+    bounds = np.empty((2, *shape[:2], shape[2] + 2, 1))
     for index, keyframe in enumerate(keyframes):
         for layer in range(shape[1]):
+            # Whole rows: a value-weighted one is divided by its sum.
             weights = episode.attention(
-                path, keyframe=keyframe, layer=layer, query=group, key=f"image:{camera}", **at
+                path, keyframe=keyframe, layer=layer, query=group, **at
             ).values
+            if weighting == "value":
+                norms = episode.value_norms(path, keyframe=keyframe, layer=layer, **at).values
+                each = np.stack(carried_error(weights, norms, exact, rounding_error(NORM_BITS)))
+                bounds[:, index, layer, :-2, 0] = each
+                bounds[:, index, layer, -2:, 0] = each.max(-1, keepdims=True)
+                weights = carried(weights, norms)
+            weights = weights[..., patches]
             # Queries that this keyframe does not have are NaN; they take no part in the mean.
             present = np.isfinite(weights)
             count = present.sum(-2)
             with np.errstate(invalid="ignore"):
                 mean = np.where(present, weights, 0).sum(-2) / np.where(count, count, np.nan)
             maps[index, layer] = mean.reshape(shape[2], *grid)
-    return maps
+    if weighting == "value":
+        errors = [Error(*bounds[:, index]) for index in range(len(keyframes))]
+    return maps, errors
 
 
 def _block(
-    episode: Episode, options: ObjectOptions, phase: str, group: str, step: int, scene: Scene,
-    metrics: dict[str, NDArray[np.float64]],
+    episode: Episode, options: ObjectOptions, phase: str, group: str, step: int,
+    weighting: Weighting, scene: Scene, metrics: dict[str, NDArray[np.float64]],
 ) -> pa.Table:  # fmt: skip
     shape = next(iter(metrics.values())).shape
     heads = shape[1] - 2
@@ -131,7 +152,8 @@ def _block(
         "phase": phase,
         "step": step if phase in STEPPED_PHASES else None,
         "query_group": group,
-        "tier": options.tier,
+        "weighting": weighting,
+        "tier": "full" if weighting == "value" else options.tier,
         "threshold": options.threshold,
     }
     varying: dict[str, Any] = {

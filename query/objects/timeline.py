@@ -40,6 +40,7 @@ from attnstore.store.errors import NotFoundError, SelectionError
 from attnstore.store.format.geometry import Geometry
 from attnstore.store.format.precision import rounding_error
 from attnstore.store.format.rle import Mask, decode_rle
+from attnstore.store.format.weighting import Weighting
 from attnstore.store.reader.episode import Episode
 
 from ..attention.shares import shares
@@ -125,6 +126,7 @@ def timeline(
     *,
     query: str | None = None,
     layers: Sequence[int] | None = None,
+    weighting: Weighting = "raw",
 ) -> xr.DataArray:
     """Measure the share of attention on every region, at every keyframe and step.
 
@@ -136,6 +138,8 @@ def timeline(
         Stored query group; None is the phase's default (task, action).
     layers
         By default all.
+    weighting
+        ``raw``, or ``value``: shares of what is carried; see `attnstore.store.format.weighting`.
 
     Returns
     -------
@@ -145,12 +149,13 @@ def timeline(
     those of overview maps, ``camera_mass`` and the rest of unrounded weights. Coordinate
     ``progress`` is the frame as a share of the last keyframe's. Attributes: ``target``, ``goal``
     (names or ""), ``others``, ``gripper``: whether it was projected; if not, its pixels count as
-    background; ``error``: how far a share may be off for the maps' rounding, as a share of itself.
+    background; ``error``: how far a share may be off for the maps' rounding, as a share of itself; not of
+    value-weighted ones, whose maps are made of stored weights.
 
     Raises
     ------
     NotFoundError
-        If no detector's masks are there.
+        If no detector's masks are there, or no value norms to weight with.
     SelectionError
         If a name matches nothing.
     """
@@ -168,7 +173,7 @@ def timeline(
         )
     group = query if query is not None else spec.query_groups[0]
     chosen = list(range(spec.layers)) if layers is None else list(layers)
-    whole = shares(episode, phase, camera=spec.camera, query=group)
+    whole = shares(episode, phase, camera=spec.camera, query=group, weighting=weighting)
     if spec.steps is None:
         whole = whole.expand_dims("step", 1)
     whole = whole.transpose("keyframe", "step", "layer", "head", "span").isel(layer=chosen)
@@ -176,7 +181,7 @@ def timeline(
     found = np.full((*coarse["image"].shape, len(ALL)), np.nan)
     for step in range(spec.steps or 1):
         maps = episode.maps(
-            phase, camera, layer=chosen, step=step, reduce="mean", query=group
+            phase, camera, layer=chosen, step=step, reduce="mean", query=group, weighting=weighting
         ).values  # (keyframe, layer, head, row, col)
         for keyframe in range(len(episode.frames)):
             parts = _image_parts(maps[keyframe], masks, keyframe, episode.geometry(camera))
@@ -206,8 +211,13 @@ def timeline(
             "goal": masks.roles.goal or "",
             "others": list(masks.roles.others),
             "gripper": masks.has_gripper,
+            "weighting": weighting,
             # Of a quotient: both its terms are of rounded weights.
-            "error": 2 * rounding_error(MAP_BITS["mean"]).relative,
+            **(
+                {"error": 2 * rounding_error(MAP_BITS["mean"]).relative}
+                if weighting == "raw"
+                else {}
+            ),
             "units": "share of attention, 0..1",
         },
     )

@@ -20,6 +20,7 @@ from attnstore.store.commits import (
 from attnstore.store.commits.part import Part
 from attnstore.store.commits.run import RunConfig, load_run, run_ids
 from attnstore.store.errors import SelectionError, UnknownEpisodeError, UsageError
+from attnstore.store.format.weighting import WEIGHTINGS, Weighting
 from attnstore.store.opening import open_paths
 from attnstore.store.reader.episode import Episode
 
@@ -231,6 +232,7 @@ class Store:
         key: str | None = None,
         reduce: Reduction = "mean",
         step: Steps = None,
+        weighting: Weighting = "raw",
         episodes: Sequence[str] = (),
         where: str | None = None,
         run: str | None = None,
@@ -260,6 +262,9 @@ class Store:
         step
             Of maps, as for `Episode.maps`: a number, ``first``, ``last``, ``all``; None is the one that
             stands for the phase.
+        weighting
+            ``raw``, or ``value``: times the norm of what each key would add through the head, rows summing
+            to 1 again. Such maps are made of whole rows, a keyframe at a time.
         episodes, where, run, limit
             Which episodes: names, an SQL condition on table ``episodes``, a run's, the first so many; by
             default all of the store.
@@ -279,6 +284,8 @@ class Store:
             If dask is not installed.
         SelectionError
             If a name matches nothing, or the episodes' shapes differ, as those of two policies do.
+        NotFoundError
+            If an episode has no value norms to weight with.
         UsageError
             If something is asked of attention that maps have, or the other way round.
         """
@@ -290,8 +297,8 @@ class Store:
             raise UsageError("the keys of maps are a camera's patches: give maps= or key=")
         chosen = self.chosen(episodes, where, run, limit)
         if maps is None:
-            return attention_dataset(chosen, phase, query, key)
-        return map_dataset(chosen, phase, maps, query, reduce, step)
+            return attention_dataset(chosen, phase, query, key, weighting)
+        return map_dataset(chosen, phase, maps, query, reduce, step, weighting)
 
     def hidden(
         self,
@@ -442,8 +449,28 @@ class Store:
         )
         if not asked or "weighting" in words or "weighting" in self.sql(query).columns:
             return ()
-        there = "select 1 from {} where weighting = 'value' limit 1"
-        return tuple(name for name in asked if self.sql(there.format(name)).fetchall())
+        return tuple(name for name in asked if "value" in self.weightings(name))
+
+    def weightings(
+        self, table: str = "episode_stats", condition: str = "true"
+    ) -> tuple[Weighting, ...]:
+        """Return the weightings that a table of statistics has rows of.
+
+        Parameters
+        ----------
+        table
+            One with a column ``weighting``.
+        condition
+            SQL condition on its rows.
+
+        Returns
+        -------
+        Some of `attnstore.store.format.weighting.WEIGHTINGS`, in their order.
+        """
+        there = "select 1 from {} where weighting = '{}' and ({}) limit 1"
+        return tuple(
+            w for w in WEIGHTINGS if self.sql(there.format(table, w, condition)).fetchall()
+        )
 
     def _named(self, name: str, run: str | None) -> list[Commit]:
         """Commits of the episodes with this name, last part of a name, or id."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.errors import UsageError
+from attnstore.store.format.weighting import described
 
 from ..picture import colormap, label
 from ..picture.label import Color
@@ -154,7 +155,8 @@ def draw_divergence(divergences: Sequence[xr.DataArray]) -> Image:
     canvas = np.full((height, left + 2 * MARGIN, 3), BACKGROUND, np.uint8)
     info = one.attrs
     text = (
-        f"{info['phase']} × {info['query_group']}: divergence of maps, mean over "
+        f"{info['phase']} × {info['query_group']}: divergence of "
+        f"{described(info['weighting'])}maps, mean over "
         f"{keyframes.shape[1]} keyframes of {len(divergences)} episodes"
     )
     _draw_title(canvas, f"{info['run_a']} against {info['run_b']}", (text,), ())

@@ -13,6 +13,7 @@ from attnstore.query.objects.episode_timelines import EpisodeTimeline, Timelines
 from attnstore.query.objects.timeline import ALL, REGIONS
 from attnstore.query.statistics import estimate
 from attnstore.store.format.views import is_current
+from attnstore.store.format.weighting import described
 
 from ..picture import image_file
 from .plot_axes import LEFT, RIGHT
@@ -40,7 +41,10 @@ def episode_chart(found: EpisodeTimeline) -> Chart:
     values = np.asarray(last.values)
     shares = {names[r]: _known(values[:, i].tolist()) for i, r in enumerate(ALL)}
     colours = {names[r]: COLOURS[r] for r in ALL}
-    title = f"{found.episode.name}: {info['phase']} → {info['camera']}, {info['query']} tokens"
+    carried = described(info["weighting"])
+    title = (
+        f"{found.episode.name}: {carried}{info['phase']} → {info['camera']}, {info['query']} tokens"
+    )
     whole = area_chart(title, "frame", frames, shares, colours, width=WIDE)
     named = [r for r in REGIONS if r != "background"]
     lines = [
@@ -112,7 +116,8 @@ def aligned_charts(found: Timelines) -> list[Chart]:
     )
     for outcome, each in present:
         count = f"{each.episodes} episode{'s' if each.episodes != 1 else ''}"
-        title = f"{found.phase} → {found.camera}, {outcome}: {count}"
+        carried = described(found.weighting)
+        title = f"{carried}{found.phase} → {found.camera}, {outcome}: {count}"
         charts.append(_aligned_chart(title, each, regions, top))
     return charts
 
@@ -143,7 +148,7 @@ def step_chart(found: Timelines) -> Chart | None:
     for region in (r for r in REGIONS if r != "background"):
         each = [estimate(values[:, s, ALL.index(region)], ids) for s in range(values.shape[1])]
         lines.append(Series.of(NAMES.get(region, region), steps, each, COLOURS[region]))
-    title = f"{found.phase} → {found.camera}: over denoising steps"
+    title = f"{described(found.weighting)}{found.phase} → {found.camera}: over denoising steps"
     return line_chart(title, "step (0 is the noisiest)", "share of attention", lines)
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from attnstore.query.groups.run_diff import diff_episodes
 from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.format.geometry import Geometry
+from attnstore.store.format.weighting import Weighting
 from attnstore.store.reader.episode import Episode
 from attnstore.store.rules import Active, describe_active
 
@@ -52,6 +53,7 @@ def render_side_by_side(
     step: int | None = None,
     reduce: Reduction = "max",
     active: Active = "image",
+    weighting: Weighting = "raw",
     look: Look | None = None,
     codec: str = "vp9",
     fps: float = video.DEFAULT_FPS,
@@ -77,6 +79,8 @@ def render_side_by_side(
         ``max`` or ``mean`` over the query tokens, for the overlays and their divergence.
     active
         What makes a head the most active one: see `attnstore.store.rules`.
+    weighting
+        ``raw``, or ``value``: attention times what each key would add through the head.
     codec
         See `attnstore.render.files.video.CODECS`.
     fps
@@ -102,13 +106,14 @@ def render_side_by_side(
     for episode in (a, b):
         chosen = check_layers(episode, [phase], layers)[phase]
         check_cameras(episode, cameras)
-    drawing = Drawing(phase, reduce, check_step(a, phase, step))
+    drawing = Drawing(phase, reduce, check_step(a, phase, step), weighting=weighting)
     count = a.heads(phase)
     if heads != "active" and not 0 <= heads < count:
         raise SelectionError(f"{a.name}: {phase} has heads 0 to {count - 1}; there is no {heads}")
     divergence = diff_episodes(
         a, b, phase=phase, cameras=None if cameras is None else list(dict.fromkeys(cameras)),
         step="last" if a.steps(phase) is None or step is None else step, reduce=reduce,
+        weighting=weighting,
     ).squeeze("step")  # fmt: skip
     scene = PairScene(a, b, drawing, divergence, look or Look(), active)
     folder = EpisodeFolder.of(out, a.name, a.outcome, a.date)
@@ -206,7 +211,13 @@ class PairScene:
         reduce = self.drawing.reduce
         shown = {
             c: first.active_head(
-                phase, c, layer=layer, step=step, reduce=reduce, active=self.active
+                phase,
+                c,
+                layer=layer,
+                step=step,
+                reduce=reduce,
+                active=self.active,
+                weighting=self.drawing.weighting,
             )
             if head is None
             else head
@@ -214,7 +225,10 @@ class PairScene:
         }
         tracks = []
         for episode, at in zip(self.episodes, self._at, strict=True):
-            maps = LayerMaps.load(episode, phase, layer, self.cameras, step=step, reduce=reduce)
+            maps = LayerMaps.load(
+                episode, phase, layer, self.cameras, step=step, reduce=reduce,
+                weighting=self.drawing.weighting,
+            )  # fmt: skip
             every = {c: np.full(len(episode.frames), h, np.intp) for c, h in shown.items()}
             track = maps.active(every) if head is None else maps.track(head)
             tracks.append(track.at(at))

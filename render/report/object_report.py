@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from attnstore.query.objects.results import (
     load_object_results,
 )
 from attnstore.query.sql.store import Store
+from attnstore.store.format.weighting import WEIGHTINGS, Weighting
 from attnstore.store.reader.episode import Episode
 from attnstore.store.tables.objects import OBJECT_METRICS
 
@@ -84,10 +86,10 @@ def write_report(
 def _page(results: ObjectResults, camera: str, drawn: Sequence[Path]) -> Page:
     said = results.parts[0].commit.summary
     captions = {
-        "summary": "Mean over episodes, by layer and object; the last denoising step, mean over heads.",
+        "summary": "Mean over episodes, by layer and object; the last denoising step, mean over heads, raw attention.",
         "outcomes": "Each episode counts once. Differences between successes and failures are shown, not "
         "tested: that is what `attnstore compare` is for.",
-        "heat": "Mean lift by layer and object: successes, failures, and their difference.",
+        "heat": "Mean lift of the raw attention by layer and object: successes, failures, and their difference.",
     }
     charts = tuple(Figure(n, c, captions[n]) for n, c in _charts(results).items())
     pictures = tuple(
@@ -124,9 +126,13 @@ def _pictures(results: ObjectResults, camera: str, out: Path) -> list[Path]:
     return drawn
 
 
-def _last(rows: Sequence[Row], kind: str = "mean") -> list[Row]:
+def _last(rows: Sequence[Row], kind: str = "mean", weighting: Weighting = "raw") -> list[Row]:
     """Rows of the last denoising step, of one kind of map."""
-    return [r for r in rows if r["step"] == r["standing"] and r["head_kind"] == kind]
+    return [
+        r
+        for r in rows
+        if (r["head_kind"], r["weighting"]) == (kind, weighting) and r["step"] == r["standing"]
+    ]
 
 
 def _charts(results: ObjectResults) -> dict[str, Chart]:
@@ -217,35 +223,42 @@ def _objects_table(results: ObjectResults) -> Table:
     # A stable mean over layers: which layer is best belongs in the table below.
     for key in dict.fromkeys((r["object"], r["source"], r["phase"]) for r in results.layers):
         of_key = [r for r in results.layers if (r["object"], r["source"], r["phase"]) == key]
-        for kind in ("mean", "max"):
-            found = _last(of_key, kind)
+        for kind, weighting in product(("mean", "max"), WEIGHTINGS):
+            found = _last(of_key, kind, weighting)
+            if not found:
+                continue
             means = [_mean([r[f"{metric}_mean"] for r in found]) for metric in OBJECT_METRICS]
             counts = str(found[0]["episodes"]), str(found[0]["keyframes"])
-            rows.append((*key, kind, *counts, *(_number(m) for m in means)))
-    head = ("object", "source", "phase", "heads", "episodes", "keyframes", *OBJECT_METRICS)
+            rows.append((*key, kind, weighting, *counts, *(_number(m) for m in means)))
+    head = (
+        "object", "source", "phase", "heads", "weighting", "episodes", "keyframes",
+        *OBJECT_METRICS,
+    )  # fmt: skip
     return Table("Mean over layers, last step", head, tuple(rows))
 
 
 def _heads_table(results: ObjectResults) -> Table:
     """The heads with the largest lift, by object and phase."""
-    lifts: dict[tuple[str, str, int, int], list[float]] = {}
+    lifts: dict[tuple[str, str, str, int, int], list[float]] = {}
     for row in results.episodes:
         if (
             row["head_kind"] == "head"
             and row["step"] == row["standing"]
             and row["lift"] is not None
         ):
-            key = row["object"], row["phase"], row["layer"], row["head"]
+            key = row["object"], row["phase"], row["weighting"], row["layer"], row["head"]
             lifts.setdefault(key, []).append(row["lift"])
     means = {key: (sum(v) / len(v), len(v)) for key, v in lifts.items()}
     rows = []
-    for group in dict.fromkeys(key[:2] for key in means):
-        of_group = sorted((k for k in means if k[:2] == group), key=lambda k: -means[k][0])
+    for group in dict.fromkeys(key[:3] for key in means):
+        of_group = sorted((k for k in means if k[:3] == group), key=lambda k: -means[k][0])
         for key in of_group[:3]:
             lift, count = means[key]
-            rows.append((*group, f"L{key[2]:02d} H{key[3]:02d}", str(count), _number(lift)))
+            rows.append((*group, f"L{key[3]:02d} H{key[4]:02d}", str(count), _number(lift)))
     return Table(
-        "Heads with the largest lift", ("object", "phase", "head", "episodes", "lift"), tuple(rows)
+        "Heads with the largest lift",
+        ("object", "phase", "weighting", "head", "episodes", "lift"),
+        tuple(rows),
     )
 
 

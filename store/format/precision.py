@@ -37,11 +37,11 @@ class Error:
     """How far a stored weight may lie from the unrounded one.
 
     The unrounded weight of a stored ``w`` is within ``relative * w + absolute``, and so is that of a
-    mean or a maximum of stored weights.
+    mean or a maximum of stored weights. Arrays are of maps that have each its own, with a last axis of 1.
     """
 
-    relative: float
-    absolute: float
+    relative: float | NDArray[np.float64]
+    absolute: float | NDArray[np.float64]
     """Share of attention; matters where weights are small."""
 
 

@@ -25,6 +25,7 @@ from ..format.axes import attention_dims, map_dims
 from ..format.episode import PhaseSpec
 from ..format.generated import DECODE
 from ..format.tokens import WORD, AlignedAxis, Axis, Span, Token
+from ..format.weighting import Weighting, check_weighting
 from ..rules import standing_step
 from .blocks import Float
 from .episode import Episode, Steps
@@ -59,8 +60,9 @@ def _opened(paths: StorePaths, run: str, episode: str, attempt: str) -> Episode:
 
 
 def attention_dataset(
-    episodes: Sequence[Episode], phase: str, query: str | None, key: str | None
-) -> xr.Dataset:
+    episodes: Sequence[Episode], phase: str, query: str | None, key: str | None,
+    weighting: Weighting = "raw",
+) -> xr.Dataset:  # fmt: skip
     """Attention of a phase over episodes; see `attnstore.query.Store.dataset`."""
     specs = [episode.phase(phase) for episode in episodes]
     shape = _same_shape(episodes, specs)
@@ -73,7 +75,11 @@ def attention_dataset(
         for name, group in (("query", query), ("key", key))
     }
     spec = replace(shape, query=axes["query"], key=axes["key"])
-    read = partial(_read_attention, phase=shape.path, steps=shape.steps, axes=axes, chosen=chosen)
+    _check_weighting(episodes, specs, weighting)
+    read = partial(
+        _read_attention, phase=shape.path, steps=shape.steps, axes=axes, chosen=chosen,
+        weighting=weighting,
+    )  # fmt: skip
     dims = attention_dims(shape.phase)
     sizes = (
         *(() if shape.steps is None else (shape.steps,)),
@@ -84,13 +90,13 @@ def attention_dataset(
         for name, (axis, values) in labels_of_tokens(spec).items()
     }
     coords = {name: (name, indices) for name, indices in chosen.items()} | labels
-    text = {"long_name": "attention weight", "phase": shape.phase}
+    text = {"long_name": "attention weight", "phase": shape.phase, "weighting": weighting}
     return _dataset("attention", episodes, 1, dims, sizes, read, coords, text)
 
 
 def map_dataset(
     episodes: Sequence[Episode], phase: str, camera: str, query: str | None, reduce: Reduction,
-    step: Steps,
+    step: Steps, weighting: Weighting = "raw",
 ) -> xr.Dataset:  # fmt: skip
     """Maps of a phase on a camera over episodes; see `attnstore.query.Store.dataset`."""
     specs = [episode.phase(phase, camera) for episode in episodes]
@@ -98,7 +104,11 @@ def map_dataset(
     if step is None or shape.steps is None:
         step = standing_step(shape.phase, shape.steps)
     # Says what is wrong with the question before the first chunk is read.
-    asked = partial(_lazy_maps, phase=phase, camera=camera, query=query, reduce=reduce, step=step)
+    _check_weighting(episodes, specs, weighting)
+    asked = partial(
+        _lazy_maps, phase=phase, camera=camera, query=query, reduce=reduce, step=step,
+        weighting=weighting,
+    )  # fmt: skip
     grids = {asked(episode).shape[-2:] for episode in episodes}
     if len(grids) > 1:
         raise SelectionError(
@@ -120,18 +130,18 @@ def map_dataset(
     group = query if query is not None else shape.query_groups[0]
     text = {
         "long_name": f"attention, {reduce} over the {group} tokens", "phase": shape.phase,
-        "camera": camera, "query": group, "reduce": reduce,
+        "camera": camera, "query": group, "reduce": reduce, "weighting": weighting,
     }  # fmt: skip
     if "step" not in dims and "step" in whole.coords and whole["step"].ndim == 0:
         coords["step"] = int(whole["step"])
-    stored = group in shape.query_groups
+    stored = group in shape.query_groups and weighting == "raw"
     together = MAP_KEYFRAMES if stored else 1
     return _dataset("map", episodes, together, dims, sizes, read, coords, text)
 
 
 def _lazy_maps(
     episode: Episode, phase: str, camera: str, query: str | None, reduce: Reduction,
-    step: Steps,
+    step: Steps, weighting: Weighting,
 ) -> xr.DataArray:  # fmt: skip
     try:
         return episode.maps(
@@ -140,6 +150,7 @@ def _lazy_maps(
             query=query,
             reduce=reduce,
             step=step,
+            weighting=weighting,
             lazy=True,
         )
     except SelectionError as error:
@@ -157,7 +168,7 @@ def _read_maps(
 
 def _read_attention(
     place: _Place, *, phase: str, steps: int | None, axes: dict[str, AlignedAxis],
-    chosen: dict[str, Positions],
+    chosen: dict[str, Positions], weighting: Weighting,
 ) -> Float:  # fmt: skip
     episode = place.open()
     spec = episode.phase(phase)
@@ -179,11 +190,21 @@ def _read_attention(
         keyframe=slice(place.start, place.stop),
         query=homes["query"][here["query"]].tolist(),
         key=homes["key"][here["key"]].tolist(),
+        weighting=weighting,
         max_bytes=1 << 62,
     ).values
     own = result if steps is None else result[:, : values.shape[1]]
     own[..., here["query"][:, None], here["key"]] = values
     return result
+
+
+def _check_weighting(
+    episodes: Sequence[Episode], specs: Sequence[PhaseSpec], weighting: Weighting
+) -> None:
+    check_weighting(weighting)
+    for episode, spec in zip(episodes, specs, strict=True):
+        if weighting == "value":
+            episode.part.check_norms(spec.path)
 
 
 def _homes(across: AlignedAxis, own: AlignedAxis) -> Positions:

@@ -12,7 +12,7 @@ from ..commits.part import Part
 from ..format.axes import attention_dims, map_dims, norm_dims
 from ..format.episode import PhaseSpec
 from ..format.geometry import Geometry
-from ..format.weighting import Weighting, value_weighted
+from ..format.weighting import Weighting, carried
 from . import sinks
 from .blocks import Block, Dimension, Float, Positions, Read
 
@@ -83,12 +83,7 @@ class CarriedRead:
         every = np.arange(len(self.weights.spec.key))
         weights = self.weights(keyframes, steps, layers, heads, queries, every)
         norms = self.norms(keyframes, steps, layers, heads, every)
-        # What is absent takes no part in a row's sum, and stays absent.
-        absent = np.isnan(weights)
-        with np.errstate(invalid="ignore"):
-            carried = value_weighted(np.where(absent, 0, weights), np.nan_to_num(norms))
-        carried[absent] = np.nan
-        return np.asarray(carried[..., keys], np.float32)
+        return np.asarray(carried(weights, norms)[..., keys], np.float32)
 
 
 @dataclass(frozen=True, slots=True)

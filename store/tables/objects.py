@@ -21,6 +21,7 @@ from .columns import (
     STEP,
     STRING,
     VARIANT,
+    WEIGHTING,
     Column,
     Table,
 )
@@ -39,8 +40,8 @@ OBJECT_METRICS: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 OBJECT_ERRORS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        "overlap_error": ("bound on how far overlap_ratio is off for being of stored, rounded maps; lift is within overlap_error / area, and concentration grows with overlap_ratio alone", "0..1"),
-        "iou_error": ("the same for iou: large where a patch is nearly as bright as the threshold", "0..1"),
+        "overlap_error": ("bound on how far overlap_ratio is off for being of stored, rounded maps; NULL if there is no bound; lift is within overlap_error / area, and concentration grows with overlap_ratio alone", "0..1"),
+        "iou_error": ("the same for iou: large where a patch is nearly as bright as the threshold; NULL if there is no bound", "0..1"),
         "nss_error": ("the same for nss; NULL if there is no bound", "standard deviations"),
         "pointing_sure": ("1 if rounding cannot have changed pointing_hit, else 0: another patch is as bright", "0 or 1"),
     }
@@ -62,7 +63,7 @@ _OBJECT_KEYS = (
 _TABLES = (
     Table(
         "object_stats",
-        "one map of attention (a head's, their mean or their maximum) against one object at one keyframe and step; from the stored weights, while head_stats saw the unrounded ones: the last four columns bound the difference; NULL where the camera gets no attention",
+        "one map of attention (a head's, their mean or their maximum), raw or weighted by values, against one object at one keyframe and step; from the stored weights, while head_stats saw the unrounded ones: the last four columns bound the difference; NULL where the camera gets no attention",
         (
             *_OBJECT_KEYS,
             Column("mask_frame", INT32, "frame that the mask is of; differs from frame at most by the part's parameter within", "frames"),
@@ -70,7 +71,8 @@ _TABLES = (
             Column("head", INT16, "0-based head; NULL for the mean and the maximum over heads"),
             Column("head_kind", STRING, "head, mean (map averaged over heads) or max (largest over heads, patch by patch)"),
             QUERY_GROUP,
-            Column("tier", STRING, "what was read: maps (overview maps, float32 of 11 significant bits) or full (all weights, at the run's precision)"),
+            WEIGHTING,
+            Column("tier", STRING, "what was read: maps (overview maps, float32 of 11 significant bits) or full (all weights, at the run's precision); of weighting value always full"),
             Column("threshold", FLOAT32, "share of a map's largest value from which a patch is bright, for iou", "0..1"),
             Column("area", FLOAT32, "share of the seen image that the object covers: what overlap_ratio is by chance", "0..1"),
             *(Column(name, FLOAT32, text, unit) for name, (text, unit) in {**OBJECT_METRICS, **OBJECT_ERRORS}.items()),

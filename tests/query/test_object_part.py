@@ -14,6 +14,7 @@ from store_fixtures import (
     POLICY,
     SOURCE,
     maps_of,
+    norms_of,
     random_episode,
     run_config,
     write_blocks,
@@ -464,6 +465,55 @@ def test_command_refusals(store: Store, dataset: Path, tmp_path: Path) -> None:
         assert f"{option} takes a finite number; got 'nan'" in str(result.exception)
 
 
+@pytest.mark.parametrize("precision", ["float16", "log8"])
+def test_value_weighted_rows_are_of_what_is_carried(
+    tmp_path: Path, dataset: Path, precision: str
+) -> None:
+    """By unrounded weights and norms, of which every row says how far it may be off."""
+    paths = create_store(tmp_path / "v.attn")
+    made = random_episode(NAMES[0], "success", 0, precision=precision, values=True)
+    write_episode(paths, NAMES[0], "success", 0, precision=precision, values=True)
+    store = open_store_for_reading(paths.root)
+    found = rows(store, add(store, dataset))
+    assert len(found) == 2 * 3 * 3 * 2 * 4
+    assert {(r["weighting"], r["tier"]) for r in found} == {("raw", "maps"), ("value", "full")}
+    masks = open_detector_masks("e", dataset / NAMES[0], "hand_camera")
+    of_value = [r for r in found if (r["weighting"], r["head_kind"]) == ("value", "head")]
+    for row in of_value:
+        phase, k, layer, step = (row[n] for n in ("phase", "keyframe", "layer", "step"))
+        layout, about = made.layouts[k][phase], made.spec.phases[phase]
+        norms = norms_of(made, phase, k)[() if step is None else step][layer, row["head"]]
+        own = np.zeros(len(layout.key))
+        for stored, at in about.key.place(layout.key):
+            own[at] = norms[stored]
+        weights = np.asarray(made.weights[phase, k, layer, step][row["head"]], np.float64) * own
+        weights /= weights.sum(-1, keepdims=True)
+        queries = np.concatenate(
+            [np.arange(s.start, s.stop) for s in layout.query.group(about.query_groups[0])]
+        )
+        (patches,) = layout.key.group("image:hand_camera")
+        grid = made.spec.geometry["hand_camera"].grid
+        true = weights[queries][:, patches.start : patches.stop].mean(0).reshape(grid)
+        (mask,) = (m for m in masks.read(row["frame"], SOURCE) if m.category == row["object"])
+        cover = cover_patches(made.spec.geometry["hand_camera"], [mask.pixels])
+        exact = {name: value.item() for name, value in object_metrics(true, cover).items()}
+        assert abs(row["overlap_ratio"] - exact["overlap_ratio"]) <= row["overlap_error"] * 1.001
+        assert abs(row["iou"] - exact["iou"]) <= row["iou_error"] + 1e-6
+        assert row["overlap_error"] < (0.01 if precision == "float16" else 0.1)
+        if row["pointing_sure"]:
+            assert row["pointing_hit"] == exact["pointing_hit"]
+    assert any(r["overlap_error"] > 0 for r in of_value)
+    with_both = "select avg(lift) from object_stats"
+    assert store.both_weightings(with_both) == ("object_stats",)
+    assert store.both_weightings(f"{with_both} where weighting = 'raw'") == ()
+    # without, and again with them: the same inputs, but rows that are missing
+    again = add(store, dataset, values=False)
+    assert not again.computed
+    left_out = add(store, dataset, values=False, redo=True)
+    assert {r["weighting"] for r in rows(store, left_out)} == {"raw"}
+    assert add(store, dataset).computed
+
+
 def test_a_real_policy_on_the_sample(checkpoint: Path, tmp_path: Path) -> None:
     """Ingest the sample episode that has masks with a tiny Pi0, then measure."""
     name = "failure/2025-12-10/2025-12-10_09-07-36"
@@ -489,8 +539,8 @@ def test_a_real_policy_on_the_sample(checkpoint: Path, tmp_path: Path) -> None:
         (episode.steps(p) or 1) * episode.layers(p) * (episode.heads(p) + 2) for p in episode.phases
     )
     assert [(o, frames, count) for o, frames, count, _, _ in found] == [
-        ("green cube", [0, 24], 2 * maps), ("gripper", [0, 8, 16, 24], 4 * maps),
-        ("pink bowl", [0], maps),
+        ("green cube", [0, 24], 4 * maps), ("gripper", [0, 8, 16, 24], 8 * maps),
+        ("pink bowl", [0], 2 * maps),
     ]  # fmt: skip
     assert all(lift > 0 for *_, lift, _ in found)
     assert all(0 < area < 0.3 for *_, area in found)
