@@ -287,6 +287,8 @@ class PhaseAnswer(Answer):
     steps: int | None
     query_groups: Sequence[str]
     """With statistics and stored maps; the first is meant where none is named."""
+    values: bool
+    """Whether there are value norms: `weighting=value` is answered."""
     cameras: Sequence[str]
     """Among the keys."""
     query: Sequence[SpanAnswer]
@@ -424,6 +426,7 @@ class Matrix(Answer):
     phase: str
     camera: str
     query: str
+    weighting: str
     step: int
     keyframe: int | None
     values: NumberRows
@@ -439,6 +442,7 @@ class Trace(Answer):
     phase: str
     camera: str
     query: str
+    weighting: str
     step: int
     layer: int
     heads: Sequence[int]

@@ -88,6 +88,7 @@ class SliceParameters(OfEpisode):
     head: Indices = Field(None, examples=["0"])
     query: Tokens = Field(None, examples=["task"])
     key: Tokens = Field(None, examples=["image:hand_camera"])
+    weighting: Weighting = "raw"
     format: Literal["npy", "json"] | None = Field(None, description="Instead of Accept.")
 
 
@@ -138,6 +139,7 @@ class MatrixParameters(OfEpisode):
     step: Step = None
     keyframe: Number | None = Field(None, description="One keyframe; else over the episode.")
     reduce: Literal["mean", "max"] = Field("mean", description="Over the keyframes.")
+    weighting: Weighting = "raw"
 
 
 class TraceParameters(OfEpisode):
@@ -149,6 +151,7 @@ class TraceParameters(OfEpisode):
     step: Step = None
     layer: Number = Field(examples=[1])
     head: Number | Literal["active", "all"] = Field("active", description="`all`: a trace each.")
+    weighting: Weighting = "raw"
 
 
 class EpisodesParameters(Parameters):

@@ -10,7 +10,7 @@ import { blending as blendingOf, limitsOf } from "./heat.js";
 import { html, useEffect, useMemo } from "./html.js";
 import { useMaps } from "./look.js";
 import { mapAt, mapAtTime, symmetric } from "./maps.js";
-import { headText, layerName } from "./numbers.js";
+import { headText, layerName, weightedText } from "./numbers.js";
 import { Pane, shownMap } from "./pane.js";
 import { episodes, isStored, phaseOf } from "./questions.js";
 import { useTicks } from "./timeline.js";
@@ -175,7 +175,7 @@ function Sides({ a, b, view }) {
     Math.min(wholes[0][0], wholes[1][0]),
     Math.max(wholes[0][1], wholes[1][1]),
   ]);
-  const label = `${layerName(view.layer)} ${headText(one.head)}`;
+  const label = `${layerName(view.layer)} ${headText(one.head)}${weightedText(view)}`;
   const sides = [
     [a, one],
     [b, two],

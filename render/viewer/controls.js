@@ -11,7 +11,7 @@ import { namesOf } from "./state.js";
 
 /** @param {{e: Episode, view: View, change: Change}} props */
 export function Selection({ e, view, change }) {
-  const { layers, heads, steps, query_groups, query } = phaseOf(e, view);
+  const { layers, heads, steps, query_groups, query, values } = phaseOf(e, view);
   const kept = query_groups.map((group, i) => [i ? group : "", `${group} tokens`]);
   const names = new Set(query.flatMap(namesOf).filter((name) => !query_groups.includes(name)));
   const queries = [...kept, ...[...names].map((name) => [name, name])];
@@ -54,6 +54,18 @@ export function Selection({ e, view, change }) {
         options=${["max", "mean"]}
         change=${(/** @type {any} */ reduce) => change({ reduce })}
       />
+      ${
+        values &&
+        html`
+          <${Choice}
+            label="Weighting"
+            value=${view.weighting}
+            options=${["raw", "value"]}
+            title="raw: how much of a token is taken. value: times the norm of what the token adds through the head; each row is made to sum to 1 again"
+            change=${(/** @type {any} */ weighting) => change({ weighting })}
+          />
+        `
+      }
       <${Slider}
         label="Layer"
         shown=${layerName(view.layer)}
@@ -164,11 +176,11 @@ export function Appearance({ view, change }) {
 
 /**
  * A few exclusive choices, all in sight.
- * @param {{label: string, value: string, options: string[], change: (v: any) => void}} props
+ * @param {{label: string, value: string, options: string[], title?: string, change: (v: any) => void}} props
  */
-export function Choice({ label, value, options, change }) {
+export function Choice({ label, value, options, title = "", change }) {
   return html`
-    <div class="field" role="radiogroup" aria-label=${label}>
+    <div class="field" role="radiogroup" aria-label=${label} title=${title}>
       <span>${label}</span>
       <span class="choice">
         ${options.map(

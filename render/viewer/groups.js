@@ -7,7 +7,7 @@ import { blending as blendingOf, limitsOf } from "./heat.js";
 import { html, useMemo } from "./html.js";
 import { mapAtTime, symmetric } from "./maps.js";
 import { Grid } from "./matrix.js";
-import { headText, layerName, weight } from "./numbers.js";
+import { headText, layerName, weight, weightedText } from "./numbers.js";
 import { objectMetricOf } from "./objects.js";
 import { Pane, shownMap } from "./pane.js";
 import { activeHead, comparison, difference, metrics as listed } from "./questions.js";
@@ -38,7 +38,7 @@ export function Groups({ e, view: wished, change }) {
   const fits = groups && groups.a.size === coverage.length;
   const shared = fits ? limitsOf([groups.a.data, groups.b.data], coverage) : null;
   const far = fits ? symmetric(limitsOf([groups.difference.data], coverage)) : null;
-  const label = `${layerName(view.layer)} ${headText(head)}`;
+  const label = `${layerName(view.layer)} ${headText(head)}${weightedText(view)}`;
   return html`
     ${
       groups &&

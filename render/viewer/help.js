@@ -12,6 +12,7 @@ const KEYS = [
   ["a  m", "the active head, the mean of heads"],
   ["n p", "next, previous episode"],
   ["s", "take sinks out, or not"],
+  ["w", "raw attention, or what it carries (value)"],
   ["Esc", "forget the token, the patches and the object"],
   ["/", "filter episodes"],
   ["?", "this help"],
@@ -53,7 +54,8 @@ export function Help({ open, close }) {
       <p>
         Attention of the chosen query tokens to each image patch, from 0 to the number at the end of the bar.
         Dimmed pixels are never seen by the policy; attention to the letterbox is not drawn, its share is
-        printed above the picture.
+        printed above the picture. With weighting “value”, attention times the size of what each token adds
+        through the head, as a share of the row's sum: a sink that adds nothing goes dark.
       </p>
       <p>
         A map shows where image tokens sit. After a vision encoder has mixed all patches, a token is no longer

@@ -42,7 +42,7 @@ function act(key, { e, view, change, togglePlay, help, neighbour }) {
   }
   if (key === "n" || key === "p") return (neighbour(key === "n" ? 1 : -1), true);
   if (!e || view.view === "sql" || view.view === "overview") return false;
-  const { layers, heads } = phaseOf(e, view);
+  const { layers, heads, values } = phaseOf(e, view);
   const last = e.frames.length - 1;
   const head = /^\d+$/.test(view.head) ? Number(view.head) : -1;
   const keyframe = (/** @type {number} */ to) =>
@@ -62,6 +62,7 @@ function act(key, { e, view, change, togglePlay, help, neighbour }) {
     a: { head: "active" },
     m: { head: "mean" },
     s: { sinks: !view.sinks },
+    ...(values ? { w: { weighting: view.weighting === "raw" ? "value" : "raw" } } : {}),
     Escape: { query: "", brush: "", ...choosing(view, "") },
   };
   if (key === " ") return (togglePlay(), true);

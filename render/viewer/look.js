@@ -8,7 +8,7 @@ import { blending as blendingOf, limitsOf } from "./heat.js";
 import { html, useEffect, useList, useMemo } from "./html.js";
 import { mapAt, mapsOf, massOf, ofHead } from "./maps.js";
 import { HeadMatrix } from "./matrix.js";
-import { headText, layerName, percent } from "./numbers.js";
+import { headText, layerName, percent, weightedText } from "./numbers.js";
 import { ObjectStrip, useOutlines } from "./objects.js";
 import { Pane } from "./pane.js";
 import { pictureSize } from "./picture.js";
@@ -107,7 +107,7 @@ export function Look({ e, view, change, playing, play, theme }) {
       camera,
       map: absent ? null : map,
       limits: (view.scale === "frame" ? frame : view.scale === "episode" ? whole[i] : shared) ?? [0, 1],
-      head: `${layerName(view.layer)} ${headText(head)}${chosenBy ? " (active)" : ""}`,
+      head: `${layerName(view.layer)} ${headText(head)}${chosenBy ? " (active)" : ""}${weightedText(view)}`,
       headTitle: chosenBy
         ? `The most active head of the episode, by ${chosenBy} of the map that is shown.`
         : "",
@@ -231,6 +231,7 @@ function useSinks(e, view, loaded) {
     const found = answer.value.rows.filter(
       (r) =>
         r.camera === camera &&
+        r.weighting === view.weighting &&
         r.row !== null &&
         r.layer === view.layer &&
         r.step === step &&

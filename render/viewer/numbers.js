@@ -29,3 +29,6 @@ export const headName = (head) => `H${String(head).padStart(2, "0")}`;
 
 /** Which head, where the mean may be meant. @param {number | "mean" | null} head null: not known yet */
 export const headText = (head) => (head === null ? "…" : head === "mean" ? "mean of heads" : headName(head));
+
+/** What is said of a weighting that is not the usual one. @param {import("./types").View} view */
+export const weightedText = (view) => (view.weighting === "raw" ? "" : ", value-weighted");

@@ -24,13 +24,14 @@ export function pythonCall(e, view, camera, head, address) {
       ? ""
       : `, query=${/^\d+$/.test(view.query) ? view.query : literal(view.query)}`;
   const corrected = view.sinks ? ", sink_corrected=True" : "";
+  const weighted = view.weighting === "raw" ? "" : `, weighting=${literal(view.weighting)}`;
   const lines = [
     "import attnstore",
     "",
     `store = attnstore.open(${literal(address)})  # ATTNSTORE_TOKEN is set; or a path`,
     `episode = store.episode(${literal(e.episode)}, run=${literal(e.run)})  # ${comment(e.name)}`,
     `maps = episode.maps(${literal(view.phase)}, ${literal(camera)}, keyframe=${view.keyframe}, ` +
-      `${selection}, reduce=${literal(view.reduce)}${query}${corrected})`,
+      `${selection}, reduce=${literal(view.reduce)}${query}${corrected}${weighted})`,
     head === "mean" ? 'shown = maps.mean("head")  # (row, col)' : "shown = maps  # (row, col)",
   ];
   const brush = brushOf(view);
@@ -38,7 +39,7 @@ export function pythonCall(e, view, camera, head, address) {
     lines.push(
       "",
       `weights = episode.attention(${literal(view.phase)}, keyframe=${view.keyframe}, ${selection}, ` +
-        `key=${literal(`image:${brush.camera}`)})`,
+        `key=${literal(`image:${brush.camera}`)}${weighted})`,
       `patches = weights.attn.on(${literal(brush.camera)})` +
         `[..., ${brush.rows[0]}:${brush.rows[1] + 1}, ${brush.cols[0]}:${brush.cols[1] + 1}]`,
       'attending = patches.sum(["row", "col"])  # of every query token, to the brushed patches',

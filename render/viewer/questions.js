@@ -116,6 +116,7 @@ export const maps = (e, view, camera, head) =>
     reduce: view.reduce,
     query: queryOf(e, view),
     sink_corrected: view.sinks || null,
+    weighting: weightingOf(view),
   });
 
 /**
@@ -132,6 +133,7 @@ export const matrix = (e, view, camera, metric, keyframe) =>
     query: groupOf(e, view),
     step: stepOf(e, view),
     keyframe,
+    weighting: weightingOf(view),
   });
 
 /**
@@ -149,6 +151,7 @@ export const activeHead = (e, view, camera) =>
     active: view.active,
     query: queryOf(e, view),
     sink_corrected: view.sinks || null,
+    weighting: weightingOf(view),
   });
 
 /**
@@ -165,6 +168,7 @@ export const trace = (e, view, camera, metric) =>
     head: "all",
     query: groupOf(e, view),
     step: stepOf(e, view),
+    weighting: weightingOf(view),
   });
 
 /**
@@ -249,6 +253,7 @@ export function attending(e, view, brush, head) {
     head,
     step: stepOf(e, view),
     key: `${first}:${last + 1}`, // one range, however many rows
+    weighting: weightingOf(view),
   });
 }
 
@@ -268,6 +273,7 @@ export const difference = (e, view, camera, head) =>
     step: phaseOf(e, view).steps === null ? null : view.step, // the last of each, however many it has
     reduce: view.reduce,
     moments: MOMENTS,
+    weighting: weightingOf(view),
   });
 
 /**
@@ -282,6 +288,7 @@ export const comparison = (e, view, camera) =>
     camera,
     query: groupOf(e, view),
     step: view.step < 0 ? null : stepOf(e, view),
+    weighting: weightingOf(view),
   });
 
 /** @param {Episode} e @param {View} view @returns {Phase} */
@@ -295,6 +302,9 @@ export function stepOf(e, view) {
   const { steps } = phaseOf(e, view);
   return steps === null ? null : view.step < 0 ? steps + view.step : view.step;
 }
+
+/** The weighting where it is not the usual one. @param {View} view @returns {"value" | null} */
+const weightingOf = (view) => (view.weighting === "value" ? "value" : null);
 
 /** The phase without the camera of an encoder. @param {View} view */
 const nameOf = (view) => view.phase.split("/")[0];

@@ -1106,6 +1106,7 @@ export interface components {
       phase: string;
       camera: string;
       query: string;
+      weighting: string;
       step: number;
       keyframe: number | null;
       values: (number | null)[][];
@@ -1227,6 +1228,8 @@ export interface components {
       steps: number | null;
       /** @description With statistics and stored maps; the first is meant where none is named. */
       query_groups: string[];
+      /** @description Whether there are value norms: `weighting=value` is answered. */
+      values: boolean;
       /** @description Among the keys. */
       cameras: string[];
       query: components["schemas"]["SpanAnswer"][];
@@ -1471,6 +1474,7 @@ export interface components {
       phase: string;
       camera: string;
       query: string;
+      weighting: string;
       step: number;
       layer: number;
       heads: number[];
@@ -1907,6 +1911,8 @@ export interface operations {
         query?: string | null;
         step?: number | "last";
         reduce?: "mean" | "max";
+        /** @description `value`: attention times the norm of what each key would add through the head, rows made to sum to 1 again; of episodes with value norms. */
+        weighting?: "raw" | "value";
         window?: number | null;
         /** @description What keyframes of episodes of different lengths have in common. */
         align?: "none" | "time" | "progress";
@@ -1962,6 +1968,8 @@ export interface operations {
         /** @description Denoising step, negative ones from the end. By default the last; of decode the first, which every keyframe has. */
         step?: number | null;
         reduce?: "max" | "mean";
+        /** @description `value`: attention times the norm of what each key would add through the head, rows made to sum to 1 again; of episodes with value norms. */
+        weighting?: "raw" | "value";
         query?: string | null;
         /** @description Points of normalised time, 0 to 1. */
         moments?: number;
@@ -2111,6 +2119,8 @@ export interface operations {
         query?: string | null;
         /** @description A group of tokens: a kind (`text`, `image`, `action`), a role (`task`, `state`), a span (`image:hand_camera`), a word (`word:cube`), a range in one (`action:0:5`), or indices. */
         key?: string | null;
+        /** @description `value`: attention times the norm of what each key would add through the head, rows made to sum to 1 again; of episodes with value norms. */
+        weighting?: "raw" | "value";
         /** @description Instead of Accept. */
         format?: ("npy" | "json") | null;
       };
@@ -2347,6 +2357,8 @@ export interface operations {
         keyframe?: number | null;
         /** @description Over the keyframes. */
         reduce?: "mean" | "max";
+        /** @description `value`: attention times the norm of what each key would add through the head, rows made to sum to 1 again; of episodes with value norms. */
+        weighting?: "raw" | "value";
       };
       header?: never;
       path: {
@@ -2393,6 +2405,8 @@ export interface operations {
         layer: number;
         /** @description `all`: a trace each. */
         head?: number | ("active" | "all");
+        /** @description `value`: attention times the norm of what each key would add through the head, rows made to sum to 1 again; of episodes with value norms. */
+        weighting?: "raw" | "value";
       };
       header?: never;
       path: {

@@ -5,7 +5,7 @@ import { css } from "./colormaps.js";
 import { pixels } from "./frames.js";
 import { blend, heatOf, sampler } from "./heat.js";
 import { html, useState } from "./html.js";
-import { layerName, percent, weight } from "./numbers.js";
+import { layerName, percent, weight, weightedText } from "./numbers.js";
 import { pythonCall } from "./python.js";
 
 /** @import {Episode, Blending, View} from "./types" */
@@ -71,7 +71,7 @@ export function Share({ e, view, shown, blending }) {
  */
 export function csvOf(e, view, shown) {
   const rows = [
-    "run,episode,phase,step,layer,head,query,reduce,sink_corrected,keyframe,frame,camera,row,col,coverage,weight",
+    "run,episode,phase,step,layer,head,query,reduce,sink_corrected,weighting,keyframe,frame,camera,row,col,coverage,weight",
   ];
   for (const { camera, map, headIndex } of shown) {
     const { grid, coverage } = e.cameras[camera];
@@ -87,6 +87,7 @@ export function csvOf(e, view, shown) {
       query,
       view.reduce,
       view.sinks,
+      view.weighting,
       view.keyframe,
       e.frames[view.keyframe],
       camera,
@@ -150,7 +151,8 @@ async function pictureOf(e, view, shown, blending) {
     left += about.width + gap;
   }
   const queries = view.query || e.phases[view.phase].query_groups[0] || "";
-  const what = `${view.phase}, ${view.reduce} over ${queries} tokens${view.sinks ? ", sinks taken out" : ""}`;
+  const treated = `${view.sinks ? ", sinks taken out" : ""}${weightedText(view)}`;
+  const what = `${view.phase}, ${view.reduce} over ${queries} tokens${treated}`;
   context.fillText(
     `${e.name}   frame ${e.frames[view.keyframe]}   ${what}`,
     gap,

@@ -15,6 +15,7 @@ export const START = Object.freeze({
   phase: "",
   query: "",
   reduce: "max",
+  weighting: "raw",
   layer: 0,
   head: "active",
   active: "image",
@@ -49,6 +50,7 @@ export const START = Object.freeze({
 const CHOICES = {
   view: ["overview", "look", "heads", "actions", "causes", "compare", "sql"],
   reduce: ["max", "mean"],
+  weighting: ["raw", "value"],
   active: ["image", "lab"],
   matrix: ["episode", "keyframe"],
   cmap: NAMES,
@@ -114,7 +116,7 @@ export const isStep = (a, b) => STEPS.some((name) => a[name] !== b[name]);
 export function fitted(view, e) {
   const paths = Object.keys(e.phases);
   const phase = paths.includes(view.phase) ? view.phase : paths.includes("prefix") ? "prefix" : paths[0];
-  const { layers, heads, steps, query, query_groups, cameras } = e.phases[phase];
+  const { layers, heads, steps, query, query_groups, cameras, values } = e.phases[phase];
   const within = (/** @type {number} */ at, /** @type {number} */ count) =>
     Math.min(Math.max(at, 0), count - 1);
   const head = /^\d+$/.test(view.head) ? String(within(+view.head, heads)) : view.head;
@@ -132,6 +134,7 @@ export function fitted(view, e) {
     ...view,
     phase,
     layer: within(view.layer, layers),
+    weighting: values ? view.weighting : "raw",
     head: head === "mean" || /^\d+$/.test(head) ? head : query_groups.length ? "active" : "mean",
     step: steps === null ? -1 : view.step >= 0 ? within(view.step, steps) : phase === "decode" ? 0 : -1,
     keyframe: within(view.keyframe, e.frames.length),

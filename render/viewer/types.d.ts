@@ -77,6 +77,7 @@ export interface View {
   phase: string;
   query: string;
   reduce: "max" | "mean";
+  weighting: "raw" | "value";
   layer: number;
   head: string;
   active: "image" | "lab";

@@ -49,6 +49,7 @@ async def attention(
             name: parse_index(getattr(p, name), name) for name in ("step", "layer", "head")
         }
         chosen |= {name: parse_group(getattr(p, name), name) for name in ("query", "key")}
+        chosen["weighting"] = p.weighting
         keyframe = parse_index(p.keyframe, "keyframe")
         if p.frame is not None and keyframe is None:
             keyframe = episode.keyframe_of(p.frame)
@@ -57,7 +58,8 @@ async def attention(
         _check_cost(episode.explain(p.phase, keyframe=keyframe, **chosen), most)
         array = episode.attention(p.phase, keyframe=keyframe, **chosen, max_bytes=most)
         # As stored: nothing is lost, and half the bytes.
-        return array.astype(np.float16) if episode.spec.precision == "float16" else array
+        stored = p.weighting == "raw" and episode.spec.precision == "float16"
+        return array.astype(np.float16) if stored else array
 
     return await asked.array(p.format, read)
 

@@ -23,7 +23,7 @@ from ..answers import ArrayAnswer, CompareAnswer
 from ..endpoint import binary
 from ..endpoint import router as new_router
 from ..guard.refusal import Refusal
-from ..parameters import Number, Parameters, Step
+from ..parameters import Number, Parameters, Step, Weighting
 from ..payload import MEDIA_TYPES, NPY, Json, array_body, chosen_format, respond, respond_json
 from ..served import ServedStore
 from ..service import Service, service_of
@@ -51,6 +51,7 @@ class CompareParameters(GroupParameters):
     query: str | None = Field(None, max_length=200, description="A stored query group.")
     step: Number | Literal["last"] = "last"
     reduce: Literal["mean", "max"] = "mean"
+    weighting: Weighting = "raw"
     window: int | None = Field(None, ge=1, lt=1 << 31)
     align: Literal["none", "time", "progress"] = Field(
         "none", description="What keyframes of episodes of different lengths have in common."
@@ -70,6 +71,7 @@ class DifferenceParameters(GroupParameters):
     head: Number | Literal["mean"] = Field("mean", description="A head, or the mean over heads.")
     step: Step = None
     reduce: Literal["max", "mean"] = "mean"
+    weighting: Weighting = "raw"
     query: str | None = Field(None, max_length=200)
     moments: int = Field(11, ge=1, le=101, description="Points of normalised time, 0 to 1.")
     format: Literal["npy", "json"] | None = None
@@ -104,7 +106,7 @@ async def comparison(
             Store(served.paths), p.metric, **groups, strata=_strata(p), phase=p.phase,
             camera=p.camera, query=p.query, step=p.step, reduce=p.reduce, window=p.window,
             align=p.align, permutations=p.permutations, bootstraps=p.bootstraps, alpha=p.alpha,
-            seed=p.seed,
+            seed=p.seed, weighting=p.weighting,
         )  # fmt: skip
         return _compared(found, chosen)
 
@@ -138,7 +140,7 @@ async def difference(
             attrs={
                 "a": chosen.labels[0], "b": chosen.labels[1], "episodes_a": len(chosen.a),
                 "episodes_b": len(chosen.b), "camera": parameters.camera,
-                "reduce": parameters.reduce,
+                "reduce": parameters.reduce, "weighting": parameters.weighting,
             },
         )  # fmt: skip
 
@@ -213,8 +215,9 @@ def _maps(
         episode = store.episode(run, id).episode
         head = None if p.head == "mean" else int(p.head)
         maps = episode.maps(
-            p.phase, p.camera, layer=p.layer, head=head, step=p.step, reduce=p.reduce, query=p.query
-        ).values
+            p.phase, p.camera, layer=p.layer, head=head, step=p.step, reduce=p.reduce, query=p.query,
+            weighting=p.weighting,
+        ).values  # fmt: skip
         yield maps if head is not None else np.asarray(maps.mean(1))
 
 

@@ -99,7 +99,7 @@ async def trace(
             heads = [
                 opened.active_head(
                     p.phase, p.camera, layer=layer, step=about["step"], query=about["query"],
-                    reduce="mean",
+                    reduce="mean", weighting=p.weighting,
                 )
             ]  # fmt: skip
         else:
@@ -206,6 +206,7 @@ def _description(asked: AskedEpisode) -> EpisodeAnswer:
                 heads=phase.heads,
                 steps=phase.steps,
                 query_groups=phase.query_groups,
+                values=phase.values,
                 cameras=phase.cameras,
                 query=[_span(s) for s in phase.query],
                 key=[_span(s) for s in phase.key],
@@ -237,11 +238,15 @@ def _metric(
         step = standing_step(phase.phase, phase.steps) or 0
     step = check_index(step, phase.steps or 1, f"{parameters.phase} step")
     query = parameters.query or phase.query_groups[0]
-    values = episode.stats(parameters.phase, parameters.camera, metric, query=query, step=step)
+    values = episode.stats(
+        parameters.phase, parameters.camera, metric, query=query, step=step,
+        weighting=parameters.weighting,
+    )  # fmt: skip
     definition, unit = METRICS[metric]
     return values.values, {
         "metric": metric, "definition": definition, "unit": unit, "phase": parameters.phase,
-        "camera": parameters.camera, "query": query, "step": step,
+        "camera": parameters.camera, "query": query, "weighting": parameters.weighting,
+        "step": step,
     }  # fmt: skip
 
 

@@ -49,11 +49,25 @@ async function ask(question) {
   const form = formOf(question);
   const place = { json: index.json, array: index.arrays, blob: index.blobs }[form][key];
   if (!place) throw new Unanswered(absenceOf(question) ?? missing(question), 404);
-  if (form === "json") return (await rowsOf(place))[key];
+  if (form === "json") {
+    const answer = (await rowsOf(place))[key];
+    return question.name === "episode" ? rawAlone(answer) : answer;
+  }
   const [chunk, about] = place;
   if (form === "blob") return new Blob([bytesOf(chunk)], { type: about });
   return parseNpy(await inflated(chunk).arrayBuffer(), about.split(","));
 }
+
+/**
+ * An episode without the choice of a weighting: value-weighted maps are made of all weights, which are not here.
+ * @param {any} episode
+ */
+const rawAlone = (episode) => ({
+  ...episode,
+  phases: Object.fromEntries(
+    Object.entries(episode.phases).map(([path, phase]) => [path, { ...phase, values: false }]),
+  ),
+});
 
 const COLLATOR = new Intl.Collator("en");
 
