@@ -14,6 +14,7 @@ from attnstore.commands.cnn import cnn
 from attnstore.commands.compare import compare
 from attnstore.commands.demo import demo
 from attnstore.commands.export import export
+from attnstore.commands.failure import failure
 from attnstore.commands.hidden import linear_probe, similarity
 from attnstore.commands.ingest import ingest
 from attnstore.commands.listing import ls
@@ -102,7 +103,7 @@ def cli(verbose: bool, endpoint_url: str | None) -> None:
 
 for command in (
     ingest, record, outcomes, ls, tokens, attention, sql, compare, export, objects, cnn, probe, linear_probe,
-    similarity, render, report, pull, push, serve,
+    similarity, failure, render, report, pull, push, serve,
     verify, gc, remove, catalog, policies, demo,
 ):  # fmt: skip
     cli.add_command(command)

@@ -22,6 +22,7 @@ _OWN = {
     "change, points": ("last third minus first third of each episode's keyframes, in percentage points of all attention", "points"),
     "on the camera": ("camera_mass: share of the query group's attention on what the camera shows; mean over heads, keyframes, then episodes; last step", "share of attention"),
     "on its letterbox": ("letterbox_mass: share on the camera's padding, which shows no image", "share of attention"),
+    "weighting": ("raw: the attention; value: attention times the norm of what each token adds through the head, rows made to sum to 1 again", ""),
     "fidelity": ("metric of the masked top of a layer's map minus that of its control, as many pixels elsewhere, keyframe by keyframe; positive: the action depends more on what the layer looks at", "of the metric"),
     "masked map": ("metric where the hottest pixels of the layer's map are replaced", "of the metric"),
     "control": ("metric where as many pixels with little attention are replaced, mean over repeats", "of the metric"),

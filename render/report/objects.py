@@ -22,6 +22,7 @@ from attnstore.query.sql.chosen import Chosen
 from attnstore.query.sql.store import Store
 from attnstore.query.statistics import Estimate, estimate
 from attnstore.store.format.axes import VISION
+from attnstore.store.format.weighting import Weighting, described
 
 from ..charts.plots import Series, line_chart
 from ..charts.timeline import COLOURS, NAMES, aligned_charts, episode_chart, step_chart
@@ -51,42 +52,54 @@ def objects(store: Store, chosen: Chosen) -> Section:
             "of object always is; compare with the objects that are not named."
         ),
     ]
+    by: dict[Weighting, RoleLifts] = {"raw": found}
+    carried = role_lifts(store, chosen, weighting="value")
+    if carried is not None:
+        by["value"] = carried
     for where in dict.fromkeys(each.where for each in found.layers):
-        if where[0] != VISION:
-            blocks.append(_layers(where, [e for e in found.layers if e.where == where]))
-    blocks += _heads(found)
+        for weighting, lifts in by.items():
+            own = [e for e in lifts.layers if e.where == where]
+            if where[0] != VISION and own:
+                blocks.append(_layers(where, own, weighting))
+    blocks += _heads(by)
     return Section("objects", "What it looks at: objects", tuple(blocks))
 
 
-def _layers(where: tuple[str, str, str], lifts: Sequence[LayerLift]) -> Figure:
+def _layers(
+    where: tuple[str, str, str], lifts: Sequence[LayerLift], weighting: Weighting
+) -> Figure:
     phase, group, camera = where
     lines = []
     for role in (r for r in ROLES if any(e.role == r for e in lifts)):
         own = [e for e in lifts if e.role == role]
         x = [float(e.layer) for e in own]
         lines.append(Series.of(NAMES.get(role, role), x, [e.lift for e in own], COLOURS[role]))
+    said, ending = described(weighting), "" if weighting == "raw" else f"_{weighting}"
     return Figure(
-        f"lift_{phase}_{group}_{camera}",
+        f"lift_{phase}_{group}_{camera}{ending}",
         line_chart(
-            f"{phase} → {camera}: lift", "layer", "lift, mean of heads", lines, reference=1.0
+            f"{said}{phase} → {camera}: lift", "layer", "lift, mean of heads", lines, reference=1.0
         ),
-        f"{phase}, {group} tokens, {camera}: lift of the map averaged over heads, by the role of the "
+        f"{phase}, {group} tokens, {camera}: lift of the {said}map averaged over heads, by the role of the "
         "object; 1 (dashed) is chance.",
     )
 
 
-def _heads(found: RoleLifts) -> list[Block]:
+def _heads(by: Mapping[Weighting, RoleLifts]) -> list[Block]:
+    found = by["raw"]
     rows = tuple(
         (
             f"{e.where[0]} → {e.where[2]}",
             e.role,
+            *((weighting,) if len(by) > 1 else ()),
             f"L{e.layer:02d} H{e.head:02d}",
             with_interval(e.lift),
             with_interval(e.other),
             with_interval(e.hit),
             str(e.lift.episodes),
         )
-        for e in found.heads
+        for weighting, lifts in by.items()
+        for e in lifts.heads
         if e.where[0] != VISION
     )
     if not rows:
@@ -102,7 +115,8 @@ def _heads(found: RoleLifts) -> list[Block]:
             f"The largest of {most} heads, chosen and measured in the same episodes, because there "
             "are fewer than 8: choosing alone makes the lift larger. Do not quote it without that."
         )
-    head = ("map", "role", "best head", "lift", "other", "pointing_hit", "episodes")
+    named = ("weighting",) if len(by) > 1 else ()
+    head = ("map", "role", *named, "best head", "lift", "other", "pointing_hit", "episodes")
     targets = [e for e in found.heads if e.role == "target" and e.where[0] != VISION]
     best = max(targets, key=lambda e: e.lift.value, default=None)
     table = Table("Best head for target and goal", head, rows, said)

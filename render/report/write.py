@@ -19,7 +19,7 @@ from .fidelity import Fidelity, fidelity_section, read_fidelity
 from .fidelity_page import fidelity_page
 from .glossary import glossary
 from .html import html_page
-from .looking import heads, looking
+from .looking import heads, looking, sinks
 from .markdown import write_markdown
 from .objects import objects, temporal
 from .outcomes import outcomes
@@ -98,6 +98,7 @@ def report_page(
     makers: dict[str, Callable[[], Section]] = {
         "where each layer looks": lambda: looking(store, chosen),
         "active heads": lambda: heads(store, chosen, active=active),
+        "sinks": lambda: sinks(store, chosen),
         "objects": lambda: objects(store, chosen),
         "temporal shift": lambda: temporal(store, chosen),
         "outcomes": lambda: outcomes(store, chosen),

@@ -24,7 +24,9 @@ COPIED = tuple(name for name in TABLES if name not in VIEWED)
 _S, _I16, _I32, _I64, _F64 = pa.string(), pa.int16(), pa.int32(), pa.int64(), pa.float64()
 _TIME = pa.timestamp("us")
 _RUN, _EPISODE = Column("run", _S, "id of the run"), Column("episode", _S, "id of the episode")
-PART = Column("part", _S, "part that the row comes from: base, probe-..., objects-..., cnn-...")
+PART = Column(
+    "part", _S, "part that the row comes from: base, probe-..., objects-..., failure-..., cnn-..."
+)
 
 _TABLES = (
     Table(

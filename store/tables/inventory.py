@@ -11,6 +11,7 @@ from types import MappingProxyType
 from .base import OPTIONAL_TABLES, TABLES
 from .cnn import CNN_TABLES
 from .columns import Table
+from .failure import FAILURE_TABLES
 from .linear_probes import LINEAR_PROBE_TABLES
 from .objects import OBJECT_TABLES
 from .probes import PROBE_TABLES
@@ -18,7 +19,7 @@ from .probes import PROBE_TABLES
 __all__ = ["ALL_TABLES", "OPTIONAL_TABLES", "PART_TABLES", "TABLES"]
 
 PART_TABLES: Mapping[str, Table] = MappingProxyType(
-    {**OBJECT_TABLES, **PROBE_TABLES, **LINEAR_PROBE_TABLES, **CNN_TABLES}
+    {**OBJECT_TABLES, **PROBE_TABLES, **LINEAR_PROBE_TABLES, **FAILURE_TABLES, **CNN_TABLES}
 )
 """Tables that other parts bring, by name: object_stats and object_masks of objects-..., those of
 probe-..., of linear-probe-... and of cnn-..."""
