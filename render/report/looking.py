@@ -186,11 +186,13 @@ def overlays(store: Store, chosen: Chosen) -> list[Block]:
     for episode_id in picked:
         episode = store.episode(episode_id, run=chosen.run)
         for phase in (p for p in episode.phases if p != VISION):
-            blocks.append(_overlay(episode, phase, len(episode.frames) // 2))
+            name = f"overlay_{phase}_{episode.outcome}"
+            blocks.append(drawn_keyframe(episode, phase, len(episode.frames) // 2, name))
     return blocks
 
 
-def _overlay(episode: Episode, phase: str, keyframe: int) -> Block:
+def drawn_keyframe(episode: Episode, phase: str, keyframe: int, name: str) -> Block:
+    """Draw a keyframe of every camera with the heat of some layers; `name` is the figure's."""
     count = episode.layers(phase)
     layers = sorted({round(i) for i in np.linspace(0, count - 1, min(count, OVERLAY_LAYERS))})
     rows = []
@@ -214,7 +216,6 @@ def _overlay(episode: Episode, phase: str, keyframe: int) -> Block:
         rows.append(row)
     if not rows:
         return note(f"{phase}: no camera has an image at keyframe {keyframe} of {episode.name}.")
-    name = f"overlay_{phase}_{episode.outcome}"
     caption = (
         f"{phase}, {describe_query(episode, phase)}: {episode.name}, frame "
         f"{int(episode.frames[keyframe])}, “{episode.instruction.strip()}”. Mean over heads; each "
@@ -324,15 +325,20 @@ GROUP BY ALL ORDER BY ALL""").fetchall()
     if "value" in weightings:
         kept = sum(1 for by in found.values() if {"raw", "value"} <= set(by))
         both = sum(1 for by in found.values() if "raw" in by)
+        said = (
+            f" Of {both} sinks of raw attention (a key of a head each) {kept} are sinks of what is "
+            f"carried, too{', the others take weight and carry less' if kept < both else ''}."
+            if both
+            else ""
+        )
         blocks.append(
             finding(
-                f"{len(heads['raw'])} heads have a sink of raw attention, {len(heads['value'])} one of "
-                f"value-weighted attention. Of {both} keys (a head each) that are sinks of raw attention "
-                f"{kept} are sinks of what is carried, too; the others take weight and carry less."
+                f"Heads with a sink: {len(heads['raw'])} of raw attention, {len(heads['value'])} of "
+                f"value-weighted attention.{said}"
             )
         )
     else:
-        blocks.append(finding(f"{len(heads['raw'])} heads have a sink."))
+        blocks.append(finding(f"Heads with a sink: {len(heads['raw'])}."))
         blocks.append(
             missing(
                 "No value norms: whether a sink carries anything is not known. `attnstore ingest` keeps "

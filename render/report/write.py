@@ -15,6 +15,7 @@ from attnstore.store.rules import Active
 from ..picture import image_file
 from .causes import interventions, ledger
 from .document import Page, Paragraph, Section, Table
+from .failure import failure
 from .fidelity import Fidelity, fidelity_section, read_fidelity
 from .fidelity_page import fidelity_page
 from .glossary import glossary
@@ -102,6 +103,7 @@ def report_page(
         "objects": lambda: objects(store, chosen),
         "temporal shift": lambda: temporal(store, chosen),
         "outcomes": lambda: outcomes(store, chosen),
+        "failure": lambda: failure(store, chosen),
         "fidelity": lambda: fidelity_section(found, f"{FIDELITY}.html"),
         "interventions": lambda: interventions(store, chosen),
         "ledger": lambda: ledger(store, chosen),
