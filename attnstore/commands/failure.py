@@ -33,6 +33,8 @@ if TYPE_CHECKING:
               default=("attention",), show_default=True,
               help="What the score is made of: statistics of every head.")  # fmt: skip
 @weighting_option
+@click.option("--strata", metavar="SQL",
+              help="Expression on table episodes; only episodes in which it is the same are compared.")  # fmt: skip
 @click.option("--alpha", type=FiniteNumber(0, 1, min_open=True), default=0.1, show_default=True,
               help="Rate of successes that may raise an alarm.")  # fmt: skip
 @click.option("--folds", type=click.IntRange(min=2), default=5, show_default=True,
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 @json_option
 def failure(
     store: StoreName, episodes: EpisodeChoice, features: tuple[str, ...], weighting: Weighting,
-    alpha: float, folds: int, shuffles: int, seed: int, redo: bool, out: Path | None, as_json: bool,
+    strata: str | None, alpha: float, folds: int, shuffles: int, seed: int, redo: bool, out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Predict an episode's failure from what was seen up to a moment, and set an alarm.
 
@@ -61,6 +63,7 @@ def failure(
     --------
     attnstore failure lab.attn --out failure.png
     attnstore failure lab.attn --weighting value --alpha 0.05
+    attnstore failure lab.attn --strata "split_part(name, '/', 1)"
     """
     from attnstore.query import open as open_for_reading
     from attnstore.query.failure.part import (
@@ -72,7 +75,7 @@ def failure(
     from attnstore.query.failure.prediction import FailureOptions
 
     options = FailureOptions(
-        tuple(dict.fromkeys(features)), weighting, alpha, folds, seed, shuffles
+        tuple(dict.fromkeys(features)), weighting, alpha, folds, seed, shuffles, strata=strata
     )
     opened = open_for_reading(store)
     chosen = episodes.of_one_run(opened)
@@ -104,7 +107,8 @@ def _print(split: str, results: Sequence[Any], alarms: Sequence[Any]) -> None:
     click.echo(f"\nunseen {split}")
     click.echo(
         f"  {'features':<12} {'model':<11} {'AUROC':<20} {'shuffled':>8} {'p':>6}  "
-        f"{'gain over trivial':<24} {'alarms: false':>13} {'right':>9}"
+        f"{'gain over trivial':<24} {'alarms: false':>13} {'right':>11} "
+        f"{'before the end':>15}"
     )
     for row in (r for r in results if r["split"] == split and r["moment"] is None):
         alarm = next(
@@ -117,7 +121,9 @@ def _print(split: str, results: Sequence[Any], alarms: Sequence[Any]) -> None:
             f"{_number(row['shuffled']):>8} {_number(row['p']):>6}  "
             f"{_interval(row, 'gain', 'gain_low', 'gain_high'):<24} "
             f"{alarm['false_alarms']:>5} of {alarm['successes']:<4} "
-            f"{alarm['detected']:>4} of {alarm['failures']}".rstrip()
+            f"{alarm['detected']:>4} of {alarm['failures']:<4} "
+            f"{'' if alarm['before_end'] is None else format(alarm['before_end'], '.3g'):>11} "
+            f"{alarm['unit']}"
         )
 
 

@@ -37,6 +37,8 @@ class Evidence:
     """(episode,)"""
     task: NDArray[np.str_]
     """(episode,): the data set's task, or the instruction."""
+    stratum: NDArray[np.str_]
+    """(episode,): what is compared is alike in it; "" if everything is."""
     of: Int
     """(row,), the episode; ascending."""
     moment: Int
@@ -64,6 +66,7 @@ def read_evidence(
     *,
     features: Sequence[str] = ("attention",),
     weighting: Weighting = "raw",
+    strata: str | None = None,
 ) -> Evidence:
     """Read what was seen of the chosen episodes that ended in success or failure.
 
@@ -74,6 +77,8 @@ def read_evidence(
         ones are always there.
     weighting
         Of the attention's statistics.
+    strata
+        SQL expression on table ``episodes``: episodes in which it differs are never compared.
 
     Raises
     ------
@@ -89,7 +94,7 @@ def read_evidence(
         raise UsageError(f"features are of {', '.join(FEATURES)}; got {wrong[0]!r}")
     rows = store.sql(f"""
 SELECT e.episode, e.name, e.outcome, coalesce(e.task, e.instruction), k.keyframe, k.frame, k."timestamp", e.rate,
-       k.instruction, k.state
+       k.instruction, k.state, {"''" if strata is None else f"({strata})::VARCHAR"}
 FROM keyframes k JOIN episodes e USING (run, episode)
 WHERE {chosen.of("e.")} AND e.outcome IN ('success', 'failure') AND k.variant = 'base'
 ORDER BY e.name, e.episode, k.keyframe""").fetchall()
@@ -118,6 +123,7 @@ ORDER BY e.name, e.episode, k.keyframe""").fetchall()
         names=tuple(str(first[e][1]) for e in ids),
         failed=np.array([first[e][2] == "failure" for e in ids]),
         task=np.array([str(first[e][3]) for e in ids]),
+        stratum=np.array([str(first[e][10]) for e in ids]),
         of=of,
         moment=moment,
         elapsed=elapsed,
@@ -130,12 +136,15 @@ FEATURES = ("attention",)
 
 
 def _elapsed(rows: Sequence[tuple[object, ...]], of: Int) -> tuple[Float, str]:
-    """Time of each row since its episode's first; frames where no time is known of some episode."""
+    """Time of each row since its episode's first; frames where no time is known of some episode.
+
+    By the frames' rate where there is one: timestamps of a simulator's recording are those of the machine.
+    """
     starts = np.searchsorted(of, of)
     times = np.array([np.nan if row[6] is None else float(str(row[6])) for row in rows])
     frames = np.array([float(str(row[5])) for row in rows])
     rates = np.array([np.nan if row[7] is None else float(str(row[7])) for row in rows])
-    for seconds in (times, frames / rates):
+    for seconds in (frames / rates, times):
         if np.isfinite(seconds).all():
             return seconds - seconds[starts], "s"
     return frames - frames[starts], "frames"

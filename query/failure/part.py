@@ -88,8 +88,9 @@ def predict_failures(
         return Predicted(before, False)
     progress("reading")
     evidence = read_evidence(
-        store, chosen, features=options.features, weighting=cast("Weighting", options.weighting)
-    )
+        store, chosen, features=options.features, strata=options.strata,
+        weighting=cast("Weighting", options.weighting),
+    )  # fmt: skip
     predictions = predict(evidence, options, progress)
     progress("writing")
     frames = {

@@ -40,6 +40,8 @@ class FailureOptions:
     seed: int = 0
     shuffles: int = 100
     bootstraps: int = 1000
+    strata: str | None = None
+    """See `attnstore.query.failure.evidence.read_evidence`."""
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
@@ -166,7 +168,10 @@ def _control(
     rng = np.random.default_rng([options.seed, 1])
     found = np.empty((options.shuffles, len(areas)))
     for number in range(options.shuffles):
-        failed = rng.permutation(evidence.failed)
+        failed = evidence.failed.copy()
+        for stratum in np.unique(evidence.stratum):
+            own = np.flatnonzero(evidence.stratum == stratum)
+            failed[own] = rng.permutation(failed[own])
         scores = np.empty(len(evidence.of))
         for fold, projection in zip(folds, projected, strict=True):
             own = fold.test[evidence.of]
@@ -221,6 +226,7 @@ def result_rows(
             found.append(
                 {
                     **_what(each, options),
+                    "strata": options.strata,
                     "moment": moment,
                     "elapsed": None if moment is None else elapsed[moment],
                     "unit": evidence.unit,

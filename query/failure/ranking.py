@@ -3,12 +3,14 @@
 At a call only episodes that were still running are compared, so that the time alone, which ranks the
 long ones behind the short ones, says nothing. And only episodes that one fold tested: scores of two
 models have no common scale, and pooling folds puts a null below one half, because a fold with more
-failures left fewer to learn from.
+failures left fewer to learn from. And only of one stratum, where there are several: another world, or
+another robot, is not foresight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 
@@ -36,11 +38,11 @@ class Ranking:
         self.failed = evidence.failed if failed is None else failed
         self.moments = int(evidence.moment.max()) + 1
         self._rows = []
-        for fold in folds:
-            rows = np.full((len(self.failed), self.moments), -1, np.intp)
-            own = fold.test[evidence.of]
-            rows[evidence.of[own], evidence.moment[own]] = np.flatnonzero(own)
-            bad, good = (np.flatnonzero(fold.test & (self.failed == o)) for o in (True, False))
+        rows = np.full((len(self.failed), self.moments), -1, np.intp)
+        rows[evidence.of, evidence.moment] = np.arange(len(evidence.of))
+        for fold, stratum in product(folds, np.unique(evidence.stratum)):
+            within = fold.test & (evidence.stratum == stratum)
+            bad, good = (np.flatnonzero(within & (self.failed == o)) for o in (True, False))
             self._rows.append((bad, good, rows[bad], rows[good]))
         self.counts = np.array(
             [
@@ -86,7 +88,7 @@ class Ranking:
         return np.asarray(areas[0] if weights is None else areas)
 
     def resampled(self, count: int, seed: int) -> Float:
-        """Weights of bootstrap samples, (sample, episode): of each fold and outcome as many as there are."""
+        """Weights of bootstrap samples, (sample, episode): of each fold, stratum, outcome as many as there are."""
         rng = np.random.default_rng(seed)
         weights = np.zeros((count, len(self.failed)))
         for bad, good, _, _ in self._rows:

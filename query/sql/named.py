@@ -304,6 +304,18 @@ from regions
 group by all
 order by run, part, correlation desc nulls last, target, camera, phase, layer""",
     ),
+    NamedQuery(
+        "failure-prediction",
+        "Is a failure seen coming, better than by time, state and words, and how often is the alarm right? "
+        "Needs `attnstore failure`.",
+        """\
+select run, part, split, features, model, weighting, auroc, low, high, shuffled, p, gain, gain_low,
+       gain_high, alpha, false_alarms, a.successes, detected, a.failures, "at", before_end, a.unit
+from failure_results r join failure_alarms a
+     using (run, episode, part, split, features, model, weighting)
+where moment is null
+order by run, part, split, features, model""",
+    ),
 )
 
 NAMED: Mapping[str, NamedQuery] = MappingProxyType({q.name: q for q in _QUERIES})

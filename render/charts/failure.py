@@ -71,7 +71,7 @@ def _scores(
     canvas: Image, left: int, top: int, split: str, rows: Sequence[Any], unit: str, alpha: float
 ) -> None:
     label.write(
-        canvas, f"unseen {split}: scores; orange failed, blue succeeded; black: band, alpha {alpha:g}",
+        canvas, f"unseen {split}: scores; orange failed, blue succeeded; white: band, alpha {alpha:g}",
         left, top - LINE // 2, size=15, color=TEXT, room=WIDTH,
     )  # fmt: skip
     last = max((float(r["elapsed"]) for r in rows), default=1.0) or 1.0
@@ -119,7 +119,7 @@ def _ranking(
     def at(x: float, y: float) -> Point:
         return left + WIDTH * x / last, top + HEIGHT * (1 - y)
 
-    for x in np.arange(0, WIDTH, 12):
+    for x in range(0, WIDTH, 12):
         _polyline(
             canvas, [(left + x, top + HEIGHT / 2), (left + x + 6, top + HEIGHT / 2)], MUTED, 1
         )

@@ -54,6 +54,7 @@ _TABLES = (
         (
             RUN, EPISODE, _PART, *_WHAT,
             WEIGHTING,
+            Column("strata", STRING, "SQL expression on episodes; only those in which it is the same are compared; NULL: all are"),
             Column("moment", INT32, "ordinal of the call; NULL: all calls together, pairs of the same call"),
             Column("elapsed", FLOAT32, "median over episodes since the first keyframe; NULL of all calls together", "s, or frames"),
             Column("unit", STRING, "of elapsed: s or frames"),

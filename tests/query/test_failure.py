@@ -41,7 +41,7 @@ def evidence(
     tasks = np.array([f"task {i % 4}" for i in range(episodes)])
     return Evidence(
         tuple(f"e{i}" for i in range(episodes)), tuple(f"e{i}" for i in range(episodes)), failed,
-        tasks, of, moment, moment.astype(np.float64), "frames",
+        tasks, np.full(episodes, ""), of, moment, moment.astype(np.float64), "frames",
         {
             "attention": seen, "elapsed": moment[:, None].astype(np.float64),
             "state": np.zeros((len(of), 1)), "instruction": np.zeros((len(of), 1)),
@@ -106,7 +106,7 @@ def test_a_shuffled_control_does_not_pass() -> None:
     made = evidence(3, episodes=120, effect=8.0)
     rng = np.random.default_rng(1)
     shuffled = Evidence(
-        made.episodes, made.names, rng.permutation(made.failed), made.task, made.of, made.moment,
+        made.episodes, made.names, rng.permutation(made.failed), made.task, made.stratum, made.of, made.moment,
         made.elapsed, made.unit, made.features,
     )  # fmt: skip
     (one,) = (
@@ -117,20 +117,41 @@ def test_a_shuffled_control_does_not_pass() -> None:
     assert one.low[-1] < 0.5 < one.high[-1]
 
 
+def test_what_only_tells_strata_apart_is_at_chance_within_them() -> None:
+    """Two worlds, one of which fails more often and looks different: no foresight."""
+    areas = []
+    for seed in range(12):
+        made = evidence(seed, episodes=120)
+        rng = np.random.default_rng(seed)
+        world = rng.integers(0, 2, 120)
+        failed = rng.random(120) < np.where(world, 0.7, 0.2)
+        seen = made.features["attention"].copy()
+        seen[:, 0] = 5.0 * world[made.of] + 0.1 * rng.standard_normal(len(made.of))
+        for stratum in (np.full(120, ""), world.astype(str)):
+            one = Evidence(
+                made.episodes, made.names, failed, made.task, stratum, made.of, made.moment,
+                made.elapsed, made.unit, {**made.features, "attention": seen},
+            )  # fmt: skip
+            folds = make_folds(one, "episodes", 4, seed)
+            areas.append(Ranking(one, folds).areas(scored(one, folds)[0])[-1])
+    assert np.mean(areas[::2]) > 0.65
+    assert np.mean(areas[1::2]) == pytest.approx(0.5, abs=0.05)
+
+
 def test_a_score_knows_nothing_of_what_comes_after() -> None:
     made = evidence(5, effect=1.0)
     folds = make_folds(made, "episodes", 3, 0)
     for model in ("logistic", "cumulative"):
-        before = Projection(made, "attention", model, folds[0]).scores(made, made.failed)  # type: ignore[arg-type]
+        before = Projection(made, "attention", model, folds[0]).scores(made, made.failed)
         own = folds[0].test[made.of]
         late = own & (made.moment >= 3)
         changed = made.features["attention"].copy()
         changed[late] += 100.0
         other = Evidence(
-            made.episodes, made.names, made.failed, made.task, made.of, made.moment, made.elapsed,
+            made.episodes, made.names, made.failed, made.task, made.stratum, made.of, made.moment, made.elapsed,
             made.unit, {**made.features, "attention": changed},
         )  # fmt: skip
-        after = Projection(other, "attention", model, folds[0]).scores(made, made.failed)  # type: ignore[arg-type]
+        after = Projection(other, "attention", model, folds[0]).scores(made, made.failed)
         np.testing.assert_array_equal(before[~late], after[~late])
         assert (before[late] != after[late]).any()
 
@@ -174,7 +195,7 @@ def test_what_cannot_be_learnt_or_promised_is_refused() -> None:
         predict(evidence(0), FailureOptions(alpha=0.01))
     alone = evidence(0)
     one = Evidence(
-        alone.episodes, alone.names, np.zeros(80, bool), alone.task, alone.of, alone.moment,
+        alone.episodes, alone.names, np.zeros(80, bool), alone.task, alone.stratum, alone.of, alone.moment,
         alone.elapsed, alone.unit, alone.features,
     )  # fmt: skip
     with pytest.raises(UsageError, match="all 80 episodes succeeded"):
