@@ -25,6 +25,7 @@ from attnstore.store.errors import NotFoundError
 from attnstore.store.format.action_metrics import curve_area
 from attnstore.store.opening import create_store
 from attnstore.store.reader.episode import Steps
+from attnstore.store.tables.failure import ACROSS, FAILURE_TABLES
 from attnstore.store.tables.parquet import write_table
 from attnstore.store.tables.probes import PROBE_TABLES
 
@@ -42,7 +43,30 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     for number, steps in enumerate(STEPS):
         for seed, name in enumerate(NAMES):
             write(paths, name, number, 10 * number + seed, steps)
+        write_failure(paths, save_run(paths, run_config(number), {"host": "test", "code": "0"}))
     return attnstore.open(paths.root)
+
+
+def write_failure(paths: StorePaths, run: str) -> None:
+    """Results of two kinds of features; the one at a call does not count."""
+    attempt = Attempt(paths, run, ACROSS, "failure-x")
+    common = {"run": run, "episode": ACROSS, "part": attempt.part, "split": "episodes",
+              "model": "logistic", "weighting": "raw", "unit": "s"}  # fmt: skip
+    rows: dict[str, list[Row]] = {"failure_results": [], "failure_alarms": []}
+    for number, features in enumerate(("attention", "trivial")):
+        for moment in (0, None):
+            area = 0.5 + 0.1 * number + (0.3 if moment is None else 0.0)
+            rows["failure_results"].append(
+                {**common, "features": features, "moment": moment, "auroc": area}
+            )
+        rows["failure_alarms"].append(
+            {**common, "features": features, "alpha": 0.1, "successes": 9, "failures": 7,
+             "false_alarms": number, "detected": 5 - number}
+        )  # fmt: skip
+    for table, each in rows.items():
+        written = pa.Table.from_pylist(each, FAILURE_TABLES[table].schema)
+        write_table(attempt.path / f"{table}.parquet", written)
+    attempt.publish({"name": ACROSS})
 
 
 def write(paths: StorePaths, name: str, number: int, seed: int, steps: int) -> None:
@@ -147,7 +171,7 @@ def test_by_number(store: Store, name: str) -> None:
 
 def test_every_one_is_checked() -> None:
     assert set(CHECKED) == set(NAMED)
-    assert len(NAMED) == 17
+    assert len(NAMED) == 18
 
 
 def test_an_unknown_name_lists_those_there_are() -> None:
@@ -497,3 +521,13 @@ def _(store: Store, rows: list[Row]) -> None:
         ]  # fmt: skip
     same(rows, keys, expected)
     falls(rows, "si_mse")
+
+
+@check("failure-prediction")
+def _(store: Store, rows: list[Row]) -> None:
+    found = [
+        (r["features"], round(r["auroc"], 6), r["false_alarms"], r["detected"], r["failures"])
+        for r in rows
+        if r["run"] == store.runs[0]
+    ]
+    assert found == [("attention", 0.8, 0, 5, 7), ("trivial", 0.9, 1, 4, 7)]
