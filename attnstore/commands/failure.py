@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 @click.command(cls=StoreCommand)
 @store_to_write
 @episode_options
-@click.option("--features", type=click.Choice(["attention"]), multiple=True,
+@click.option("--features", type=click.Choice(["attention", "hidden", "both"]), multiple=True,
               default=("attention",), show_default=True,
-              help="What the score is made of: statistics of every head.")  # fmt: skip
+              help="What the score is made of: statistics of every head, the last hidden state of the action "
+                   "tokens, or both; repeatable.")  # fmt: skip
 @weighting_option
 @click.option("--strata", metavar="SQL",
               help="Expression on table episodes; only episodes in which it is the same are compared.")  # fmt: skip
@@ -52,8 +53,8 @@ def failure(
 ) -> None:  # fmt: skip
     """Predict an episode's failure from what was seen up to a moment, and set an alarm.
 
-    A logistic regression on the statistics of every head, and one on their mean so far, are fitted
-    on some episodes and score others: unseen ones, and if there are several tasks, those of unseen
+    A logistic regression on the statistics of every head (--features), and one on their mean so far, are
+    fitted on some episodes and score others: unseen ones, and if there are several tasks, those of unseen
     tasks. Printed is how well they rank failures above successes that are still running (AUROC), how
     much better than time, robot state and words alone, and how often the alarm is right: it is set so
     that at most a share --alpha of unseen successes raises it. Committed as the tables failure_scores,
@@ -62,7 +63,7 @@ def failure(
     Examples
     --------
     attnstore failure lab.attn --out failure.png
-    attnstore failure lab.attn --weighting value --alpha 0.05
+    attnstore failure lab.attn --features attention --features hidden --features both --alpha 0.05
     attnstore failure lab.attn --strata "split_part(name, '/', 1)"
     """
     from attnstore.query import open as open_for_reading

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from attnstore.store.errors import NotFoundError, UsageError
 from attnstore.store.format.axes import VISION
 from attnstore.store.format.weighting import Weighting, check_weighting
+from attnstore.store.rules import standing_step
 
 from ..sql.chosen import Chosen
 from ..sql.store import Store
@@ -73,8 +74,9 @@ def read_evidence(
     Parameters
     ----------
     features
-        Of ``attention``: `SEEN`, at the step that stands for the phase, of every query group. `TRIVIAL`
-        ones are always there.
+        ``attention``: `SEEN`, at the step that stands for the phase, of every query group. ``hidden``: the
+        last hidden state of the tokens that the policy makes actions of, mean over them, at that step.
+        ``both``. `TRIVIAL` ones are always there.
     weighting
         Of the attention's statistics.
     strata
@@ -114,8 +116,12 @@ ORDER BY e.name, e.episode, k.keyframe""").fetchall()
         "state": _states([row[9] for row in rows]),
         "instruction": _words([str(row[8]) for row in rows]),
     }
-    if "attention" in features:
+    if {"attention", "both"} & set(features):
         found["attention"] = _statistics(store, chosen, number, of, moment, weighting)
+    if {"hidden", "both"} & set(features):
+        found["hidden"] = _hidden(store, chosen, ids, len(of))
+    if "both" in features:
+        found["both"] = np.concatenate([found["attention"], found["hidden"]], 1)
     kept = {name: found[name] for name in (*features, *TRIVIAL)}
     kept["trivial"] = np.concatenate([found[name] for name in TRIVIAL], 1)
     return Evidence(
@@ -132,7 +138,7 @@ ORDER BY e.name, e.episode, k.keyframe""").fetchall()
     )
 
 
-FEATURES = ("attention",)
+FEATURES = ("attention", "hidden", "both")
 
 
 def _elapsed(rows: Sequence[tuple[object, ...]], of: Int) -> tuple[Float, str]:
@@ -192,3 +198,26 @@ WHERE {chosen.condition} AND variant = 'base' AND weighting = '{weighting}' AND 
     for at, name in enumerate(SEEN):
         values[row, at, head] = table[name].to_numpy()[inside]
     return values.reshape(len(of), -1)
+
+
+def _hidden(store: Store, chosen: Chosen, ids: Sequence[str], rows: int) -> Float:
+    """Last hidden states of the action tokens, mean over them, (row, feature)."""
+    episodes = [store.episode(each, run=chosen.run) for each in ids]
+    phases = [path for path, spec in episodes[0].spec.phases.items() if spec.hidden is not None]
+    acting = [p for p in phases if (spec := episodes[0].spec.phases[p].hidden) and spec.last]
+    if not acting:
+        raise NotFoundError(
+            f"{episodes[0].name}: no last hidden states; ingest again, without --no-hidden, a policy that "
+            "shows them"
+        )
+    path = acting[-1]
+    found = []
+    for episode in episodes:
+        spec = episode.phase(path)
+        step = standing_step(spec.phase, spec.steps)
+        states = episode.hidden(path, tokens="last", step=step).transpose("keyframe", "query", ...)
+        found.append(np.asarray(states.mean("query", skipna=True).values, np.float64))
+    whole = np.concatenate(found)
+    if len(whole) != rows or whole.ndim != 2:
+        raise ValueError("hidden states are of other keyframes than the tables")
+    return whole
