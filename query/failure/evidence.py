@@ -203,8 +203,11 @@ WHERE {chosen.condition} AND variant = 'base' AND weighting = '{weighting}' AND 
 def _hidden(store: Store, chosen: Chosen, ids: Sequence[str], rows: int) -> Float:
     """Last hidden states of the action tokens, mean over them, (row, feature)."""
     episodes = [store.episode(each, run=chosen.run) for each in ids]
-    phases = [path for path, spec in episodes[0].spec.phases.items() if spec.hidden is not None]
-    acting = [p for p in phases if (spec := episodes[0].spec.phases[p].hidden) and spec.last]
+    acting = [
+        path
+        for path, about in episodes[0].spec.phases.items()
+        if about.hidden is not None and about.hidden.last
+    ]
     if not acting:
         raise NotFoundError(
             f"{episodes[0].name}: no last hidden states; ingest again, without --no-hidden, a policy that "

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from store_fixtures import write_episode
+from store_fixtures import (
+    POLICY,
+    random_episode,
+    run_config,
+    write_blocks,
+    write_episode,
+    write_rows,
+)
 
 import attnstore
 from attnstore.commands.failure import failure
 from attnstore.query.failure.band import first_alarm, upper_band
-from attnstore.query.failure.evidence import Evidence, Float
+from attnstore.query.failure.evidence import SEEN, Evidence, Float, read_evidence
 from attnstore.query.failure.part import latest_failure, rows_of
 from attnstore.query.failure.prediction import FailureOptions, predict
 from attnstore.query.failure.predictor import Projection, make_folds
 from attnstore.query.failure.ranking import FEWEST, Ranking
 from attnstore.query.sql.chosen import choose
+from attnstore.store.commits import Attempt, slug
+from attnstore.store.commits.run import save_run
 from attnstore.store.commits.verify import verify
+from attnstore.store.commits.writer import EpisodeWriter
 from attnstore.store.errors import NotFoundError, UsageError
+from attnstore.store.format.hidden import HiddenSpec, hidden_shape
 from attnstore.store.opening import create_store
 
 ALPHA = 0.1
@@ -242,3 +254,52 @@ def test_from_a_store_to_tables_a_picture_and_back(tmp_path: Path) -> None:
     refused = CliRunner().invoke(failure, [*arguments, "--weighting", "value"])
     assert isinstance(refused.exception, NotFoundError)
     assert "no statistics of value attention" in str(refused.exception)
+
+
+def test_evidence_is_what_is_stored_of_each_call(tmp_path: Path) -> None:
+    paths = create_store(tmp_path / "e.attn")
+    states = {}
+    for seed, outcome in enumerate(("success", "failure", "unknown", "failure")):
+        name = f"{outcome}/e{seed}"
+        made = random_episode(name, outcome, seed)
+        hidden = HiddenSpec(3, last=("action",))
+        suffix = replace(made.spec.phases["suffix"], hidden=hidden)
+        spec = replace(made.spec, phases={**made.spec.phases, "suffix": suffix})
+        made = replace(made, spec=spec)
+        run = save_run(paths, run_config(), {"host": "test", "code": "0"})
+        writer = EpisodeWriter(Attempt(paths, run, slug(name), "base"), spec, POLICY)
+        write_blocks(writer, made)
+        write_rows(writer, made, seed)
+        rng = np.random.default_rng(seed)
+        for form in hidden.forms:
+            shape = hidden_shape(3, suffix.steps, suffix.layers, suffix.query, hidden, form)
+            values = rng.integers(-64, 64, shape).astype(np.float32)  # nothing is rounded
+            for keyframe in range(3):
+                writer.write_hidden("suffix", form, keyframe, values[keyframe])
+            if form == "last":
+                states[name] = values[:, -1].mean(1)  # the last step, mean over action tokens
+        writer.commit({})
+    store = attnstore.open(paths.root)
+    (chosen,) = choose(store)
+    found = read_evidence(store, chosen, features=("both",), strata="split_part(name, '/', 1)")
+    assert found.names == ("failure/e1", "failure/e3", "success/e0")
+    assert found.failed.tolist() == [True, True, False]
+    assert found.stratum.tolist() == ["failure", "failure", "success"]
+    assert found.of.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    np.testing.assert_allclose(found.elapsed[:3], np.array([0, 8, 16]) / 15)
+    assert found.unit == "s"
+    both = found.features["both"]
+    np.testing.assert_allclose(both[:, -3:], np.concatenate([states[n] for n in found.names]))
+    at = SEEN.index("entropy")
+    for number, name in enumerate(found.names):
+        episode = store.episode(name)
+        own = [
+            episode.stats(phase, camera, "entropy", step="last").values.reshape(3, -1)
+            for phase in ("prefix", "suffix")
+            for camera in sorted(episode.cameras)
+        ]
+        heads = sum(each.shape[1] for each in own)
+        rows = both[found.of == number][:, at * heads : (at + 1) * heads]
+        np.testing.assert_allclose(rows, np.concatenate(own, 1), rtol=1e-6)
+    with pytest.raises(UsageError, match="features are of attention, hidden, both; got 'x'"):
+        read_evidence(store, chosen, features=("x",))
