@@ -170,8 +170,8 @@ def _control(
     for number in range(options.shuffles):
         failed = evidence.failed.copy()
         for stratum in np.unique(evidence.stratum):
-            own = np.flatnonzero(evidence.stratum == stratum)
-            failed[own] = rng.permutation(failed[own])
+            alike = np.flatnonzero(evidence.stratum == stratum)
+            failed[alike] = rng.permutation(failed[alike])
         scores = np.empty(len(evidence.of))
         for fold, projection in zip(folds, projected, strict=True):
             own = fold.test[evidence.of]

@@ -13,8 +13,8 @@ from droid_sample import sample_path
 from store_fixtures import (
     POLICY,
     SOURCE,
+    carried_of,
     maps_of,
-    norms_of,
     random_episode,
     run_config,
     write_blocks,
@@ -472,6 +472,7 @@ def test_value_weighted_rows_are_of_what_is_carried(
     """By unrounded weights and norms, of which every row says how far it may be off."""
     paths = create_store(tmp_path / "v.attn")
     made = random_episode(NAMES[0], "success", 0, precision=precision, values=True)
+    carried = carried_of(made)
     write_episode(paths, NAMES[0], "success", 0, precision=precision, values=True)
     store = open_store_for_reading(paths.root)
     found = rows(store, add(store, dataset))
@@ -482,12 +483,7 @@ def test_value_weighted_rows_are_of_what_is_carried(
     for row in of_value:
         phase, k, layer, step = (row[n] for n in ("phase", "keyframe", "layer", "step"))
         layout, about = made.layouts[k][phase], made.spec.phases[phase]
-        norms = norms_of(made, phase, k)[() if step is None else step][layer, row["head"]]
-        own = np.zeros(len(layout.key))
-        for stored, at in about.key.place(layout.key):
-            own[at] = norms[stored]
-        weights = np.asarray(made.weights[phase, k, layer, step][row["head"]], np.float64) * own
-        weights /= weights.sum(-1, keepdims=True)
+        weights = carried.weights[phase, k, layer, step][row["head"]]
         queries = np.concatenate(
             [np.arange(s.start, s.stop) for s in layout.query.group(about.query_groups[0])]
         )

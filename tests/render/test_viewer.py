@@ -801,6 +801,34 @@ NAMELESS = """[...document.querySelectorAll("button, input, select, textarea, ca
   .map(e => e.outerHTML.slice(0, 80))"""
 
 
+def test_the_weighting_is_switched(page: Page, planted: Planted) -> None:
+    show(page, planted, layer=LAYER, head=HEAD, keyframe=1, reduce="mean")
+    caption = page.locator(f'[data-camera="{CAMERAS[0]}"] figcaption')
+    expect(caption).not_to_contain_text("value-weighted")
+    page.keyboard.press("w")
+    expect(caption).to_contain_text(f"L{LAYER:02d} H{HEAD:02d}, value-weighted")
+    settle(page)
+    expect(page).to_have_url(re.compile("weighting=value"))
+    expect(page.get_by_role("radio", name="value")).to_have_attribute("aria-checked", "true")
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="CSV").click()
+    rows = list(csv.DictReader(io.StringIO(saved.value.path().read_text())))
+    assert {r["weighting"] for r in rows} == {"value"}
+    asked: dict[str, Any] = {"layer": LAYER, "head": HEAD, "keyframe": 1, "reduce": "mean"}
+    for camera in CAMERAS:
+        own = [float(r["weight"]) for r in rows if r["camera"] == camera]
+        carried, raw = (
+            episode_of(planted).maps("prefix", camera, **asked, weighting=w).values.ravel()
+            for w in ("value", "raw")
+        )
+        np.testing.assert_allclose(own, carried, rtol=1e-6)
+        assert not np.allclose(own, raw, rtol=0.05)
+    page.get_by_role("button", name="Python").click()
+    expect(page.locator(".code")).to_contain_text('weighting="value"')
+    page.keyboard.press("w")
+    expect(caption).not_to_contain_text("value-weighted")
+
+
 def test_the_keyboard_is_enough(page: Page, planted: Planted) -> None:
     show(page, planted, layer=0, head=0)
     page.keyboard.press("?")
