@@ -824,7 +824,7 @@ def test_the_weighting_is_switched(page: Page, planted: Planted) -> None:
         np.testing.assert_allclose(own, carried, rtol=1e-6)
         assert not np.allclose(own, raw, rtol=0.05)
     page.get_by_role("button", name="Python").click()
-    expect(page.locator(".code")).to_contain_text('weighting="value"')
+    expect(page.get_by_label("Python call")).to_contain_text('weighting="value"')
     page.keyboard.press("w")
     expect(caption).not_to_contain_text("value-weighted")
 
