@@ -206,6 +206,7 @@ export const objectMetric = (e, view, camera, metric) =>
     phase: view.phase,
     query: groupOf(e, view),
     step: stepOf(e, view),
+    weighting: weightingOf(view),
   });
 
 /**

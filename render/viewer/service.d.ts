@@ -2685,6 +2685,8 @@ export interface operations {
         query?: string | null;
         /** @description Denoising step, negative ones from the end. By default the last; of decode the first, which every keyframe has. */
         step?: number | null;
+        /** @description `value`: attention times the norm of what each key would add through the head, rows made to sum to 1 again; of episodes with value norms. */
+        weighting?: "raw" | "value";
       };
       header?: never;
       path: {

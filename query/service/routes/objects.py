@@ -25,7 +25,7 @@ from ..answers import MaskAnswer, ObjectAnswer, ObjectMetric
 from ..endpoint import EPISODE, Asked
 from ..endpoint import router as new_router
 from ..guard.refusal import Refusal
-from ..parameters import Number, OfEpisode, Step
+from ..parameters import Number, OfEpisode, Step, Weighting
 from ..payload import Json, respond_json
 
 router = new_router(EPISODE)
@@ -45,6 +45,7 @@ class ObjectMetricParameters(OfEpisode):
     phase: str = Field(max_length=80, examples=["prefix"])
     query: str | None = Field(None, max_length=200, description="A stored query group.")
     step: Step = None
+    weighting: Weighting = "raw"
 
 
 @router.get("/objects")
@@ -107,6 +108,7 @@ async def object_metric(
     equal = {
         "run": episode.run, "episode": episode.id, "object": p.object, "camera": p.camera,
         "phase": phase.phase, "query_group": query, "head_kind": "head", "variant": "base",
+        "weighting": p.weighting,
     }  # fmt: skip
     conditions = [f"{name} = {quoted(value)}" for name, value in equal.items()]
     conditions.append("step is null" if step is None else f"step = {step}")
