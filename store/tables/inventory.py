@@ -22,6 +22,6 @@ PART_TABLES: Mapping[str, Table] = MappingProxyType(
     {**OBJECT_TABLES, **PROBE_TABLES, **LINEAR_PROBE_TABLES, **FAILURE_TABLES, **CNN_TABLES}
 )
 """Tables that other parts bring, by name: object_stats and object_masks of objects-..., those of
-probe-..., of linear-probe-... and of cnn-..."""
+probe-..., of linear-probe-..., of failure-... and of cnn-..."""
 
 ALL_TABLES: Mapping[str, Table] = MappingProxyType({**TABLES, **OPTIONAL_TABLES, **PART_TABLES})
