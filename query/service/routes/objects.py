@@ -19,7 +19,7 @@ from attnstore.store.format.rle import decode_rle
 from attnstore.store.reader.episode import Episode
 from attnstore.store.reader.selection import check_index
 from attnstore.store.rules import standing_step
-from attnstore.store.tables.objects import OBJECT_METRICS, OBJECT_TABLES
+from attnstore.store.tables.objects import OBJECT_METRICS
 
 from ..answers import MaskAnswer, ObjectAnswer, ObjectMetric
 from ..endpoint import EPISODE, Asked
@@ -112,8 +112,6 @@ async def object_metric(
     }  # fmt: skip
     conditions = [f"{name} = {quoted(value)}" for name, value in equal.items()]
     conditions.append("step is null" if step is None else f"step = {step}")
-    if any(column.name == "weighting" for column in OBJECT_TABLES["object_stats"].columns):
-        conditions.append("weighting = 'raw'")
     conditions.append(f"part in ({', '.join(map(quoted, parts))})" if parts else "false")
     rows = await asked.service.rows(
         asked.store,
