@@ -439,7 +439,8 @@ def test_an_object_is_outlined_chosen_and_measured(page: Page, planted: Planted)
         (r[0], r[1], r[2]): r[3]
         for r in attnstore.open(planted.root)
         .sql(
-            "select keyframe, layer, head, lift from object_stats where phase = 'prefix' and head_kind = 'head'"
+            "select keyframe, layer, head, lift from object_stats where phase = 'prefix' "
+            "and head_kind = 'head' and weighting = 'raw'"
         )
         .fetchall()
     }
