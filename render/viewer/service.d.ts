@@ -899,7 +899,10 @@ export interface components {
       source: [number, number];
       /** @description Size of what the vision encoder sees, padding included. */
       input: [number, number];
-      /** @description Size of the cropped image after the resize, inside the input. */
+      /**
+       * @description Size of the cropped image after the resize, inside the input; fractions of a pixel where it was
+       *     padded before.
+       */
       resized: [number, number];
       /** @description Top-left corner of the resized image inside the input. */
       offset: [number, number];
@@ -1463,8 +1466,14 @@ export interface components {
       role: string;
       /** @description vocabulary index */
       token_id: number;
-      /** @description the string that the token stands for */
+      /** @description the string that the token stands for; of an action token the number, normalised */
       text: string;
+      /** @description bin of the number that an action token stands for, from the lowest; NULL for other tokens */
+      action_bin: number | null;
+      /** @description that number in the policy's normalised units; NULL for other tokens */
+      action_normalised: number | null;
+      /** @description that number un-normalised, as the robot gets it; NULL for other tokens (robot units) */
+      action_value: number | null;
     };
     /** @description A metric at every keyframe. */
     Trace: {
