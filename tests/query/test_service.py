@@ -561,6 +561,7 @@ class TestOpenApi:
         _, _, _, place, _, run, episode = base.split("/")
         known = {
             "/objects/{metric}": "/objects/lift",
+            "/policy/{name}": "/policy/state",
             "{store}": place, "{run}": run, "{episode}": episode, "{metric}": "entropy",
             "{name}": "camera-by-layer", "{camera}": "hand_camera", "{keyframe}": "0",
             "{path}": "attnstore.json", "{recording}": RECORDING, "{file}": slug("under-way"),
