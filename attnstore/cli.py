@@ -13,6 +13,7 @@ from attnstore.commands.attention import attention
 from attnstore.commands.cnn import cnn
 from attnstore.commands.compare import compare
 from attnstore.commands.demo import demo
+from attnstore.commands.doctor import doctor
 from attnstore.commands.export import export
 from attnstore.commands.failure import failure
 from attnstore.commands.hidden import linear_probe, similarity
@@ -102,8 +103,8 @@ def cli(verbose: bool, endpoint_url: str | None) -> None:
 
 
 for command in (
-    ingest, record, outcomes, ls, tokens, attention, sql, compare, export, objects, cnn, probe, linear_probe,
-    similarity, failure, render, report, pull, push, serve,
+    ingest, doctor, record, outcomes, ls, tokens, attention, sql, compare, export, objects, cnn, probe,
+    linear_probe, similarity, failure, render, report, pull, push, serve,
     verify, gc, remove, catalog, policies, demo,
 ):  # fmt: skip
     cli.add_command(command)

@@ -13,6 +13,7 @@ from attnstore.store.errors import PartialError, UsageError
 
 from .ingest_choices import (
     ColumnChoice,
+    Examination,
     PolicyChoice,
     RecordingChoice,
     RunChoice,
@@ -54,7 +55,26 @@ if TYPE_CHECKING:
     from attnstore.ingest.datasets.base import Dataset
 
 
-@click.group(cls=StoreGroup)
+class _Readers(StoreGroup):
+    """The commands of attnstore's own readers, and one for each that another package announces."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all of them."""
+        from attnstore.ingest.datasets.registry import reader_names
+
+        return sorted({*super().list_commands(ctx), *reader_names()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command by its name; attnstore's own come first."""
+        own = super().get_command(ctx, cmd_name)
+        if own is not None:
+            return own
+        from attnstore.ingest.datasets.registry import reader_names
+
+        return _command_of(cmd_name) if cmd_name in reader_names() else None
+
+
+@click.group(cls=_Readers)
 def ingest() -> None:
     """Run a policy on a dataset's keyframes and store its attention."""
 
@@ -425,6 +445,47 @@ def aloha(
     _load_and_ingest(store, recordings.turned(source), policy, run, workers, as_json)
 
 
+def _command_of(reader: str) -> click.Command:
+    """Return the command of a reader that another package brings."""
+
+    @click.command(reader, cls=StoreCommand)
+    @store_to_write
+    @click.argument("dataset")
+    @add_options(policy_options)
+    @click.option(
+        "--dataset-option",
+        "dataset_pairs",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Option of the reader.",
+    )
+    @add_options(still_recording_options, run_options, workers_options, json_option)
+    def command(
+        store: StoreName,
+        dataset: str,
+        policy: PolicyChoice,
+        dataset_pairs: tuple[str, ...],
+        recordings: RecordingChoice,
+        run: RunChoice,
+        workers: WorkersChoice,
+        as_json: bool,
+    ) -> None:
+        from attnstore.ingest.datasets.registry import load_reader
+        from attnstore.ingest.datasets.selection import Selection
+        from attnstore.ingest.policies.registry import parse_options
+
+        source = load_reader(reader)(
+            dataset,
+            selection=Selection(recordings.episodes, recordings.outcome, recordings.limit),
+            name=recordings.dataset_name,
+            options=parse_options(dataset_pairs, "a dataset option"),
+        )
+        _load_and_ingest(store, recordings.turned(source), policy, run, workers, as_json)
+
+    command.help = f"Ingest a dataset that the installed reader {reader!r} reads; see its own page."
+    return command
+
+
 class _SourceCommand(StoreCommand):
     """A command whose second argument may be left out: then it is the first."""
 
@@ -598,6 +659,10 @@ def _load_and_ingest(
     workers: WorkersChoice,
     as_json: bool,
 ) -> None:
+    examination = click.get_current_context().find_object(Examination)
+    if examination is not None:
+        examination.of(dataset, policy, run)
+        return
     doers = workers.on(policy.device)
     with interrupts(finishing=None):
         names = workers.share(dataset.episode_names(), dataset.file_of)

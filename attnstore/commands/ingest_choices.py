@@ -20,6 +20,7 @@ from .options import (
     names_option,
     revision_option,
 )
+from .output import say
 
 if TYPE_CHECKING:
     from attnstore.ingest.datasets.base import Dataset, VideoFrames
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 class PolicyChoice:
     """Which policy, from which checkpoint, on which device."""
 
-    policy: str
+    policy: str | None
+    """None: found from the checkpoint's files."""
     checkpoint: str
     revision: str | None
     dtype: str | None
@@ -40,14 +42,18 @@ class PolicyChoice:
 
     def load(self) -> tuple[Policy, PolicySpec]:
         """Load it, and say how a worker loads it again."""
-        from attnstore.ingest.policies.registry import PolicySpec, parse_options
+        from attnstore.ingest.policies.registry import PolicySpec, find_policy, parse_options
 
+        name = self.policy
+        if name is None:
+            name = find_policy(self.checkpoint, self.revision)
+            say(f"policy {name}, by the checkpoint's files")
         spec = PolicySpec(
-            self.policy, self.checkpoint, self.dtype, self.revision, parse_options(self.pairs)
+            name, self.checkpoint, self.dtype, self.revision, parse_options(self.pairs)
         )
         loaded = spec.load("cuda:0" if self.device == "cuda" else self.device)
         # An adapter of several families says in its name which one the checkpoint is.
-        return loaded, spec if ":" in self.policy else replace(spec, name=loaded.name)
+        return loaded, spec if ":" in name else replace(spec, name=loaded.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +108,13 @@ class RecordingChoice:
 
         orientations = read_orientations(self.turns, self.flips)
         return OrientedDataset(dataset, orientations) if orientations else dataset
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What is done with an ingest's dataset and policy instead of the ingest; a context's object."""
+
+    of: Callable[[Dataset, PolicyChoice, RunChoice], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +177,7 @@ policy_options = grouped(
     click.option(
         "--policy",
         metavar="NAME",
-        required=True,
-        help="Adapter, or adapter:variant; see `attnstore policies`.",
+        help="Adapter, or adapter:variant; see `attnstore policies`.  [default: by the checkpoint's files]",
     ),
     click.option(
         "--checkpoint",

@@ -44,8 +44,8 @@ def run_ingest(
     workers: Workers | None = None,
     tolerance: float = 0.0,
     as_json: bool = False,
-) -> None:
-    """Forecast, ingest, and say what became of every episode.
+) -> Plan:
+    """Forecast, ingest, and say what became of every episode; return the forecast.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def run_ingest(
         )
     if choice.dry_run:
         check_plan(plan)
-        return
+        return plan
     with _writable(target):
         save_run(paths, run, provenance(policy))
     with interrupts() as stopped, progress_bar(plan) as observer:
@@ -108,6 +108,7 @@ def run_ingest(
             stopped=stopped,
         )  # fmt: skip
     conclude(plan, report, target, as_json, stopped, "ls")
+    return plan
 
 
 def _store_or_none(target: StoreName) -> StorePaths:

@@ -239,7 +239,7 @@ class AlohaDataset:
         if not self._root.exists():
             raise NotFoundError(f"{self._root}: no such file or folder of ALOHA's episodes")
         files = [self._root] if self._root.is_file() else self._root.rglob("*.hdf5")
-        found = [p for p in files if _EPISODE.fullmatch(p.stem) and p.is_file()]
+        found = [p for p in files if is_episode(p)]
         if not found:
             raise NotFoundError(f"{self._root}: no episode_0.hdf5 in it")
         names = {p.relative_to(self._base).with_suffix("").as_posix(): p for p in found}
@@ -329,6 +329,11 @@ class AlohaDataset:
                 name, f"its folder is {folder}, and --outcome-file says {said}: correct one of them"
             )
         return said if folder == "unknown" else folder
+
+
+def is_episode(path: Path) -> bool:
+    """Whether a file is called as ALOHA's episodes are."""
+    return path.suffix == ".hdf5" and _EPISODE.fullmatch(path.stem) is not None and path.is_file()
 
 
 def _group(name: str, file: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,35 @@ from .base import PolicyError
 
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 """Files of PEFT, in a checkpoint directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFiles:
+    """What lies in a checkpoint's directory, for an adapter to recognise it by."""
+
+    names: frozenset[str]
+    config: Mapping[str, Any]
+    """``config.json``; empty if there is none that can be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recognised:
+    """What an adapter says of a checkpoint that is one of its own."""
+
+    name: str
+    """Policy as `--policy` takes it: ``pi0``."""
+    missing: str | None = None
+    """What the files do not say and the user has to; None if the name is enough."""
+
+
+def files_of(directory: Path) -> CheckpointFiles:
+    """Look at a checkpoint's directory."""
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+    except (OSError, ValueError):
+        config = {}
+    names = frozenset(path.name for path in directory.iterdir())
+    return CheckpointFiles(names, config if isinstance(config, dict) else {})
 
 
 def locate(checkpoint: str, revision: str | None) -> str:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Literal, Protocol, cast
 
 from attnstore.store.errors import NotFoundError, UsageError
 
 from .base import Policy
+from .checkpoint import Recognised, files_of, locate, refuse_adapters
 
 ENTRY_POINTS = "attnstore.policies"
 
@@ -47,6 +49,56 @@ def said_of(point: EntryPoint, what: Literal["value_norms", "hidden_states"]) ->
     except ImportError:
         return "unknown, its libraries are missing"
     return str(getattr(adapter, what, "unknown"))
+
+
+def find_policy(checkpoint: str, revision: str | None = None) -> str:
+    """Find the adapter that a checkpoint is for, from its files: ``pi0``.
+
+    An adapter recognises a checkpoint by its attribute ``recognises``, a function of
+    `attnstore.ingest.policies.checkpoint.CheckpointFiles`.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such directory.
+    UsageError
+        If no adapter or several recognise it, or its files do not say all; the message names the
+        candidates.
+    PolicyError
+        If the hub cannot give it.
+    """
+    path = Path(checkpoint).expanduser()
+    directory = path if path.is_dir() else Path(locate(checkpoint, revision))
+    files = files_of(directory)
+    found: list[Recognised] = []
+    silent: list[str] = []
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            recognises = getattr(point.load(), "recognises", None)
+        except ImportError:
+            recognises = None
+        if recognises is None:
+            silent.append(point.name)
+        elif (own := recognises(files)) is not None:
+            found.append(own)
+    names = sorted({own.name for own in found})
+    if len(names) == 1:
+        if (missing := found[0].missing) is not None:
+            raise UsageError(f"{checkpoint} is {names[0]}'s: {missing}")
+        return names[0]
+    if names:
+        raise UsageError(f"{checkpoint} may be for {' or '.join(names)}: name one with --policy")
+    refuse_adapters(checkpoint, directory)
+    said = {key: files.config[key] for key in ("model_type", "type") if key in files.config}
+    about = ", ".join(f"{key} {value!r:.40}" for key, value in said.items())
+    has = (
+        f"its config.json says {about}" if about else f"it has {', '.join(sorted(files.names)[:8])}"
+    )
+    others = f"; {', '.join(sorted(silent))} cannot tell" if silent else ""
+    raise UsageError(
+        f"{checkpoint}: no adapter recognises it ({has}{others}); name one with --policy: "
+        f"{', '.join(policy_names())}"
+    )
 
 
 def load_policy(
@@ -131,12 +183,12 @@ def quiet_libraries() -> None:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers is untyped here
 
 
-def parse_options(pairs: Sequence[str]) -> dict[str, str]:
+def parse_options(pairs: Sequence[str], what: str = "a policy option") -> dict[str, str]:
     """Parse ``key=value`` strings of the command line."""
     options = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise UsageError(f"a policy option is KEY=VALUE; got {pair!r}")
+            raise UsageError(f"{what} is KEY=VALUE; got {pair!r}")
         options[key] = value
     return options

@@ -413,7 +413,7 @@ class TestUsage:
     def test_what_is_required(self, run: Run, recordings: Path) -> None:
         result = run("ingest", "droid", "lab.attn", recordings)
         assert result.code == 2
-        assert "Missing option '--policy'" in result.err
+        assert "Missing option '--checkpoint'" in result.err
 
 
 @pytest.mark.slow

@@ -84,6 +84,11 @@ def episode_directories(root: Path) -> list[Path]:
     return sorted(found.values())
 
 
+def has_episode(root: Path) -> bool:
+    """Whether there is an episode at or below a directory."""
+    return next(_directories(root, _DEPTH), None) is not None
+
+
 def _directories(root: Path, depth: int) -> Iterator[Path]:
     if is_episode(root):
         yield root

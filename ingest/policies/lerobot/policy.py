@@ -12,8 +12,9 @@ from typing import Any
 
 from attnstore.store.errors import UsageError
 
+from ..about import About
 from ..base import Policy, PolicyError
-from ..checkpoint import check_options, locate
+from ..checkpoint import CheckpointFiles, Recognised, check_options, locate
 from .act import LeRobotAct
 from .base import LeRobotPolicy, directory_name
 from .loading import open_checkpoint, policy_type
@@ -101,6 +102,58 @@ def load_lerobot(
     )
 
 
+def recognises(files: CheckpointFiles) -> Recognised | None:
+    """Whether a checkpoint is LeRobot's; of a type that is not supported the adapter says so itself."""
+    kind = files.config.get("type")
+    return (
+        Recognised("lerobot")
+        if isinstance(kind, str) and "input_features" in files.config
+        else None
+    )
+
+
+_TESTED = (
+    "LeRobot 0.6.1 on Python 3.12, random weights (make test-lerobot); "
+    "the real libraries' modules in every test run"
+)
+_PI_PREFIX = "the cameras' images, those that are there first, then the prompt; one pass"
+load_lerobot.about = (  # type: ignore[attr-defined]
+    About(
+        "LeRobot pi0",
+        {"prefix": _PI_PREFIX, "suffix": "a state token and the action chunk; each denoising step"},
+        _TESTED,
+        adapter=LeRobotPi0,
+    ),
+    About(
+        "LeRobot pi05",
+        {
+            "prefix": f"{_PI_PREFIX}, the state's numbers in it",
+            "suffix": "the action chunk; each denoising step",
+        },
+        _TESTED,
+        adapter=LeRobotPi05,
+    ),
+    About(
+        "LeRobot smolvla",
+        {
+            "prefix": "the cameras' images, the instruction, the state; one pass",
+            "suffix": "the action chunk, over the prefix and, in some layers, itself; each denoising step",
+        },
+        _TESTED,
+        adapter=LeRobotSmolVla,
+    ),
+    About(
+        "LeRobot act",
+        {
+            "prefix": "latent, state, and the cameras' images; one pass",
+            "suffix": "the action chunk, over the prefix; one pass",
+        },
+        _TESTED,
+        "no: its encoder is convolutional; attnstore cnn looks into it",
+        adapter=LeRobotAct,
+    ),
+)
+load_lerobot.recognises = recognises  # type: ignore[attr-defined]
 load_lerobot.value_norms = LeRobotPolicy.value_norms  # type: ignore[attr-defined]
 load_lerobot.hidden_states = LeRobotPolicy.hidden_states  # type: ignore[attr-defined]
 

@@ -22,6 +22,7 @@ from attnstore.store.format.hidden import EMBEDDING
 from attnstore.store.format.views import earlier
 
 from ...optional import require
+from ..about import About
 from ..base import (
     LAST,
     Batch,
@@ -34,13 +35,14 @@ from ..base import (
     Sample,
 )
 from ..blocking import Blocked, nothing_left
+from ..checkpoint import CheckpointFiles, Recognised
 from ..convolution import stem_geometry
 from ..fingerprint import digest_directory
 from .blocking import OctoBlocks
 from .calls import OctoCalls
 from .inputs import OctoInputs, camera_slots, random_keys, task_words
 from .layout import PHASE, Word, joint_layout, query_groups, sequence_length
-from .loading import check_directory, digest_parameters, jax_device, load_octo
+from .loading import FILES, check_directory, digest_parameters, jax_device, load_octo
 from .survey import Survey, understood
 
 if TYPE_CHECKING:
@@ -83,9 +85,25 @@ class OctoPolicy:
     name = "octo"
     value_norms = "no, it runs in JAX"
     hidden_states = "yes"
+    about = (
+        About(
+            "Octo small and base",
+            {
+                "joint": "the task's words, then for each time step the cameras' images, the repeated words and the "
+                "readout; one pass",
+            },
+            "octo on jax 0.4.23 with random weights (make test-octo); a flax model of its names in every test run",
+            "no: its encoder is convolutional; attnstore cnn looks into it",
+        ),
+    )
     dtype = "float32"
     denoiser_steps = False
     watches_encoder = False
+
+    @staticmethod
+    def recognises(files: CheckpointFiles) -> Recognised | None:
+        """Whether a checkpoint is as ``OctoModel.save_pretrained`` writes it."""
+        return Recognised("octo") if files.names >= set(FILES) else None
 
     def __init__(
         self,

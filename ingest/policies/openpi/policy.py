@@ -24,13 +24,14 @@ from attnstore.store.format.tokens import TASK
 
 from ...datasets.openpi.message import pixels
 from ...optional import require
+from ..about import About
 from ..base import LAST, Batch, EncoderShape, Observation, PhaseShape, PolicyError
 from ..blocking import Blocked, block_by_mask
-from ..checkpoint import check_options, unwrap
+from ..checkpoint import CheckpointFiles, Recognised, check_options, unwrap
 from ..fingerprint import digest_parameters
 from ..hooks import HookedPolicy, Shown, Watched
 from ..vision import vision_shape
-from .checkpoint import OpenpiCheckpoint, describe_norm_stats, openpi
+from .checkpoint import WEIGHTS, OpenpiCheckpoint, describe_norm_stats, openpi
 from .layout import ModelSequence
 from .observation import Sight, Slot, stacked
 from .robot import ROLES, Asked, Key
@@ -86,6 +87,30 @@ class OpenpiPolicy(HookedPolicy):
     denoiser_steps = True
     value_norms = "yes"
     hidden_states = "yes"
+    about = (
+        About(
+            "Pi0.5 and Pi0 of openpi's PyTorch port",
+            {
+                "prefix": "the cameras' images, then the prompt, in Pi0.5 with the state's numbers; one pass",
+                "suffix": "the action chunk, in Pi0 after a state token, over the prefix and themselves; each "
+                "denoising step",
+            },
+            "openpi 15a9616 with transformers 4.53, reduced, random weights (make test-openpi); a compact model of the "
+            "architecture in every test run",
+        ),
+    )
+
+    @staticmethod
+    def recognises(files: CheckpointFiles) -> Recognised | None:
+        """Whether a checkpoint is openpi's: weights beside ``assets``, and no type in its configuration."""
+        typed = {"type", "model_type"} & set(files.config)
+        if "assets" not in files.names or typed or not files.names & {WEIGHTS, "params"}:
+            return None
+        return Recognised(
+            "openpi",
+            "which of openpi's configurations it was trained with is not in the files: pass --policy "
+            "openpi:pi05_droid, with its name",
+        )
 
     def __init__(
         self,

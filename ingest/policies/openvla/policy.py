@@ -23,6 +23,7 @@ from attnstore.store.errors import HealthError, UsageError
 from attnstore.store.format.generated import DECODE, reserve
 from attnstore.store.format.tokens import TASK, TokenLayout
 
+from ..about import About
 from ..base import (
     LAST,
     Batch,
@@ -36,7 +37,7 @@ from ..base import (
     Sample,
 )
 from ..blocking import Blocked, by_layer
-from ..checkpoint import check_options, locate, unwrap
+from ..checkpoint import CheckpointFiles, Recognised, check_options, locate, unwrap
 from ..decoder import eager_self_attention, language_model, self_attention
 from ..hooks import Shown, Watched, instead
 from ..passes import PREFIX, Passes, block_passes
@@ -106,9 +107,25 @@ class OpenvlaPolicy(PretrainedPolicy):
     name = "openvla"
     value_norms = "yes"
     hidden_states = "yes"
+    about = (
+        About(
+            "OpenVLA",
+            {
+                "prefix": "one image, then the prompt; one pass",
+                "decode": "the generated token, a number of the action, over all before it; each token",
+            },
+            "OpenVLA's own code on transformers 4.40.1 with random weights",
+            "no: two encoders look at an image, and a phase has one",
+        ),
+    )
     model_class = "AutoModelForVision2Seq"
     denoiser_steps = False
     horizon = 1
+
+    @staticmethod
+    def recognises(files: CheckpointFiles) -> Recognised | None:
+        """Whether a checkpoint is OpenVLA's."""
+        return Recognised("openvla") if files.config.get("model_type") == "openvla" else None
 
     def __init__(
         self,

@@ -24,9 +24,10 @@ from attnstore.store.errors import UsageError
 from attnstore.store.format.tokens import TASK
 
 from ...optional import require
+from ..about import About
 from ..base import LAST, Batch, EncoderShape, Observation, ObservationError, PhaseShape
 from ..blocking import Blocked, block_by_mask
-from ..checkpoint import check_options, locate, one_line, unwrap
+from ..checkpoint import CheckpointFiles, Recognised, check_options, locate, one_line, unwrap
 from ..hooks import Shown, Watched
 from ..prefix import KeptPrefix, keep_prefix, reuse_prefix
 from ..pretrained import PretrainedPolicy
@@ -74,6 +75,21 @@ class Pi0Policy(PretrainedPolicy):
     denoiser_steps = True
     value_norms = "yes"
     hidden_states = "yes"
+    about = (
+        About(
+            "Pi0 of transformers",
+            {
+                "prefix": "the cameras' images, then the instruction; one pass",
+                "suffix": "one state token and the action chunk, over the prefix and themselves; each denoising step",
+            },
+            "transformers 5.23: a tiny configuration in every test run, the default 3.5 B one with random weights",
+        ),
+    )
+
+    @staticmethod
+    def recognises(files: CheckpointFiles) -> Recognised | None:
+        """Whether a checkpoint is transformers' Pi0."""
+        return Recognised("pi0") if files.config.get("model_type") == "pi0" else None
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ from attnstore.store.format.geometry import Geometry
 from attnstore.store.format.tokens import TASK, Token, TokenLayout
 
 from ...optional import require
+from ..about import About
 from ..base import (
     LAST,
     Batch,
@@ -33,7 +34,7 @@ from ..base import (
     Sample,
 )
 from ..blocking import Blocked
-from ..checkpoint import check_options, locate, one_line, unwrap
+from ..checkpoint import CheckpointFiles, Recognised, check_options, locate, one_line, unwrap
 from ..decoder import language_model, self_attention, vision_tower
 from ..hooks import Shown, Watched
 from ..passes import PREFIX, Passes, block_passes
@@ -94,10 +95,32 @@ class VlmPolicy(PretrainedPolicy):
     name = "vlm"
     value_norms = "where v_proj and o_proj are plain"
     hidden_states = "yes"
+    about = (
+        About(
+            "PaliGemma, LLaVA, Qwen2-VL, Qwen2.5-VL, Qwen3-VL of transformers",
+            {
+                "prefix": "images and text in the prompt's own order; one pass",
+                "decode": "the generated token, over all before it; each token",
+            },
+            "transformers 5.23: tiny random checkpoints of the real classes in every test run",
+            "where the image encoder returns its weights",
+        ),
+    )
     model_class = "AutoModelForImageTextToText"
     denoiser_steps = False
     horizon = 0
     action_dof = 0
+
+    @staticmethod
+    def recognises(files: CheckpointFiles) -> Recognised | None:
+        """Whether a checkpoint is a vision-language model of transformers that writes text."""
+        made = files.config.get("architectures")
+        names = made if isinstance(made, list) else []
+        writes = any(str(name).endswith("ForConditionalGeneration") for name in names)
+        robot = files.config.get("model_type") == "pi0"
+        return (
+            Recognised("vlm") if writes and "vision_config" in files.config and not robot else None
+        )
 
     def __init__(
         self,
