@@ -150,7 +150,7 @@ bench: links $(VENV)/.bench  ## measure size and speed
 	$(BIN)/python -m benchmarks
 
 site: links  ## build the documentation's site, strictly, into build/site
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 notebooks: links  ## run the notebooks of docs/ anew on the demo's store, and keep what they show
 	$(BIN)/python -m docs.notebooks.run
