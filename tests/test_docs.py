@@ -106,6 +106,8 @@ def test_every_command_of_a_page_is_taken(page: Path, monkeypatch: pytest.Monkey
         if not words or words[0].startswith("-"):  # completion's script, or the root's own option
             assert {*words[:1]} <= {o for p in cli.params for o in p.opts}
             continue
+        if words[:2] == ["ingest", "mine"]:  # a page's own reader has the options that all have
+            words[1] = "droid"
         command: click.Command = cli
         context, rest = click.Context(cli, info_name="attnstore"), list(words)
         while isinstance(command, click.Group):

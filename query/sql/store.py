@@ -466,6 +466,11 @@ class Store:
         Returns
         -------
         Some of `attnstore.store.format.weighting.WEIGHTINGS`, in their order.
+
+        Raises
+        ------
+        UsageError
+            If there is no such table, or the condition is not SQL.
         """
         there = "select 1 from {} where weighting = '{}' and ({}) limit 1"
         return tuple(

@@ -544,7 +544,5 @@ class TestMore:
         assert images == len(batch.encoded) * shape.layers
 
     def test_what_cannot_be_shown_is_refused(self) -> None:
-        with pytest.raises(UsageError, match="--token-stats: policy lerobot:smolvla"):
-            shared("smolvla").check_hidden()
         with pytest.raises(UsageError, match="--vision: policy lerobot:act"):
             shared("act").encoder_shape()

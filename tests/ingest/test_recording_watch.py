@@ -148,6 +148,7 @@ def test_a_viewer_that_does_not_read_delays_nothing(
         attnstore.record(policy, ram_path / "s", mode="replay", rerun="http://127.0.0.1:1")
 
 
+@pytest.mark.filterwarnings("ignore:.*fork")  # of JAX, where another test has loaded it
 def test_a_live_recorder_is_told_from_a_dead_one(ram_path: Path) -> None:
     policy, store = Still(), ram_path / "s"
     under_way = UnderWay(StorePaths(store).recordings)

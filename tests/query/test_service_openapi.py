@@ -57,4 +57,4 @@ def test_no_request_of_the_document_is_an_internal_error(
         capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
-    assert "0 generated" not in done.stdout
+    assert " 0 generated" not in done.stdout

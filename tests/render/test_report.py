@@ -505,7 +505,9 @@ class TestWhatIsMissing:
             for block in section.blocks
             if isinstance(block, Paragraph) and block.kind == "missing"
         }
-        assert set(said) == {"objects", "shift", "outcomes", "fidelity", "interventions", "ledger"}
+        assert set(said) == {
+            "objects", "shift", "outcomes", "fidelity", "interventions", "ledger", "failure", "sinks",
+        }  # fmt: skip
         for text in said.values():
             (command, *_) = re.findall(r"`attnstore ([a-z ]+)", text)
             found: click.Command = cli

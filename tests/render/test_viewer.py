@@ -640,7 +640,8 @@ def test_sql_is_helped_with_and_its_rows_lead_somewhere(page: Page, planted: Pla
     assert box.evaluate("b => b.value.slice(b.selectionStart, b.selectionEnd)") == "nonsense"
     box.fill(
         "select run, episode, phase, layer, head, 1 as keyframe, entropy_mean from episode_stats "
-        "where phase = 'prefix' and camera = 'hand_camera' order by episode, layer, head"
+        "where phase = 'prefix' and camera = 'hand_camera' and weighting = 'raw' "
+        "order by episode, layer, head"
     )
     box.press("Control+Enter")
     expect(page.locator(".result tbody tr")).to_have_count(12)
@@ -798,7 +799,7 @@ def test_text_of_a_store_is_never_markup(page: Page, planted: Planted) -> None:
 PART = "document.activeElement.closest('nav, .stage, section, .controls')?.ariaLabel ?? ''"
 NAMELESS = """[...document.querySelectorAll("button, input, select, textarea, canvas, [role=img]")]
   .filter(e => !e.closest("[role=img]:not(canvas)") || e.role === "img")
-  .filter(e => !(e.ariaLabel || e.innerText?.trim() || e.labels?.length || e.title))
+  .filter(e => !(e.ariaLabel || e.textContent?.trim() || e.labels?.length || e.title))
   .map(e => e.outerHTML.slice(0, 80))"""
 
 
