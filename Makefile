@@ -106,7 +106,7 @@ test-pins: $(BIN)/uv  ## without torch, with other versions: make test-pins PINS
 	@rm -rf build/pins && $(BIN)/uv build --quiet --out-dir build/pins
 	@$(BIN)/uv venv --quiet --allow-existing --python $(PINS_PYTHON) .venv-pins/$(PINS)
 	@$(BIN)/uv pip install --quiet --python .venv-pins/$(PINS)/bin/python --constraints constraints/$(PINS).txt \
-	  --reinstall-package attnstore --group pins "$$(ls build/pins/*.whl)[serve,http,s3,dask]"
+	  --reinstall-package attnstore --group pins "$$(ls build/pins/*.whl)[serve,http,s3,dask,learn,hf]"
 	@# other versions warn of other things: here warnings are not errors; some modules test the checkout itself
 	OMP_NUM_THREADS=1 .venv-pins/$(PINS)/bin/pytest -q -n $(JOBS) --maxprocesses 8 --timeout 900 \
 	  -p no:cacheprovider -o filterwarnings= $(addprefix --ignore tests/test_,packaging.py imports.py benchmarks.py doctests.py docs.py docstrings.py) $(PINS_TESTS)
