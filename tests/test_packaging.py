@@ -77,7 +77,9 @@ def test_the_lowest_versions_are_the_floors_that_users_are_told() -> None:
     """`make test-pins PINS=lowest` runs what pyproject promises."""
     extras = PYPROJECT["project"]["optional-dependencies"]
     told = PYPROJECT["project"]["dependencies"] + [
-        r for extra in ("ingest", "serve", "s3", "gcs", "http", "hf", "dask", "learn") for r in extras[extra]
+        r
+        for extra in ("ingest", "serve", "s3", "gcs", "http", "hf", "dask", "learn")
+        for r in extras[extra]
     ]
     floors = {}
     for requirement in map(Requirement, told):

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from attnstore.store.errors import AttnstoreError, NotFoundError, UsageError
 
-from .options import (
-    StoreName,
-)
+from .ingest_choices import Examination, PolicyChoice, RunChoice
+from .options import StoreName, WorkersChoice
 from .output import console, print_json, size_text
 from .progress import (
     check_plan,
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from attnstore.ingest.policies.registry import PolicySpec
     from attnstore.ingest.work import Workers
     from attnstore.store.commits import StorePaths
-
-
-from .ingest_choices import RunChoice
 
 
 def run_ingest(
@@ -171,3 +169,33 @@ def _writable(target: StoreName) -> Iterator[None]:
         yield
     except OSError as error:
         raise AttnstoreError(f"{target} cannot be written: {error.strerror or error}") from error
+
+
+def load_and_ingest(
+    store: StoreName,
+    dataset: Dataset,
+    policy: PolicyChoice,
+    run: RunChoice,
+    workers: WorkersChoice,
+    as_json: bool,
+) -> None:
+    """Load the policy and run it on a dataset's episodes; or let ``attnstore doctor`` look at both.
+
+    Raises
+    ------
+    UsageError
+        If the policy cannot be loaded as asked.
+    PartialError
+        If an episode is not in the store afterwards.
+    """
+    examination = click.get_current_context().find_object(Examination)
+    if examination is not None:
+        examination.of(dataset, policy, run)
+        return
+    doers = workers.on(policy.device)
+    with interrupts(finishing=None):
+        names = workers.share(dataset.episode_names(), dataset.file_of)
+        loaded, spec = policy.load()
+        run_ingest(
+            store, dataset, loaded, spec, run, names=names, workers=doers, as_json=as_json,
+        )  # fmt: skip

@@ -28,7 +28,7 @@ from attnstore.store.json_text import json_value
 
 from .base import OUTCOMES, CameraFrame, EpisodeInfo, Frame, check_finite, check_frames
 from .hdf5 import EncodedRows, StackedImages, holds_encoded, joined, reading, texts
-from .instruction import given_instructions
+from .instruction import check_instruction, given_instructions
 from .outcome import outcome_of_path, read_outcomes
 from .selection import Selection
 from .stills import EncodedImages
@@ -117,8 +117,7 @@ class AlohaDataset:
         if jpeg_colours is not None and jpeg_colours not in get_args(JpegColours):
             known = ", ".join(get_args(JpegColours))
             raise UsageError(f"JPEGs' colours are {known}; got {jpeg_colours!r}")
-        if instruction is not None and not instruction.strip():
-            raise UsageError("an instruction has words; --instruction is empty")
+        check_instruction(instruction)
         self._root = Path(root).expanduser().resolve()
         self._base = self._root.parent if self._is_part() else self._root
         self._selection = selection or Selection()
@@ -131,8 +130,6 @@ class AlohaDataset:
         self.cameras: tuple[str, ...] = tuple(cameras) or tuple(
             c for c in there if "depth" not in c
         )
-        if len(set(self.cameras)) < len(self.cameras):
-            raise UsageError(f"a camera is named twice: {', '.join(self.cameras)}")
         check_cameras(self.cameras)
         unknown = [camera for camera in self.cameras if there and camera not in there]
         if unknown or (there and not self.cameras):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attnstore.store.errors import EpisodeError
+from attnstore.store.errors import EpisodeError, UsageError
 
 
 def given_instructions(episode: str, texts: Mapping[str, str], repair: str) -> list[str]:
@@ -30,3 +30,15 @@ def given_instructions(episode: str, texts: Mapping[str, str], repair: str) -> l
             f"an episode has an instruction: {empty if texts else 'none is there'}; {repair}",
         )
     return found
+
+
+def check_instruction(instruction: str | None) -> None:
+    """Check the instruction that all episodes get, if one is given.
+
+    Raises
+    ------
+    UsageError
+        If it has no words.
+    """
+    if instruction is not None and not instruction.strip():
+        raise UsageError("an instruction has words; --instruction is empty")

@@ -27,7 +27,7 @@ from attnstore.store.json_text import json_value, parse_json
 
 from .base import EpisodeInfo, Frame, check_finite, check_frames
 from .hdf5 import StackedImages, joined, reading, rows, texts
-from .instruction import given_instructions
+from .instruction import check_instruction, given_instructions
 from .outcome import outcome_of_episode, outcome_of_frames
 from .selection import Selection
 
@@ -115,8 +115,7 @@ class RobomimicDataset:
         self._root = Path(root).expanduser().resolve()
         self._selection = selection or Selection()
         self._instruction, self._outcome_column = instruction, outcome_column
-        if instruction is not None and not instruction.strip():
-            raise UsageError("an instruction has words; --instruction is empty")
+        check_instruction(instruction)
         self._files = {self._stem(path): _look_at(path) for path in self._paths()}
         self._filter_key = self._checked_key(filter_key)
         self._rewarded: dict[str, bool] = {}
@@ -125,8 +124,6 @@ class RobomimicDataset:
         self.cameras: tuple[str, ...] = tuple(cameras) or tuple(
             key.removeprefix("obs/") for key, what in columns.items() if what == "picture"
         )
-        if len(set(self.cameras)) < len(self.cameras):
-            raise UsageError(f"a camera is named twice: {', '.join(self.cameras)}")
         check_cameras(self.cameras)
         for camera in self.cameras:
             if columns and f"obs/{camera}" not in columns:

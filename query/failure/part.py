@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from attnstore.store.commits import Attempt, Commit, latest_commit
 from attnstore.store.format.weighting import Weighting
-from attnstore.store.tables.failure import ACROSS, FAILURE_TABLES
+from attnstore.store.tables.columns import ACROSS
+from attnstore.store.tables.failure import FAILURE_TABLES
 from attnstore.store.tables.parquet import write_table
 
 from ..sql.chosen import Chosen

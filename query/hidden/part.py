@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from attnstore.store.commits import Attempt, Commit, latest_commit
 from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.reader.hidden import Tokens
-from attnstore.store.tables.linear_probes import ACROSS, LINEAR_PROBE_TABLES
+from attnstore.store.tables.columns import ACROSS
+from attnstore.store.tables.linear_probes import LINEAR_PROBE_TABLES
 from attnstore.store.tables.parquet import write_table
 
 from ..sql.chosen import Chosen

@@ -105,6 +105,9 @@ function Page() {
     help: () => setHelp(true),
     neighbour,
   });
+  // What shows one episode, with the same of it to hand
+  const views = /** @type {Record<string, any>} */ ({ heads: HeadsGrid, actions: Actions, causes: Causes });
+  const Single = views[view.view];
   const failure = served.error ?? first.error ?? error;
   return html`
     <div class=${`page ${list ? "" : "without-list"}`}>
@@ -219,41 +222,11 @@ function Page() {
           `
         }
         ${
-          view.view === "heads" &&
+          Single &&
           episode &&
-          view.camera &&
+          (view.view !== "heads" || view.camera) &&
           html`
-            <${HeadsGrid}
-              key=${episode.version}
-              e=${episode}
-              view=${view}
-              change=${change}
-              playing=${playing}
-              play=${play}
-              theme=${theme}
-            />
-          `
-        }
-        ${
-          view.view === "actions" &&
-          episode &&
-          html`
-            <${Actions}
-              key=${episode.version}
-              e=${episode}
-              view=${view}
-              change=${change}
-              playing=${playing}
-              play=${play}
-              theme=${theme}
-            />
-          `
-        }
-        ${
-          view.view === "causes" &&
-          episode &&
-          html`
-            <${Causes}
+            <${Single}
               key=${episode.version}
               e=${episode}
               view=${view}

@@ -62,7 +62,7 @@ def check_cameras(names: Iterable[str]) -> None:
     Raises
     ------
     UsageError
-        If one breaks the rule, or two are the same where a file system ignores case.
+        If one breaks the rule, is named twice, or two are the same where a file system ignores case.
     """
     known: dict[str, str] = {}
     for name in names:
@@ -73,6 +73,8 @@ def check_cameras(names: Iterable[str]) -> None:
                 f"digit, ends in no dot and has at most {LONGEST} bytes; got {name[:200]!r}: rename "
                 f"it, such as {named(camera)!r}"
             )
+        if name in known.values():
+            raise UsageError(f"a camera is named twice: {name}")
         other = known.setdefault(name.casefold(), name)
         if other != name:
             raise UsageError(

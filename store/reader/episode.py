@@ -47,11 +47,10 @@ from .blocks import (
     Selection,
     cost,
 )
-from .description import EpisodeDescription
 from .head_stats import NUMERIC, HeadStats, at_steps
 from .hidden import Layers, Spans, Tokens, hidden_states
 from .labels import TokenLabels, labelled, labels_of_tokens
-from .pictures import PictureRequest, Shown, drawn_by
+from .pictures import EpisodePictures
 from .reads import (
     CarriedRead,
     NormsRead,
@@ -72,7 +71,7 @@ _NO_LIMIT = 1 << 62
 _STEP_WORDS: Mapping[str, Index] = {"first": 0, "last": -1, "all": None}
 
 
-class Episode(EpisodeDescription):
+class Episode(EpisodePictures):
     """A committed episode, read as it is asked; made by `Store.episode`. Safe to share between threads.
 
     Attention, maps and statistics are xarray's arrays with the dimensions ``keyframe``, ``step``,
@@ -522,111 +521,6 @@ class Episode(EpisodeDescription):
             return array(metric)
         names = NUMERIC if metric is None else metric
         return xr.Dataset({name: array(name) for name in names}, attrs=about)
-
-    def show(
-        self,
-        phase: str | None = None,
-        *,
-        layer: int | None = None,
-        head: int | Literal["active"] = "active",
-        keyframe: int | None = None,
-        frame: int | None = None,
-        cameras: Sequence[str] | None = None,
-        step: int | Literal["first", "last"] | None = None,
-        query: str | None = None,
-        reduce: Reduction = "max",
-        sink_corrected: bool = False,
-        active: Active = "image",
-        weighting: Weighting = "raw",
-        width: int = 420,
-    ) -> Shown:
-        """Draw a keyframe: each camera's image, and beside it the attention of one layer as heat.
-
-        Parameters
-        ----------
-        phase
-            ``prefix``, ``suffix``, ...; by default ``prefix``, or the first that the episode has.
-        layer
-            From 0; by default the one whose most active head is the most active of all.
-        head
-            From 0; or ``active``: each camera's most active one at this keyframe, as `active_head`.
-        keyframe, frame
-            One of them, from 0, negative keyframes from the end; by default the first keyframe.
-        cameras
-            By default all.
-        step, query, reduce, sink_corrected, active, weighting
-            As for `maps`.
-        width
-            Pixels of one camera's image, 64 to 4096.
-
-        Returns
-        -------
-        A still: shown by a notebook; ``save("x.png")`` (``.jpg``, ``.webp``) writes it, ``pixels`` are
-        (height, width, 3) uint8 RGB, ``texts`` what is written in it.
-
-        Raises
-        ------
-        SelectionError
-            If a name or an index matches nothing.
-        NotFoundError
-            If there are no value norms to weight with.
-        """
-        if frame is not None:
-            if keyframe is not None:
-                raise SelectionError(f"give keyframe or frame; got {keyframe} and {frame}")
-            keyframe = self.keyframe_of(frame)
-        at = check_index(keyframe or 0, len(self.frames), "keyframe")
-        request = PictureRequest(
-            phase, layer, head, cameras, step, query, reduce, sink_corrected, active, weighting,
-            width,
-        )  # fmt: skip
-        return drawn_by("show")(self, request, at)
-
-    def animate(
-        self,
-        phase: str | None = None,
-        *,
-        layer: int | None = None,
-        head: int | Literal["active"] = "active",
-        cameras: Sequence[str] | None = None,
-        step: int | Literal["first", "last"] | None = None,
-        query: str | None = None,
-        reduce: Reduction = "max",
-        sink_corrected: bool = False,
-        active: Active = "image",
-        weighting: Weighting = "raw",
-        width: int = 320,
-        fps: float = 3.0,
-    ) -> Shown:
-        """Draw all keyframes as a player: play, pause, a slider, arrow keys; on one colour scale.
-
-        Parameters
-        ----------
-        phase, layer, cameras, step, query, reduce, sink_corrected, active, weighting, width
-            As for `show`.
-        head
-            As for `show`; but ``active`` is the head of the whole episode, which does not jump.
-        fps
-            Keyframes a second, above 0, at most 60.
-
-        Returns
-        -------
-        A player: shown by a notebook, needs nothing but the page that it is in; ``save("x.html")`` writes
-        it as a page of its own, ``save("x.gif")``, ``.webp``, ``.webm`` or ``.mp4`` as a picture or video
-        that moves.
-
-        Raises
-        ------
-        SelectionError, NotFoundError
-            As `show`.
-        UsageError
-            If `fps` is out of range.
-        """
-        request = PictureRequest(
-            phase, layer, head, cameras, step, query, reduce, sink_corrected, active, weighting,
-            width,
-        )  # fmt: skip
-        return drawn_by("animate")(self, request, fps)
 
     def tree(self) -> xr.DataTree:
         """Return everything that is stored of the episode as a tree that is read on access.

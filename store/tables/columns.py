@@ -52,6 +52,9 @@ STRING, INT16, INT32, INT64, FLOAT32, FLOAT64 = (
     pa.string(), pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64(),
 )  # fmt: skip
 
+ACROSS = "across-episodes"
+"""Id that stands for an episode where a row is of many."""
+
 RUN = Column("run", STRING, "id of the run")
 EPISODE = Column("episode", STRING, "id of the episode; its own name is in table episodes")
 VARIANT = Column("variant", STRING, "'base', or the intervention on the observation")
@@ -67,6 +70,11 @@ LAYER = Column("layer", INT16, "0-based layer")
 HEAD = Column("head", INT16, "0-based head")
 QUERY_GROUP = Column(
     "query_group", STRING, "query tokens that are averaged: task (the instruction), action, image"
+)
+SPLIT = Column(
+    "split",
+    STRING,
+    "what test episodes are unseen of: episodes (themselves) or tasks (their whole task)",
 )
 WEIGHTING = Column(
     "weighting",

@@ -16,18 +16,16 @@ from .columns import (
     INT32,
     KEYFRAME,
     RUN,
+    SPLIT,
     STRING,
     WEIGHTING,
     Column,
     Table,
 )
 
-ACROSS = "across-episodes"
-"""Id that stands for an episode where a row is of many."""
-
 _PART = Column("part", STRING, "failure-...: digest of what was asked for")
 _WHAT = (
-    Column("split", STRING, "what test episodes are unseen of: episodes (themselves) or tasks (their whole task)"),
+    SPLIT,
     Column("features", STRING, "attention, hidden, both; or a baseline: elapsed, state, instruction, trivial (all three)"),
     Column("model", STRING, "logistic (regression on a call's features) or cumulative (on their mean over the calls so far)"),
 )  # fmt: skip

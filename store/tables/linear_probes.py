@@ -6,13 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from .columns import EPISODE, FLOAT32, INT16, INT32, PHASE, RUN, STRING, Column, Table
-
-ACROSS = "across-episodes"
-"""Id that stands for an episode where a row is of many."""
+from .columns import EPISODE, FLOAT32, INT16, INT32, PHASE, RUN, SPLIT, STRING, Column, Table
 
 _PART = Column("part", STRING, "linear-probe-...: digest of what was asked for")
-_SPLIT = Column("split", STRING, "what test episodes are unseen of: episodes (themselves) or tasks (their whole task)")  # fmt: skip
 
 _TABLES = (
     Table(
@@ -22,7 +18,7 @@ _TABLES = (
             RUN, EPISODE, _PART,
             Column("target", STRING, "what was to be read off: outcome, or SQL"),
             Column("kind", STRING, "classes or numbers"),
-            _SPLIT, PHASE,
+            SPLIT, PHASE,
             Column("span", STRING, "span of the hidden states"),
             Column("tokens", STRING, "mean (over the span's tokens) or last (mean over the last hidden states)"),
             Column("step", STRING, "step of the hidden states; NULL in one-pass phases"),
@@ -50,7 +46,7 @@ _TABLES = (
         "linear_probe_folds",
         "one episode's place in a split of a linear probe; its episode stands for many: across-episodes",
         (
-            RUN, EPISODE, _PART, _SPLIT,
+            RUN, EPISODE, _PART, SPLIT,
             Column("tested", STRING, "id of the episode"),
             Column("fold", INT16, "0-based: the fold in which it is tested; in all others it is fitted on"),
         ),

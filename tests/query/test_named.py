@@ -25,7 +25,8 @@ from attnstore.store.errors import NotFoundError
 from attnstore.store.format.action_metrics import curve_area
 from attnstore.store.opening import create_store
 from attnstore.store.reader.episode import Steps
-from attnstore.store.tables.failure import ACROSS, FAILURE_TABLES
+from attnstore.store.tables.columns import ACROSS
+from attnstore.store.tables.failure import FAILURE_TABLES
 from attnstore.store.tables.parquet import write_table
 from attnstore.store.tables.probes import PROBE_TABLES
 

@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 
 from attnstore.store.errors import EpisodeError, NotFoundError, UsageError
+from attnstore.store.format.views import check_cameras
 
 from ..base import CameraFrame, EpisodeInfo, Frame, VideoFrames, check_frames, why_missing
 from ..outcome import outcome_of_episode, outcome_of_frames, read_outcomes
@@ -255,8 +256,7 @@ class LeRobotDataset:
                 )
         colour = self._recorded.colour_cameras
         chosen = [by_name[camera] for camera in asked] or list(colour)
-        if len(set(chosen)) < len(chosen):
-            raise UsageError(f"a camera is named twice: {', '.join(asked)}")
+        check_cameras(chosen)
         if not chosen:
             grey = [camera for camera in there if camera not in colour]
             hint = f"; of one channel, as depth has, are {', '.join(grey)}: name one with --camera"

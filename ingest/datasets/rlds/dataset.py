@@ -106,7 +106,6 @@ class RldsDataset:
         self._last: tuple[str, Record] | None = None
         self.name: str = name or self._about.name
         self.cameras: tuple[str, ...] = tuple(self._paths)
-        check_cameras(self.cameras)
 
     def __repr__(self) -> str:
         return f"RldsDataset({str(self._about.root)!r}, cameras={self.cameras})"
@@ -320,8 +319,7 @@ class RldsDataset:
                     "with colour and 8 bits a channel"
                 )
         chosen = [by_name[c] for c in asked] or [p for p, f in images.items() if f.pictures]
-        if len(set(chosen)) < len(chosen):
-            raise UsageError(f"a camera is named twice: {', '.join(asked)}")
+        check_cameras(map(camera_name, chosen))
         if not chosen:
             others = ", ".join(f"{p} ({_what(f)})" for p, f in images.items())
             raise UsageError(
