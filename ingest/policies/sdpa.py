@@ -165,6 +165,8 @@ class SdpaTap:
         self._held[module] = sdpa_weights(*arguments, **keywords)
 
     def _enter(self, name: str, module: Any, args: Any) -> None:
+        # What nobody took of an earlier call: the tap may be open with no hook to take it.
+        self._held.pop(module, None)
         self._running.append((module, name))
 
     def _leave(self, module: Any, args: Any, output: Any) -> None:

@@ -336,14 +336,24 @@ def check_mixing(ours: torch.Tensor, theirs: torch.Tensor, where: str) -> None:
     HealthError
         If they differ: values cached in another order, gated or normed in between.
     """
-    if not ours.isfinite().all():
-        return  # the rows' own check names them
-    largest = theirs.float().abs().amax().clamp(min=1e-12)
-    off = float((ours.float() - theirs.float()).abs().amax() / largest)
-    dtype = str(theirs.dtype).removeprefix("torch.")
-    if not off <= MIXING_TOLERANCE.get(dtype, 4e-2):
+    if (off := mixing_error(ours, theirs)) is not None:
         raise HealthError(
             f"{where}: the layer makes something else of its weights than their product with the "
             f"values (off by {off:.2g} of the largest entry), so value norms would be wrong; "
             f"{LEAVE_OUT}"
         )
+
+
+def mixing_error(ours: torch.Tensor, theirs: torch.Tensor) -> float | None:
+    """How far weights times values are from what a layer made of them, of its largest entry.
+
+    Returns
+    -------
+    None if that is rounding, or if what is mixed is not finite, which the rows' own check names.
+    """
+    if not ours.isfinite().all():
+        return None
+    largest = theirs.float().abs().amax().clamp(min=1e-12)
+    off = float((ours.float() - theirs.float()).abs().amax() / largest)
+    dtype = str(theirs.dtype).removeprefix("torch.")
+    return None if off <= MIXING_TOLERANCE.get(dtype, 4e-2) else off
