@@ -95,7 +95,7 @@ def check_pages(file: Path, footer: Any) -> int:
             row_group = footer.row_group(group)
             for number in range(row_group.num_columns):
                 column = row_group.column(number)
-                said = f"{file}: column {column.path_in_schema}"
+                said = f"{file}: column {_column_name(file, column)}"
                 if column.file_path:
                     raise IntegrityError(f"{said} lies in another file")
                 # A column without values has no data page, and then its offset is 0.
@@ -116,6 +116,13 @@ def check_pages(file: Path, footer: Any) -> int:
                             f"{said}: a page claims {uncompressed} bytes, more than its column has"
                         )
     return total
+
+
+def _column_name(file: Path, column: Any) -> str:
+    try:
+        return str(column.path_in_schema)
+    except UnicodeDecodeError as error:
+        raise IntegrityError(f"{file}: a column's name is no UTF-8: {error}") from None
 
 
 def _page(stream: BinaryIO, at: int, said: str) -> tuple[int, int, int]:

@@ -327,7 +327,8 @@ def check_table(file: Path, most: int = TABLE_BYTES) -> None:
     """
     try:
         footer = pq.read_metadata(file)
-    except (pa.ArrowException, OSError) as error:
+        footer.schema.to_arrow_schema()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise IntegrityError(f"{file}: {str(error).splitlines()[0][:200]}") from None
     size = check_pages(file, footer)
     most = min(most, _SMALL_TABLE + EXPANSION * file.stat().st_size)

@@ -297,6 +297,11 @@ class TestBroken:
         (copied / DATA).write_bytes(data[: len(data) // 2])
         assert f"{DATA} ({len(data) // 2} bytes) is not readable as Parquet" in problem(copied)
 
+    def test_parquet_with_a_column_that_is_no_text(self, copied: Path) -> None:
+        data = (copied / DATA).read_bytes()
+        (copied / DATA).write_bytes(data.replace(b"timestamp", b"\x80imestamp"))
+        assert f"{DATA} ({len(data)} bytes) is not readable as Parquet" in problem(copied)
+
     def test_missing_rows(self, copied: Path) -> None:
         edit_rows(copied, lambda t: t.slice(1))
         reason = problem(copied)

@@ -184,5 +184,5 @@ def test_a_live_recorder_is_told_from_a_dead_one(ram_path: Path) -> None:
         os.waitpid(child, 0)
         (journal,) = store.rglob(f"left*{SUFFIX}")
         (dead,) = under_way.episodes()
-        assert dead.name == "left"
+        assert (dead.name, dead.state) == ("left", "dead")
         assert not journal.with_suffix(SPOOL).exists()

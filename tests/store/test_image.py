@@ -126,4 +126,4 @@ def test_mutated_files_are_decoded_or_refused(
     else:
         assert said
         assert "\n" not in said
-        assert " 0x" not in said
+        assert " at 0x" not in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -385,6 +386,20 @@ def test_parquet_with_other_bytes_somewhere(
         check_table(file)
     except IntegrityError:
         pass
+
+
+def test_parquet_with_a_column_that_is_no_text(tmp_path: Path) -> None:
+    """Its name stands in the schema and in each row group's column; each alone is refused."""
+    file = tmp_path / "named.parquet"
+    table = pa.table({"zcolumnz": np.arange(300)})
+    pq.write_table(table, file, compression="zstd", store_schema=False)
+    whole = file.read_bytes()
+    places = [found.start() for found in re.finditer(b"zcolumnz", whole)]
+    assert len(places) == 2
+    for place in places:
+        file.write_bytes(whole[:place] + b"\x80" + whole[place + 1 :])
+        with pytest.raises(IntegrityError, match=r"named.parquet: .*can't decode byte 0x80"):
+            check_table(file)
 
 
 ODD = VALUES | st.sampled_from(

@@ -180,7 +180,7 @@ def _copy(
         if place.parts[0] == "data" and path.suffix == ".parquet":
             try:
                 _add_columns(path, copy, values, fill)
-            except pa.ArrowException as error:
+            except (UnicodeDecodeError, pa.ArrowException) as error:
                 raise AttnstoreError(
                     f"{place} ({path.stat().st_size} bytes) is not readable as Parquet: "
                     f"{' '.join(str(error).split())[:200]}; copy the file again"

@@ -410,7 +410,7 @@ def _packed_tasks(path: Path) -> Iterator[tuple[Any, Any]]:
 
     try:
         table = pq.read_table(path, partitioning=None)
-    except pa.ArrowException as error:
+    except (UnicodeDecodeError, pa.ArrowException) as error:
         raise ValueError(_told(error, path, path.name)) from None
     # pandas wrote the tasks as its index, whose column is called `task` in some versions only
     texts = [field.name for field in table.schema if _is_text(field.type)]

@@ -159,7 +159,7 @@ def read_columns(
             among = {asked} if key == EPISODE else set(asked)
             chosen &= np.asarray([value in among for value in values], bool)
         return pq.read_table(path, columns=wanted, partitioning=None).filter(pa.array(chosen))
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise unreadable(path, recording, error) from error
 
 
@@ -253,7 +253,7 @@ class EmbeddedImages:
                 for episode, frame, cell in zip(episodes, frames, rows[self.column], strict=True):
                     if episode == index:
                         yield int(frame), cell.as_py()
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
             raise unreadable(self.path, self.recording, error) from error
 
     def _undecodable(self, frame: int, error: Exception) -> EpisodeError:
