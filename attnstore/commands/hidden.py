@@ -140,6 +140,8 @@ def linear_probe(
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
+    from attnstore.query.hidden.part import knows
+
     measure = "balanced accuracy" if rows[0]["kind"] == "classes" else "R²"
     click.echo(f"\nunseen {rows[0]['split']}: {measure}, chance {rows[0]['chance']:.2g}")
     click.echo(f"  {'':<10} {'score':<22} {'shuffled, 95 %':<16} {'gain':<24} p (Holm)")
@@ -155,13 +157,6 @@ def _print(rows: list[dict[str, Any]]) -> None:
         p = "" if row["p_holm"] is None else f"{row['p_holm']:.4f}{star}"
         score = f"{row['score']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
         click.echo(f"  {name:<10} {score:<22} {shuffled:<16} {gain:<24} {p}".rstrip())
-
-
-def knows(row: dict[str, Any]) -> bool:
-    """Whether a probe's row is of a layer that knows more than the obvious, and than chance."""
-    if row["p_holm"] is None or row["p_holm"] >= 0.05:
-        return False
-    return row["shuffled_high"] is None or bool(row["score"] > row["shuffled_high"])
 
 
 def _layer(layer: int | None) -> str:

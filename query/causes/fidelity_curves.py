@@ -8,7 +8,9 @@ one under insertion; ``gain`` is positive in both cases.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +43,7 @@ class CurvePair:
     """Areas under the two, mean over episodes."""
     gain: Estimate
     """Of the map over random order, keyframe by keyframe: positive if the map's is better."""
+    keyframes: int
 
 
 def curve_pairs(store: Store, chosen: Chosen, metric: str = "si_mse") -> list[CurvePair]:
@@ -56,18 +59,28 @@ def curve_pairs(store: Store, chosen: Chosen, metric: str = "si_mse") -> list[Cu
         raise UsageError(
             f"an area is of mse or si_mse, which are distances (of {known}); got {metric!r}"
         )
-    rows = store.sql(f"""
-SELECT part, phase, layer, array_to_string(cameras, '+'), curve, target, episode, keyframe,
-       list(fraction ORDER BY fraction), list(value ORDER BY fraction)
+    return pairs_of(store.sql(curves_sql(chosen.condition, metric)).fetchall())
+
+
+def curves_sql(condition: str, metric: str = "si_mse") -> str:
+    """Return the SQL of what `pairs_of` takes: a row for each curve of each keyframe."""
+    return f"""
+SELECT part, phase, layer, array_to_string(cameras, '+') AS cameras, curve, target, episode, keyframe,
+       list(fraction ORDER BY fraction) AS fraction, list(value ORDER BY fraction) AS value
 FROM (SELECT part, phase, layer, cameras, curve, target, episode, keyframe, fraction::DOUBLE AS fraction,
              avg({metric}) AS value
-      FROM intervention_curves WHERE {chosen.condition} GROUP BY ALL)
-GROUP BY ALL ORDER BY ALL""").fetchall()
+      FROM intervention_curves WHERE {condition} GROUP BY ALL)
+GROUP BY ALL ORDER BY ALL"""
+
+
+def pairs_of(rows: Iterable[Sequence[Any]]) -> list[CurvePair]:
+    """Pair the curves of `curves_sql`: a map's order and random order, where a keyframe has both."""
     groups: dict[tuple[str, str, int, str, str], dict[str, dict[tuple[str, int], Float]]] = {}
     for row in rows:
         target, episode, keyframe, fraction, value = row[5:]
         curve = np.array([fraction, [np.nan if v is None else v for v in value]], np.float64)
-        whole = groups.setdefault(row[:5], {"attention": {}, "control": {}})
+        key = (row[0], row[1], row[2], row[3], row[4])
+        whole = groups.setdefault(key, {"attention": {}, "control": {}})
         whole[target][episode, keyframe] = curve
     found = []
     for key, both in groups.items():
@@ -96,4 +109,5 @@ def _pair(
         attention_area=estimate(areas["attention"], names, bootstraps=0).value,
         control_area=estimate(areas["control"], names, bootstraps=0).value,
         gain=estimate(sign * (areas["attention"] - areas["control"]), names),
+        keyframes=len(keyframes),
     )

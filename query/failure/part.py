@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 
+from attnstore.store.catalog.rows import quoted
 from attnstore.store.commits import Attempt, Commit, latest_commit
 from attnstore.store.format.weighting import Weighting
 from attnstore.store.tables.columns import ACROSS
@@ -137,14 +138,18 @@ def _commit(
     return attempt.publish(summary)
 
 
+def newest_part(run: str) -> str:
+    """Return the SQL that selects the part of a run's newest results, of whichever options."""
+    return (
+        f"SELECT part FROM commits WHERE run = {quoted(run)} AND episode = {quoted(ACROSS)} "
+        "AND starts_with(part, 'failure-') ORDER BY committed DESC, part DESC LIMIT 1"
+    )
+
+
 def latest_failure(store: Store, chosen: Chosen) -> Commit | None:
-    """Return the newest results of a run, of whichever options; None if there are none."""
-    found = [
-        c
-        for c in store.commits()
-        if c.run == chosen.run and c.episode == ACROSS and c.part.startswith("failure-")
-    ]
-    return max(found, key=lambda c: (c.created, c.part), default=None)
+    """Return the newest results of a run; None if there are none."""
+    found = store.sql(newest_part(chosen.run)).fetchall()
+    return latest_commit(store.paths, chosen.run, ACROSS, found[0][0]) if found else None
 
 
 def rows_of(store: Store, commit: Commit, table: str, condition: str = "true") -> Sequence[Any]:

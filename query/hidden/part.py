@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from typing import Any, cast
@@ -326,6 +326,19 @@ def _rows(
             }
         )  # fmt: skip
     return rows
+
+
+def knows(row: Mapping[str, Any]) -> bool:
+    """Whether a layer knows more of the target than the obvious, and than chance: the star.
+
+    Parameters
+    ----------
+    row
+        Of table ``linear_probes``.
+    """
+    if row["p_holm"] is None or row["p_holm"] >= 0.05:
+        return False
+    return row["shuffled_high"] is None or bool(row["score"] > row["shuffled_high"])
 
 
 def probe_rows(store: Store, commit: Commit) -> list[dict[str, Any]]:

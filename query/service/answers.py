@@ -526,6 +526,143 @@ class FailureReason(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
+class CurveAnswer(Answer):
+    """Deletion or insertion of a layer's map beside random order, mean over keyframes of an episode."""
+
+    part: str
+    phase: str
+    layer: int
+    cameras: str
+    """Changed at once, joined by `+`."""
+    curve: str
+    """`deletion` or `insertion`."""
+    fraction: Numbers
+    """Share of the seen pixels that is replaced (deletion) or shown (insertion)."""
+    attention: Numbers
+    """si_mse of the action, in the order of the map."""
+    control: Numbers
+    """The same in random order."""
+    attention_area: float | None
+    """Under the curve."""
+    control_area: float | None
+    gain: float | None
+    """Difference of the areas: positive if the map's order is better than chance."""
+    keyframes: int
+    """That the curves are the mean of."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbedLayer(Answer):
+    """How well a target is read off one layer's hidden states, or off the baseline."""
+
+    layer: int | None
+    """-1: what enters layer 0; null of the baseline and of the last hidden states."""
+    score: float | None
+    low: float | None
+    high: float | None
+    """Ends of the 95 % interval."""
+    shuffled: float | None
+    shuffled_high: float | None
+    """95 % of the scores of shuffled targets are at most this."""
+    gain: float | None
+    """Over the baseline; null of the baseline."""
+    gain_low: float | None
+    gain_high: float | None
+    p_holm: float | None
+    """Of the gain, corrected over layers."""
+    knows: bool
+    """Whether it says more than the baseline and than shuffled targets do."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinearProbeAnswer(Answer):
+    """What `attnstore linear-probe` found of one target, on unseen episodes or tasks."""
+
+    part: str
+    target: str
+    kind: str
+    """`classes`: scores are balanced accuracies; `numbers`: they are R²."""
+    classes: Sequence[str]
+    split: str
+    phase: str
+    span: str
+    tokens: str
+    step: str | None
+    chance: float
+    episodes: int
+    keyframes: int
+    baseline: ProbedLayer
+    layers: Sequence[ProbedLayer]
+
+
+@dataclass(frozen=True, slots=True)
+class FailurePredictor(Answer):
+    """One way of foreseeing failures: its scores of an episode, and how good it is over the run."""
+
+    split: str
+    """`episodes` or `tasks`: of which the predictor saw none like this one's."""
+    features: str
+    model: str
+    keyframes: Integers
+    """Of the scores."""
+    score: Numbers
+    """Of failure, of what was seen up to the keyframe; 0 to 1."""
+    band: Numbers
+    """Largest score that raises no alarm; null if none would raise one."""
+    alarm: int | None
+    """First keyframe whose score is above the band; null if there is none."""
+    auroc: float | None
+    """How often a failure's score is above a success', all calls together, over the run."""
+    low: float | None
+    high: float | None
+    """Ends of its 95 % interval."""
+    shuffled: float | None
+    """Mean of the same with shuffled outcomes; null of baselines."""
+    p: float | None
+    successes: int
+    """That were tested."""
+    false_alarms: int
+    """Successes with an alarm."""
+    failures: int
+    detected: int
+    """Failures with an alarm."""
+    before_end: float | None
+    """Median time from the alarm of a detected failure to its end."""
+    unit: str
+    """Of that time: s or frames."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailurePrediction(Answer):
+    """Whether an episode's failure was seen coming, by the newest `attnstore failure` of its run."""
+
+    part: str | None
+    """Null: no failures were predicted in this run."""
+    alpha: float | None
+    """Promised rate of successes with an alarm."""
+    weighting: str | None
+    predictors: Sequence[FailurePredictor]
+    """None of an episode whose outcome was not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class DivergenceAnswer(Answer):
+    """How far apart an episode's maps are in two runs, by layer and head."""
+
+    other: str
+    """The other run."""
+    phase: str
+    camera: str
+    query: str
+    step: int | None
+    weighting: str
+    frames: Integers
+    """That are keyframes of both runs; what is said is the mean over them."""
+    values: NumberRows
+    """Jensen-Shannon divergence, bits: 0 equal, 1 disjoint; by layer, then head."""
+
+
+@dataclass(frozen=True, slots=True)
 class Failure(Answer):
     """Why a request is not answered."""
 

@@ -31,6 +31,7 @@ from .routes import (
     comparison,
     episodes,
     files,
+    learnt,
     objects,
     overview,
     recordings,
@@ -44,7 +45,8 @@ _log = logging.getLogger(__name__)
 
 ROUTERS = (
     *(r.router for r in (stores, overview, sql, comparison, files, attention, episodes)),
-    *(r.router for r in (objects, actions, causes, recordings)),
+    *(r.router for r in (objects, actions, causes, learnt, recordings)),
+    comparison.episode_router,
     sql.catalog_router,
 )
 

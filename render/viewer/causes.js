@@ -9,10 +9,11 @@ import { html, useEffect, useMemo, useRef, useState } from "./html.js";
 import { pixelsOf } from "./masks.js";
 import { layerName, weight } from "./numbers.js";
 import { pictureSize } from "./picture.js";
-import { interventionMasks, interventions as askInterventions } from "./questions.js";
+import { LinePlot } from "./plot.js";
+import { curves as askCurves, interventionMasks, interventions as askInterventions } from "./questions.js";
 import { Timeline } from "./timeline.js";
 
-/** @import {Change, Episode, Intervention, View} from "./types" */
+/** @import {Change, Curve, Episode, Intervention, View} from "./types" */
 
 /** Rows that are listed. */
 const SHOWN = 40;
@@ -76,6 +77,7 @@ export function Causes({ e, view, change, playing, play, theme }) {
         <div class="stack">
           <${Effects} rows=${shown} change=${change} />
           <${Fidelity} rows=${shown} change=${change} />
+          <${Curves} e=${e} keyframe=${over === "keyframe" ? keyframe : null} change=${change} />
         </div>
       </div>
       <${Timeline}
@@ -346,6 +348,63 @@ function Fidelity({ rows, change }) {
           )}
         </tbody>
       </table>
+    </section>
+  `;
+}
+
+/**
+ * Deletion and insertion: what the map's order does to the action, beside random order.
+ * @param {{e: Episode, keyframe: number | null, change: Change}} props keyframe: null for all that were probed
+ */
+function Curves({ e, keyframe, change }) {
+  const answer = useAnswer(askCurves(e, keyframe));
+  const [wanted, setWanted] = useState("");
+  const all = answer.value ?? [];
+  const keyOf = (/** @type {Curve} */ c) =>
+    `${c.phase} ${layerName(c.layer)} on ${c.cameras.replaceAll("+", " + ")}`;
+  const keys = [...new Set(all.map(keyOf))];
+  const key = keys.includes(wanted) ? wanted : keys[0];
+  const own = all.filter((c) => keyOf(c) === key);
+  if (!own.length) return null;
+  return html`
+    <section class="card" aria-label="Deletion and insertion">
+      <h2>
+        Deletion and insertion
+        <span class="quiet">
+          ${` si_mse of the action, ${keyframe === null ? "mean over the probed keyframes" : `keyframe ${keyframe}`}`}
+        </span>
+      </h2>
+      <${Menu} label="Map" inline value=${key} options=${keys.map((k) => [k, k])} change=${setWanted} />
+      ${own.map((c) => {
+        const points = (/** @type {readonly (number | null)[]} */ values) =>
+          c.fraction.map((x, i) => ({ x: /** @type {number} */ (x), y: values[i] }));
+        const better = c.gain === null ? "" : c.gain > 0 ? "better than" : "not better than";
+        return html`
+          <h3>
+            ${c.curve === "deletion" ? "Deletion: the hottest patches first" : "Insertion: the hottest patches back first"}
+          </h3>
+          <${LinePlot}
+            label=${`${c.curve} of ${key}: area ${weight(c.attention_area)} in the map's order, ${weight(c.control_area)} in random order`}
+            along=${c.curve === "deletion" ? "share that is replaced" : "share that is shown"}
+            text=${(/** @type {number} */ x) => `${Math.round(100 * x)} %`}
+            lines=${[
+              { name: "in the map's order", mark: 1, points: points(c.attention) },
+              { name: "in random order", mark: 2, points: points(c.control) },
+            ]}
+          />
+          <p class="note">
+            ${`Area ${weight(c.attention_area)} against ${weight(c.control_area)}: the map's order is ${better} random order`}
+            ${` (gain ${weight(c.gain)}, ${c.keyframes} keyframe${c.keyframes === 1 ? "" : "s"}). `}
+            <button
+              type="button"
+              class="link"
+              onClick=${() => change({ view: "look", phase: c.phase, query: "", layer: c.layer })}
+            >
+              Look at the layer
+            </button>
+          </p>
+        `;
+      })}
     </section>
   `;
 }

@@ -13,6 +13,7 @@ import { mapAt, mapAtTime, symmetric } from "./maps.js";
 import { headText, layerName, weightedText } from "./numbers.js";
 import { Pane, shownMap } from "./pane.js";
 import { episodes, isStored, phaseOf } from "./questions.js";
+import { Runs } from "./runs.js";
 import { useTicks } from "./timeline.js";
 import { Wall } from "./wall.js";
 
@@ -33,7 +34,7 @@ export function Compare({ e, view: wished, change, playing, play }) {
         <${Choice}
           label="Compare"
           value=${view.pairing}
-          options=${["episodes", "wall", "groups"]}
+          options=${["episodes", "runs", "wall", "groups"]}
           change=${(/** @type {any} */ pairing) => change({ pairing })}
         />
         <${Choice}
@@ -67,6 +68,18 @@ export function Compare({ e, view: wished, change, playing, play }) {
         view.pairing === "episodes" &&
         html`
           <${Pair} e=${e} view=${view} change=${change} />
+        `
+      }
+      ${
+        view.camera &&
+        view.pairing === "runs" &&
+        html`
+          <${Runs}
+            e=${e}
+            view=${view}
+            change=${change}
+            sides=${(/** @type {Episode} */ other) => sidesOf(e, other, view)}
+          />
         `
       }
       ${
@@ -127,20 +140,26 @@ function Pair({ e, view, change }) {
       ${picker}
       <p class="quiet" role="status">${rows.length === 1 ? "There is no other episode." : "loading …"}</p>
     `;
+  return html`
+    ${picker} ${sidesOf(e, other, view)}
+  `;
+}
+
+/** Both episodes and their difference, or why they cannot be compared. @param {Episode} e @param {Episode} other @param {View} view */
+function sidesOf(e, other, view) {
+  const name = `${shortName(other.name)}${other.name === e.name ? ` of ${other.run}` : ""}`;
   const problem = !other.phases[view.phase]
-    ? `${shortName(other.name)} has no phase ${view.phase}.`
+    ? `${name} has no phase ${view.phase}.`
     : !other.phases[view.phase].cameras.includes(view.camera)
-      ? `${shortName(other.name)} has no camera ${view.camera}.`
+      ? `${name} has no camera ${view.camera}.`
       : other.phases[view.phase].layers <= view.layer
-        ? `${shortName(other.name)} has no layer ${view.layer}.`
+        ? `${name} has no layer ${view.layer}.`
         : "";
   if (problem)
     return html`
-      ${picker}
       <p class="error" role="alert">${problem}</p>
     `;
   return html`
-    ${picker}
     <${Sides} a=${e} b=${other} view=${view} />
   `;
 }
@@ -159,11 +178,17 @@ function Sides({ a, b, view }) {
   const apart = useMemo(() => blendingOf(colours(DIVERGING), 0.9, "signed"), []);
   const grid = String(a.cameras[camera].grid) === String(b.cameras[camera].grid);
   const ready = one.maps && two.maps && one.head !== null;
+  // two runs of one episode have frames in common: those are compared, and nothing between them
+  const same = a.name === b.name && a.run !== b.run;
+  const left = Math.round(view.time * (a.frames.length - 1));
+  const right = same ? b.frames.indexOf(a.frames[left]) : Math.round(view.time * (b.frames.length - 1));
   const difference = useMemo(() => {
-    if (!one.maps || !two.maps || !grid) return null;
-    const [x, y] = [mapAtTime(one.maps, view.time), mapAtTime(two.maps, view.time)];
+    if (!one.maps || !two.maps || !grid || right < 0) return null;
+    const [x, y] = same
+      ? [mapAt(one.maps, left), mapAt(two.maps, right)]
+      : [mapAtTime(one.maps, view.time), mapAtTime(two.maps, view.time)];
     return x.map((v, i) => v - y[i]);
-  }, [one.maps, two.maps, grid, view.time]);
+  }, [one.maps, two.maps, grid, view.time, left, right]);
   const wholes = useMemo(
     () =>
       [one, two].map(({ maps }, i) =>
@@ -181,8 +206,9 @@ function Sides({ a, b, view }) {
     [b, two],
   ].map((pair) => {
     const [e, { maps, pending, error }] = /** @type {[Episode, typeof one]} */ (pair);
-    const keyframe = Math.round(view.time * (e.frames.length - 1));
-    const map = maps && mapAt(maps, keyframe);
+    const absent = e === b && right < 0;
+    const keyframe = e === a ? left : Math.max(0, right);
+    const map = maps && !absent ? mapAt(maps, keyframe) : null;
     const own = map ? limitsOf([map], e.cameras[camera].coverage) : null;
     return {
       e,
@@ -191,7 +217,7 @@ function Sides({ a, b, view }) {
         map,
         (view.scale === "frame" ? own : shared) ?? [0, 1],
         `${label}, frame ${e.frames[keyframe]}`,
-        { pending, error },
+        { pending, error, note: absent ? `Frame ${a.frames[left]} is no keyframe of this run.` : "" },
       ),
     };
   });
@@ -203,7 +229,7 @@ function Sides({ a, b, view }) {
           <div key=${`${e.run}/${e.episode}`}>
             <h2>
               <i class=${`dot ${e.outcome}`}></i>
-              ${e.outcome}: ${shortName(e.name)}
+              ${same ? e.run : `${e.outcome}: ${shortName(e.name)}`}
               <span class="quiet">${` ${e.instruction}`}</span>
             </h2>
             <${Pane}
@@ -219,7 +245,9 @@ function Sides({ a, b, view }) {
       <div>
         <h2>
           Difference
-          <span class="quiet">${" left minus right, interpolated to the same moment"}</span>
+          <span class="quiet">
+            ${same ? " left minus right, at the same frame" : " left minus right, interpolated to the same moment"}
+          </span>
         </h2>
         ${
           !grid &&

@@ -10,6 +10,7 @@ import { HeadsGrid } from "./heads.js";
 import { Help } from "./help.js";
 import { html, render, useCallback, useEffect, useRef, useState } from "./html.js";
 import { useKeys } from "./keys.js";
+import { Knowledge } from "./knowledge.js";
 import { Look } from "./look.js";
 import { Overview } from "./overview.js";
 import { overview, stores } from "./questions.js";
@@ -26,6 +27,7 @@ const VIEWS = [
   ["heads", "Heads"],
   ["actions", "Actions"],
   ["causes", "What matters"],
+  ["knowledge", "What it knows"],
   ["compare", "Compare"],
   ["sql", "SQL"],
 ];
@@ -106,7 +108,12 @@ function Page() {
     neighbour,
   });
   // What shows one episode, with the same of it to hand
-  const views = /** @type {Record<string, any>} */ ({ heads: HeadsGrid, actions: Actions, causes: Causes });
+  const views = /** @type {Record<string, any>} */ ({
+    heads: HeadsGrid,
+    actions: Actions,
+    causes: Causes,
+    knowledge: Knowledge,
+  });
   const Single = views[view.view];
   const failure = served.error ?? first.error ?? error;
   return html`

@@ -227,6 +227,37 @@ export const denoising = (e, keyframe) =>
 /** What interventions did to the actions. @param {Episode} e */
 export const interventions = (e) => asks("interventions", placeOf(e));
 
+/**
+ * Deletion and insertion curves, at a keyframe or over all.
+ * @param {Episode} e @param {number | null} keyframe
+ */
+export const curves = (e, keyframe) => asks("curves", { ...placeOf(e), keyframe });
+
+/** Whether its failure was seen coming. @param {Episode} e */
+export const failure = (e) => asks("failure", placeOf(e));
+
+/** What is read off hidden states of the episode's run. @param {Episode} e */
+export const linearProbes = ({ store, run }) => asks("linear_probes", { store, run });
+
+/** What a run is. @param {string} store @param {string} run */
+export const run = (store, run) => asks("run", { store, run });
+
+/**
+ * How far apart the maps are in another run, head by head.
+ * @param {Episode} e @param {View} view @param {string} other
+ */
+export const divergence = (e, view, other) =>
+  asks("divergence", {
+    ...placeOf(e),
+    other,
+    phase: view.phase,
+    camera: view.camera,
+    query: groupOf(e, view),
+    step: stepOf(e, view),
+    reduce: view.reduce,
+    weighting: weightingOf(view),
+  });
+
 /** Which pixels each intervention of a keyframe replaced. @param {Episode} e @param {number} keyframe */
 export const interventionMasks = (e, keyframe) => asks("intervention_masks", { ...placeOf(e), keyframe });
 

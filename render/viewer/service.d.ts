@@ -629,6 +629,66 @@ export interface paths {
     patch?: never;
     trace?: never;
   };
+  "/v1/stores/{store}/episodes/{run}/{episode}/curves": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Curves
+     * @description Return deletion and insertion curves of maps beside random order; none without `probe fidelity --curves`.
+     */
+    get: operations["curves"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/runs/{run}/linear-probes": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Linear Probes
+     * @description List what a run's linear probes found, layer by layer; the newest first, none without `linear-probe`.
+     */
+    get: operations["linear_probes"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/episodes/{run}/{episode}/failure": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Failure
+     * @description Return the scores of failure that the newest `attnstore failure` gave an episode, and how good they are.
+     */
+    get: operations["failure"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
   "/v1/stores/{store}/recordings": {
     parameters: {
       query?: never;
@@ -683,6 +743,26 @@ export interface paths {
      *     Of the query group that stands for the phase, the largest weight over its tokens, at the last step.
      */
     get: operations["recorded_maps"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
+  "/v1/stores/{store}/episodes/{run}/{episode}/divergence/{other}": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Divergence
+     * @description Say how far apart an episode's maps are in another run, head by head; see `compare runs`.
+     */
+    get: operations["divergence"];
     put?: never;
     post?: never;
     delete?: never;
@@ -809,6 +889,43 @@ export interface components {
       dims: string[];
       values: unknown;
     };
+    /** @description Deletion or insertion of a layer's map beside random order, mean over keyframes of an episode. */
+    CurveAnswer: {
+      part: string;
+      phase: string;
+      layer: number;
+      /** @description Changed at once, joined by `+`. */
+      cameras: string;
+      /** @description `deletion` or `insertion`. */
+      curve: string;
+      /** @description Share of the seen pixels that is replaced (deletion) or shown (insertion). */
+      fraction: (number | null)[];
+      /** @description si_mse of the action, in the order of the map. */
+      attention: (number | null)[];
+      /** @description The same in random order. */
+      control: (number | null)[];
+      /** @description Under the curve. */
+      attention_area: number | null;
+      control_area: number | null;
+      /** @description Difference of the areas: positive if the map's order is better than chance. */
+      gain: number | null;
+      /** @description That the curves are the mean of. */
+      keyframes: number;
+    };
+    /** @description How far apart an episode's maps are in two runs, by layer and head. */
+    DivergenceAnswer: {
+      /** @description The other run. */
+      other: string;
+      phase: string;
+      camera: string;
+      query: string;
+      step: number | null;
+      weighting: string;
+      /** @description That are keyframes of both runs; what is said is the mean over them. */
+      frames: number[];
+      /** @description Jensen-Shannon divergence, bits: 0 equal, 1 disjoint; by layer, then head. */
+      values: (number | null)[][];
+    };
     /** @description What an episode is: everything that is needed to ask for the rest. */
     EpisodeAnswer: {
       run: string;
@@ -873,6 +990,50 @@ export interface components {
     /** @description Why a request is not answered. */
     Failure: {
       error: components["schemas"]["FailureReason"];
+    };
+    /** @description Whether an episode's failure was seen coming, by the newest `attnstore failure` of its run. */
+    FailurePrediction: {
+      /** @description Null: no failures were predicted in this run. */
+      part: string | null;
+      /** @description Promised rate of successes with an alarm. */
+      alpha: number | null;
+      weighting: string | null;
+      /** @description None of an episode whose outcome was not known. */
+      predictors: components["schemas"]["FailurePredictor"][];
+    };
+    /** @description One way of foreseeing failures: its scores of an episode, and how good it is over the run. */
+    FailurePredictor: {
+      /** @description `episodes` or `tasks`: of which the predictor saw none like this one's. */
+      split: string;
+      features: string;
+      model: string;
+      /** @description Of the scores. */
+      keyframes: number[];
+      /** @description Of failure, of what was seen up to the keyframe; 0 to 1. */
+      score: (number | null)[];
+      /** @description Largest score that raises no alarm; null if none would raise one. */
+      band: (number | null)[];
+      /** @description First keyframe whose score is above the band; null if there is none. */
+      alarm: number | null;
+      /** @description How often a failure's score is above a success', all calls together, over the run. */
+      auroc: number | null;
+      low: number | null;
+      /** @description Ends of its 95 % interval. */
+      high: number | null;
+      /** @description Mean of the same with shuffled outcomes; null of baselines. */
+      shuffled: number | null;
+      p: number | null;
+      /** @description That were tested. */
+      successes: number;
+      /** @description Successes with an alarm. */
+      false_alarms: number;
+      failures: number;
+      /** @description Failures with an alarm. */
+      detected: number;
+      /** @description Median time from the alarm of a detected failure to its end. */
+      before_end: number | null;
+      /** @description Of that time: s or frames. */
+      unit: string;
     };
     /** @description Code and text. */
     FailureReason: {
@@ -1073,6 +1234,24 @@ export interface components {
       /** @description Share on its padding. */
       letterbox: number | null;
     };
+    /** @description What `attnstore linear-probe` found of one target, on unseen episodes or tasks. */
+    LinearProbeAnswer: {
+      part: string;
+      target: string;
+      /** @description `classes`: scores are balanced accuracies; `numbers`: they are R². */
+      kind: string;
+      classes: string[];
+      split: string;
+      phase: string;
+      span: string;
+      tokens: string;
+      step: string | null;
+      chance: number;
+      episodes: number;
+      keyframes: number;
+      baseline: components["schemas"]["ProbedLayer"];
+      layers: components["schemas"]["ProbedLayer"][];
+    };
     /** @description One of the most active heads of a phase and camera, mean over keyframes and episodes. */
     LookingHead: {
       run: string;
@@ -1237,6 +1416,26 @@ export interface components {
       cameras: string[];
       query: components["schemas"]["SpanAnswer"][];
       key: components["schemas"]["SpanAnswer"][];
+    };
+    /** @description How well a target is read off one layer's hidden states, or off the baseline. */
+    ProbedLayer: {
+      /** @description -1: what enters layer 0; null of the baseline and of the last hidden states. */
+      layer: number | null;
+      score: number | null;
+      low: number | null;
+      /** @description Ends of the 95 % interval. */
+      high: number | null;
+      shuffled: number | null;
+      /** @description 95 % of the scores of shuffled targets are at most this. */
+      shuffled_high: number | null;
+      /** @description Over the baseline; null of the baseline. */
+      gain: number | null;
+      gain_low: number | null;
+      gain_high: number | null;
+      /** @description Of the gain, corrected over layers. */
+      p_holm: number | null;
+      /** @description Whether it says more than the baseline and than shuffled targets do. */
+      knows: boolean;
     };
     /** @description How often something is wrong, and what it is of the first. */
     Reasons: {
@@ -2850,6 +3049,112 @@ export interface operations {
       };
     };
   };
+  curves: {
+    parameters: {
+      query?: {
+        /** @description The episode's `version`. If it is the current one, the answer may be kept for ever. */
+        v?: string | null;
+        /** @description One keyframe; else the mean over all that were probed. */
+        keyframe?: number | null;
+      };
+      header?: never;
+      path: {
+        store: string;
+        run: string;
+        episode: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["CurveAnswer"][];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  linear_probes: {
+    parameters: {
+      query?: never;
+      header?: never;
+      path: {
+        store: string;
+        run: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["LinearProbeAnswer"][];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  failure: {
+    parameters: {
+      query?: {
+        /** @description The episode's `version`. If it is the current one, the answer may be kept for ever. */
+        v?: string | null;
+      };
+      header?: never;
+      path: {
+        store: string;
+        run: string;
+        episode: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["FailurePrediction"];
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
   recordings: {
     parameters: {
       query?: never;
@@ -2941,6 +3246,52 @@ export interface operations {
         content: {
           "application/json": components["schemas"]["ArrayAnswer"];
           "application/x-npy": string;
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  divergence: {
+    parameters: {
+      query: {
+        /** @description The episode's `version`. If it is the current one, the answer may be kept for ever. */
+        v?: string | null;
+        phase: string;
+        camera: string;
+        /** @description A stored query group. */
+        query?: string | null;
+        /** @description Denoising step, negative ones from the end. By default the last; of decode the first, which every keyframe has. */
+        step?: number | null;
+        reduce?: "max" | "mean";
+        /** @description `value`: attention times the norm of what each key would add through the head, rows made to sum to 1 again; of episodes with value norms. */
+        weighting?: "raw" | "value";
+      };
+      header?: never;
+      path: {
+        other: string;
+        store: string;
+        run: string;
+        episode: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["DivergenceAnswer"];
         };
       };
       /** @description Client Error */

@@ -48,7 +48,7 @@ export const START = Object.freeze({
 
 /** Fields that may have no other values. @type {Record<string, readonly string[]>} */
 const CHOICES = {
-  view: ["overview", "look", "heads", "actions", "causes", "compare", "sql"],
+  view: ["overview", "look", "heads", "actions", "causes", "knowledge", "compare", "sql"],
   reduce: ["max", "mean"],
   weighting: ["raw", "value"],
   active: ["image", "lab"],
@@ -59,7 +59,7 @@ const CHOICES = {
   scale: ["frame", "episode", "cameras"],
   outcome: ["", "success", "failure", "unknown"],
   order: ["name", "date", "outcome", "task", "keyframes", "committed"],
-  pairing: ["episodes", "wall", "groups"],
+  pairing: ["episodes", "runs", "wall", "groups"],
   grid: ["heads", "layers"],
 };
 /** A change of these is a step that the browser's Back undoes. @type {(keyof View)[]} */

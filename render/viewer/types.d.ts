@@ -51,6 +51,10 @@ export type Mask = Schemas["MaskAnswer"];
 export type ObjectMetric = Schemas["ObjectMetric"];
 export type SqlTable = Schemas["TableAnswer"];
 export type Intervention = Schemas["InterventionsRow"];
+export type Curve = Schemas["CurveAnswer"];
+export type FailurePrediction = Schemas["FailurePrediction"];
+export type FailurePredictor = Schemas["FailurePredictor"];
+export type LinearProbe = Schemas["LinearProbeAnswer"];
 export type UnderWay = Schemas["UnderWayAnswer"];
 
 /** As the service describes it, its numbers in an array. */
@@ -68,7 +72,7 @@ export interface Brush {
 
 /** Everything that the page shows; written into the address. */
 export interface View {
-  view: "overview" | "look" | "heads" | "actions" | "causes" | "compare" | "sql";
+  view: "overview" | "look" | "heads" | "actions" | "causes" | "knowledge" | "compare" | "sql";
   store: string;
   run: string;
   episode: string;
@@ -103,7 +107,7 @@ export interface View {
   order: NonNullable<Listing["order"]>;
   descending: boolean;
   sql: string;
-  pairing: "episodes" | "wall" | "groups";
+  pairing: "episodes" | "runs" | "wall" | "groups";
   wall: string;
   time: number;
 }

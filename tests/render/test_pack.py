@@ -232,10 +232,10 @@ EVERY_VIEW = """async ([{ run, id, store }, limits, steps]) => {
   const described = asks.episode(store, run, id);
   const e = read(await get(described), store);
   const metrics = (await get(asks.metrics())).map((m) => m.name);
-  const questions = [described, asks.objects(e), asks.masks(e), asks.interventions(e)];
+  const questions = [described, asks.objects(e), asks.masks(e), asks.interventions(e), asks.curves(e, null)];
   for (const name of ["actions", "actions_recorded", "state"]) questions.push(asks.policyArray(e, name));
   for (const keyframe of e.frames.keys())
-    questions.push(asks.denoising(e, keyframe), asks.interventionMasks(e, keyframe));
+    questions.push(asks.denoising(e, keyframe), asks.interventionMasks(e, keyframe), asks.curves(e, keyframe));
   for (const keyframe of e.frames.keys())
     for (const camera of Object.keys(e.cameras)) questions.push(asks.frame(e, keyframe, camera));
   for (const [phase, { query_groups, cameras, layers, heads, steps: count }] of Object.entries(e.phases))

@@ -40,6 +40,7 @@ from viewer_fixtures import (
 
 import attnstore
 from attnstore.query import Episode
+from attnstore.query.groups.run_diff import diff_episodes
 from attnstore.render.picture import colormap
 from attnstore.render.serving import PAGE
 from attnstore.store.catalog import refresh
@@ -520,6 +521,87 @@ def test_what_interventions_did_is_drawn(page: Page, planted: Planted) -> None:
     expect(page.locator("main")).to_contain_text("attnstore probe regions")
 
 
+def test_deletion_and_insertion_are_drawn(page: Page, planted: Planted) -> None:
+    page.goto(planted.address(view="causes", camera=CAMERAS[0]))
+    card = page.get_by_label("Deletion and insertion")
+    # by hand: trapezia of 0, 0.8, 0.9 and 0, 0.3, 0.9; of 0.9, 0.6, 0 and 0.9, 0.4, 0
+    expect(card.get_by_role("img").nth(0)).to_have_attribute(
+        "aria-label", re.compile("area 0.625 in the map's order, 0.375 in random order")
+    )
+    expect(card.locator(".note").nth(0)).to_contain_text("is better than random order (gain 0.25")
+    expect(card.locator(".note").nth(1)).to_contain_text(
+        "0.525 against 0.425: the map's order is not"
+    )
+    card.get_by_role("button", name="Look at the layer").first.click()
+    page.wait_for_url(re.compile(f"layer={LAYER}"))
+
+
+def test_an_alarm_is_shown_where_the_policy_looks(page: Page, planted: Planted) -> None:
+    page.goto(planted.address(view="knowledge", layer=LAYER, head=HEAD))
+    card = page.get_by_label("Failure seen coming")
+    expect(card).to_contain_text("The alarm rises at keyframe 2 of 3")
+    expect(card).to_contain_text("AUROC 0.7 (0.6 to 0.8)")
+    expect(card).to_contain_text("7 of 71 successes raised an alarm (promised: at most 10.0 %)")
+    expect(card.locator("[data-line=score] circle")).to_have_count(3)
+    heights = card.locator("[data-line=score] circle").evaluate_all(
+        "all => all.map(c => Number(c.getAttribute('cy')))"
+    )
+    # straight from score to height, whatever the height of the picture is
+    assert (heights[1] - heights[0]) / (heights[2] - heights[0]) == pytest.approx(
+        0.5 / 0.7, abs=1e-3
+    )
+    card.get_by_role("button", name="The alarm rises").click()
+    expect(page.locator(".timeline output")).to_contain_text("keyframe 2 of 3")
+    expect(page.locator(".seen canvas[data-drawn]")).to_have_count(2)
+    card.get_by_label("From").select_option("trivial")
+    expect(card).to_contain_text("No alarm in this episode.")
+    page.goto(planted.address(view="knowledge", episode=list(planted.episodes)[1]))
+    expect(card).to_contain_text("This episode was not among those that were predicted")
+
+
+def test_which_layer_knows_what(page: Page, planted: Planted) -> None:
+    page.goto(planted.address(view="knowledge", layer=0))
+    card = page.get_by_label("Linear probes")
+    expect(card).to_contain_text("Best at L01: R² 0.6 (0.5 to 0.7)")
+    expect(card).to_contain_text("More than the obvious and than chance (ringed): L01.")
+    expect(card.locator("svg .ring")).to_have_count(1)
+    # layers -1, 0 and 1 along the axis; a click near the last one looks at it
+    box = card.locator("svg").bounding_box()
+    assert box is not None
+    card.locator("svg").click(position={"x": box["width"] * 0.95, "y": box["height"] * 0.5})
+    page.wait_for_url(re.compile("layer=1"))
+
+
+def test_two_runs_of_an_episode_are_compared(page: Page, planted: Planted) -> None:
+    store = attnstore.open(planted.root.with_name("twice.attn"))
+    one, two = sorted(store.runs)
+    (episode,) = {c.episode for c in store.base_commits()}
+    show(
+        page, planted, view="compare", pairing="runs", store="twice", run=one, episode=episode,
+        layer=0, head=0, time=0.5,
+    )  # fmt: skip
+    expect(page.locator("canvas[data-drawn]")).to_have_count(3)
+    settings = page.get_by_label("What the runs differ in").locator("tbody tr")
+    expect(settings).to_have_count(1)
+    expect(settings).to_contain_text("seed")
+    # the viewer's maps are maxima over the tokens
+    left, right = (store.episode("success/twice", run=r) for r in (one, two))
+    apart = diff_episodes(left, right, cameras=[CAMERAS[0]], reduce="max")
+    cell = page.get_by_label("How far apart the heads are").locator('[data-cell="0-1"]')
+    said = re.search(r"[\d.e-]+$", cell.get_attribute("aria-label") or "")
+    assert said is not None
+    assert float(said[0]) == pytest.approx(float(apart.mean("keyframe")[0, 0, 0, 1]), rel=0.01)
+    # left minus right at the very frame
+    maps = [e.maps("prefix", CAMERAS[0], layer=0, head=0).values[1] for e in (left, right)]
+    difference = np.where(GEOMETRIES[CAMERAS[0]].coverage() > 0, maps[0] - maps[1], -9)
+    row, col = np.unravel_index(difference.argmax(), difference.shape)
+    expect(page.locator(".pane").nth(2).locator(".readout")).to_contain_text(
+        f"at patch {row}, {col}"
+    )
+    page.goto(planted.address(view="compare", pairing="runs"))
+    expect(page.locator("main")).to_contain_text("in one run")
+
+
 def test_a_wall_of_episodes_is_shown_and_saved(page: Page, planted: Planted) -> None:
     show(page, planted, view="compare", pairing="wall", layer=LAYER, head=HEAD, time=1)
     tiles = page.locator(".wall-tile canvas[data-drawn]")
@@ -679,7 +761,9 @@ VIEWS: dict[str, dict[str, Any]] = {
     "heads": {"view": "heads"},
     "actions": {"view": "actions"},
     "causes": {"view": "causes"},
+    "knowledge": {"view": "knowledge"},
     "episodes": {"view": "compare"},
+    "runs": {"view": "compare", "pairing": "runs"},
     "wall": {"view": "compare", "pairing": "wall"},
     "groups": {"view": "compare", "pairing": "groups"},
     "sql": {"view": "sql", "sql": "from episodes"},

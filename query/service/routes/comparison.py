@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -18,17 +19,19 @@ from attnstore.store.catalog.rows import quoted
 
 from ...groups.comparison import Comparison, compare
 from ...groups.difference import difference as mean_difference
+from ...groups.run_diff import diff_episodes
 from ...sql.store import Store
-from ..answers import ArrayAnswer, CompareAnswer
-from ..endpoint import binary
+from ..answers import ArrayAnswer, CompareAnswer, DivergenceAnswer
+from ..endpoint import EPISODE, Asked, binary
 from ..endpoint import router as new_router
 from ..guard.refusal import Refusal
-from ..parameters import Number, Parameters, Step, Weighting
+from ..parameters import Number, OfEpisode, Parameters, Step, Weighting
 from ..payload import MEDIA_TYPES, NPY, Json, array_body, chosen_format, respond, respond_json
 from ..served import ServedStore
 from ..service import Service, service_of
 
 router = new_router("/v1/stores/{store}")
+episode_router = new_router(EPISODE)
 
 
 class GroupParameters(Parameters):
@@ -75,6 +78,17 @@ class DifferenceParameters(GroupParameters):
     query: str | None = Field(None, max_length=200)
     moments: int = Field(11, ge=1, le=101, description="Points of normalised time, 0 to 1.")
     format: Literal["npy", "json"] | None = None
+
+
+class DivergenceParameters(OfEpisode):
+    """Which maps of two runs are compared."""
+
+    phase: str = Field(max_length=80, examples=["prefix"])
+    camera: str = Field(max_length=200, examples=["hand_camera"])
+    query: str | None = Field(None, max_length=200, description="A stored query group.")
+    step: Step = None
+    reduce: Literal["max", "mean"] = "mean"
+    weighting: Weighting = "raw"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +160,32 @@ async def difference(
 
     body, headers = array_body(await service.read(read), form)
     return respond(request, body, MEDIA_TYPES[form], headers)
+
+
+@episode_router.get("/divergence/{other}")
+async def divergence(
+    asked: Asked, other: str, parameters: Annotated[DivergenceParameters, Query()]
+) -> Json[DivergenceAnswer]:
+    """Say how far apart an episode's maps are in another run, head by head; see `compare runs`."""
+    p, a = parameters, asked.episode
+
+    def read() -> DivergenceAnswer:
+        b = asked.store.episode(other, a.id).episode
+        found = diff_episodes(
+            a, b, phase=p.phase, cameras=[p.camera], query=p.query,
+            step="last" if p.step is None else p.step, reduce=p.reduce, weighting=p.weighting,
+        )  # fmt: skip
+        step = int(found["step"].values[0])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Mean of empty slice")  # no map at any keyframe
+            values = np.nanmean(found.values[0, :, 0], axis=0)
+        return DivergenceAnswer(
+            other=other, phase=p.phase, camera=p.camera, query=str(found.attrs["query_group"]),
+            step=None if step < 0 else step, weighting=p.weighting,
+            frames=np.asarray(found["frame"].values), values=values.astype(np.float32),
+        )  # fmt: skip
+
+    return respond_json(asked.request, await asked.service.read(read))
 
 
 async def _choose(
