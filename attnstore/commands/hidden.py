@@ -140,13 +140,13 @@ def linear_probe(
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    from attnstore.query.hidden.part import knows
+    from attnstore.query.hidden.part import knows, layer_name
 
     measure = "balanced accuracy" if rows[0]["kind"] == "classes" else "R²"
     click.echo(f"\nunseen {rows[0]['split']}: {measure}, chance {rows[0]['chance']:.2g}")
     click.echo(f"  {'':<10} {'score':<22} {'shuffled, 95 %':<16} {'gain':<24} p (Holm)")
     for row in rows:
-        name = "trivial" if row["features"] == "trivial" else _layer(row["layer"])
+        name = "trivial" if row["features"] == "trivial" else layer_name(row["layer"])
         shuffled = ""
         if row["shuffled"] is not None:
             shuffled = f"{row['shuffled']:.2f}, {row['shuffled_high']:.2f}"
@@ -157,12 +157,6 @@ def _print(rows: list[dict[str, Any]]) -> None:
         p = "" if row["p_holm"] is None else f"{row['p_holm']:.4f}{star}"
         score = f"{row['score']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
         click.echo(f"  {name:<10} {score:<22} {shuffled:<16} {gain:<24} {p}".rstrip())
-
-
-def _layer(layer: int | None) -> str:
-    if layer is None:
-        return "last"
-    return "embedding" if layer < 0 else f"L{layer:02d}"
 
 
 @click.command(cls=StoreCommand)
@@ -197,6 +191,7 @@ def similarity(
     attnstore similarity lab.attn pi0-1a2b3c4d pi0-5e6f7a8b --phase prefix --span task --all-pairs
     """
     from attnstore.query import open as open_for_reading
+    from attnstore.query.hidden.part import layer_name
     from attnstore.query.hidden.similarity import compare_hidden
 
     opened = open_for_reading(store)
@@ -224,8 +219,8 @@ def similarity(
         "debiased linear CKA"
     )
     for row in rows:
-        name = _layer(row["layer_a"])  # type: ignore[arg-type]
-        other = f" {_layer(row['layer_b']):<10}" if all_pairs else ""  # type: ignore[arg-type]
+        name = layer_name(row["layer_a"])  # type: ignore[arg-type]
+        other = f" {layer_name(row['layer_b']):<10}" if all_pairs else ""  # type: ignore[arg-type]
         click.echo(f"  {name:<10}{other} {row['cka']:.4f}")
 
 

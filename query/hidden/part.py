@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from typing import Any, cast
@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from attnstore.store.catalog.rows import quoted
 from attnstore.store.commits import Attempt, Commit, latest_commit
 from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.reader.hidden import Tokens
@@ -339,6 +340,41 @@ def knows(row: Mapping[str, Any]) -> bool:
     if row["p_holm"] is None or row["p_holm"] >= 0.05:
         return False
     return row["shuffled_high"] is None or bool(row["score"] > row["shuffled_high"])
+
+
+def layer_name(layer: int | None) -> str:
+    """Name the states of a row of ``linear_probes``.
+
+    Examples
+    --------
+    >>> layer_name(-1), layer_name(3), layer_name(None)
+    ('embedding', 'L03', 'last')
+    """
+    if layer is None:
+        return "last"
+    return "embedding" if layer < 0 else f"L{layer:02d}"
+
+
+def probes_sql(run: str) -> str:
+    """Return the SQL of all rows of ``linear_probes`` of a run, as `apart` takes them."""
+    return (
+        "SELECT p.* FROM linear_probes p JOIN commits USING (run, episode, part) "
+        f"WHERE run = {quoted(run)} "
+        "ORDER BY committed DESC, part, split, features = 'hidden', layer"
+    )
+
+
+def apart(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Divide rows of ``linear_probes`` into those of one part and split each: the baseline, then layers."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault((row["part"], row["split"]), []).append(row)
+    return list(found.values())
+
+
+def run_probe_rows(store: Store, run: str) -> list[list[dict[str, Any]]]:
+    """Read all linear probes of a run, the newest first; see `apart`."""
+    return apart(store.sql(probes_sql(run)).to_arrow_table().to_pylist())
 
 
 def probe_rows(store: Store, commit: Commit) -> list[dict[str, Any]]:

@@ -154,7 +154,8 @@ def _example(store: Store, chosen: Chosen, commit: Commit) -> list[Block]:
             "failure_example",
             line_chart(f"{episode.name}: score and band", "keyframe", "score", lines, top=1.0),
             f"{episode.name}, “{episode.instruction.strip()}”: a failure whose alarm rises at keyframe "
-            f"{first['keyframe']} of {len(own)}; below, where the policy looks at that moment.",
+            f"{first['keyframe']}, frame {first['frame']}, of {len(own)} keyframes; below, where the policy "
+            "looks then.",
         )
     ]
     for phase in (p for p in episode.phases if p != VISION):

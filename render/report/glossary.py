@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from attnstore.store.tables.base import METRICS
+from attnstore.store.tables.linear_probes import LINEAR_PROBE_TABLES
 from attnstore.store.tables.objects import OBJECT_METRICS
 from attnstore.store.tables.probes import ACTION_METRICS
 
@@ -45,6 +46,15 @@ _OWN = {
     "background": ("pixels that the policy sees and that are on no object and not on the gripper", ""),
 }  # fmt: skip
 
+_PROBED = {
+    c.name: (c.definition, c.unit)
+    for c in LINEAR_PROBE_TABLES["linear_probes"].columns
+    if c.name in ("shuffled", "shuffled_high", "p_holm")
+} | {
+    "knows": ("whether a layer's probe says more than the trivial baseline (p_holm < 0.05) and than 95 % of shuffled targets", ""),
+    "gain over trivial": ("score minus that of the same regression from time, robot state and instruction", "of the score"),
+}  # fmt: skip
+
 
 def glossary(sections: Iterable[Section]) -> Mapping[str, tuple[str, str]]:
     """Find the definitions of every heading in the sections' tables, sorted by name."""
@@ -52,6 +62,7 @@ def glossary(sections: Iterable[Section]) -> Mapping[str, tuple[str, str]]:
         **{name: (words, unit) for name, (words, unit) in METRICS.items()},
         **OBJECT_METRICS,
         **ACTION_METRICS,
+        **_PROBED,
         **_OWN,
     }
     heads = {

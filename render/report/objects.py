@@ -143,11 +143,18 @@ def temporal(store: Store, chosen: Chosen) -> Section:
     phases = [p for p in first.phases if p != VISION]
     blocks: list[Block] = [
         text(
-            "Share of all of a query group's attention on disjoint regions of one camera, mean over layers "
+            "Share of all of a query group's raw attention on disjoint regions of one camera, mean over layers "
             "and heads, at the last step. Regions, letterbox, other cameras, words and the group's own "
             "tokens sum to 1. Episodes are brought to equal progress, linearly between keyframes."
         )
     ]
+    if "value" in store.weightings("episode_stats", chosen.condition):
+        blocks.append(
+            note(
+                "Of value-weighted attention, which takes reading all weights: `attnstore objects timeline "
+                "STORE --weighting value --out DIRECTORY`."
+            )
+        )
     drawn = False
     for phase in phases:
         for camera in cameras:

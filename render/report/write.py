@@ -19,6 +19,7 @@ from .failure import failure
 from .fidelity import Fidelity, fidelity_section, read_fidelity
 from .fidelity_page import fidelity_page
 from .glossary import glossary
+from .hidden import hidden
 from .html import html_page
 from .looking import heads, looking, sinks
 from .markdown import write_markdown
@@ -104,6 +105,7 @@ def report_page(
         "temporal shift": lambda: temporal(store, chosen),
         "outcomes": lambda: outcomes(store, chosen),
         "failure": lambda: failure(store, chosen),
+        "linear probes": lambda: hidden(store, chosen),
         "fidelity": lambda: fidelity_section(found, f"{FIDELITY}.html"),
         "interventions": lambda: interventions(store, chosen),
         "ledger": lambda: ledger(store, chosen),

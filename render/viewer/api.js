@@ -10,6 +10,9 @@ import { addressOf, formOf } from "./questions.js";
 /** What Python opens the store by. @param {string} store */
 export const storeAddress = (store) => `${location.origin}/v1/stores/${store}`;
 
+/** What is said where a choice of weighting is left out; nothing, since here none is. @type {string} */
+export const ABSENT_WEIGHTING = "";
+
 const kept = keeping(ask);
 export const get = kept.get;
 export const peek = kept.peek;

@@ -1,6 +1,7 @@
 // What is shown of an episode: phase, layer, head, step, query group; and how it looks.
 
 import { useAnswer } from "./answers.js";
+import { ABSENT_WEIGHTING } from "./api.js";
 import { NAMES } from "./colormaps.js";
 import { html } from "./html.js";
 import { headName, layerName } from "./numbers.js";
@@ -64,6 +65,12 @@ export function Selection({ e, view, change }) {
             title="raw: how much of a token is taken. value: times the norm of what the token adds through the head; each row is made to sum to 1 again"
             change=${(/** @type {any} */ weighting) => change({ weighting })}
           />
+        `
+      }
+      ${
+        ABSENT_WEIGHTING &&
+        html`
+          <span class="quiet small" title=${ABSENT_WEIGHTING}>${ABSENT_WEIGHTING.split(":")[0]}</span>
         `
       }
       <${Slider}

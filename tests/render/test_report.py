@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 from ingest_fixtures import CAMERAS, Watcher, make_job
+from learnt_fixtures import add_learnt
 from probe_fixtures import ASTRAY, POINTING, PlantedPolicy
 from store_fixtures import SOURCE, write_episode
 
@@ -50,6 +51,7 @@ from attnstore.render.report.document import (
     finding,
 )
 from attnstore.render.report.fidelity import METRICS, read_fidelity
+from attnstore.render.report.hidden import hidden
 from attnstore.render.report.html import html_page
 from attnstore.render.report.markdown import markdown_page
 from attnstore.render.report.masked import filled
@@ -492,6 +494,27 @@ def test_charts_of_hard_numbers() -> None:
         assert not re.search(r"\b(nan|inf|None)\b", text)
 
 
+def test_linear_probes_are_told_with_what_they_stand_beside(tmp_path: Path) -> None:
+    paths = create_store(tmp_path / "s")
+    commit = write_episode(paths, "success/a")
+    add_learnt(paths, commit.episode)
+    store = attnstore.open(paths.root)
+    (chosen,) = choose(store)
+    section = hidden(store, chosen)
+    (said,) = [b.text for b in section.blocks if isinstance(b, Paragraph) and b.kind == "finding"]
+    assert (
+        "k.state[8], from prefix task: R² on unseen episodes best at L01 of 3, 0.6 (0.5 to 0.7)"
+        in said
+    )
+    assert "trivial 0.3 (0.2 to 0.4), chance 0. More than" in said
+    assert said.endswith("shuffled targets: L01.")
+    (table,) = [b for b in section.blocks if isinstance(b, Table)]
+    assert [(row[0], row[-1]) for row in table.rows] == [
+        ("trivial", ""), ("embedding", "no"), ("L00", "no"), ("L01", "yes"),
+    ]  # fmt: skip
+    assert any(isinstance(b, Figure) for b in section.blocks)
+
+
 class TestWhatIsMissing:
     def test_each_missing_section_names_a_command_that_exists(self, tmp_path: Path) -> None:
         paths = create_store(tmp_path / "bare.attn")
@@ -507,6 +530,7 @@ class TestWhatIsMissing:
         }
         assert set(said) == {
             "objects", "shift", "outcomes", "fidelity", "interventions", "ledger", "failure", "sinks",
+            "hidden",
         }  # fmt: skip
         for text in said.values():
             (command, *_) = re.findall(r"`attnstore ([a-z ]+)", text)

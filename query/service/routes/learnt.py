@@ -13,7 +13,7 @@ from fastapi import Query, Request
 from attnstore.store.catalog.rows import quoted
 
 from ...failure.part import newest_part
-from ...hidden.part import knows
+from ...hidden.part import apart, knows, probes_sql
 from ..answers import (
     FailurePrediction,
     FailurePredictor,
@@ -44,21 +44,8 @@ async def linear_probes(
 ) -> Json[list[LinearProbeAnswer]]:
     """List what a run's linear probes found, layer by layer; the newest first, none without `linear-probe`."""
     service = service_of(request)
-    rows = await service.rows(
-        service.store(store),
-        "select p.* from linear_probes p join commits using (run, episode, part) "
-        f"where run = {quoted(run)} "
-        "order by committed desc, part, split, features = 'hidden', layer",
-    )
-    return respond_json(request, [_probe(own) for own in _apart(rows)])
-
-
-def _apart(rows: list[Row]) -> list[list[Row]]:
-    """Rows of one part and split each."""
-    found: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        found.setdefault((row["part"], row["split"]), []).append(row)
-    return list(found.values())
+    rows = await service.rows(service.store(store), probes_sql(run))
+    return respond_json(request, [_probe(own) for own in apart(rows)])
 
 
 def _probe(rows: list[Row]) -> LinearProbeAnswer:

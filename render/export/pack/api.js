@@ -7,6 +7,10 @@ import { absenceOf, formOf, keyOf } from "./questions.js";
 /** The store beside the page. */
 export const storeAddress = () => decodeURIComponent(new URL(`./${index.store}`, location.href).pathname);
 
+/** What the page says where it leaves a choice out. */
+export const ABSENT_WEIGHTING =
+  "raw attention: value-weighted maps are made of all weights, which are not in this pack";
+
 const kept = keeping(ask);
 export const get = kept.get;
 export const peek = kept.peek;
