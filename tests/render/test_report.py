@@ -533,7 +533,7 @@ class TestWhatIsMissing:
             "hidden",
         }  # fmt: skip
         for text in said.values():
-            (command, *_) = re.findall(r"`attnstore ([a-z ]+)", text)
+            (command, *_) = re.findall(r"`attnstore ([a-z]+(?:[ -][a-z]+)*)", text)
             found: click.Command = cli
             for word in command.split():
                 assert isinstance(found, click.Group), f"{command}: {found.name} has no commands"
