@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from .options import (
     phases_option,
     store_to_read,
 )
-from .output import print_json, say, size_text
+from .output import print_json, progress_of, say_made, size_text
 
 if TYPE_CHECKING:
     from attnstore.store.rules import Active
@@ -92,11 +93,16 @@ def lerobot(
         raise UsageError("give one query: with --sql or with --file")
     text = query if file is None else file.read_text()
     relation = open_for_reading(store).sql(text or "")
-    added = export_copy(
-        dataset, target, relation.columns, relation.fetchall(),
-        prefix=prefix, fill=fill, link_videos=link_videos,
-    )  # fmt: skip
-    say(f"{target}: {', '.join(added)}")
+    rows = relation.fetchall()
+    with progress_of("copy") as advance:
+        added = export_copy(
+            dataset, target, relation.columns, rows,
+            prefix=prefix, fill=fill, link_videos=link_videos, progress=advance,
+        )  # fmt: skip
+    say_made(
+        f"{target}: {', '.join(added)}, of {len(rows)} rows",
+        f'LeRobotDataset("{target.name}", root="{target}")',
+    )
 
 
 @export.command()
@@ -141,9 +147,14 @@ def rerun(
         reduce,  # type: ignore[arg-type]  # click checked it
         all_steps, cmap, ColorScale.parse(scale), active,
     )  # fmt: skip
-    write_recording(episodes.open_one(open_for_reading(store)), out, what)
+    episode = episodes.open_one(open_for_reading(store))
+    with progress_of("rerun") as advance:
+        write_recording(episode, out, what, advance)
     size = out.stat().st_size
     if as_json:
         print_json([{"event": "written", "path": str(out), "bytes": size}])
         return
-    say(f"{out}: {size_text(size)}")
+    say_made(
+        f"{out}: {episode.name}, {len(episode.frames)} keyframes, {size_text(size)}",
+        f"rerun {shlex.quote(str(out))}",
+    )

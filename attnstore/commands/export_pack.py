@@ -18,7 +18,7 @@ from .options import (
     out_directory,
     store_to_read,
 )
-from .output import print_json, progress_of, say, size_text
+from .output import print_json, progress_of, say_made, size_text
 from .pull import chosen_ids, forecast
 
 MEGABYTES = 150
@@ -101,7 +101,8 @@ def pack(
         print_json([{"event": "written", "path": str(packed.page), "bytes": packed.size,
                      "store": str(target)}])  # fmt: skip
         return
-    say(
+    say_made(
         f"{packed.page}: {size_text(packed.size)}; the store beside it opens with "
-        f"attnstore.open({str(target)!r})"
+        f"attnstore.open({str(target)!r})",
+        f"open it in a browser, or send {out} on",
     )

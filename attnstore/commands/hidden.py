@@ -20,7 +20,7 @@ from .options import (
     store_to_read,
     store_to_write,
 )
-from .output import console, print_json, say
+from .output import console, print_json, progress_of, say, say_made
 
 if TYPE_CHECKING:
     from attnstore.query import Episode
@@ -273,8 +273,13 @@ def export_hidden_command(
     asked = HiddenExport(
         phase, numbers or None, list(spans) or None, tokens, dtype, form, shard_mb << 20
     )
-    manifest = export_hidden(episodes.open(opened), target, asked, opened.paths.name)
+    chosen = episodes.open(opened)
+    with progress_of("hidden") as advance:
+        manifest = export_hidden(chosen, target, asked, opened.paths.name, advance)
     if as_json:
         print_json([manifest])
         return
-    say(f"{target}: {manifest['rows']} rows in {len(manifest['shards'])} shards")
+    say_made(
+        f"{target}: {manifest['rows']} rows of {len(chosen)} episodes in {len(manifest['shards'])} shards",
+        f"{target / 'manifest.json'} names them, with their SHA-256",
+    )

@@ -31,7 +31,7 @@ from .options import (
     store_to_write,
     workers_options,
 )
-from .output import Advance, console, print_json, progress_of, say, say_written
+from .output import Advance, console, print_json, progress_of, say, say_made, say_written
 from .progress import end_if_interrupted, interrupts
 
 if TYPE_CHECKING:
@@ -139,7 +139,17 @@ def add(
             written = write_report(
                 opened, parts, out, pictures=pictures, missing={o.name: o.reason for o in failed}
             )
-        say_written(written, out, "objects; open report.html", as_json)
+        say_written(written, out, "objects", as_json)
+    if not as_json and len(failed) < len(report.outcomes):
+        here = [o for o in report.outcomes if o.status == "present"]
+        rows = sum(o.details["rows"] for o in report.outcomes)
+        say_made(
+            f"objects of {len({o.details['id'] for o in report.outcomes if o not in failed})} episodes, "
+            f"{rows} rows, {len(here)} of {len(report.outcomes)} parts there already",
+            f"attnstore objects timeline {store} --out timelines"
+            if out is None
+            else f"open {out / 'report.html'}",
+        )
     if failed:
         lines = "".join(f"\n  {o.name}: {o.details['source']}: {o.reason}" for o in failed)
         raise PartialError(f"no numbers for {len(failed)} of {len(report.outcomes)}:{lines}")

@@ -69,6 +69,11 @@ def say(text: str) -> None:
     console().print(text, markup=False, soft_wrap=True)
 
 
+def say_made(what: str, then: str = "") -> None:
+    """Say what a command made, its last line, and what to do with it next."""
+    say(f"{what}; next: {then}" if then else what)
+
+
 def print_json(rows: Iterable[Mapping[str, Any]]) -> None:
     """Print one JSON object a line; escaped where stdout is not UTF-8."""
     ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"

@@ -15,7 +15,7 @@ import click
 
 from attnstore.store.errors import PartialError
 
-from .output import bar_of, print_json, say, size_text, span_text
+from .output import bar_of, print_json, say_made, size_text, span_text
 
 if TYPE_CHECKING:
     from attnstore.ingest.plan import Plan
@@ -206,10 +206,10 @@ def conclude(
     else:
         total = sum(o.bytes for o in done)
         seconds = sum(o.seconds for o in done)
-        say(
+        say_made(
             f"committed {len(done)} episodes, {sum(o.keyframes for o in done)} keyframes, "
-            f"{size_text(total)} in {span_text(seconds)}"
-            + (f"; next: attnstore {then} {target}" if done and not stopped() else "")
+            f"{size_text(total)} in {span_text(seconds)}",
+            f"attnstore {then} {target}" if done and not stopped() else "",
         )
     end_if_interrupted(report, stopped)
     if failed:

@@ -17,7 +17,7 @@ from .options import (
     out_directory,
     store_to_read,
 )
-from .output import print_json, progress_of, say
+from .output import print_json, progress_of, say_made
 
 if TYPE_CHECKING:
     from attnstore.render.report.write import Format
@@ -75,8 +75,6 @@ def report(
             print_json([{"run": each.run, "files": [str(path) for path in written]}])
         else:
             pages = [path for path in written if path.suffix in (".html", ".md")]
-            say(
-                f"{each.run}: "
-                + ", ".join(map(str, pages))
-                + "; open it in a browser, or send it on"
+            say_made(
+                f"{each.run}: {', '.join(map(str, pages))}", "open it in a browser, or send it on"
             )

@@ -102,7 +102,12 @@ def verify(
         return
     said = "of its size, its bytes not read" if quick else "as it was committed"
     if not paths.partial or elsewhere is not None:
-        click.echo(f"every committed file is {said}")
+        count, size = 0, 0
+        for commit in all_commits(elsewhere or paths):
+            if chosen is None or (commit.run, commit.episode) in chosen:
+                count += len(commit.files)
+                size += sum(file.size for file in commit.files)
+        click.echo(f"every committed file is {said}: {count} files, {size_text(size)}")
         return
     commits = (c for c in all_commits(paths) if chosen is None or (c.run, c.episode) in chosen)
     files, size = absent(paths, commits)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -66,9 +66,18 @@ class _Shard:
 
 
 def export_hidden(
-    episodes: Sequence[Episode], target: Path, asked: HiddenExport, store_id: str
+    episodes: Sequence[Episode],
+    target: Path,
+    asked: HiddenExport,
+    store_id: str,
+    progress: Callable[[float, str], None] = lambda share, name: None,
 ) -> dict[str, Any]:
     """Write the hidden states of episodes as shards, and return the manifest.
+
+    Parameters
+    ----------
+    progress
+        Called before each keyframe with the share of episodes that are done, and the episode.
 
     Raises
     ------
@@ -104,8 +113,9 @@ def export_hidden(
                 place["file"] = path.name
             rows.write_table(pa.Table.from_pylist(shard.places, ROWS))
 
-        for episode in episodes:
+        for number, episode in enumerate(episodes):
             for keyframe in range(len(episode.frames)):
+                progress((number + keyframe / len(episode.frames)) / len(episodes), episode.name)
                 for layer, values, place in _blocks(episode, keyframe, asked):
                     coded = _coded(
                         values, asked.dtype, f"{episode.name}, {asked.phase} layer {layer}"

@@ -16,9 +16,9 @@ steps ``<phase>_step``, which counts steps through the whole episode: keyframe *
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,20 @@ class Recorded:
     """What makes a head the most active one, whose heat is shown: see `attnstore.store.rules`."""
 
 
-def write_recording(episode: Episode, out: Path, what: Recorded | None = None) -> Path:
+def write_recording(
+    episode: Episode,
+    out: Path,
+    what: Recorded | None = None,
+    progress: Callable[[float, str], None] = lambda share, what: None,
+) -> Path:
     """Write an episode as a recording; the file appears when it is complete.
 
     It is made in memory, where Rerun's viewer will hold it, too.
+
+    Parameters
+    ----------
+    progress
+        Called with the share that is done, and what is at its turn.
 
     Raises
     ------
@@ -81,7 +91,7 @@ def write_recording(episode: Episode, out: Path, what: Recorded | None = None) -
         If the file cannot be written, as on a full disk.
     """
     writer = _Writer(load_rerun("attnstore export rerun"), episode, what or Recorded())
-    data = writer.write()
+    data = writer.write(progress)
     with complete(out) as temporary:
         temporary.write_bytes(data)
     return out
@@ -216,30 +226,43 @@ class _Writer:
         self.entities = Entities(rr, f"{episode.run}/{episode.id}", self.what.cmap)
         self.stream = self.entities.stream
 
-    def write(self) -> bytes:
+    def write(self, progress: Callable[[float, str], None]) -> bytes:
         """Return the whole recording, as a file holds it."""
         # Not Rerun's own file: after a write that failed, as on a full disk, its flush never returns.
         encoded = self.stream.binary_stream()
         try:
             self.stream.send_blueprint(self.blueprint(), make_active=False, make_default=True)
-            self._log_all()
+            self._log_all(progress)
             # Once: each read is a stream with a footer of its own.
             return bytes(encoded.read() or b"")
         finally:
             self.stream.disconnect()
 
-    def _log_all(self) -> None:
+    def _log_all(self, progress: Callable[[float, str], None]) -> None:
         self.entities.name(self.episode.name)
         self.entities.text("instruction", self._text(), static=True)
-        self._images()
+        pieces = self._pieces()
+        # by layers: a metric's line takes a small part of the time of a map
+        total = sum(weight for weight, _, _ in pieces)
+        done = 0.0
+        for weight, what, log in pieces:
+            progress(done / total, what)
+            log()
+            done += weight
+        progress(1.0, "writing")
+
+    def _pieces(self) -> list[tuple[float, str, Callable[[], None]]]:
+        """What is logged, in order: how much of the work it is, its name, what does it."""
+        found: list[tuple[float, str, Callable[[], None]]] = [(1.0, "images", self._images)]
         for camera in self.cameras:
             for phase, layers in self.layers.items():
-                self._maps(phase, camera, layers)
+                log = partial(self._maps, phase, camera, layers)
+                found.append((10.0 * len(layers), f"{phase}, {camera}", log))
         for metric, phase, camera, values in self.metrics:
             for layer in self.layers[phase]:
-                self._metric(metric, phase, camera, layer, values.sel(layer=layer))
-        for name in POLICY:
-            self._policy(name)
+                log = partial(self._metric, metric, phase, camera, layer, values.sel(layer=layer))
+                found.append((1.0, f"{metric}, {phase}", log))
+        return [*found, *((1.0, name, partial(self._policy, name)) for name in POLICY)]
 
     def blueprint(self) -> Any:
         """How the viewer opens: with the heat of a layer in the middle."""

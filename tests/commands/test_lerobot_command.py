@@ -142,7 +142,7 @@ def test_ingest_then_ask_then_export(
     target.parent.mkdir()
     code, _, err = run("export", "lerobot", store, dataset, target, "--sql", QUERY)
     assert code == 0, err
-    assert "attention.entropy, attention.keyframe" in err
+    assert "attention.entropy, attention.keyframe, of 4 rows; next: LeRobotDataset(" in err
     code, out, _ = run("sql", store, "--json", QUERY)
     wanted = {(r["episode"], r["frame"]): r for r in map(json.loads, out.splitlines())}
     copy = pq.read_table(target / DATA).to_pylist()

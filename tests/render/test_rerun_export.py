@@ -211,3 +211,14 @@ def test_the_command(root: Path, episode: Episode, tmp_path: Path) -> None:
     found = read(out)
     assert f"camera/{CAMERA}/heat/prefix/L00" in found
     assert f"camera/{CAMERA}/heat/prefix/L01" not in found
+    assert result.stderr.splitlines()[-1].endswith(f"; next: rerun {out}")
+
+
+def test_progress_goes_from_nothing_to_all(episode: Episode, tmp_path: Path) -> None:
+    seen: list[float] = []
+    write_recording(
+        episode, tmp_path / "one.rrd", Recorded(layers=(0,)), lambda at, what: seen.append(at)
+    )
+    assert seen[0] == 0
+    assert seen[-1] == 1
+    assert seen == sorted(set(seen))

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ def export_copy(
     prefix: str = PREFIX,
     fill: str = "nan",
     link_videos: bool = False,
+    progress: Callable[[float, str], None] = lambda share, name: None,
 ) -> tuple[str, ...]:
     """Write a copy of a dataset in which every frame has further numbers, float32.
 
@@ -75,6 +76,8 @@ def export_copy(
         What a frame gets that no row is for: ``nan``, or ``hold``: the last before it.
     link_videos
         Make symbolic links to the original's videos instead of copying them.
+    progress
+        Called before each file with the share of bytes that are copied, and its name.
 
     Returns
     -------
@@ -104,7 +107,7 @@ def export_copy(
     values = _frame_values(recorded, read_recordings(files, recorded), names, rows, prefix)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        _copy(files, partial, values, fill, link_videos)
+        _copy(files, partial, values, fill, link_videos, progress)
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -170,11 +173,17 @@ def _number(name: str, value: Any) -> float:
 
 
 def _copy(
-    files: DatasetFiles, target: Path, values: FrameValues, fill: str, link_videos: bool
-) -> None:
+    files: DatasetFiles, target: Path, values: FrameValues, fill: str, link_videos: bool,
+    progress: Callable[[float, str], None],
+) -> None:  # fmt: skip
     import pyarrow as pa
 
-    for place in _files_below(files.root):
+    places = _files_below(files.root)
+    sizes = [(files.root / place).stat().st_size for place in places]
+    done, total = 0, max(1, sum(sizes))
+    for place, size in zip(places, sizes, strict=True):
+        progress(done / total, place.as_posix())
+        done += size
         path, copy = files.root / place, target / place
         copy.parent.mkdir(parents=True, exist_ok=True)
         if place.parts[0] == "data" and path.suffix == ".parquet":
