@@ -14,6 +14,7 @@ import subprocess
 import sys
 from typing import Any
 
+from .capture_process import WATCHED
 from .measure import Figure, Setting
 
 LABELS = {
@@ -61,6 +62,18 @@ def _costs(setting: Setting, size: str) -> list[Figure]:
             Figure(f"{label}, {precision}: end of an episode", times[f"{precision} commit"], "CPU s",
                    note="sinks, aggregates, Parquet, commit; once an episode of 3 keyframes"),
         ]  # fmt: skip
+    figures += [
+        Figure(f"{label}, float16: with {name}, over attention alone",
+               statistics.median(a / b for a, b in zip(times[name], times["float16"], strict=True)),
+               "times", baseline="float16: capture and writing")
+        for name in WATCHED
+    ]  # fmt: skip
+    stored = times["bytes"]
+    figures += [
+        Figure(f"{label}, float16: bytes of {name} over those of the attention",
+               stored[array] / stored["attention"], "of 1")
+        for array, name in (("value_norm", "value norms"), ("hidden", "hidden states"))
+    ]  # fmt: skip
     bare = _process("memory-plain", size, setting, 1)
     full = _process("memory-float16", size, setting, 1)
     extra = (full["peak"] - bare["peak"]) / 2**20

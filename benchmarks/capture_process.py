@@ -23,7 +23,7 @@ from attnstore.ingest.datasets.base import Frame
 from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.episode_capture import EpisodeCapture
 from attnstore.ingest.keyframes import describe_episode, observation
-from attnstore.ingest.policies.base import Batch
+from attnstore.ingest.policies.base import ATTENTION_ONLY, Batch, HiddenChoice, Watch
 from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.vlm.policy import VlmPolicy
 from attnstore.ingest.writing import WriteQueue
@@ -36,6 +36,12 @@ from .full_pi0 import full_policy, tiny_policy
 from .sample import sample_path
 
 KEYFRAMES = (0, 8, 16)
+WATCHED: Mapping[str, Watch] = {
+    "value norms": Watch(values=True),
+    "hidden states": Watch(hidden=HiddenChoice()),
+    "both": Watch(values=True, hidden=HiddenChoice()),
+}
+"""What ingest captures by default beside the attention."""
 POLICIES: Mapping[str, Callable[[], Pi0Policy | VlmPolicy]] = {
     "tiny": tiny_policy,
     "full": full_policy,
@@ -64,6 +70,7 @@ class Bench:
         self.info = self.dataset.info(self.name)
         self.frames: list[Frame] = list(self.dataset.frames(self.name, KEYFRAMES))
         self.commit_seconds = 0.0
+        self.stored: dict[str, int] = {}
 
     def batch(self, frame: Frame) -> Batch:
         return self.policy.prepare([observation(frame, self.info, 0)])
@@ -76,7 +83,9 @@ class Bench:
             self.policy.act(batch)
             return time.process_time() - start
 
-    def captured(self, precision: str, *, write: bool = True) -> float:
+    def captured(
+        self, precision: str, *, write: bool = True, watch: Watch = ATTENTION_ONLY
+    ) -> float:
         """CPU seconds of a keyframe with capture, median of an episode of three."""
         spec, shapes = describe_episode(
             self.info,
@@ -85,6 +94,7 @@ class Bench:
             indices=KEYFRAMES,
             seed=0,
             precision=precision,
+            watch=watch,
         )
         paths = create_store(self.directory / uuid.uuid4().hex[:8])
         attempt = Attempt(paths, "run", "episode", "base")
@@ -92,7 +102,7 @@ class Bench:
         with WriteQueue() as real:
             queue: Any = real if write else _Dropped()
             writer = EpisodeWriter(attempt, spec, shapes)
-            recorder = EpisodeCapture(self.policy, writer, queue)
+            recorder = EpisodeCapture(self.policy, writer, queue, watch)
             for number, frame in enumerate(self.frames):
                 batch = self.batch(frame)
                 start = time.process_time()
@@ -104,6 +114,7 @@ class Bench:
                 recorder.finish()
                 writer.commit({})
                 self.commit_seconds = time.process_time() - start
+                self.stored = bytes_by_array(paths.root)
         attempt.discard()
         return statistics.median(seconds)
 
@@ -125,6 +136,16 @@ class Bench:
         return total, spent / len(self.frames)
 
 
+def bytes_by_array(store: Path) -> dict[str, int]:
+    """Bytes on disk of attention, value norms and hidden states: chunks, and what describes them."""
+    found = dict.fromkeys(("attention", "value_norm", "hidden"), 0)
+    for file in store.rglob("*"):
+        kinds = found.keys() & set(file.parts)
+        if kinds and file.is_file():
+            found[min(kinds)] += file.stat().st_size
+    return found
+
+
 def times(bench: Bench, rounds: int) -> dict[str, Any]:
     found: dict[str, Any] = {k: [] for k in ("plain", "eager")}
     bench.plain()
@@ -138,6 +159,9 @@ def times(bench: Bench, rounds: int) -> dict[str, Any]:
             found.setdefault(f"{precision} encoding", []).append(encoding)
             found.setdefault(precision, []).append(bench.captured(precision))
             found[f"{precision} commit"] = bench.commit_seconds
+        for name, watch in WATCHED.items():
+            found.setdefault(name, []).append(bench.captured("float16", watch=watch))
+    found["bytes"] = bench.stored
     layouts = bench.batch(bench.frames[0]).samples[0].layouts
     found["raw"] = sum(
         2 * s.layers * s.heads * (s.steps or 1) * len(layouts[p].query) * len(layouts[p].key)
