@@ -418,16 +418,25 @@ def _chosen(keyframe: int, written: Generated) -> dict[str, Any]:
         "action_normalised": [a.normalised for a in actions],
         "action_value": [a.value for a in actions],
     }
-    return (values if actions else {}) | {
-        "keyframe": [keyframe] * count,
-        "phase": [DECODE] * count,
-        "axis": ["step"] * count,
-        "index": list(range(count)),
-        "span": [GENERATED] * count,
-        "role": [GENERATED] * count,
-        "token_id": [t.id for t in tokens],
-        "text": [t.text for t in tokens],
+    spectrum = written.coefficients
+    coefficients = {
+        "action_coefficients": [None if c is None else list(c.values) for c in spectrum],
+        "action_coefficient": [None if c is None else c.first for c in spectrum],
     }
+    return (
+        (values if actions else {})
+        | (coefficients if spectrum else {})
+        | {
+            "keyframe": [keyframe] * count,
+            "phase": [DECODE] * count,
+            "axis": ["step"] * count,
+            "index": list(range(count)),
+            "span": [GENERATED] * count,
+            "role": [GENERATED] * count,
+            "token_id": [t.id for t in tokens],
+            "text": [t.text for t in tokens],
+        }
+    )
 
 
 def _write_axis(

@@ -90,6 +90,19 @@ class ActionValue:
 
 
 @dataclass(frozen=True, slots=True)
+class ActionCoefficients:
+    """Numbers of an action chunk's spectrum that a generated FAST token stands for.
+
+    The spectrum is the orthonormal cosine transform (DCT-II) of the normalised chunk along its actions.
+    """
+
+    first: int
+    """Place of the first of them: frequency x action_dof + dimension of the action."""
+    values: tuple[float, ...]
+    """In the order of their places; none of a token that completes no number."""
+
+
+@dataclass(frozen=True, slots=True)
 class Generated:
     """What a policy wrote at one keyframe."""
 
@@ -99,6 +112,8 @@ class Generated:
     """Their text, without markers."""
     actions: tuple[ActionValue, ...] = ()
     """One for each token, where a token is a number of the action."""
+    coefficients: tuple[ActionCoefficients | None, ...] = ()
+    """One for each token, where tokens are FAST's; None for a token that is none."""
 
 
 @dataclass(frozen=True, slots=True)

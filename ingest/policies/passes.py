@@ -2,12 +2,13 @@
 
 The same modules run in all of them. The first pass is phase ``prefix``; its last row chooses the
 first generated token, so that row is step 0 of phase ``decode`` as well. Every later pass has one
-query, the token before, and chooses the next.
+query, the token before, and chooses the next; without a key-value cache it computes all tokens before
+it again, and its last row is the one that counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -43,10 +44,12 @@ class Passes:
         self.watch: Watch = observer.watch
         self._rows, self._images = 0, 0
         self._starts: list[int] = []
+        self._prompt: int | None = None
+        self._over = False
 
     def begin(self, batch: Batch, rows: int) -> None:
-        """Expect a batch, whose images are `rows` of the encoder's input."""
-        self._rows = rows
+        """Expect a batch, whose images are `rows` of the encoder's input; 0 if it gets them one by one."""
+        self._rows, self._prompt, self._over = rows, None, False
         self._images = sum(len(sample.geometry) for sample in batch.samples)
         # Padding stands on the left.
         self._starts = [s.layouts[PREFIX].key.spans[0].model_start for s in batch.samples]
@@ -59,7 +62,9 @@ class Passes:
         if phase == VISION:
             self._observer.attention(phase, layer, weights, norms)
             return
-        if weights.shape[2] > 1:
+        if self._over:
+            return
+        if self._prompts(weights.shape[2]):
             if self._causal and layer == 0:
                 _check_causal(weights, self._starts)
             self._observer.attention(PREFIX, layer, weights, norms)
@@ -71,7 +76,9 @@ class Passes:
         if phase == VISION:
             self._observer.hidden(phase, layer, states)
             return
-        if states.shape[1] > 1 and layer != LAST:
+        if self._over:
+            return
+        if layer != LAST and self._prompts(states.shape[1]):
             self._observer.hidden(PREFIX, layer, states)
         self._observer.hidden(DECODE, layer, states[:, -1:])
 
@@ -84,17 +91,26 @@ class Passes:
         self._observer.noisy_actions(actions)
 
     def continuing(self, samples: Sequence[int]) -> None:
-        """Hand on."""
+        """Hand on; once no sample takes part, nothing more is shown of what the model still computes."""
+        self._over = not samples
         self._observer.continuing(samples)
 
     def generated(self, texts: Sequence[Generated]) -> None:
         """Hand on."""
         self._observer.generated(texts)
 
+    def _prompts(self, tokens: int) -> bool:
+        """Whether a pass over so many tokens is the prompt's: the first, and no longer one after it."""
+        if self._prompt is None:
+            self._prompt = tokens
+        return tokens == self._prompt > 1
+
 
 @contextmanager
 def block_passes(
-    watched: Sequence[Watched], blocked: Sequence[Sequence[Blocked]]
+    watched: Sequence[Watched],
+    blocked: Sequence[Sequence[Blocked]],
+    prompt: Callable[[], int] | None = None,
 ) -> Iterator[None]:
     """Block attention of the phases that `Passes` names, through the masks of the decoder's layers.
 
@@ -105,6 +121,9 @@ def block_passes(
     ----------
     watched
         The decoder's attention, a module a layer.
+    prompt
+        Tokens of the prompt's pass, asked for at every pass: of a model without key-value cache, which
+        computes earlier steps again, each with what is blocked. None: a pass' last row is its one step.
 
     Raises
     ------
@@ -117,29 +136,36 @@ def block_passes(
         for layer, module in modules.items():
             phases = {p: wanted[p, layer] for p in (PREFIX, DECODE) if (p, layer) in wanted}
             if phases:
-                hook = partial(_block, phases)
+                hook = partial(_block, phases, prompt)
                 handle = module.register_forward_pre_hook(hook, with_kwargs=True)
                 stack.callback(handle.remove)
         yield
 
 
-def _block(phases: Mapping[str, Samples], module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+def _block(
+    phases: Mapping[str, Samples],
+    prompt: Callable[[], int] | None,
+    module: Any,
+    args: Any,
+    kwargs: Any,
+) -> tuple[Any, Any]:
     mask, batch = additive_mask(module, args, kwargs)
     queries, keys = mask.shape[2:]
     if queries > 1 and PREFIX in phases:
         mask = closed_mask(mask, batch, phases[PREFIX])
-    if own := _last_row(phases.get(DECODE, {}), queries, keys):
+    first = queries - 1 if prompt is None or queries == 1 else prompt() - 1
+    if own := _steps(phases.get(DECODE, {}), range(first, queries), keys):
         mask = closed_mask(mask, batch, own)
     return args, {**kwargs, "attention_mask": mask}
 
 
-def _last_row(samples: Samples, queries: int, keys: int) -> Samples:
-    """Move what is blocked in a step to the pass' last row, of the keys that are there already."""
+def _steps(samples: Samples, rows: range, keys: int) -> Samples:
+    """Move what is blocked in a step to the rows of a pass that are steps, of the keys that are there."""
     found: dict[int, list[Blocked]] = {}
     for sample, blocks in samples.items():
         for block in blocks:
             if there := tuple(k for k in block.key if k < keys):
-                moved = replace(block, query=(queries - 1,), key=there)
+                moved = replace(block, query=tuple(rows), key=there)
                 found.setdefault(sample, []).append(moved)
     return found
 

@@ -79,7 +79,7 @@ def text_spans(
 
 _PI05 = re.compile(
     r"(?P<task_label> ?Task:)(?P<task>.*)(?P<state_label>, State:)(?P<values>(?: -?\d+)+)"
-    r"(?P<action_label>;\nAction: ?)",
+    r"(?P<action_label>;\n(?:Action: ?)?)",
     re.DOTALL,
 )
 
@@ -88,6 +88,8 @@ def pi05_spans(
     tokens: Sequence[Token], *, bos: bool, start: int, model_start: int
 ) -> list[Span] | None:
     r"""Split a Pi0.5 prompt, ``BOS Task: words, State: 12 255;\nAction:``, into spans.
+
+    Pi0-FAST's ends before ``Action:``, which the policy writes itself.
 
     A token belongs where its first character that is no space does, so that a space goes with the
     word or number it leads.
@@ -104,8 +106,8 @@ def pi05_spans(
     Returns
     -------
     Spans ``bos``, ``task_label``, ``task``, ``state_label``, ``state[0]`` ... one a value,
-    ``action_label``; the task has the role ``task``, the values ``state``, all others
-    ``template``.
+    ``action_label`` (``state_end`` where it has no ``Action:``); the task has the role ``task``, the
+    values ``state``, all others ``template``.
     None if the tokens do not spell such a prompt, or one of them reaches over two values.
     """
     rest = tokens[int(bos) :]
@@ -117,7 +119,8 @@ def pi05_spans(
     numbers = re.finditer(r" -?\d+", match["values"])
     first = match.start("values")
     stops += [(f"state[{i}]", STATE, first + n.end()) for i, n in enumerate(numbers)]
-    stops.append(("action_label", TEMPLATE, match.end()))
+    last = "action_label" if "Action" in match["action_label"] else "state_end"
+    stops.append((last, TEMPLATE, match.end()))
     parts: dict[tuple[str, str], list[Token]] = {("bos", TEMPLATE): list(tokens[: int(bos)])}
     parts |= {(name, role): [] for name, role, _ in stops}
     place = 0

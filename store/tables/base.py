@@ -125,6 +125,8 @@ _TABLES = (
             Column("action_bin", INT32, "bin of the number that an action token stands for, from the lowest; NULL for other tokens", optional=True),
             Column("action_normalised", FLOAT64, "that number in the policy's normalised units; NULL for other tokens", optional=True),
             Column("action_value", FLOAT64, "that number un-normalised, as the robot gets it; NULL for other tokens", "robot units", optional=True),
+            Column("action_coefficients", pa.list_(FLOAT64), "numbers of the action's spectrum (orthonormal DCT-II of the normalised chunk along its actions) that a FAST token stands for; NULL for other tokens", optional=True),
+            Column("action_coefficient", INT32, "place of the first of them: frequency * action_dof + dimension of the action; NULL for other tokens", optional=True),
         ),
     ),
     Table(

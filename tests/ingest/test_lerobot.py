@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torchvision
-from blocking_contract import BlockingContract
+from blocking_contract import BlockingContract, run_blocked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ingest_fixtures import observe
@@ -23,6 +24,7 @@ from lerobot_fixture_models import (
     CAMERAS,
     CHUNK,
     FRAME,
+    STAND_INS,
     STATE_DOF,
     STATS,
     ActPolicy,
@@ -30,14 +32,23 @@ from lerobot_fixture_models import (
     Normalize,
     Pipeline,
     build,
+    byte_level_tokenizer,
     fitted,
 )
 from policy_contract import Case, as_array, run_captured
 
 from attnstore.ingest.capture import capture
 from attnstore.ingest.datasets.droid.dataset import DroidDataset
-from attnstore.ingest.policies.base import Observation, ObservationError, PolicyError, Watch
+from attnstore.ingest.policies.base import (
+    ActionCoefficients,
+    Observation,
+    ObservationError,
+    PolicyError,
+    Watch,
+)
+from attnstore.ingest.policies.blocking import Blocked
 from attnstore.ingest.policies.lerobot.base import LeRobotPolicy
+from attnstore.ingest.policies.lerobot.fast import written
 from attnstore.ingest.policies.lerobot.loading import check_weights
 from attnstore.ingest.policies.lerobot.policy import (
     FAMILIES,
@@ -45,10 +56,12 @@ from attnstore.ingest.policies.lerobot.policy import (
     load_lerobot,
     parse_cameras,
 )
-from attnstore.ingest.policies.registry import load_policy
+from attnstore.ingest.policies.prompt import pi05_spans, token_text
+from attnstore.ingest.policies.registry import find_policy, load_policy
 from attnstore.ingest.policies.resnet_field import resnet_geometry
+from attnstore.ingest.policies.tiny import prompt_tokenizer
 from attnstore.store.errors import AttnstoreError, MissingExtraError, NotFoundError, UsageError
-from attnstore.store.format.tokens import Axis
+from attnstore.store.format.tokens import Axis, Token
 
 WORDS = ("put the red cube onto the pink plate", "wipe")
 
@@ -89,6 +102,33 @@ class TestPi05(LeRobotContract):
     family = "pi05"
 
 
+class TestPi0Fast(LeRobotContract):
+    family = "pi0_fast"
+
+
+def test_steps_are_the_same_with_a_cache_and_without() -> None:
+    """Weights, actions, and what happens where attention is blocked in a step that comes again."""
+    found = []
+    for cached in (True, False):
+        policy, pipeline = build("pi0_fast")
+        policy.config.use_kv_cache = policy.model.cached = cached
+        adapted = adapt_lerobot(policy, pipeline)
+        batch = adapted.prepare([observe(1, WORDS[0]), observe(2, WORDS[1])])
+        image = batch.samples[1].layouts["decode"].key.spans[0]
+        block = Blocked("decode", 0, (0,), tuple(range(len(image))))
+        for blocked in ([], [block]):
+            base = Case(adapted, (), module=policy)
+            ran = run_blocked(base, batch, [[], blocked])
+            found.append((ran.actions, ran.weights, ran.generated))
+    for one, other in zip(found[:2], found[2:], strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        assert one[2] == other[2]
+        assert one[1].keys() == other[1].keys()
+        assert len(one[1]) == 2 + 2 * 4
+        for place, weights in one[1].items():
+            np.testing.assert_allclose(weights, other[1][place], atol=1e-5)
+
+
 class TestAct(LeRobotContract):
     family = "act"
 
@@ -103,7 +143,7 @@ def shared(kind: str) -> LeRobotPolicy:
     return adapt_lerobot(*build(kind))
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=STAND_INS)
 def policy(request: pytest.FixtureRequest) -> LeRobotPolicy:
     return shared(str(request.param))
 
@@ -165,7 +205,7 @@ class TestLayout:
         assert bool(changed) == bool(wanted)
         # Pi0.5's digits move what follows them; nothing before them may change.
         assert not wanted or min(changed) >= min(wanted)
-        assert policy.family == "pi05" or set(changed) == wanted
+        assert policy.family in ("pi05", "pi0_fast") or set(changed) == wanted
 
     def test_cameras_stand_in_the_policy_s_order(self, policy: LeRobotPolicy) -> None:
         for layout in policy.prepare([observe(1)]).samples[0].layouts.values():
@@ -403,9 +443,9 @@ class TestLoading:
         ("config", "error", "message"),
         [
             (
-                {"type": "diffusion"},
+                {"type": "somebodys"},
                 PolicyError,
-                "type 'diffusion' are not supported; pi0, pi05, smolvla, act",
+                "type 'somebodys' are not supported; pi0, pi05, pi0_fast, smolvla, act",
             ),
             (
                 {"model_type": "pi0"},
@@ -429,7 +469,9 @@ class TestLoading:
     def test_the_variant_is_what_the_checkpoint_must_be(self, tmp_path: Path) -> None:
         with pytest.raises(PolicyError, match="of type 'act', not 'pi05'"):
             load_policy("lerobot:pi05", checkpoint(tmp_path, {"type": "act"}))
-        with pytest.raises(UsageError, match="lerobot's variants are pi0, pi05, smolvla, act"):
+        with pytest.raises(
+            UsageError, match="lerobot's variants are pi0, pi05, pi0_fast, smolvla, act"
+        ):
             load_lerobot(str(tmp_path), variant="pi5")
 
     @pytest.mark.parametrize(
@@ -450,6 +492,26 @@ class TestLoading:
         with pytest.raises(PolicyError, match=f"{file} in it: .*PEFT.*base model; .*merge_and"):
             load_policy("lerobot", str(tmp_path))
 
+    def test_a_stranger_s_tokenizer_does_not_run_its_code_unasked(self, tmp_path: Path) -> None:
+        """Wherever it is named: LeRobot loads it with its code in any case."""
+        directory = Path(
+            checkpoint(
+                tmp_path,
+                {"type": "pi0_fast", "action_tokenizer_name": "physical-intelligence/fast"},
+                "policy_preprocessor.json",
+            )
+        )
+        with pytest.raises(MissingExtraError):
+            load_lerobot(str(directory))
+        step = {"registry_name": "x", "config": {"action_tokenizer_name": "evil/fast"}}
+        (directory / "policy_postprocessor.json").write_text(json.dumps({"steps": [step]}))
+        with pytest.raises(UsageError, match="names the tokenizer 'evil/fast', and LeRobot runs"):
+            load_lerobot(str(directory))
+        with pytest.raises(MissingExtraError):
+            load_lerobot(str(directory), options={"trust_remote_code": "true"})
+        with pytest.raises(UsageError, match="trust_remote_code is true or left out; got 'yes'"):
+            load_lerobot(str(directory), options={"trust_remote_code": "yes"})
+
     def test_without_lerobot_the_extra_is_named(self, tmp_path: Path) -> None:
         directory = checkpoint(tmp_path, {"type": "act"}, "policy_preprocessor.json")
         with pytest.raises(MissingExtraError, match=r"pip install 'attnstore\[lerobot\]'"):
@@ -458,16 +520,32 @@ class TestLoading:
     def test_options(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="steps is a whole number"):
             load_lerobot(str(tmp_path), options={"steps": "0"})
-        with pytest.raises(UsageError, match="lerobot has the options cameras, stats, steps"):
+        with pytest.raises(
+            UsageError, match="lerobot has the options cameras, stats, steps, trust_remote_code"
+        ):
             load_lerobot(str(tmp_path), options={"camera": "a:b"})
         with pytest.raises(NotFoundError, match="no such checkpoint directory"):
             load_lerobot(str(tmp_path / "none"))
 
     def test_a_policy_of_another_type(self) -> None:
         policy, pipeline = build("act")
-        policy.config.type = "vqbet"
-        with pytest.raises(PolicyError, match="type 'vqbet' are not supported"):
+        policy.config.type = "somebodys"
+        with pytest.raises(PolicyError, match="type 'somebodys' are not supported; pi0, "):
             adapt_lerobot(policy, pipeline)
+
+    @pytest.mark.parametrize(
+        "kind", ["diffusion", "multi_task_dit", "vqbet", "tdmpc", "gaussian_actor"]
+    )
+    def test_a_policy_without_attention_over_images(self, tmp_path: Path, kind: str) -> None:
+        """Found by its files, like any of LeRobot's; why it cannot be captured is said then."""
+        directory = checkpoint(
+            tmp_path, {"type": kind, "input_features": {}}, "policy_preprocessor.json"
+        )
+        name = find_policy(directory)
+        with pytest.raises(
+            PolicyError, match=f"type '{kind}' has no attention over images to capture: .*image"
+        ):
+            load_policy(name, directory)
 
     def test_weights_that_were_not_taken_are_noticed(self, tmp_path: Path) -> None:
         from safetensors.torch import save_file
@@ -497,6 +575,54 @@ class TestLoading:
             policy.config, pipeline, policy, checkpoint="c", digest_with={"steps": "3"}
         )
         assert other.digest != ours.digest
+
+
+class TestFast:
+    """FAST's tokens over a byte-level vocabulary, in which a character may be several tokens."""
+
+    def test_each_token_has_the_numbers_that_end_in_it(self) -> None:
+        words, fast = (
+            prompt_tokenizer(),
+            SimpleNamespace(bpe_tokenizer=byte_level_tokenizer(), min_token=-100, scale=10),
+        )
+        own = fast.bpe_tokenizer("".join(map(chr, (100, 97, 300, 112))))["input_ids"]
+        assert len(own) == 5, "300 is two bytes and here two tokens"
+        ids = [7, *(600 - i for i in own), 8]
+        found = written(words, fast, ids, range(1, 6), own)
+        assert found.coefficients == (
+            None,
+            ActionCoefficients(0, (0.0,)),
+            ActionCoefficients(1, (-0.3,)),
+            ActionCoefficients(2, ()),
+            ActionCoefficients(2, (20.0,)),
+            ActionCoefficients(3, (1.2,)),
+            None,
+        )
+        assert [t.id for t in found.tokens] == ids
+        assert [t.text for t in found.tokens[1:6]] == ["0", "-3", f"<{own[2]}>", "200", "12"]
+
+    @pytest.mark.parametrize("strange", [-1, 100_000])
+    def test_what_fast_cannot_decode_has_no_numbers(self, strange: int) -> None:
+        """LeRobot moves the robot by zeros then, and logs a line."""
+        words, fast = (
+            prompt_tokenizer(),
+            SimpleNamespace(bpe_tokenizer=byte_level_tokenizer(), min_token=0, scale=10),
+        )
+        found = written(words, fast, [300, 301], [0, 1], [5, strange])
+        assert found.coefficients == (None, None)
+        assert all(t.text for t in found.tokens)
+
+    def test_the_prompt_ends_where_the_policy_begins(self) -> None:
+        words = prompt_tokenizer()
+        ids = words("Task: wipe, State: 12 -1;\n")["input_ids"]
+        tokens = [Token(i, token_text(words, i)) for i in ids]
+        spans = pi05_spans(tokens, bos=False, start=3, model_start=9)
+        assert spans is not None
+        assert [s.name for s in spans] == [
+            "task_label", "task", "state_label", "state[0]", "state[1]", "state_end",
+        ]  # fmt: skip
+        assert "".join(t.text for t in spans[-1].tokens) == ";\n"
+        assert (spans[0].start, spans[0].model_start, spans[-1].stop) == (3, 9, 3 + len(ids))
 
 
 class TestMore:

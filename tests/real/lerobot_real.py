@@ -15,25 +15,43 @@ import numpy as np
 import pytest
 import torch
 from blocking_contract import BlockingContract
+from cli_fixtures import run
 from ingest_fixtures import observe
 from lerobot.datasets.lerobot_dataset import LeRobotDataset as Theirs
 from lerobot_fixture_datasets import FPS, TASKS, TOP, WRIST, Content, write_v30
-from lerobot_fixture_real import ACTION_DOF, CHUNK, STEPS, save_act, save_pi, save_smolvla, small
+from lerobot_fixture_real import (
+    ACTION_DOF,
+    CHUNK,
+    LESSON,
+    STEPS,
+    lessons,
+    save_act,
+    save_fast,
+    save_pi,
+    save_smolvla,
+    small,
+    taught_fast,
+)
 from policy_contract import Captured, Case, as_array, run_captured
 from safetensors.torch import load_file, save_file
 
+from attnstore.ingest.capture import Record, capture
 from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.datasets.lerobot.dataset import LeRobotDataset
 from attnstore.ingest.datasets.lerobot.export import export_copy
 from attnstore.ingest.policies.base import Batch, ObservationError, PolicyError
 from attnstore.ingest.policies.lerobot.base import TOKENS, TOKENS_MASK, LeRobotPolicy
 from attnstore.ingest.policies.lerobot.policy import load_lerobot
+from attnstore.query import open as open_for_reading
+from attnstore.store.errors import HealthError
 
 WORDS = ("put the red cube onto the pink plate", "wipe")
 
 
 def load(directory: Path, **options: str) -> LeRobotPolicy:
     """Load a checkpoint and its weights as the command line does."""
+    if (directory.parent / "fast").exists() or "taught" in (directory / "config.json").read_text():
+        options["trust_remote_code"] = "true"  # FAST's tokenizer lies beside it
     with small():
         policy = load_lerobot(str(directory), options=options)
         assert isinstance(policy, LeRobotPolicy)
@@ -84,6 +102,7 @@ class LeRobotContract(BlockingContract):
     """Every family: the reference is LeRobot's own call on what its preprocessor made."""
 
     save: Callable[[Path], Path]
+    sights = (observe(1, WORDS[0]), observe(2, WORDS[1]))
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -100,9 +119,8 @@ class LeRobotContract(BlockingContract):
             with policy.eager():
                 return [chunk[..., :ACTION_DOF] for chunk in euler(policy, batch)]
 
-        sights = (observe(1, WORDS[0]), observe(2, WORDS[1]))
         return Case(
-            policy, sights, module=policy.policy, reference=reference, euler=unpadded,
+            policy, cls.sights, module=policy.policy, reference=reference, euler=unpadded,
             seeded=policy.noisy,
             dataset=lambda: DroidDataset(recordings, limit=1),
         )  # fmt: skip
@@ -118,6 +136,151 @@ class TestPi05(LeRobotContract):
 
 class TestPi05Bfloat16(LeRobotContract):
     save = staticmethod(lambda directory: save_pi(directory, "pi05", dtype="bfloat16"))
+
+
+class TestPi0Fast(LeRobotContract):
+    """Cut off before its action ends, so that every step arrives; the second sight is none that it knows."""
+
+    save = staticmethod(lambda directory: taught_fast(directory, max_decoding_steps=8))
+    sights = (lessons()[0][0], observe(11, LESSON[1]))
+
+
+class TestPi0FastWithoutCache(LeRobotContract):
+    """Every step computes all tokens before it again."""
+
+    save = staticmethod(
+        lambda directory: taught_fast(directory, max_decoding_steps=8, use_kv_cache=False)
+    )
+    sights = TestPi0Fast.sights
+
+
+@pytest.mark.parametrize("cached", [True, False])
+class TestFast:
+    def test_weights_are_those_of_one_pass_over_the_whole_sequence(
+        self, tmp_path: Path, cached: bool
+    ) -> None:
+        """LeRobot's training pass over prompt and what was written, in which a row is a step."""
+        policy = load(taught_fast(tmp_path / "c", use_kv_cache=cached))
+        batch = policy.prepare([lessons()[1][0]])
+        captured = run_captured(policy, batch)
+        (wrote,) = captured.session.generated
+        ids = torch.tensor([[t.id for t in wrote.tokens]])
+        model, inputs, bos = policy.policy.model, batch.inputs, policy.tokenizer.bos_token_id
+        text = torch.cat([inputs[TOKENS], torch.tensor([[bos]])], 1)
+        valid = torch.cat([inputs[TOKENS_MASK].bool(), torch.tensor([[True]])], 1)
+        seen: list[Any] = []
+        hooks = [
+            w.module.register_forward_hook(lambda m, a, out: seen.append(out[1]))
+            for w in policy.watched()
+        ]
+        with policy.eager(), torch.no_grad():
+            embedded, pads, blocks, *_ = model.embed_prefix_fast(
+                *policy.policy._preprocess_images(inputs), text, valid,
+                ids[:, :-1], torch.ones_like(ids[:, :-1], dtype=torch.bool),
+            )  # fmt: skip
+            model.paligemma_with_expert.forward(
+                attention_mask=torch.where(blocks[:, None], 0.0, -1e30),
+                position_ids=pads.cumsum(1) - 1, inputs_embeds=[embedded, None], use_cache=False,
+            )  # fmt: skip
+        for hook in hooks:
+            hook.remove()
+        prompt = embedded.shape[1] - ids.shape[1] + 1
+        assert len(captured.records) == 3 * (1 + ids.shape[1])
+        rows = [
+            i
+            for s in batch.samples[0].layouts["prefix"].query.model_slices
+            for i in range(s.start, s.stop)
+        ]
+        for phase, layer, step, weights, _ in captured.records:
+            whole = as_array(seen[layer])
+            if phase == "prefix":
+                np.testing.assert_allclose(
+                    weights[:, :, rows], whole[:, :, rows, :prompt], atol=2e-6
+                )
+                continue
+            assert step is not None
+            own = whole[:, :, prompt - 1 + step, : prompt + step][:, :, None]
+            np.testing.assert_allclose(weights, own, atol=2e-6)
+
+    def test_tokens_stand_for_the_spectrum_of_the_chunk(self, tmp_path: Path, cached: bool) -> None:
+        policy = load(taught_fast(tmp_path / "c", use_kv_cache=cached))
+        sights, taught = zip(*lessons(), strict=True)
+        captured = run_captured(policy, policy.prepare(sights))
+        np.testing.assert_allclose(captured.actions, np.stack(taught), atol=0.08)
+        ended = [len(wrote.tokens) for wrote in captured.session.generated]
+        assert len(set(ended)) > 1, "lessons of one length cannot tell whose action has ended"
+        order, along = np.mgrid[:CHUNK, :CHUNK]
+        waves = np.cos(np.pi * order * (along + 0.5) / CHUNK) * np.sqrt(2 / CHUNK)
+        waves[0] /= np.sqrt(2)
+        for wrote, chunk in zip(captured.session.generated, captured.actions, strict=True):
+            assert [t.text for t in wrote.tokens[:2]] == ["Action", ":"]
+            assert wrote.tokens[-1].text == "|"
+            assert [c is None for c in wrote.coefficients] == [
+                t.text in ("Action", ":", " ", "|") for t in wrote.tokens
+            ]
+            spectrum = np.zeros(CHUNK * ACTION_DOF)
+            for own in wrote.coefficients:
+                if own is not None:
+                    spectrum[own.first : own.first + len(own.values)] = own.values
+            made = waves.T @ spectrum.reshape(CHUNK, ACTION_DOF)
+            np.testing.assert_allclose(chunk, made, atol=1e-6)
+        assert len(captured.records) == 3 * (1 + max(ended))
+        part: dict[int, list[Any]] = {}
+
+        def keep(record: Record) -> None:
+            if record.step is not None and record.layer == 0:
+                part[record.step] = list(record.samples or ())
+
+        with capture(policy, keep):
+            policy.act(captured.batch)
+        assert part == {n: [i for i, e in enumerate(ended) if n < e] for n in range(max(ended))}
+
+
+def test_flow_and_fast_on_one_backbone_are_compared_by_one_command(
+    tmp_path: Path, recordings: Path
+) -> None:
+    """Pi0 gets the language model and the encoder of the taught Pi0-FAST."""
+    fast = taught_fast(tmp_path / "fast")
+    flow = save_pi(tmp_path / "flow", "pi0")
+    weights = load_file(flow / "model.safetensors")
+    shared = {k: v for k, v in load_file(fast / "model.safetensors").items() if k in weights}
+    assert sum("paligemma.model" in name for name in shared) > 30
+    save_file(weights | shared, flow / "model.safetensors")
+    store = tmp_path / "runs.attn"
+    with small():
+        for checkpoint in (flow, fast):
+            done = run("ingest", "droid", store, recordings, "--checkpoint", checkpoint, "--limit", "1",
+                       "--stride", "8", "--policy-option", "trust_remote_code=true")  # fmt: skip
+            assert done.returncode == 0, done.stderr
+    opened = open_for_reading(store)
+    runs = [row[0] for row in opened.sql("select run from runs order by policy").fetchall()]
+    shown = run("compare", "runs", store, *runs, "--out", tmp_path / "diff.png")
+    assert shown.returncode == 0, shown.stderr
+    assert "hand_camera" in shown.stdout
+    assert (tmp_path / "diff.png").stat().st_size > 1000
+    rows = opened.sql(
+        "select text, action_coefficients, action_coefficient from tokens "
+        "where axis = 'step' and keyframe = 0 order by index"
+    ).fetchall()
+    assert [r[0] for r in rows[:3]] == ["Action", ":", " "]
+    numbers = [(text, values) for text, values, _ in rows if values is not None]
+    assert [text.split() for text, _ in numbers] == [
+        [f"{round(10 * v)}" for v in values] for _, values in numbers
+    ]
+    first = [place for *_, place in rows if place is not None]
+    lengths = [len(values) for _, values in numbers]
+    assert first == np.cumsum([0, *lengths[:-1]]).tolist()
+
+
+def test_a_fast_policy_that_writes_no_action_is_a_failure_of_the_episode(tmp_path: Path) -> None:
+    policy = load(save_fast(tmp_path / "c", rounds=0))
+    with pytest.raises(HealthError, match="wrote no action: LeRobot wants 'Action:'"):
+        run_captured(policy, policy.prepare([observe(1)]))
+
+
+def test_a_fast_policy_that_draws_its_tokens_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match=r"draws its tokens at random \(temperature 0.5\)"):
+        load(taught_fast(tmp_path / "c", temperature=0.5))
 
 
 class TestAct(LeRobotContract):

@@ -15,13 +15,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from attnstore.store.errors import UsageError
+
 from ...optional import require
 from ..base import PolicyError
 from ..checkpoint import locate, one_line, refuse_adapters
 
 STATE = "observation.state"
 PREPROCESSOR = "policy_preprocessor.json"
+POSTPROCESSOR = "policy_postprocessor.json"
 WEIGHTS = "model.safetensors"
+RUNNING = ("action_tokenizer_name", "text_tokenizer_name", "paligemma_tokenizer_name")
+"""Settings that name a tokenizer which LeRobot loads with its code."""
+PUBLISHED = frozenset(
+    {"google/paligemma-3b-pt-224", "lerobot/fast-action-tokenizer", "physical-intelligence/fast"}
+)
+"""Tokenizers of those who published the policies."""
 SAMPLED = 16
 """Tensors of a checkpoint that are compared with the loaded policy's."""
 
@@ -87,6 +96,38 @@ def policy_type(checkpoint: str, directory: Path) -> str:
         hint = f"; it is a transformers model of type {other!r}" if other else ""
         raise PolicyError(f"{checkpoint}: its config.json is not LeRobot's, it has no type{hint}")
     return found
+
+
+def check_trusted(checkpoint: str, directory: Path, given: str | None) -> None:
+    """Check that no tokenizer that runs code of its own is a stranger's, or that the user lets it run.
+
+    LeRobot loads FAST's tokenizer, and the text tokenizer beside it, with ``trust_remote_code``, from
+    wherever a checkpoint's files say.
+
+    Raises
+    ------
+    UsageError
+        If one is not among `PUBLISHED` and the user does not say that it is trusted.
+    """
+    if given not in ("true", None):
+        raise UsageError(f"trust_remote_code is true or left out; got {given!r}")
+    if given is not None:
+        return
+    named: list[Any] = []
+    for file in ("config.json", PREPROCESSOR, POSTPROCESSOR):
+        try:
+            said = json.loads((directory / file).read_bytes())
+        except (OSError, ValueError):
+            continue  # LeRobot cannot read it either
+        parts = [said, *said.get("steps", [])] if isinstance(said, dict) else []
+        for part in parts:
+            own = part.get("config", part) if isinstance(part, dict) else {}
+            named += [own.get(key) for key in RUNNING] if isinstance(own, dict) else []
+    if strange := [name for name in named if name is not None and name not in PUBLISHED]:
+        raise UsageError(
+            f"{checkpoint}: it names the tokenizer {strange[0]!r}, and LeRobot runs the Python code that lies "
+            "there; if you trust it: --policy-option trust_remote_code=true"
+        )
 
 
 def open_checkpoint(

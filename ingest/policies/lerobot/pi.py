@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 from attnstore.store.format.geometry import Geometry
 from attnstore.store.format.tokens import TASK, Axis, Span, TokenLayout
@@ -25,7 +25,90 @@ from ..vision import pair, vision_shape
 from .base import TOKENS, LeRobotPolicy
 
 
-class LeRobotPi0(LeRobotPolicy):
+class LeRobotPaliGemma(LeRobotPolicy):
+    """What LeRobot's policies over PaliGemma have in common: images, prompt, encoder."""
+
+    state_in_prompt: ClassVar[bool] = False
+    """Whether the prompt spells the robot's state."""
+
+    def eager(self) -> AbstractContextManager[None]:
+        """Eager attention in the watched modules.
+
+        LeRobot sets it at every call of Pi0 and Pi0.5, and leaves it so; here it is as before afterwards.
+        """
+        return eager_attention([watched.module for watched in self.watched()])
+
+    def encoder(self) -> Any:
+        """SigLIP's vision tower."""
+        return unwrap(self._paligemma.vision_tower)
+
+    def encoder_shape(self) -> EncoderShape:
+        """Shape of SigLIP, from its configuration."""
+        return vision_shape(self._vision)
+
+    def seen(
+        self, inputs: Mapping[str, Any], row: int, sizes: Mapping[str, tuple[int, ...]]
+    ) -> tuple[list[Span], dict[str, Geometry], int]:
+        """Lay out images and prompt, which all of these policies begin with.
+
+        Returns
+        -------
+        Their spans, each camera's geometry, and their length in the model's own sequence, padding included.
+        """
+        geometry = {camera: self._geometry(size) for camera, size in sizes.items()}
+        spans: list[Span] = []
+        count = 0
+        for camera, shape in geometry.items():
+            count = shape.grid[0] * shape.grid[1]
+            start = len(spans) * count
+            name = f"image:{camera}"
+            spans.append(
+                Span(name, "image", start, start + count, start, camera=camera, grid=shape.grid)
+            )
+        text_start = count * (len(sizes) + self.empty_images(len(sizes)))
+        spans += self.prompt_spans(inputs, row, start=count * len(sizes), model_start=text_start)
+        return spans, geometry, text_start + int(inputs[TOKENS].shape[1])
+
+    def prompt_spans(
+        self, inputs: Mapping[str, Any], row: int, *, start: int, model_start: int
+    ) -> list[Span]:
+        r"""Split the prompt: ``BOS instruction newline``, or ``BOS Task: words, State: 12 255;\n...``."""
+        tokens = self.text_tokens(inputs, row)
+        if self.state_in_prompt:
+            bos = bool(tokens) and tokens[0].id == self.tokenizer.bos_token_id
+            found = pi05_spans(tokens, bos=bos, start=start, model_start=model_start)
+            if found is not None:
+                return found
+        ids = [0] * model_start + [t.id for t in tokens]
+        places = range(model_start, model_start + len(tokens))
+        return text_spans(self.tokenizer, ids, places, start=start)
+
+    def token_text(self, token_id: int) -> str:
+        """Return a token's string, a word's leading space kept."""
+        return token_text(self.tokenizer, token_id)
+
+    def _geometry(self, source: tuple[int, ...]) -> Geometry:
+        height, width = self.config.image_resolution
+        return Geometry.letterbox(
+            (int(source[0]), int(source[1])),
+            (int(height), int(width)),
+            pair(self._vision.patch_size),
+        )
+
+    @property
+    def _paligemma(self) -> Any:
+        return unwrap(unwrap(self.model.paligemma_with_expert).paligemma).model
+
+    @property
+    def _text(self) -> Any:
+        return unwrap(unwrap(self._paligemma).language_model)
+
+    @property
+    def _vision(self) -> Any:
+        return unwrap(self._paligemma).config.vision_config
+
+
+class LeRobotPi0(LeRobotPaliGemma):
     """Adapter of ``pi0``: the suffix begins with one state token."""
 
     family = "pi0"
@@ -63,24 +146,9 @@ class LeRobotPi0(LeRobotPolicy):
             for i, layer in enumerate(part.layers)
         ]
 
-    def eager(self) -> AbstractContextManager[None]:
-        """Eager attention in the language model and the expert.
-
-        LeRobot sets it at every call, and leaves it so; here it is as before afterwards.
-        """
-        return eager_attention([watched.module for watched in self.watched()])
-
     def blocking(self, blocked: Sequence[Sequence[Blocked]]) -> AbstractContextManager[None]:
         """Block attention through the masks that Gemma's layers get."""
         return block_by_mask(self.watched(), blocked)
-
-    def encoder(self) -> Any:
-        """SigLIP's vision tower."""
-        return unwrap(self._paligemma.vision_tower)
-
-    def encoder_shape(self) -> EncoderShape:
-        """Shape of SigLIP, from its configuration."""
-        return vision_shape(self._vision)
 
     def denoiser(self) -> tuple[Any, int]:
         """Return the projection that gets the noisy actions at each step."""
@@ -94,23 +162,11 @@ class LeRobotPi0(LeRobotPolicy):
         self, inputs: Mapping[str, Any], row: int, sizes: Mapping[str, tuple[int, ...]]
     ) -> Sample:
         """See `LeRobotPolicy.sample`."""
-        geometry = {camera: self._geometry(size) for camera, size in sizes.items()}
-        spans: list[Span] = []
-        count = 0
-        for camera, shape in geometry.items():
-            count = shape.grid[0] * shape.grid[1]
-            start = len(spans) * count
-            name = f"image:{camera}"
-            spans.append(
-                Span(name, "image", start, start + count, start, camera=camera, grid=shape.grid)
-            )
-        text_start = count * (len(sizes) + self.empty_images(len(sizes)))
-        spans += self.prompt_spans(inputs, row, start=count * len(sizes), model_start=text_start)
+        spans, geometry, length = self.seen(inputs, row, sizes)
         prefix = Axis(tuple(spans))
         lead = (Span("state", "state", 0, 1, 0),) if self.state_token else ()
         at = len(lead)
         suffix = Axis((*lead, Span("action", "action", at, at + self.horizon, at)))
-        length = text_start + int(inputs[TOKENS].shape[1])
         key = prefix.followed_by(suffix, model_offset=length)
         return Sample(
             {
@@ -120,42 +176,9 @@ class LeRobotPi0(LeRobotPolicy):
             geometry,
         )
 
-    def prompt_spans(
-        self, inputs: Mapping[str, Any], row: int, *, start: int, model_start: int
-    ) -> list[Span]:
-        """Split the prompt, ``BOS instruction newline``."""
-        tokens = self.text_tokens(inputs, row)
-        ids = [0] * model_start + [t.id for t in tokens]
-        places = range(model_start, model_start + len(tokens))
-        return text_spans(self.tokenizer, ids, places, start=start)
-
-    def token_text(self, token_id: int) -> str:
-        """Return a token's string, a word's leading space kept."""
-        return token_text(self.tokenizer, token_id)
-
-    def _geometry(self, source: tuple[int, ...]) -> Geometry:
-        height, width = self.config.image_resolution
-        return Geometry.letterbox(
-            (int(source[0]), int(source[1])),
-            (int(height), int(width)),
-            pair(self._vision.patch_size),
-        )
-
-    @property
-    def _paligemma(self) -> Any:
-        return unwrap(unwrap(self.model.paligemma_with_expert).paligemma).model
-
-    @property
-    def _text(self) -> Any:
-        return unwrap(unwrap(self._paligemma).language_model)
-
     @property
     def _expert(self) -> Any:
         return unwrap(unwrap(unwrap(self.model.paligemma_with_expert).gemma_expert).model)
-
-    @property
-    def _vision(self) -> Any:
-        return unwrap(self._paligemma).config.vision_config
 
 
 class LeRobotPi05(LeRobotPi0):
@@ -163,14 +186,4 @@ class LeRobotPi05(LeRobotPi0):
 
     family = "pi05"
     state_token = False
-
-    def prompt_spans(
-        self, inputs: Mapping[str, Any], row: int, *, start: int, model_start: int
-    ) -> list[Span]:
-        r"""Split the prompt, ``BOS Task: words, State: 12 255;\nAction:``."""
-        tokens = self.text_tokens(inputs, row)
-        bos = bool(tokens) and tokens[0].id == self.tokenizer.bos_token_id
-        spans = pi05_spans(tokens, bos=bos, start=start, model_start=model_start)
-        if spans is None:
-            return super().prompt_spans(inputs, row, start=start, model_start=model_start)
-        return spans
+    state_in_prompt = True

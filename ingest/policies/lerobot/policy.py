@@ -17,14 +17,28 @@ from ..base import Policy, PolicyError
 from ..checkpoint import CheckpointFiles, Recognised, check_options, locate
 from .act import LeRobotAct
 from .base import LeRobotPolicy, directory_name
-from .loading import open_checkpoint, policy_type
+from .loading import check_trusted, open_checkpoint, policy_type
 from .pi import LeRobotPi0, LeRobotPi05
+from .pi_fast import LeRobotPi0Fast
 from .smolvla import LeRobotSmolVla
 
 FAMILIES: Mapping[str, type[LeRobotPolicy]] = {
-    family.family: family for family in (LeRobotPi0, LeRobotPi05, LeRobotSmolVla, LeRobotAct)
+    family.family: family
+    for family in (LeRobotPi0, LeRobotPi05, LeRobotPi0Fast, LeRobotSmolVla, LeRobotAct)
 }
-OPTIONS = ("cameras", "stats", "steps")
+_CNN = (
+    "a convolutional encoder makes one vector of each image, and no attention ever sees its places"
+)
+WITHOUT_ATTENTION: Mapping[str, str] = {
+    "diffusion": f"{_CNN}; a convolutional U-Net denoises the actions",
+    "multi_task_dit": "of each image its encoder's class token alone conditions the denoiser, whose attention "
+    "is among actions",
+    "vqbet": f"{_CNN}; its transformer attends to one token an observation",
+    "tdmpc": f"{_CNN}; its planner is made of dense layers",
+    "gaussian_actor": f"{_CNN}; its networks are made of dense layers",
+}
+"""Types of LeRobot's that have no attention over images, and why."""
+OPTIONS = ("cameras", "stats", "steps", "trust_remote_code")
 
 
 def load_lerobot(
@@ -53,12 +67,13 @@ def load_lerobot(
     options
         ``cameras=wrist:observation.images.hand,...``: image feature per camera of the dataset where
         they are not called alike; ``stats=FILE``: statistics (a LeRobotDataset's
-        ``meta/stats.json``) in place of the checkpoint's; ``steps=N``: denoising steps.
+        ``meta/stats.json``) in place of the checkpoint's; ``steps=N``: denoising steps;
+        ``trust_remote_code=true``: tokenizers that the checkpoint names may run their code.
 
     Raises
     ------
     UsageError
-        If the variant or an option is not LeRobot's.
+        If the variant or an option is not LeRobot's, or code would run that is not trusted.
     MissingExtraError
         If LeRobot is not installed.
     NotFoundError
@@ -74,13 +89,13 @@ def load_lerobot(
     if steps is not None and (not steps.isdecimal() or int(steps) < 1):
         raise UsageError(f"steps is a whole number of denoising steps, at least 1; got {steps!r}")
     cameras = parse_cameras(given.get("cameras"))
-    kind = policy_type(checkpoint, Path(locate(checkpoint, revision)))
+    directory = Path(locate(checkpoint, revision))
+    kind = policy_type(checkpoint, directory)
     if kind not in FAMILIES:
-        raise PolicyError(
-            f"{checkpoint}: policies of type {kind!r} are not supported; {', '.join(FAMILIES)} are"
-        )
+        raise PolicyError(f"{checkpoint}: {_unsupported(kind)}")
     if variant not in (None, kind):
         raise PolicyError(f"{checkpoint}: its config.json is of type {kind!r}, not {variant!r}")
+    check_trusted(checkpoint, directory, given.pop("trust_remote_code", None))
     source = open_checkpoint(
         checkpoint,
         revision=revision,
@@ -132,6 +147,16 @@ load_lerobot.about = (  # type: ignore[attr-defined]
         },
         _TESTED,
         adapter=LeRobotPi05,
+    ),
+    About(
+        "LeRobot pi0_fast",
+        {
+            "prefix": f"{_PI_PREFIX}, the state's numbers in it, and a BOS behind it",
+            "decode": "the generated token, FAST's with the numbers that it stands for, over all before it; "
+            "each token",
+        },
+        "LeRobot 0.6.1 on Python 3.12, random weights (make test-lerobot)",
+        adapter=LeRobotPi0Fast,
     ),
     About(
         "LeRobot smolvla",
@@ -189,7 +214,7 @@ def adapt_lerobot(
     """
     kind = str(policy.config.type)
     if kind not in FAMILIES:
-        raise PolicyError(f"policies of type {kind!r} are not supported; {', '.join(FAMILIES)} are")
+        raise PolicyError(_unsupported(kind))
     steps = None if directory is None else _other_steps(policy.config, directory)
     return FAMILIES[kind](
         policy.config,
@@ -200,6 +225,12 @@ def adapt_lerobot(
         digest_with=None if steps is None else {"steps": str(steps)},
         directory=directory,
     )
+
+
+def _unsupported(kind: str) -> str:
+    if (why := WITHOUT_ATTENTION.get(kind)) is not None:
+        return f"a policy of type {kind!r} has no attention over images to capture: {why}"
+    return f"policies of type {kind!r} are not supported; {', '.join(FAMILIES)} are"
 
 
 def _other_steps(config: Any, directory: Path) -> int | None:
