@@ -1673,6 +1673,10 @@ export interface components {
       action_normalised: number | null;
       /** @description that number un-normalised, as the robot gets it; NULL for other tokens (robot units) */
       action_value: number | null;
+      /** @description numbers of the action's spectrum (orthonormal DCT-II of the normalised chunk along its actions) that a FAST token stands for; NULL for other tokens */
+      action_coefficients: (number | null)[] | null;
+      /** @description place of the first of them: frequency * action_dof + dimension of the action; NULL for other tokens */
+      action_coefficient: number | null;
     };
     /** @description A metric at every keyframe. */
     Trace: {
