@@ -22,7 +22,7 @@ PACKAGES := attnstore ingest store query render
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install links modules browser lint test test-lerobot test-octo test-openpi test-openvla test-package test-pins test-slurm test-cluster test-recording test-s3 demo bench docs site notebooks types clean
+.PHONY: help install links modules browser lint test test-lerobot test-octo test-openpi test-openvla test-fiftyone test-package test-pins test-slurm test-cluster test-recording test-s3 demo bench docs site notebooks types clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -110,6 +110,11 @@ test-pins: $(BIN)/uv  ## without torch, with other versions: make test-pins PINS
 	@# other versions warn of other things: here warnings are not errors; some modules test the checkout itself
 	OMP_NUM_THREADS=1 .venv-pins/$(PINS)/bin/pytest -q -n $(JOBS) --maxprocesses 8 --timeout 900 \
 	  -p no:cacheprovider -o filterwarnings= $(addprefix --ignore tests/test_,packaging.py imports.py benchmarks.py doctests.py docs.py docstrings.py) $(PINS_TESTS)
+
+test-fiftyone: links  ## a data set of ours, opened by FiftyOne itself: make test-fiftyone FIFTYONE=/path/to/venv
+	@$(FIFTYONE)/bin/python -c 'from importlib.metadata import version; version("fiftyone")' 2>/dev/null \
+	  || { echo "name a virtual environment that has fiftyone: make test-fiftyone FIFTYONE=PATH" >&2; exit 1; }
+	cd tests && OMP_NUM_THREADS=1 FIFTYONE="$(abspath $(FIFTYONE))" $(abspath $(BIN))/python -m pytest -q -n 0 -p no:cacheprovider --timeout 900 real/fiftyone_real.py
 
 test-package: links  ## build what is published, check it, and run it in environments of its own
 	@rm -rf dist && mkdir -p build

@@ -25,10 +25,12 @@ from .options import (
     out_file,
     phases_option,
     store_to_read,
+    weighting_option,
 )
 from .output import print_json, progress_of, say_made, size_text
 
 if TYPE_CHECKING:
+    from attnstore.store.format.weighting import Weighting
     from attnstore.store.rules import Active
 
 
@@ -157,4 +159,56 @@ def rerun(
     say_made(
         f"{out}: {episode.name}, {len(episode.frames)} keyframes, {size_text(size)}",
         f"rerun {shlex.quote(str(out))}",
+    )
+
+
+@export.command()
+@store_to_read
+@click.argument("target", type=OutputPath(directory=True))
+@episode_options
+@layers_option
+@phases_option
+@cameras_option
+@click.option("--reduce", type=click.Choice(["max", "mean"]), default="max", show_default=True,
+              help="Of maps, over the query tokens.")  # fmt: skip
+@active_option
+@weighting_option
+@click.option("--scale", metavar="frame|video|LOW:HIGH", default="video", show_default=True,
+              help="What 255 of the heat is: the maximum per keyframe, of the episode, or fixed.")  # fmt: skip
+@json_option
+def fiftyone(
+    store: StoreName, target: Path, episodes: EpisodeChoice, layers: tuple[int, ...] | None,
+    phases: tuple[str, ...], cameras: tuple[str, ...], reduce: str, active: Active,
+    weighting: Weighting, scale: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Write episodes to the folder TARGET as a dataset of FiftyOne: images, heat, objects.
+
+    A sample is a camera's image at a keyframe; field heat_PHASE_L05 is the heat of layer 5's most active
+    head, with its number, camera_mass and entropy; field objects has the boxes of masks that the store
+    knows. Images are copied. FiftyOne need not be installed here.
+
+    Examples
+    --------
+    attnstore export fiftyone lab.attn lab-fiftyone --layers 5,10 --where "outcome = 'failure'"
+    """
+    from attnstore.query import open as open_for_reading
+    from attnstore.render.export.fiftyone import Shown, write_dataset
+    from attnstore.render.picture.scale import ColorScale
+
+    opened = open_for_reading(store)
+    shown = Shown(
+        phases or None, cameras or None, None if layers is None else list(layers),
+        reduce,  # type: ignore[arg-type]  # click checked it
+        ColorScale.parse(scale), active, weighting,
+    )  # fmt: skip
+    chosen = episodes.open(opened)
+    with progress_of("fiftyone") as advance:
+        written = write_dataset(chosen, target, shown, opened.paths.name, advance)
+    if as_json:
+        print_json([{"event": "written", "path": str(target), "samples": written.samples,
+                     "fields": list(written.fields)}])  # fmt: skip
+        return
+    say_made(
+        f"{target}: {written.samples} samples of {len(chosen)} episodes, {len(written.fields)} fields of heat",
+        f'fiftyone.Dataset.from_dir(dataset_dir="{target}", dataset_type=fiftyone.types.FiftyOneDataset)',
     )
