@@ -22,7 +22,7 @@ PACKAGES := attnstore ingest store query render
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install links modules browser lint test test-lerobot test-octo test-openpi test-openvla test-fiftyone test-package test-pins test-slurm test-cluster test-recording test-s3 demo bench docs site notebooks types clean
+.PHONY: help install links modules browser lint test test-lerobot test-octo test-openpi test-openvla test-fiftyone test-links test-package test-pins test-slurm test-cluster test-recording test-s3 demo bench docs site notebooks types clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -156,6 +156,9 @@ bench: links $(VENV)/.bench  ## measure size and speed
 
 site: links  ## build the documentation's site, strictly, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+test-links: site  ## every link of the site, those to other hosts too: this asks the internet
+	$(BIN)/uv tool run --quiet --from linkchecker linkchecker --check-extern --no-warnings build/site/index.html
 
 notebooks: links  ## run the notebooks of docs/ anew on the demo's store, and keep what they show
 	$(BIN)/python -m docs.notebooks.run

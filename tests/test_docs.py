@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 import matplotlib
@@ -125,6 +126,33 @@ def test_every_command_of_a_page_is_taken(page: Path, monkeypatch: pytest.Monkey
                 raise
         except click.exceptions.Exit:  # --help
             pass
+
+
+def test_links_to_other_hosts_are_well_formed() -> None:
+    """What can be said of them without asking: `make test-links` asks."""
+    repository = re.compile(r"/[\w.-]+/[\w.-]+(/(blob|tree|releases|issues|pull)/[\w./-]+)?/?")
+    paper = re.compile(r"/(abs|pdf)/\d{4}\.\d{4,5}(v\d+)?")
+    found = 0
+    for page in PAGES:
+        prose = re.sub(
+            r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL
+        )
+        targets = re.findall(r"\]\((\w+:[^)\s]*)\)|<(https?:[^>]*)>", prose)
+        for target in (a or b for a, b in targets):
+            where, parts = f"{page.name}: {target}", urlsplit(target)
+            assert parts.scheme == "https", where
+            assert re.fullmatch(r"([a-z0-9-]+\.)+[a-z]{2,}", parts.netloc), where
+            assert not parts.path.endswith((".", ",", ";")), where
+            assert "//" not in parts.path, where
+            if parts.netloc == "github.com":
+                assert repository.fullmatch(parts.path), where
+            if parts.netloc == "arxiv.org":
+                assert paper.fullmatch(parts.path), where
+            found += 1
+        # one that is no link at all: what stands in prose as it is should be one
+        bare = re.findall(r"(?<![(<\w])https?://\S+", re.sub(r"\]\([^)]*\)", "", prose))
+        assert not bare, f"{page.name}: {bare[:3]} is no link; write [words]({bare[0]})"
+    assert found > 5
 
 
 RUN = {

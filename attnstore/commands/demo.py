@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -181,14 +182,30 @@ def _say_files(out: Path, store: Path, pictures: Path) -> None:
             raise UsageError(f"the demo did not write {path}")
         say.print(f"  {path}  ({what})", soft_wrap=True, markup=False)
     say.print("\nNext:", highlight=False)
-    for command in (
-        f'attnstore sql {store} "from episodes"',
-        f"attnstore compare groups {store} --metric camera_mass --by outcome --phase suffix",
-        f"attnstore serve {store} --open",
-        f"attnstore probe fidelity {store} --checkpoint {checkpoint_path()} --every 4",
+    for command, extra in (
+        (f'sql {store} "from episodes"', ""),
+        (f"compare groups {store} --metric camera_mass --by outcome --phase suffix", ""),
+        (f"serve {store} --open", "serve"),
+        (f"probe fidelity {store} --checkpoint {checkpoint_path()} --every 4", "ingest"),
     ):
-        say.print(f"  {command}", soft_wrap=True, markup=False)
-    say.print(f"  {FINDINGS}: what holds over more episodes, and what does not", markup=False)
+        say.print(f"  {program(extra)} {command}", soft_wrap=True, markup=False)
+    say.print(
+        f"  {FINDINGS}, in attnstore's sources: what holds over more episodes, and what does not",
+        soft_wrap=True, markup=False,
+    )  # fmt: skip
+
+
+def program(extra: str) -> str:
+    """How whoever runs this runs a command with an extra: by its name, by its path, or by uv again."""
+    own = Path(sys.executable).with_name("attnstore")
+    found = shutil.which("attnstore")
+    if (
+        "archive-v0" in own.parts
+    ):  # uv's cache: an environment for one command, which no path leads to
+        return f"uvx --from 'attnstore[{extra}]' attnstore" if extra else "uvx attnstore"
+    if found is not None and Path(found).resolve() == own.resolve():
+        return "attnstore"
+    return os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own)
 
 
 def _attnstore(*arguments: str | Path, quiet: bool = False) -> None:

@@ -81,6 +81,11 @@ def test_a_laptop_needs_no_torch(pattern: str, tmp_path: Path, store: Path) -> N
 def test_the_demo_runs_without_an_installation(tmp_path: Path) -> None:
     """As `uvx --from 'attnstore[ingest]' attnstore demo` does, from the wheel."""
     wheel = f"{built('*.whl')}[ingest]"
-    call(UV, "tool", "run", "--from", wheel, "attnstore", "demo", cwd=tmp_path)
+    said = call(UV, "tool", "run", "--from", wheel, "attnstore", "demo", cwd=tmp_path).stderr
+    # what it says comes next is a command that is there
+    assert "uvx --from 'attnstore[serve]' attnstore serve demo-output/demo.attn --open" in said
+    question = ("attnstore", "sql", "demo-output/demo.attn", "from episodes", "--json")
+    rows = call(UV, "tool", "run", "--from", built("*.whl"), *question, cwd=tmp_path).stdout
+    assert len(rows.splitlines()) == 12
     assert len(list((tmp_path / "demo-output" / "pictures").rglob("*.webm"))) > 1
     assert (tmp_path / "demo-output" / "report" / "report.html").is_file()

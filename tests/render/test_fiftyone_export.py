@@ -31,7 +31,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture(scope="module")
 def folder(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out") / "data set"
-    done = run("export", "fiftyone", store.paths.root, out, "--layers", LAYER, "--scale", "frame")
+    done = run(
+        "export", "fiftyone", store.paths.root, out, "--layers", str(LAYER), "--scale", "frame"
+    )
     assert done.returncode == 0, done.stderr
     assert "2 episodes, 2 fields of heat; next: fiftyone.Dataset.from_dir(" in done.stderr
     return out
