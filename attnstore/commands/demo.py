@@ -186,7 +186,10 @@ def _say_files(out: Path, store: Path, pictures: Path) -> None:
         (f'sql {store} "from episodes"', ""),
         (f"compare groups {store} --metric camera_mass --by outcome --phase suffix", ""),
         (f"serve {store} --open", "serve"),
-        (f"probe fidelity {store} --checkpoint {checkpoint_path()} --every 4", "ingest"),
+        (
+            f"probe fidelity {store} --checkpoint {checkpoint_path()} --every 4 --tolerance 0.1",
+            "ingest",
+        ),
     ):
         say.print(f"  {program(extra)} {command}", soft_wrap=True, markup=False)
     say.print(

@@ -15,7 +15,7 @@ import { weight } from "./numbers.js";
 const WIDTH = 560,
   HEIGHT = 210,
   LEFT = 46,
-  RIGHT = 12,
+  RIGHT = 24,
   TOP = 10,
   BOTTOM = 34;
 
