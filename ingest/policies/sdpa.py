@@ -14,18 +14,22 @@ output, so the actions are bitwise those without it. An adapter gives them to it
             return self._tap.over(w.module for w in self.watched())
 
 A module must make one call a forward. ``nn.MultiheadAttention`` is not for the tap: it returns its
-weights when `weights_per_head` asks it.
+weights when `weights_per_head` asks it. `block_sdpa` blocks attention in such calls, whatever mask the
+module itself is given.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from attnstore.store.errors import HealthError
+
+from .blocking import Blocked, by_layer, closed_mask
+from .hooks import Watched
 
 if TYPE_CHECKING:
     import torch
@@ -183,6 +187,18 @@ class SdpaTap:
 
 
 def _mode(tap: SdpaTap) -> Any:
+    def seen(call: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        output = call(*args, **keywords)
+        tap.called(args, keywords)
+        return output
+
+    return _calls_through(seen)
+
+
+def _calls_through(
+    handle: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any],
+) -> Any:
+    """Return a mode in which calls go through `handle`, which gets function, arguments and keywords."""
     # Defined here: the base class is torch's, and this module is imported without torch.
     import torch
     from torch.overrides import TorchFunctionMode
@@ -193,13 +209,71 @@ def _mode(tap: SdpaTap) -> Any:
         def __torch_function__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            keywords = kwargs or {}
-            output = func(*args, **keywords)
             if func is watched:
-                tap.called(args, keywords)
-            return output
+                return handle(func, args, kwargs or {})
+            return func(*args, **(kwargs or {}))
 
     return Mode()
+
+
+@contextmanager
+def block_sdpa(watched: Sequence[Watched], blocked: Sequence[Sequence[Blocked]]) -> Iterator[None]:
+    """Block attention in the calls inside modules, through their ``attn_mask``.
+
+    Entered inside `SdpaTap.over`, so that the tap sees what is left. A call without a mask gets one, which
+    may change the last bits of the other rows.
+
+    Raises
+    ------
+    UsageError
+        If a layer is not among the watched ones.
+    """
+    modules = {(w.phase, w.layer): w.module for w in watched}
+    wanted = {modules[place]: own for place, own in by_layer(blocked, modules.keys()).items()}
+    running: list[torch.nn.Module] = []
+
+    def enter(module: Any, args: Any) -> None:
+        running.append(module)
+
+    def leave(module: Any, args: Any, output: Any) -> None:
+        while running and running.pop() is not module:
+            pass
+
+    def close(call: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        if not running:
+            return call(*args, **keywords)
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        given = dict(zip(names, args, strict=False)) | keywords
+        mask = _additive(given["query"], given["key"], given)
+        closed = closed_mask(mask, len(given["query"]), wanted[running[-1]])
+        return call(**{**given, "attn_mask": closed, "is_causal": False})
+
+    with ExitStack() as stack:
+        for module in wanted:
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            left = module.register_forward_hook(leave, always_call=True)
+            stack.callback(left.remove)
+        if wanted:
+            stack.enter_context(_calls_through(close))
+        yield
+
+
+def _additive(query: torch.Tensor, key: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
+    """The mask of a call as one that is added, (1 or batch, 1 or head, query, key)."""
+    import torch
+
+    size = (query.shape[-2], key.shape[-2])
+    mask = given.get("attn_mask")
+    lowest = torch.finfo(query.dtype).min
+    if mask is None:
+        mask = torch.ones(size, dtype=torch.bool, device=query.device)
+        if given.get("is_causal"):
+            mask = mask.tril()
+    if mask.dtype == torch.bool:
+        mask = query.new_zeros(mask.shape).masked_fill(~mask, lowest)
+    mask = mask[(None,) * (4 - mask.ndim)]
+    whole: torch.Tensor = mask.expand(*mask.shape[:2], *size)
+    return whole
 
 
 def weights_per_head(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:

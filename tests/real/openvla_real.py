@@ -30,7 +30,8 @@ from policy_contract import Case, as_array, run_captured
 import attnstore
 from attnstore.cli import cli
 from attnstore.ingest.policies.base import Batch, PolicyError
-from attnstore.ingest.policies.openvla.policy import PROMPT, OpenvlaPolicy
+from attnstore.ingest.policies.openvla.policy import OpenvlaPolicy
+from attnstore.ingest.policies.openvla.prismatic import PROMPT
 from attnstore.ingest.policies.registry import load_policy
 from attnstore.store.errors import UsageError
 

@@ -14,9 +14,19 @@ from attnstore.store.format.tokens import Token
 from ..base import ActionValue, Generated, PolicyError
 from ..prompt import token_text
 
+QUANTILES = ("q01", "q99")
+"""Bounds of the normalised range in the statistics of OpenVLA's data sets."""
 
-def choose_statistics(statistics: Mapping[str, Any], key: str | None) -> str:
+
+def choose_statistics(
+    statistics: Mapping[str, Any], key: str | None, bounds: tuple[str, str] = QUANTILES
+) -> str:
     """Return whose statistics un-normalise the actions.
+
+    Parameters
+    ----------
+    bounds
+        Names of the bounds that it must have.
 
     Raises
     ------
@@ -35,8 +45,8 @@ def choose_statistics(statistics: Mapping[str, Any], key: str | None) -> str:
     if chosen not in statistics:
         raise UsageError(f"unnorm_key={chosen}: the checkpoint has statistics of {names}")
     action = statistics[chosen].get("action", {}) if isinstance(statistics[chosen], Mapping) else {}
-    if not all(isinstance(action.get(b), Sequence) and action[b] for b in ("q01", "q99")):
-        raise PolicyError(f"statistics of {chosen}: no bounds q01 and q99 of actions")
+    if not all(isinstance(action.get(b), Sequence) and action[b] for b in bounds):
+        raise PolicyError(f"statistics of {chosen}: no bounds {' and '.join(bounds)} of actions")
     return chosen
 
 

@@ -125,11 +125,10 @@ def _visible(
     return (low - begin) / scale, shown, low, high - low
 
 
-def center_cropped(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Crop the middle nine tenths of an image's area, as OpenVLA's evaluation on LIBERO does.
+def evaluated(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Stretch an image to 224 pixels, as OpenVLA's evaluation scripts do before all else.
 
-    An image of another size is resized to 224 pixels first (there by TensorFlow, after JPEG; here by
-    Pillow), then ``tf.image.crop_and_resize`` samples it bilinearly between its corner pixels.
+    They do it by TensorFlow, after JPEG; here it is done by Pillow.
 
     Returns
     -------
@@ -138,8 +137,22 @@ def center_cropped(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     from PIL import Image
 
     size = (EVALUATED, EVALUATED)
-    if image.shape[:2] != size:
-        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    if image.shape[:2] == size:
+        return np.ascontiguousarray(image)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+
+
+def center_cropped(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Crop the middle nine tenths of an image's area, as OpenVLA's evaluation on LIBERO does.
+
+    It is `evaluated` first, then ``tf.image.crop_and_resize`` samples it bilinearly between its corner
+    pixels.
+
+    Returns
+    -------
+    (224, 224, 3).
+    """
+    image = evaluated(image)
     start, step = _corners()
     at = (start + np.arange(EVALUATED, dtype=np.float32) * np.float32(step)).astype(np.float32)
     low = np.floor(at).astype(np.int64)

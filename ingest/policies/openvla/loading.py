@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +19,68 @@ from ..checkpoint import model_type, one_line, refuse_adapters
 STATISTICS = "dataset_statistics.json"
 """Beside a fine-tuned checkpoint; its entries take the place of ``norm_stats`` in config.json."""
 HERE = "an environment of its own: pip install 'attnstore[openvla]' (docs/how-to/openvla.md)"
+OFT = "openvla-oft"
+FORK = "github.com/moojink/transformers-openvla-oft"
+"""The transformers 4.40.1 of OpenVLA-OFT, whose sdpa attention looks in both directions."""
+OFT_PARTS = ("action_head", "proprio_projector", "noisy_action_projector", "vision_backbone")
+"""What OpenVLA-OFT saves beside the model, as ``NAME--STEP_checkpoint.pt``."""
 
 
-def check_environment() -> None:
-    """Check that the libraries are those that OpenVLA's code runs with.
+def check_environment(policy: str = "openvla") -> None:
+    """Check that the libraries are those that OpenVLA's code, or OpenVLA-OFT's, runs with.
 
     Raises
     ------
     MissingExtraError
-        If they are not installed, or of another generation.
+        If they are not installed, or of another generation; or if transformers' attention is not of
+        the kind that this policy was trained with.
     """
     for module in ("torch", "transformers", "timm"):
-        require(module, "openvla", "policy openvla")
+        require(module, "openvla", f"policy {policy}")
     import transformers
 
     if int(transformers.__version__.partition(".")[0]) > 4:
         raise MissingExtraError(
-            "policy openvla needs transformers 4.40.1 and timm 0.9, for which its checkpoints' code is "
+            f"policy {policy} needs transformers 4.40.1 and timm 0.9, for which its code is "
             f"written; transformers {transformers.__version__} is installed: use {HERE}"
         )
+    if _sees_ahead() != (policy == OFT):
+        whose = f"OpenVLA-OFT's ({FORK})" if policy != OFT else "causal"
+        wanted = (
+            f"the fork of transformers that it was trained with: pip install git+https://{FORK}"
+            if policy == OFT
+            else "transformers 4.40.1 from PyPI"
+        )
+        raise MissingExtraError(
+            f"policy {policy}: the attention of this transformers {transformers.__version__} is {whose}, "
+            f"in which the policy would act otherwise; it needs {wanted} (docs/how-to/openvla.md)"
+        )
+
+
+@cache
+def _sees_ahead() -> bool:
+    """Whether a token of Llama's sdpa attention attends to tokens behind it, as in OpenVLA-OFT's fork."""
+    import torch
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=2, hidden_size=8, intermediate_size=8, num_attention_heads=1, num_hidden_layers=1
+    )
+    llama: Any = import_module("transformers.models.llama.modeling_llama")
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        attention = llama.LlamaSdpaAttention(config, layer_idx=0).float()
+        states, places = torch.randn(1, 2, 8), torch.arange(2)[None]
+        first = attention(states, position_ids=places)[0][0, 0]
+        states[0, 1] += 1
+        return not torch.equal(first, attention(states, position_ids=places)[0][0, 0])
+
+
+def oft_parts(names: Iterable[str]) -> dict[str, list[str]]:
+    """Find OpenVLA-OFT's parts among a checkpoint's files, by the rule of its own scripts."""
+    files = sorted(n for n in names if "checkpoint" in n and n.endswith(".pt"))
+    found = {part: [n for n in files if part in n] for part in OFT_PARTS}
+    return {part: own for part, own in found.items() if own}
 
 
 def check_trusted(checkpoint: str, given: str | None) -> None:
@@ -72,8 +117,8 @@ def read_checkpoint(checkpoint: str, directory: str) -> tuple[Any, Any]:
             f"{checkpoint}: its config.json is of {kind!r}, not of 'openvla'; a prismatic model "
             "that writes no actions is not understood"
         )
-    if parts := sorted(Path(directory).glob("*action_head*.pt")):
-        raise _tuned(checkpoint, f"{parts[0].name} is beside it")
+    if parts := oft_parts(path.name for path in Path(directory).iterdir()):
+        raise _tuned(checkpoint, f"{next(iter(parts.values()))[0]} is beside it")
     try:
         config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=True)
         processors: Any = transformers.AutoProcessor  # its method has no types
@@ -88,8 +133,8 @@ def read_checkpoint(checkpoint: str, directory: str) -> tuple[Any, Any]:
 
 def _tuned(checkpoint: str, why: str) -> PolicyError:
     return PolicyError(
-        f"{checkpoint}: of OpenVLA-OFT ({why}): all actions in one pass, with attention in both "
-        "directions and a head of its own, which this adapter does not capture"
+        f"{checkpoint}: of OpenVLA-OFT ({why}), which acts in one pass: name it with --policy {OFT} "
+        "(docs/how-to/openvla.md)"
     )
 
 

@@ -7,8 +7,6 @@ from the checkpoint's own ``predict_action``, which is called as it is.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -27,7 +25,6 @@ from ..about import About
 from ..base import (
     LAST,
     Batch,
-    EncoderShape,
     Generated,
     Observation,
     ObservationError,
@@ -41,36 +38,24 @@ from ..checkpoint import CheckpointFiles, Recognised, check_options, locate, unw
 from ..decoder import eager_self_attention, language_model, self_attention
 from ..hooks import Shown, Watched, instead
 from ..passes import PREFIX, Passes, block_passes
-from ..pretrained import PretrainedPolicy
-from ..prompt import INSTRUCTION, Prompt, check_template, prompt_axis
+from ..prompt import Prompt, prompt_axis
 from .actions import action_dof, choose_statistics, written
 from .image import center_cropped, image_geometry, patch_grid, pick_camera
 from .loading import (
     check_environment,
     check_trusted,
     load_model,
+    oft_parts,
     read_checkpoint,
     read_statistics,
 )
+from .prismatic import DTYPES, EMPTY, IMAGE, PrismaticPolicy, truth, usual_template
 from .turns import Turns
 
-DTYPES = ("float32", "bfloat16", "float16")
 OPTIONS = ("trust_remote_code", "unnorm_key", "camera", "center_crop", "prompt")
-PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
-VICUNA_PROMPT = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-    "detailed, and polite answers to the user's questions. USER: What action should the robot take to "
-    "{instruction}? ASSISTANT:"
-)
-"""What OpenVLA 0.1 was trained with, whose language model is Vicuna."""
-EMPTY = 29871
-"""The token of an empty word in Llama's vocabulary. In training it stood before the action; where a
-prompt does not end with it, ``predict_action`` adds it."""
-_IMAGE = -1
-"""Stands for an image token among ids: images have embeddings, and no ids."""
 
 
-class OpenvlaPolicy(PretrainedPolicy):
+class OpenvlaPolicy(PrismaticPolicy):
     """Adapter of OpenVLA.
 
     Configuration and processor are read at once; the weights at the first use of `model`.
@@ -105,8 +90,6 @@ class OpenvlaPolicy(PretrainedPolicy):
     """
 
     name = "openvla"
-    value_norms = "yes"
-    hidden_states = "yes"
     about = (
         About(
             "OpenVLA",
@@ -118,14 +101,14 @@ class OpenvlaPolicy(PretrainedPolicy):
             "no: two encoders look at an image, and a phase has one",
         ),
     )
-    model_class = "AutoModelForVision2Seq"
     denoiser_steps = False
     horizon = 1
 
     @staticmethod
     def recognises(files: CheckpointFiles) -> Recognised | None:
         """Whether a checkpoint is OpenVLA's."""
-        return Recognised("openvla") if files.config.get("model_type") == "openvla" else None
+        own = files.config.get("model_type") == "openvla" and not oft_parts(files.names)
+        return Recognised("openvla") if own else None
 
     def __init__(
         self,
@@ -192,11 +175,8 @@ class OpenvlaPolicy(PretrainedPolicy):
         self._options = dict(options)
         self._key = choose_statistics(statistics, options.get("unnorm_key"))
         self.action_dof = action_dof(statistics, self._key)
-        usual = VICUNA_PROMPT if "vicuna" in str(config.llm_backbone_id) else PROMPT
-        self._template = check_template(options.get("prompt", usual))
-        if options.get("center_crop", "false") not in ("true", "false"):
-            raise UsageError(f"center_crop is true or false; got {options['center_crop']!r}")
-        self._center_crop = options.get("center_crop") == "true"
+        self._template = usual_template(config, options)
+        self._center_crop = truth(options, "center_crop", default=False)
         self._grid = patch_grid(config, processor.image_processor)
         self._turns: Turns | None = None
         self._passes: Passes | None = None
@@ -210,26 +190,6 @@ class OpenvlaPolicy(PretrainedPolicy):
         return model.to(self.device).eval()
 
     @property
-    def dtype(self) -> str:
-        """Data type of the weights: as asked, else the checkpoint's."""
-        if "model" in self.__dict__:
-            return str(next(unwrap(self.model).parameters()).dtype).removeprefix("torch.")
-        stored = getattr(self.config, "torch_dtype", None) or "float32"
-        return self._requested_dtype or str(stored).removeprefix("torch.")
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of the checkpoint directory, or of the weights of a model given in memory.
-
-        The adapter's options are part of it: they decide what the policy sees, and what it says.
-        """
-        digest = self.weights_digest()
-        if not self._options:
-            return digest
-        said = json.dumps(self._options, sort_keys=True)
-        return hashlib.sha256(f"{digest} {said}".encode()).hexdigest()
-
-    @property
     def phases(self) -> Mapping[str, PhaseShape]:
         """Prefix and decode, from the configuration."""
         text = self.config.text_config
@@ -239,11 +199,6 @@ class OpenvlaPolicy(PretrainedPolicy):
         )
         decode = replace(prefix, steps=self.action_dof, query_groups=("readout",), last="readout")
         return {PREFIX: prefix, DECODE: decode}
-
-    @property
-    def vocabulary(self) -> int:
-        """Rows of the language model's embedding."""
-        return int(self.config.text_config.vocab_size)
 
     def prepare(self, observations: Sequence[Observation]) -> Batch:
         """Run the checkpoint's own processor, and lay out what the model makes of its output.
@@ -263,7 +218,7 @@ class OpenvlaPolicy(PretrainedPolicy):
             camera = self._camera(observation)
             image = observation.images[camera]
             seen = center_cropped(image) if self._center_crop else np.ascontiguousarray(image)
-            prompt = self._prompt(observation.instruction)
+            prompt = self.prompt_of(observation.instruction)
             inputs = self.processor(prompt.text, Image.fromarray(seen).convert("RGB"))
             own, mask = inputs["input_ids"], inputs["attention_mask"]
             if int(own[0, -1]) != EMPTY:
@@ -355,19 +310,6 @@ class OpenvlaPolicy(PretrainedPolicy):
         """Return the vision backbone: one tower, or two whose features are joined."""
         return unwrap(self.model).vision_backbone
 
-    def encoder_shape(self) -> EncoderShape:
-        """Refuse.
-
-        Raises
-        ------
-        UsageError
-            Always: two towers look at an image, and a phase has one.
-        """
-        raise UsageError(
-            "--vision: OpenVLA joins the features of its vision towers, DINOv2 and SigLIP, and the "
-            "attention inside them is not captured; leave --vision out"
-        )
-
     @contextmanager
     def instrument(self, observer: Observer) -> Iterator[None]:
         """Hook the modules; every pass is shown in its phase, the batch as if it ran at once."""
@@ -410,14 +352,6 @@ class OpenvlaPolicy(PretrainedPolicy):
             f"with --policy-option camera=NAME; there are {names}"
         )
 
-    def _prompt(self, instruction: str) -> Prompt:
-        before, after = self._template.split(INSTRUCTION)
-        # OpenVLA's own scripts write instructions in lower case, as they stood in training.
-        task = instruction.lower()
-        head = f"{self.processor.tokenizer.bos_token or ''}{before}"
-        earlier = sum((head + task).startswith(task, i) for i in range(len(head)))
-        return Prompt(before + task + after, task, earlier)
-
     def _sample(
         self, ids: Sequence[int], prompt: Prompt, camera: str, source: tuple[int, int]
     ) -> Sample:
@@ -433,10 +367,8 @@ class OpenvlaPolicy(PretrainedPolicy):
                 f"the prompt begins with token {ids[0]}, not with BOS: OpenVLA puts the image behind it"
             )
         # The model puts the patches behind BOS.
-        whole = [ids[0], *[_IMAGE] * (grid[0] * grid[1]), *ids[1:]]
-        axis = prompt_axis(
-            tokenizer, whole, [True] * len(whole), _IMAGE, {camera: geometry}, prompt
-        )
+        whole = [ids[0], *[IMAGE] * (grid[0] * grid[1]), *ids[1:]]
+        axis = prompt_axis(tokenizer, whole, [True] * len(whole), IMAGE, {camera: geometry}, prompt)
         layouts = {
             PREFIX: TokenLayout(PREFIX, axis, axis),
             DECODE: reserve(axis, length=len(whole), steps=self.action_dof),

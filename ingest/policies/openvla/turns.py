@@ -1,14 +1,14 @@
 """A policy that takes one observation at a time, shown as a batch.
 
-OpenVLA refuses a batch. Its samples run one after another; what they show is kept until the last one has
-run, and shown layer by layer as if they had run together. A batch of one is shown as it comes.
+OpenVLA and OpenVLA-OFT refuse a batch. Their samples run one after another; what they show is kept until the
+last one has run, and shown layer by layer as if they had run together. A batch of one is shown as it comes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..base import Generated, Observer, SpanStates, Watch
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """One layer's attention or hidden states, of one sample."""
+    """One layer's attention or hidden states, or a step's noisy actions, of one sample."""
 
-    hidden: bool
+    what: Literal["attention", "hidden", "actions"]
     phase: str
     layer: int
     values: torch.Tensor = field(repr=False)
     norms: torch.Tensor | None = field(default=None, repr=False)
 
     @property
-    def place(self) -> tuple[bool, str, int]:
-        return self.hidden, self.phase, self.layer
+    def place(self) -> tuple[str, str, int]:
+        return self.what, self.phase, self.layer
 
 
 class Turns:
@@ -71,8 +71,11 @@ class Turns:
         first = next(s for s in shown if s is not None)
         assert all(s is None or s.place == first.place for s in shown)
         values = _stacked([None if s is None else s.values for s in shown])
-        if first.hidden:
+        if first.what == "hidden":
             self._observer.hidden(first.phase, first.layer, values)
+            return
+        if first.what == "actions":
+            self._observer.noisy_actions(values)
             return
         norms = None
         if first.norms is not None:
@@ -86,7 +89,7 @@ class Turns:
         if self._alone:
             self._observer.attention(phase, layer, weights, norms)
         else:
-            self._kept[-1].append(_Shown(False, phase, layer, weights, norms))
+            self._kept[-1].append(_Shown("attention", phase, layer, weights, norms))
 
     def hidden(self, phase: str, layer: int, states: torch.Tensor | SpanStates) -> None:
         """Hand on, or keep."""
@@ -94,7 +97,7 @@ class Turns:
         if self._alone:
             self._observer.hidden(phase, layer, states)
         else:
-            self._kept[-1].append(_Shown(True, phase, layer, states))
+            self._kept[-1].append(_Shown("hidden", phase, layer, states))
 
     def continuing(self, samples: Sequence[int]) -> None:
         """Hand on of a batch of one; of others `end` says it."""
@@ -106,8 +109,11 @@ class Turns:
         self._observer.encoded(images)
 
     def noisy_actions(self, actions: torch.Tensor) -> None:
-        """Hand on."""
-        self._observer.noisy_actions(actions)
+        """Hand on, or keep."""
+        if self._alone:
+            self._observer.noisy_actions(actions)
+        else:
+            self._kept[-1].append(_Shown("actions", "", 0, actions))
 
     def generated(self, texts: Sequence[Generated]) -> None:
         """Hand on."""
