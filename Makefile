@@ -9,6 +9,8 @@ VENV   := .venv
 MINOR  := import sys; print(*sys.version_info[:2], sep=".")
 OCTO_VENV ?= .venv-octo
 OPENVLA_VENV ?= .venv-openvla
+OFT_VENV ?= .venv-oft
+OFT_TRANSFORMERS ?= git+https://github.com/moojink/transformers-openvla-oft
 PINS ?= openpi
 PINS_TESTS ?= tests
 PINS_FAST := $(addprefix tests/store/test_,writer.py plain_readers.py episode.py) tests/query/test_sql.py
@@ -22,7 +24,7 @@ PACKAGES := attnstore ingest store query render
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install links modules browser lint test test-lerobot test-octo test-openpi test-openvla test-fiftyone test-links test-package test-pins test-slurm test-cluster test-recording test-s3 demo bench docs site notebooks types clean
+.PHONY: help install links modules browser lint test test-lerobot test-octo test-oft test-openpi test-openvla test-fiftyone test-links test-package test-pins test-slurm test-cluster test-recording test-s3 demo bench docs site notebooks types clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -98,6 +100,18 @@ test-openvla: links  ## the same contract on OpenVLA's own code: make test-openv
 	cd tests && OPENVLA="$(abspath $(OPENVLA))" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 \
 	  PYTHONPATH="$$(ls -d ../build/__editable__.attnstore-*):fixtures" \
 	  $(abspath $(OPENVLA_VENV))/bin/python -m pytest -q -p no:cacheprovider -W default real/openvla_real.py
+
+test-oft: links  ## the same contract on OpenVLA-OFT's own code: make test-oft OFT=/path/to/checkout
+	@test -f "$(OFT)/prismatic/vla/constants.py" \
+	  || { echo "name a checkout of github.com/moojink/openvla-oft: make test-oft OFT=PATH" >&2; exit 1; }
+	@# an environment of its own: its transformers is a fork of 4.40.1, in which OpenVLA would act otherwise
+	@test -x $(OFT_VENV)/bin/python || $(PYTHON) -m venv $(OFT_VENV)
+	$(OFT_VENV)/bin/python -m pip install --quiet '.[openvla-oft]' -c constraints/openvla.txt pytest hypothesis
+	@test -e $(OFT_VENV)/.fork || { $(OFT_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall \
+	  "$(OFT_TRANSFORMERS)" && touch $(OFT_VENV)/.fork; }
+	cd tests && OFT="$(abspath $(OFT))" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 \
+	  PYTHONPATH="$$(ls -d ../build/__editable__.attnstore-*):fixtures:$(abspath $(OFT))" \
+	  $(abspath $(OFT_VENV))/bin/python -m pytest -q -p no:cacheprovider -W default real/openvla_oft_real.py
 
 test-pins: $(BIN)/uv  ## without torch, with other versions: make test-pins PINS=openpi (or lerobot, octo, lowest)
 	@test -f constraints/$(PINS).txt || { echo "no constraints/$(PINS).txt: PINS is one of" \

@@ -61,7 +61,13 @@ def test_one_version_in_every_place() -> None:
 def test_every_extra_has_its_size_in_the_docs() -> None:
     page = (ROOT / "docs" / "how-to" / "install.md").read_text(encoding="utf-8")
     extras = {*PYPROJECT["project"]["optional-dependencies"]}
-    elsewhere = {"lerobot", "octo", "openpi", "openvla"}  # environments of those projects
+    elsewhere = {
+        "lerobot",
+        "octo",
+        "openpi",
+        "openvla",
+        "openvla-oft",
+    }  # environments of those projects
     inside = {"dev", "sim"}  # of a checkout
     for extra in extras - elsewhere - inside:
         assert f"`attnstore[{extra}]`" in page, extra

@@ -185,7 +185,7 @@ def test_which_platform_the_weights_are_of() -> None:
     assert pick_platform(None, 7, 8) == "libero"
     assert pick_platform(None, 7, 7) == "bridge"
     assert pick_platform(None, 14, None) == "aloha"
-    for sizes, fit in (((7, None), "libero and bridge"), ((6, 6), "no platform")):
+    for sizes, fit in (((7, None), "libero or bridge"), ((6, 6), "no platform")):
         with pytest.raises(UsageError, match=rf"as {fit} of OpenVLA-OFT.*platform=NAME"):
             pick_platform(None, *sizes)
     with pytest.raises(UsageError, match="platform is one of libero, aloha, bridge; got 'r2d2'"):

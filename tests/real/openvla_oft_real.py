@@ -246,7 +246,9 @@ def test_actions_are_those_of_its_own_evaluation_bit_for_bit(
     diffusion, takes_state = kind.get("head") == "diffusion", kind.get("state", True)
     if diffusion:
         options["steps"] = "7"
-    if kind.get("head", "l1") is None:
+    if not takes_state:
+        with pytest.raises(UsageError, match="as libero or .*bridge of OpenVLA-OFT"):
+            load(directory, **options)
         options["platform"] = "libero"
     policy = load(directory, **options)
     settings = SimpleNamespace(
@@ -277,20 +279,16 @@ def test_actions_are_those_of_its_own_evaluation_bit_for_bit(
             )
             captured = run_captured(policy, policy.prepare([sight]))
             scaled = vla._unnormalize_actions(captured.actions[0], KEY)
-            np.testing.assert_array_equal(scaled, np.stack(wanted))
+            # Numbers of tokens are float64 there, and stored in float32.
+            near = 1e-7 if kind.get("head", "l1") is None else 0
+            np.testing.assert_allclose(scaled, np.stack(wanted), rtol=0, atol=near)
     if settings.use_film:
-        without = settings.use_film = False
-        assert not without
-        batch = policy.prepare([sized(0)])
-        before = policy.parts
-        policy._parts = replace(before, film=True)
-        other = policy.prepare([replace(sized(0), instruction="wipe")])
-        towers = policy.encoder()
         seen: list[Any] = []
-        handle = towers.register_forward_hook(lambda m, a, out: seen.append(out))
-        policy.act(batch), policy.act(other)
+        handle = policy.encoder().register_forward_hook(lambda m, a, out: seen.append(out))
+        for instruction in ("wipe", "put the red cube onto the pink plate"):
+            policy.act(policy.prepare([replace(sized(0), instruction=instruction)]))
         handle.remove()
-        assert (seen[0] != seen[images]).any(), "the words change what the towers make of an image"
+        assert (seen[0] != seen[images]).any(), "words change what a tower makes of the same image"
 
 
 @pytest.mark.parametrize("steps", [None, STEPS])
@@ -552,7 +550,7 @@ def test_the_command_line_from_end_to_end(
         assert "every committed file" in run("verify", store)
         run("render", "images", store, "--out", tmp_path / phase, "--width", 160, "--layers", 1)
         assert list((tmp_path / phase).rglob(f"*{phase}*.jpg"))
-        episode = attnstore.open(store).episode("2025-12-11_09-44-16")
+        episode = attnstore.open(store).episode("2025-12-10_09-07-36")
         found = episode.attention(phase, keyframe=0, layer=1, query="action", key="task")
         assert found.sizes["query"] == NUMBERS
         gripper = episode.attention(phase, keyframe=0, layer=1, query="action[7]", key="image")
@@ -564,10 +562,14 @@ def test_the_command_line_from_end_to_end(
 def test_it_is_recorded_while_it_drives(regression: Path, tmp_path: Path) -> None:
     policy = load(regression)
     store = tmp_path / "driven.attn"
-    with attnstore.record(policy, store) as recorder, recorder.episode("one", "wipe") as episode:
+    with (
+        attnstore.record(policy, store) as recorder,
+        recorder.episode("one", instruction="wipe") as episode,
+    ):
         for seed in range(2):
             sight = observe(seed)
             actions = policy.act(policy.prepare([sight]))
             assert actions.shape == (1, 8, 7)
+            episode.advance(8)
         episode.finish(outcome="success")
     assert attnstore.open(store).episodes

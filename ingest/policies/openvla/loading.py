@@ -18,7 +18,6 @@ from ..checkpoint import model_type, one_line, refuse_adapters
 
 STATISTICS = "dataset_statistics.json"
 """Beside a fine-tuned checkpoint; its entries take the place of ``norm_stats`` in config.json."""
-HERE = "an environment of its own: pip install 'attnstore[openvla]' (docs/how-to/openvla.md)"
 OFT = "openvla-oft"
 FORK = "github.com/moojink/transformers-openvla-oft"
 """The transformers 4.40.1 of OpenVLA-OFT, whose sdpa attention looks in both directions."""
@@ -36,13 +35,14 @@ def check_environment(policy: str = "openvla") -> None:
         the kind that this policy was trained with.
     """
     for module in ("torch", "transformers", "timm"):
-        require(module, "openvla", f"policy {policy}")
+        require(module, policy, f"policy {policy}")
     import transformers
 
     if int(transformers.__version__.partition(".")[0]) > 4:
         raise MissingExtraError(
             f"policy {policy} needs transformers 4.40.1 and timm 0.9, for which its code is "
-            f"written; transformers {transformers.__version__} is installed: use {HERE}"
+            f"written; transformers {transformers.__version__} is installed: use an environment of its own: "
+            f"pip install 'attnstore[{policy}]' (docs/how-to/openvla.md)"
         )
     if _sees_ahead() != (policy == OFT):
         whose = f"OpenVLA-OFT's ({FORK})" if policy != OFT else "causal"
@@ -53,7 +53,7 @@ def check_environment(policy: str = "openvla") -> None:
         )
         raise MissingExtraError(
             f"policy {policy}: the attention of this transformers {transformers.__version__} is {whose}, "
-            f"in which the policy would act otherwise; it needs {wanted} (docs/how-to/openvla.md)"
+            f"with which it would act otherwise; it needs {wanted} (docs/how-to/openvla.md)"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 LORA = "lora_adapter"
+_LORA_A = ".lora_A.default.weight"
 TRAINED_STEPS = 50
 """Denoising steps in training and in evaluation, unless OpenVLA-OFT's scripts are told otherwise."""
 
@@ -228,20 +230,19 @@ def load_film(checkpoint: str, file: Path, model: Any, sources: Sources) -> None
     import torch
 
     weights = _weights(checkpoint, file)
-    ranks = {len(w) for n, w in weights.items() if n.endswith(".lora_A.default.weight")}
-    if len(ranks) > 1:
-        raise PolicyError(f"{checkpoint}: {file.name} has LoRA weights of ranks {sorted(ranks)}")
+    lora = {n.removesuffix(_LORA_A): len(w) for n, w in weights.items() if n.endswith(_LORA_A)}
+    if len(set(lora.values())) > 1:
+        raise PolicyError(
+            f"{checkpoint}: {file.name} has LoRA weights of ranks {sorted(set(lora.values()))}"
+        )
     with torch.random.fork_rng(devices=[]):
-        if ranks:
-            rank = ranks.pop()
-            peft = require("peft", "openvla", "an OpenVLA-OFT checkpoint with FiLM")
-            wrapped = [
-                f"vision_backbone.{name}"
-                for name, module in model.vision_backbone.named_modules()
-                if isinstance(module, torch.nn.Linear)
-            ]
-            lora = peft.LoraConfig(r=rank, lora_alpha=min(rank, 16), target_modules=wrapped)
-            peft.get_peft_model(model, lora)
+        if lora:
+            rank = next(iter(lora.values()))
+            peft = require("peft", "openvla-oft", "an OpenVLA-OFT checkpoint with FiLM")
+            # Blocks are wrapped once more afterwards.
+            wrapped = [re.sub(r"(\.blocks\.\d+)\.block\.", r"\1.", name) for name in lora]
+            settings = peft.LoraConfig(r=rank, lora_alpha=min(rank, 16), target_modules=wrapped)
+            peft.get_peft_model(model, settings)
         encoder = sources.film.FiLMedPrismaticVisionBackbone(
             vision_backbone=model.vision_backbone, llm_dim=model.llm_dim
         )

@@ -72,7 +72,7 @@ def pick_platform(asked: str | None, action_dof: int | None, state_dof: int | No
         return fit[0]
     has = f"actions of {action_dof or 'unknown'} and a state of {state_dof or 'unknown'} numbers"
     raise UsageError(
-        f"the checkpoint has {has}, as {' and '.join(fit) or 'no platform'} of OpenVLA-OFT's constants: "
+        f"the checkpoint has {has}, as {' or '.join(fit) or 'no platform'} of OpenVLA-OFT's constants: "
         f"say which it was trained with: --policy-option platform=NAME, one of {', '.join(PLATFORMS)}"
     )
 

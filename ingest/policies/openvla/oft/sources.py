@@ -27,8 +27,8 @@ PACKAGE = "prismatic"
 _PACKAGES = ("", ".extern", ".extern.hf", ".models", ".training", ".vla")
 _CONSTANTS = f"{PACKAGE}.vla.constants"
 _HOW = (
-    "it needs a checkout of github.com/moojink/openvla-oft in its environment: pip install --no-deps -e "
-    "openvla-oft, and diffusers (docs/how-to/openvla.md)"
+    "it needs a checkout of github.com/moojink/openvla-oft in its environment, pip install 'attnstore[openvla-oft]' "
+    "and pip install --no-deps -e CHECKOUT (docs/how-to/openvla.md)"
 )
 
 
