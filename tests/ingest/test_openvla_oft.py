@@ -278,10 +278,11 @@ def test_calls_of_sdpa_are_blocked_whatever_mask_they_have(kind: str) -> None:
     with block_by_mask(watched, blocked):
         wanted = module(hidden_states := states, attention_mask=added[None, None])
     assert hidden_states is states
-    given: dict[str, Any] = {
+    masks: dict[str, dict[str, Any]] = {
         "none": {}, "causal": {"causal": True}, "boolean": {"attention_mask": allowed},
         "additive": {"attention_mask": added},
-    }[kind]  # fmt: skip
+    }  # fmt: skip
+    given = masks[kind]
     with tap.over([module]), block_sdpa(watched, blocked):
         found = module(states, **given)
         weights = watched[0].weights(found)

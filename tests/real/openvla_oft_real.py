@@ -122,7 +122,12 @@ class Plain:
         """Actions before they are scaled to the robot's units, caught on the instance."""
         found: list[NDArray[np.float32]] = []
         scale = self.vla._unnormalize_actions
-        self.vla._unnormalize_actions = lambda a, key: found.append(a) or scale(a, key)
+
+        def kept(actions: Any, key: str) -> Any:
+            found.append(actions)
+            return scale(actions, key)
+
+        self.vla._unnormalize_actions = kept
         try:
             for row, seed in enumerate(seeds):
                 self.act(batch, row, seed)
@@ -342,15 +347,15 @@ def test_hidden_states_and_value_norms_are_those_of_the_unhooked_model(
             wanted = states[record.layer + 1]
         torch.testing.assert_close(record.states, wanted, rtol=0, atol=0)
     assert len(hidden) == (LAYERS + 2) * (steps or 1)
-    for record in norms:
-        block = plain.vla.language_model.model.layers[record.layer]
+    for shown in norms:
+        block = plain.vla.language_model.model.layers[shown.layer]
         with torch.no_grad():
-            entering = block.input_layernorm(passes[record.step or 0][record.layer])
+            entering = block.input_layernorm(passes[shown.step or 0][shown.layer])
             values = block.self_attn.v_proj(entering)[0].view(-1, HEADS, 8)
             parts = block.self_attn.o_proj.weight.view(32, HEADS, 8)
             wanted = torch.einsum("khf,ohf->hko", values, parts).norm(dim=-1)
-        assert record.norms is not None
-        torch.testing.assert_close(record.norms[0], wanted, rtol=1e-4, atol=1e-5)
+        assert shown.norms is not None
+        torch.testing.assert_close(shown.norms[0], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_number_is_read_off_the_token_before_its_placeholder(regression: Path) -> None:
