@@ -30,13 +30,16 @@ def prepared(image: Image, geometry: Geometry) -> Image:
     [0, 0, 255, 255, 255, 255, 0, 0]
     """
     top, left, height, width = geometry.crop or (0.0, 0.0, *image.shape[:2])
-    rows = (np.arange(geometry.resized[0]) + 0.5) / geometry.resized[0]
-    cols = (np.arange(geometry.resized[1]) + 0.5) / geometry.resized[1]
+    down, across = (
+        (np.arange(geometry.input[axis]) + 0.5 - geometry.offset[axis]) / geometry.resized[axis]
+        for axis in (0, 1)
+    )
+    inside = ((down >= 0) & (down <= 1))[:, None] & ((across >= 0) & (across <= 1))
     if geometry.flip_vertical:
-        rows = 1 - rows
+        down = 1 - down
     if geometry.flip_horizontal:
-        cols = 1 - cols
-    xs, ys = np.meshgrid(left + cols * width - 0.5, top + rows * height - 0.5)
+        across = 1 - across
+    xs, ys = np.meshgrid(left + across * width - 0.5, top + down * height - 0.5)
     shown = cv2.remap(
         image,
         xs.astype(np.float32),
@@ -44,12 +47,7 @@ def prepared(image: Image, geometry: Geometry) -> Image:
         cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    canvas = np.zeros((*geometry.input, 3), np.uint8)
-    y, x = geometry.offset
-    canvas[y : y + shown.shape[0], x : x + shown.shape[1]] = shown[
-        : geometry.input[0] - y, : geometry.input[1] - x
-    ]
-    return canvas
+    return np.where(inside[..., None], shown, np.uint8(0))
 
 
 def patch_sheet(camera: str, image: Image, geometry: Geometry) -> Image:

@@ -76,6 +76,11 @@ def test_what_would_fail(checkpoint: Path, tmp_path: Path) -> None:
         Geometry(
             (90, 160), (112, 112), (56, 100), (28, 6), (8, 8), (14, 14), flip_vertical=True, flip_horizontal=True
         ),
+        # fractions of a pixel: a crop of nine tenths of the area, and padding before a resize
+        Geometry(
+            (90, 160), (112, 112), (112.0, 112.0), (0.0, 0.0), (8, 8), (14, 14), crop=(2.3, 4.1, 85.4, 151.8)
+        ),
+        Geometry((90, 160), (112, 112), (62.6, 111.3), (24.7, 0.35), (8, 8), (14, 14)),
     ],
 )  # fmt: skip
 def test_a_pixel_is_drawn_in_the_patch_that_the_geometry_says(geometry: Geometry) -> None:
