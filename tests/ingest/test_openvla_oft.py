@@ -70,7 +70,7 @@ def reference_of(parts: Parts, images: int, seeds: tuple[int, ...] | None = None
                 twin.predict_action(
                     given["input_ids"][row], KEY, attention_mask=given["attention_mask"][row],
                     pixel_values=given["pixel_values"][row], do_sample=False,
-                    proprio=given["state"][row].numpy(), proprio_projector=parts.state,
+                    proprio=given["state"][row][0].numpy(), proprio_projector=parts.state,
                     noisy_action_projector=parts.noisy, action_head=parts.head, use_film=False,
                 )  # fmt: skip
         return np.stack(found)

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from openvla_checkpoint import HEADS, LAYERS, small_towers
 from openvla_fixture import EMPTY, KEY
 from openvla_oft_checkpoint import evaluation, module_of, save_oft
-from policy_contract import Case, run_captured
+from policy_contract import Case, as_array, run_captured
 
 import attnstore
 from attnstore.cli import cli
@@ -86,17 +86,24 @@ class Plain:
     def __init__(self, directory: Path, steps: int | None = None) -> None:
         kind = module_of("extern.hf.modeling_prismatic").OpenVLAForActionPrediction
         heads, projectors = module_of("models.action_heads"), module_of("models.projectors")
+        sizes = module_of("vla.constants")
         self.vla = kind.from_pretrained(directory, torch_dtype="auto").eval()
         self.vla.norm_stats = json.loads((directory / "dataset_statistics.json").read_text())
         self.vla.vision_backbone.set_num_images_in_input(2)
         width, self.noisy = self.vla.llm_dim, None
         if steps is None:
-            self.head = self._part(heads.L1RegressionActionHead(width, width, 7), directory)
+            self.head = self._part(
+                heads.L1RegressionActionHead(width, width, sizes.ACTION_DIM), directory
+            )
         else:
-            self.head = self._part(heads.DiffusionActionHead(width, width, 7), directory)
+            self.head = self._part(
+                heads.DiffusionActionHead(width, width, sizes.ACTION_DIM), directory
+            )
             self.head.noise_scheduler.set_timesteps(steps)
             self.noisy = self._part(projectors.NoisyActionProjector(width), directory, "noisy")
-        self.state = self._part(projectors.ProprioProjector(width, 8), directory, "proprio")
+        self.state = self._part(
+            projectors.ProprioProjector(width, sizes.PROPRIO_DIM), directory, "proprio"
+        )
 
     @staticmethod
     def _part(module: Any, directory: Path, name: str = "action_head") -> Any:
@@ -113,7 +120,7 @@ class Plain:
             actions, _ = self.vla.predict_action(
                 input_ids=given["input_ids"][row], attention_mask=given["attention_mask"][row],
                 pixel_values=given["pixel_values"][row].to(self.vla.dtype), unnorm_key=KEY,
-                do_sample=False, proprio=given["state"][row].numpy(), proprio_projector=self.state,
+                do_sample=False, proprio=given["state"][row][0].numpy(), proprio_projector=self.state,
                 noisy_action_projector=self.noisy, action_head=self.head,
             )  # fmt: skip
         return np.asarray(actions)
@@ -564,17 +571,67 @@ def test_the_command_line_from_end_to_end(
             "--query", "action", "--key", f"image:{WRIST}", "--layers", "0-1")  # fmt: skip
 
 
-def test_it_is_recorded_while_it_drives(regression: Path, tmp_path: Path) -> None:
-    policy = load(regression)
-    store = tmp_path / "driven.attn"
+@pytest.mark.parametrize("mode", ["live", "replay"])
+def test_it_is_recorded_while_it_drives(diffusion: Path, tmp_path: Path, mode: Any) -> None:
+    """Live, and captured later from the very same inputs, noise included."""
+    options = {"steps": str(STEPS)}
+    policy, store = load(diffusion, **options), tmp_path / "driven.attn"
+    acted = []
     with (
-        attnstore.record(policy, store) as recorder,
+        attnstore.record(policy, store, mode=mode) as recorder,
         recorder.episode("one", instruction="wipe") as episode,
     ):
         for seed in range(2):
-            sight = observe(seed)
-            actions = policy.act(policy.prepare([sight]))
-            assert actions.shape == (1, 8, 7)
+            acted.append(as_array(policy.act(policy.prepare([observe(seed)])))[0])
             episode.advance(8)
         episode.finish(outcome="success")
-    assert attnstore.open(store).episodes
+    if mode == "replay":
+        given = [f"--policy-option={k}={v}" for k, v in {**OPTIONS, **options}.items()]
+        command = ["ingest", "recording", str(store), "--checkpoint", str(diffusion), *given]
+        done = CliRunner().invoke(cli, [*command, "--tolerance", "0"])
+        assert done.exit_code == 0, (done.output, done.exception)
+    (name,) = attnstore.open(store).episodes
+    found = attnstore.open(store).episode(name)
+    np.testing.assert_array_equal(found.policy_array("actions"), np.stack(acted))
+    assert found.attention("suffix", layer=1, query="action", key="image").sizes["keyframe"] == 2
+
+
+ALOHA = "ALOHA" if "aloha" in " ".join(sys.argv) else ""
+
+
+def test_a_platform_in_a_process_of_its_own() -> None:
+    """OpenVLA-OFT's constants are picked by words of the command line: here of pytest's."""
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "of_aloha"],
+        capture_output=True, text=True, check=False, env=os.environ, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert "1 passed" in run.stdout, run.stdout + run.stderr
+
+
+@pytest.mark.skipif(not ALOHA, reason="constants of another platform")
+def test_of_aloha(tmp_path: Path) -> None:
+    """25 actions of 14 numbers, scaled by the least and the largest; found from the weights' sizes."""
+    sizes = module_of("vla.constants")
+    assert (sizes.NUM_ACTIONS_CHUNK, sizes.ACTION_DIM, sizes.PROPRIO_DIM) == (25, 14, 14)
+    directory = save_oft(tmp_path / "two-arms")
+    bounds = {"min": [-1.0] * 14, "max": [2.0] * 14}
+    statistics = {KEY: {"action": bounds, "proprio": bounds}}
+    (directory / "dataset_statistics.json").write_text(json.dumps(statistics))
+    policy, plain = load(directory), Plain(directory)
+    batch = policy.prepare([replace(observe(1), state=np.full(14, 1.25, np.float32))])
+    assert batch.inputs["state"][0].tolist() == [[0.5] * 14]
+    captured = run_captured(policy, batch)
+    assert captured.actions.shape == (1, 25, 14)
+    np.testing.assert_array_equal(captured.actions, plain.normalised(batch, (0,)))
+    names = [s.name for s in batch.samples[0].layouts["joint"].key if s.kind == "action"]
+    assert names == [f"action[{i}]" for i in range(25)]
+
+
+def test_one_tower_takes_one_image(tmp_path: Path) -> None:
+    directory = save_oft(tmp_path / "siglip", backbone="siglip-vit-so400m")
+    policy = load(directory, cameras=SIDE)
+    batch = policy.prepare([observe(1)])
+    assert batch.inputs["pixel_values"][0].shape == (1, 3, 224, 224)
+    assert len(run_captured(policy, batch).records) == LAYERS
+    with pytest.raises(UsageError, match="several images with two vision towers only"):
+        load(directory).prepare([observe(1)])

@@ -173,7 +173,7 @@ class OftPolicy(PrismaticPolicy):
             pixels.append(torch.cat([each["pixel_values"] for each in shown], 1).to(self.device))
             if self._takes_state:
                 scaled = scaled_state(observation.state, self._statistics, self._key, self.robot)
-                states.append(torch.from_numpy(scaled))
+                states.append(torch.from_numpy(scaled)[None])
             noise.append(self._noise(observation.seed))
             samples.append(self._sample(own[0].tolist(), prompt, observation, cameras))
             encoded += [(row, camera) for camera in cameras]
@@ -218,19 +218,18 @@ class OftPolicy(PrismaticPolicy):
         (layout,) = batch.samples[row].layouts.values()
         self._first = next(s.model_start for s in layout.key if s.kind == "action")
         images = len(batch.samples[row].geometry)
-        noise = inputs["noise"][row : row + 1] if self.denoiser_steps else [None]
         with ExitStack() as stack:
             stack.enter_context(instead(model, "_unnormalize_actions", kept))
             stack.enter_context(_images(model.vision_backbone, images))
-            if noise[0] is not None:
-                stack.enter_context(_drawn(noise[0]))
+            if self.denoiser_steps:
+                stack.enter_context(_drawn(inputs["noise"][row]))
             model.predict_action(
                 input_ids=inputs["input_ids"][row],
                 attention_mask=inputs["attention_mask"][row],
                 pixel_values=inputs["pixel_values"][row].to(next(model.parameters()).dtype),
                 unnorm_key=self._key,
                 do_sample=False,
-                proprio=inputs["state"][row].numpy() if parts.state is not None else None,
+                proprio=inputs["state"][row][0].numpy() if parts.state is not None else None,
                 proprio_projector=parts.state,
                 noisy_action_projector=parts.noisy,
                 action_head=parts.head,
