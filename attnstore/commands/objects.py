@@ -143,9 +143,10 @@ def add(
     if not as_json and len(failed) < len(report.outcomes):
         here = [o for o in report.outcomes if o.status == "present"]
         rows = sum(o.details["rows"] for o in report.outcomes)
+        count = len({o.details["id"] for o in report.outcomes if o not in failed})
         say_made(
-            f"objects of {len({o.details['id'] for o in report.outcomes if o not in failed})} episodes, "
-            f"{rows} rows, {len(here)} of {len(report.outcomes)} parts there already",
+            f"objects of {count} episode{'s' if count > 1 else ''}, {rows} rows, {len(here)} of "
+            f"{len(report.outcomes)} parts there already",
             f"attnstore objects timeline {store} --out timelines"
             if out is None
             else f"open {out / 'report.html'}",

@@ -111,6 +111,11 @@ def test_turning_is_the_same_as_a_dataset_that_was_recorded_so(
             said = ["objects", "add", str(store), "--masks", str(data), "--camera", camera]
             done = CliRunner().invoke(cli, [*said, "--source", "detector"])
             assert done.exit_code == 0, done.output
+            last = done.stderr.splitlines()[-1]
+            assert last.startswith("objects of 1 episode, ")
+            assert last.endswith(
+                f"0 of 1 parts there already; next: attnstore objects timeline {store} --out timelines"
+            )
         (commit,) = [c for c in all_commits(StorePaths(store)) if c.part == "base"]
         parts.append(arrays_of(Part(StorePaths(store), commit)))
         with attnstore.open(store) as opened:
