@@ -14,12 +14,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 from ingest_fixtures import arrays_of, commits, observe
-from lerobot_fixture_real import save_act, save_pi, save_smolvla, small
+from lerobot_fixture_real import save_act, save_fast, save_pi, save_smolvla, small
 
 import attnstore
 from attnstore.cli import cli
 from attnstore.commands.record import run_lerobot_eval
+from attnstore.ingest.capture import capture
 from attnstore.ingest.datasets.lerobot.dataset import LeRobotDataset
+from attnstore.ingest.policies.base import HiddenChoice, Watch
 from attnstore.ingest.policies.lerobot.base import LeRobotPolicy
 from attnstore.ingest.policies.lerobot.policy import load_lerobot
 from attnstore.ingest.recording.lerobot import record_lerobot
@@ -35,6 +37,9 @@ SAVE: dict[str, Any] = {
     "act": save_act, "smolvla": save_smolvla,
     "pi0": lambda directory, **o: save_pi(directory, "pi0", **o),
     "pi05": lambda directory, **o: save_pi(directory, "pi05", **o),
+    "pi0_fast": lambda directory, **o: save_fast(
+        directory, rounds=0, validate_action_token_prefix=False, max_decoding_steps=6, **o
+    ),
 }  # fmt: skip
 LENGTH = 7
 pytestmark = pytest.mark.filterwarnings("default")  # the gymnasiums' own, of deprecated parts
@@ -97,7 +102,14 @@ def run(*said: object) -> str:
 
 @pytest.mark.parametrize(
     ("room", "kind"),
-    [("pusht", "act"), ("pusht", "smolvla"), ("pusht", "pi0"), ("pusht", "pi05"), ("aloha", "act")],
+    [
+        ("pusht", "act"),
+        ("pusht", "smolvla"),
+        ("pusht", "pi0"),
+        ("pusht", "pi05"),
+        ("pusht", "pi0_fast"),
+        ("aloha", "act"),
+    ],
 )
 def test_it_does_what_it_would_alone_and_replays_bit_for_bit(
     room: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -127,9 +139,10 @@ def test_it_does_what_it_would_alone_and_replays_bit_for_bit(
         for drive in (taken[2 * LENGTH : 4 * LENGTH], taken[4 * LENGTH :]):
             np.testing.assert_array_equal(drive, taken[: 2 * LENGTH])
     assert not vars(lerobot_eval)["rollout"].__name__.startswith("through")
+    trusted = ["--policy-option", "trust_remote_code=true"] if kind == "pi0_fast" else []
     run(
         "ingest", "recording", tmp_path / "replay.attn", "--policy", "lerobot",
-        "--checkpoint", checkpoint,
+        "--checkpoint", checkpoint, *trusted,
     )  # fmt: skip
     assert_same_attention(tmp_path / "live.attn", tmp_path / "replay.attn")
     with attnstore.open(tmp_path / "replay.attn") as store:
@@ -240,6 +253,18 @@ def test_chunks_of_another_thread_in_real_time_chunking(kind: str, tmp_path: Pat
         torch.testing.assert_close(chunks[3 + i], chunks[i], rtol=0, atol=0)
         torch.testing.assert_close(chunks[6 + i], chunks[i], rtol=0, atol=0)
     assert not torch.equal(chunks[0], chunks[1])
+    # It is guided by gradients, through the layers; what is shown of them has none.
+    shown: list[Any] = []
+    watch = Watch(values=True, hidden=HiddenChoice())
+    with capture(
+        policy, lambda r: shown.extend([r.weights, r.norms]), watch=watch,
+        hidden=lambda r: shown.append(r.states),
+    ) as session:  # fmt: skip
+        theirs.predict_action_chunk(
+            policy.preprocessor(dict(raw)), inference_delay=1, prev_chunk_left_over=chunks[0][:, 2:]
+        )
+    assert len(shown) > 20
+    assert not any(values.requires_grad for values in [*shown, *session.noisy_actions])
     run(
         "ingest",
         "recording",
