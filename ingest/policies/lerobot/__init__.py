@@ -1,1 +1,1 @@
-"""Policies of LeRobot: Pi0, Pi0.5, SmolVLA, ACT."""
+"""Policies of LeRobot: Pi0, Pi0.5, Pi0-FAST, SmolVLA, ACT."""

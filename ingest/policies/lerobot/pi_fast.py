@@ -180,7 +180,7 @@ class LeRobotPi0Fast(LeRobotPaliGemma):
 
     def _no_action(self, sequences: Sequence[Sequence[int]]) -> str:
         begins = [str(self._words.decode(list(ids[:8]))) for ids in sequences]
-        texts = ", ".join(f"{text!r:.60}" for text in begins)
+        texts = ", ".join(repr(text[:40]) for text in begins)
         return (
             f"the policy wrote no action: LeRobot wants 'Action:' at its beginning, it begins with {texts}; "
             "if the checkpoint was trained without it, set validate_action_token_prefix to false in its "
