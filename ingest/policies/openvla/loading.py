@@ -47,7 +47,8 @@ def check_environment(policy: str = "openvla") -> None:
     if _sees_ahead() != (policy == OFT):
         whose = f"OpenVLA-OFT's ({FORK})" if policy != OFT else "causal"
         wanted = (
-            f"the fork of transformers that it was trained with: pip install git+https://{FORK}"
+            "the fork of transformers that it was trained with: pip install --no-deps --force-reinstall "
+            f"git+https://{FORK}"
             if policy == OFT
             else "transformers 4.40.1 from PyPI"
         )
