@@ -150,8 +150,13 @@ def permutation_test(
     slope, base = (1 - 2 * share) * centred**2, (share**2 * centred**2).sum(0)
     balanced = bool((share == 0.5).all())
 
+    rows = max(1, BLOCK // max(1, *values.shape))
+    # one room for all: a new one for each block took twice the time of the products
+    room = np.empty((rows, len(labels)))
+
     def parts(assigned: Bool) -> tuple[Float, Float]:
-        chosen = assigned.astype(np.float64)
+        chosen = room[: len(assigned)]
+        np.copyto(chosen, assigned)
         return chosen @ centred, base if balanced else chosen @ slope + base
 
     numerator, spread = parts(labels[None])
@@ -161,7 +166,6 @@ def permutation_test(
     extreme = np.maximum(np.abs(observed) * (1 - ROUNDING) - ROUNDING, 0.0) ** 2
     count = np.zeros(values.shape[1], np.int64)
     exact = assignments(in_a, stratum) <= max(EXACT, permutations)
-    rows = max(1, BLOCK // max(1, *values.shape))
     drawn = (
         _every(labels, stratum[used], rows)
         if exact
@@ -241,9 +245,9 @@ def welch_test(values: Float, in_a: Bool, stratum: Int) -> Float:
         return nothing
     u = a - share[used]
     square = float((u * u).sum())
-    same = strata[:, None] == strata[None]
-    residual = np.eye(len(u)) - same / same.sum(1) - np.outer(u, u) / square
-    free = np.diag(residual)  # 1 - leverage
+    _, strata, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    size = sizes[strata]
+    free = 1 - 1 / size - u * u / square  # 1 - leverage
     if free.min() < 1e-9:
         return nothing
     slope = u @ x / square
@@ -251,9 +255,7 @@ def welch_test(values: Float, in_a: Bool, stratum: Int) -> Float:
     weight = u * u / free
     variance = weight @ left**2
     spread = np.stack([(left[g] ** 2).sum(0) / free[g].sum() for g in (a, ~a)])  # (group, test)
-    form = residual @ (weight[:, None] * residual)
-    trace = np.array([np.diag(form)[g].sum() for g in (a, ~a)])
-    cross = np.array([[(form[np.ix_(g, h)] ** 2).sum() for h in (a, ~a)] for g in (a, ~a)])
+    trace, cross = _squared_residuals(u, weight, a, strata, size)
     bottom = np.einsum("gt,gh,ht->t", spread, cross, spread)
     with np.errstate(divide="ignore", invalid="ignore"):
         fewest = (trace**2 / np.diag(cross)).min()
@@ -262,6 +264,61 @@ def welch_test(values: Float, in_a: Bool, stratum: Int) -> Float:
     p = student_p(np.minimum(np.abs(t), 1e150), degrees)
     constant = (variance == 0) | (bottom == 0)
     return np.asarray(np.where(constant, np.where(slope == 0, 1.0, 0.0), p))
+
+
+def _squared_residuals(
+    u: Float, weight: Float, in_a: Bool, stratum: Int, size: Int
+) -> tuple[Float, Float]:
+    """Sums over groups of ``F = R W R``, with R the residual maker of the regression and W the weights.
+
+    ``R = I - P - u u' / q`` takes the strata's means (P) and the group (u, ``q = Σ u²``) out. P keeps
+    to a stratum and ``P u = 0``, so that ``F_ij = [i = j] w_i + [same stratum] (b_i + b_j) -
+    (t_i u_j + u_i t_j) / q`` with ``b = -w / n + Σ_s w / 2n²``, and every sum over pairs of episodes
+    is one of products of sums over strata: without a matrix of 10,000 × 10,000.
+
+    Parameters
+    ----------
+    u, weight, in_a, stratum, size
+        (episode,): the group's share taken out, the diagonal of W, number and size of the stratum.
+
+    Returns
+    -------
+    Sums of ``F_ii``, (group,), and of ``F_ij²``, (group of i, group of j); group a is the first.
+    """
+    q = float((u * u).sum())
+    count = int(stratum.max()) + 1
+
+    def of_strata(values: Float) -> Float:
+        return np.bincount(stratum, values, count)
+
+    w, v = weight, weight * u
+    b = -w / size + (of_strata(w) / 2)[stratum] / size**2
+    t = v - (of_strata(v)[stratum] / size) - u * float(u @ v) / (2 * q)
+    diagonal = w + 2 * b - 2 * t * u / q
+    groups = (in_a, ~in_a)
+    trace = np.array([diagonal[g].sum() for g in groups])
+    per = [
+        {
+            name: of_strata(values * g)
+            for name, values in {
+                "1": np.ones_like(u), "b": b, "bb": b * b, "u": u, "t": t, "bu": b * u, "bt": b * t,
+            }.items()
+        }
+        for g in groups
+    ]  # fmt: skip
+    whole = [{name: float((x * y)[g].sum()) for name, (x, y) in
+              {"uu": (u, u), "tt": (t, t), "tu": (t, u)}.items()} for g in groups]  # fmt: skip
+    cross = np.empty((2, 2))
+    for i, (g, wide) in enumerate(zip(per, whole, strict=True)):
+        for j, (h, high) in enumerate(zip(per, whole, strict=True)):
+            inside = g["bb"] @ h["1"] + 2 * g["b"] @ h["b"] + g["1"] @ h["bb"]
+            mixed = g["bt"] @ h["u"] + g["bu"] @ h["t"] + g["t"] @ h["bu"] + g["u"] @ h["bt"]
+            far = wide["tt"] * high["uu"] + 2 * wide["tu"] * high["tu"] + wide["uu"] * high["tt"]
+            cross[i, j] = inside - 2 * mixed / q + far / q**2
+            if i == j:
+                at = groups[i]
+                cross[i, j] += (w * (w + 4 * b - 4 * t * u / q))[at].sum()
+    return trace, cross
 
 
 def group_test(
@@ -287,8 +344,7 @@ def _centred(values: Float, in_a: Bool, stratum: Int) -> tuple[Float, Float, Boo
     """Values minus their stratum's mean, group a's share of the stratum, and where both are."""
     a, b = stratum_sizes(in_a, stratum)
     centred = values.astype(np.float64)
-    for s in np.unique(stratum):
-        at = stratum == s
+    for at in _places(stratum):
         centred[at] -= centred[at].mean(0)
     # what is left of equal values is the mean's rounding, and would be studentised to anything
     centred[np.abs(centred) <= 1e-13 * np.abs(values).max(0, initial=0.0)] = 0.0
@@ -297,9 +353,15 @@ def _centred(values: Float, in_a: Bool, stratum: Int) -> tuple[Float, Float, Boo
     return centred, share, used
 
 
+def _places(stratum: Int) -> list[Int]:
+    """Return where each stratum's episodes are."""
+    order = np.argsort(stratum, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(stratum[order])) + 1) if len(order) else []
+
+
 def _every(in_a: Bool, stratum: Int, rows: int) -> Iterator[Bool]:
     """Every assignment once, (some, episode) at a time."""
-    places = [np.flatnonzero(stratum == s) for s in np.unique(stratum)]
+    places = _places(stratum)
     choices = []
     for place in places:
         chosen = np.array(list(combinations(range(len(place)), int(in_a[place].sum()))), np.intp)
@@ -320,7 +382,7 @@ def _sample(
     in_a: Bool, stratum: Int, permutations: int, rows: int, rng: np.random.Generator
 ) -> Iterator[Bool]:
     """Random assignments, (some, episode) at a time."""
-    places = [np.flatnonzero(stratum == s) for s in np.unique(stratum)]
+    places = _places(stratum)
     for start in range(0, permutations, rows):
         block = np.tile(in_a, (min(rows, permutations - start), 1))
         for place in places:
@@ -357,6 +419,37 @@ def _differences(
     return found
 
 
+def bootstrap_weights(
+    in_a: Bool, unit: Int, *, bootstraps: int = 2000, seed: int = 0
+) -> NDArray[np.uint32]:
+    """Draw how often each episode is in each replicate, (replicate, episode).
+
+    Episodes are drawn within their group; where the groups hold the same recordings (``unit``),
+    recordings are drawn, so that a pair stays a pair.
+
+    Parameters
+    ----------
+    unit
+        (episode,) number of the recording that an episode comes from.
+
+    Returns
+    -------
+    No replicates where a group has fewer than `FEWEST` episodes.
+    """
+    if min(in_a.sum(), (~in_a).sum()) < FEWEST or not bootstraps:
+        return np.zeros((0, len(in_a)), np.uint32)
+    rng = np.random.default_rng(seed)
+    if np.intersect1d(unit[in_a], unit[~in_a]).size:
+        units, at = np.unique(unit, return_inverse=True)
+        draws = rng.multinomial(len(units), np.full(len(units), 1 / len(units)), bootstraps)
+        return draws.astype(np.uint32)[:, at]
+    weights = np.zeros((bootstraps, len(in_a)), np.uint32)
+    for group in (in_a, ~in_a):
+        n = int(group.sum())
+        weights[:, group] = rng.multinomial(n, np.full(n, 1 / n), bootstraps)
+    return weights
+
+
 def bootstrap_interval(
     values: Float,
     in_a: Bool,
@@ -366,39 +459,33 @@ def bootstrap_interval(
     bootstraps: int = 2000,
     level: float = 0.95,
     seed: int = 0,
+    weights: NDArray[np.uint32] | None = None,
 ) -> Interval:
     """Percentile interval of `difference`, from resampling episodes with replacement.
 
-    Episodes are drawn within their group; where the groups hold the same recordings (``unit``),
-    recordings are drawn, so that a pair stays a pair. Percentile method of Efron & Tibshirani
-    1993, "An Introduction to the Bootstrap", ch. 13: simple, and too narrow for small groups. Of
-    normal values, 95 % intervals of two groups of 2, 3, 4, 10, 40 cover the truth in 67, 80, 86,
-    92, 94 % of the cases.
+    Percentile method of Efron & Tibshirani 1993, "An Introduction to the Bootstrap", ch. 13: simple,
+    and too narrow for small groups. Of normal values, 95 % intervals of two groups of 2, 3, 4, 10, 40
+    cover the truth in 67, 80, 86, 92, 94 % of the cases.
 
     Parameters
     ----------
     values
         (episode, test), without NaN.
-    unit
-        (episode,) number of the recording that an episode comes from.
+    unit, bootstraps, seed
+        See `bootstrap_weights`.
+    weights
+        What that gives, if it is at hand.
 
     Returns
     -------
     Interval, NaN where a group has fewer than `FEWEST` episodes.
     """
     nothing = np.full(values.shape[1], np.nan)
-    if min(in_a.sum(), (~in_a).sum()) < FEWEST or not bootstraps:
+    if weights is None:
+        weights = bootstrap_weights(in_a, unit, bootstraps=bootstraps, seed=seed)
+    bootstraps = len(weights)
+    if not bootstraps:
         return Interval(nothing, nothing.copy())
-    rng = np.random.default_rng(seed)
-    if np.intersect1d(unit[in_a], unit[~in_a]).size:
-        units, at = np.unique(unit, return_inverse=True)
-        draws = rng.multinomial(len(units), np.full(len(units), 1 / len(units)), bootstraps)
-        weights = draws.astype(np.uint32)[:, at]
-    else:
-        weights = np.zeros((bootstraps, len(in_a)), np.uint32)
-        for group in (in_a, ~in_a):
-            n = int(group.sum())
-            weights[:, group] = rng.multinomial(n, np.full(n, 1 / n), bootstraps)
     tails = [(1 - level) / 2, (1 + level) / 2]
     low, high = nothing.copy(), nothing.copy()
     width, rows = max(1, BLOCK // bootstraps), max(1, BLOCK // len(in_a))

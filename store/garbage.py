@@ -7,13 +7,14 @@ import shutil
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
-from .catalog.generations import NAME, generations
+from .catalog.generations import superseded
+from .catalog.tables import NAME
 from .commits.entry import draft
 from .commits.files import now, parse_json, read_document
 from .commits.holding import StorePaths
@@ -78,11 +79,8 @@ def collect(paths: StorePaths, lease: timedelta = LEASE, *, dry_run: bool = Fals
         except OSError:
             return False
 
-    for attempt in sorted(paths.data.glob("*/*/*.*")):
-        named = _named(attempt)
-        if named is None or not attempt.is_dir():
-            continue
-        key, id = named
+    for place, key, id in _attempts(paths):
+        attempt = Path(place)
         fact = history.attempts.get(id)
         if fact is not None and fact.key == key:
             if _is_replaced(history, id, settled):
@@ -93,7 +91,7 @@ def collect(paths: StorePaths, lease: timedelta = LEASE, *, dry_run: bool = Fals
         kept = _give_up(paths, abandoned)
         abandoned = [attempt for attempt in abandoned if attempt in kept]
     size = sum(s.st_size for attempt in (*abandoned, *replaced) for s in _stats(attempt))
-    catalogs = [g.path for g in generations(paths)[:-KEPT_GENERATIONS]]
+    catalogs = [g.path for g in superseded(paths, KEPT_GENERATIONS)]
     temporary = _temporary(paths, min(before, time.time() - TEMPORARY_LEASE.total_seconds()))
     size += sum(file.stat().st_size for file in (*catalogs, *temporary))
     if not dry_run:
@@ -173,12 +171,31 @@ def _collect_objects(paths: SpooledPaths, lease: timedelta, dry_run: bool) -> Co
 
 def _clear_spool(paths: SpooledPaths, history: History, before: float) -> None:
     """Delete what writers on this machine left in the spool when they died."""
-    for attempt in paths.data.glob("*/*/*.*"):
-        named = _named(attempt)
-        if named is None or named[1] in history.attempts:
+    for place, _, id in _attempts(paths):
+        attempt = Path(place)
+        if id in history.attempts:
             continue
         if (attempt / ATTEMPT_FILE).is_file() and _is_abandoned(attempt, before):
             shutil.rmtree(attempt, ignore_errors=True)
+
+
+def _attempts(paths: StorePaths) -> Iterator[tuple[str, Key, str]]:
+    """Yield every attempt's directory, what it is of, and its id, in order: a listing a folder."""
+    for run in _folders(str(paths.data)):
+        for episode in _folders(run.path):
+            for attempt in _folders(episode.path):
+                part, _, id = attempt.name.rpartition(".")
+                key = run.name, episode.name, part
+                if all(SAFE.fullmatch(name) for name in (*key, id)):
+                    yield attempt.path, key, id
+
+
+def _folders(path: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as found:
+            return sorted((each for each in found if each.is_dir()), key=lambda each: each.name)
+    except (FileNotFoundError, PermissionError):
+        return []
 
 
 def _named(attempt: PurePath) -> tuple[Key, str] | None:

@@ -105,9 +105,10 @@ def name_unreadable(reasons: list[str]) -> None:
 
 def _committed(store: Store, run: str | None) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of parts, and why others cannot be read."""
-    if store.paths.remote:
-        rows = _of_catalog(store, run)
-        return rows, unreadable_parts(store)
+    from attnstore.store.catalog import is_long
+
+    if store.paths.remote or is_long(store.paths):
+        return _of_catalog(store, run), unreadable_parts(store)
     rows, bad = [], []
     for key, c in read_commits(store.paths):
         if run not in (None, key[0]):
@@ -132,11 +133,10 @@ def unreadable_parts(store: Store) -> list[str]:
 
 
 def _of_catalog(store: Store, run: str | None) -> list[dict[str, Any]]:
-    """Rows of a store elsewhere: its catalog is one file, its commits are one each."""
+    """Rows of a store elsewhere, or of many episodes: its catalog is one file, its commits are one each."""
     relation = store.sql(
-        "SELECT c.run, coalesce(e.name, c.episode) AS episode, e.outcome, e.keyframes, c.part, "
-        "c.revision, c.bytes AS size, e.instruction "
-        "FROM commits c LEFT JOIN episodes e USING (run, episode) ORDER BY c.run, c.episode, c.part"
+        "SELECT run, coalesce(name, episode) AS episode, outcome, keyframes, part, revision, "
+        "bytes AS size, instruction FROM commits ORDER BY run, commits.episode, part"
     )
     rows = [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
     return [row for row in rows if run in (None, row["run"])]
@@ -197,17 +197,15 @@ def _show_plain(rows: list[dict[str, Any]]) -> None:
 
     names = list(rows[0])
     cells = [names, *([shown_value(_cell(name, row[name])) for name in names] for row in rows)]
-    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
-    numeric = [all(isinstance(r[n], (int, float, type(None))) for r in rows) for n in names]
-    lines = (
-        "  ".join(
-            " " * (width - cell_len(cell)) + cell
-            if right
-            else cell + " " * (width - cell_len(cell))
-            for cell, width, right in zip(line, widths, numeric, strict=True)
-        ).rstrip()
-        for line in cells
-    )
+    columns = []
+    for name, column in zip(names, zip(*cells, strict=True), strict=True):
+        numeric = all(isinstance(r[name], (int, float, type(None))) for r in rows)
+        sizes = [len(cell) if cell.isascii() else cell_len(cell) for cell in column]
+        width = max(sizes)
+        pads = [" " * (width - size) for size in sizes]
+        pairs = zip(column, pads, strict=True)
+        columns.append([pad + cell if numeric else cell + pad for cell, pad in pairs])
+    lines = ("  ".join(line).rstrip() for line in zip(*columns, strict=True))
     print("\n".join(lines))  # click.echo writes UTF-8 where stdout is ASCII
 
 

@@ -52,23 +52,25 @@ def verify(
     attnstore verify s3://lab/pi0.attn --source
     attnstore verify lab.attn --episode 2025-12-11_10-04-31 --json
     """
-    from attnstore.query import open as open_for_reading
     from attnstore.store.commits import all_commits
     from attnstore.store.commits.verify import verify as check
+    from attnstore.store.opening import open_paths
     from attnstore.store.remote.mirror import MirrorPaths
     from attnstore.store.remote.pull import absent
     from attnstore.store.remote.source import verify_source
 
     if source and quick:
         raise UsageError("--source reads every file that is there; --quick reads none")
-    opened = open_for_reading(store)
-    elsewhere = opened.paths if source and isinstance(opened.paths, MirrorPaths) else None
+    opened = open_paths(store)
+    elsewhere = opened if source and isinstance(opened, MirrorPaths) else None
     if source and elsewhere is None:
-        raise UsageError(f"--source is for a store at a URL; {opened.paths.name} is here")
-    paths = opened.paths.cached()
+        raise UsageError(f"--source is for a store at a URL; {opened.name} is here")
+    paths = opened.cached()
     chosen: list[tuple[str, str]] | None = None
     if episodes != EpisodeChoice():
-        chosen = [(each.run, e) for each in episodes.by_run(opened) for e in each.episodes]
+        from attnstore.query import Store
+
+        chosen = [(each.run, e) for each in episodes.by_run(Store(opened)) for e in each.episodes]
 
     def problems(advance: Advance) -> Iterator[Problem]:
         if elsewhere is not None:
@@ -91,7 +93,7 @@ def verify(
     if count and paths.partial and elsewhere is None:
         raise IntegrityError(
             f"{count} problems in {paths.root}; a file is repaired by deleting it and "
-            + ("reading it again" if opened.paths.remote else "pulling again")
+            + ("reading it again" if opened.remote else "pulling again")
         )
     if count:
         raise IntegrityError(
@@ -113,7 +115,7 @@ def verify(
     files, size = absent(paths, commits)
     click.echo(
         f"every file that is here is {said}; {files} files, {size_text(size)}, "
-        + ("are not cached" if opened.paths.remote else "were not pulled")
+        + ("are not cached" if opened.remote else "were not pulled")
     )
 
 

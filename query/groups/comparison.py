@@ -28,6 +28,7 @@ from ..resampling import (
     assignments,
     benjamini_hochberg,
     bootstrap_interval,
+    bootstrap_weights,
     cliffs_delta,
     difference,
     group_test,
@@ -265,11 +266,10 @@ def _tested(
             continue
         found["mean_a"][chosen], found["mean_b"][chosen] = x[in_a].mean(0), x[~in_a].mean(0)
         found["cliffs_delta"][chosen] = cliffs_delta(x[in_a], x[~in_a])
+        weights = bootstrap_weights(in_a, unit, bootstraps=bootstraps, seed=seed)
         for name, by in (("difference", np.zeros_like(strata)), ("within", strata)):
             found[name][chosen] = difference(x, in_a, by)
-            low, high = bootstrap_interval(
-                x, in_a, by, unit, bootstraps=bootstraps, level=INTERVAL, seed=seed
-            )
+            low, high = bootstrap_interval(x, in_a, by, unit, level=INTERVAL, weights=weights)
             found[f"{name}_low"][chosen], found[f"{name}_high"][chosen] = low, high
         tested = group_test(x, in_a, strata, permutations=permutations, seed=seed)
         found["statistic"][chosen], found["p"][chosen] = tested

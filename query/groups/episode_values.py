@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -129,17 +130,22 @@ def episode_values(
     runs = sorted({m.run for m in groups.members})
     check_weighting(weighting)
     chosen = f"variant = 'base' AND weighting = '{weighting}' AND run IN ({', '.join(map(quoted, runs))})"
-    if weighting == "value":
-        _check_carried(connection, chosen)
+    there = _there(connection, chosen)
+    if weighting == "value" and not there:
+        raise SelectionError(
+            "these runs have no value norms, so nothing is weighted by them: ingest them again, by a "
+            "policy that shows them and without --no-values"
+        )
     said: dict[str, str] = {}
     for column, wanted in (("phase", phase), ("camera", camera), ("query_group", query_group)):
-        value = _value(connection, column, wanted, chosen)
+        value = _value(there, column, wanted)
+        there = [each for each in there if getattr(each, column) == value]
         chosen += f" AND {column} = {quoted(value)}"
         said[column] = value
     selection = " × ".join([said["phase"], said["camera"], said["query_group"], metric])
     if weighting == "value":
         selection += ", value-weighted"
-    number = _step(connection, step, chosen, said["phase"])
+    number = _step(there, step, said["phase"])
     if number is not None:
         chosen += f" AND step = {number}"
         selection += f" × step {number}"
@@ -152,26 +158,13 @@ def episode_values(
         rows = _rows_at_progress(connection, groups.members, metric, chosen, points)
     else:
         rows = _rows(connection, groups.members, metric, chosen, reduce, window)
-    keys = np.stack([rows[name].to_numpy().astype(np.intp) for name in ("step", "layer", "head")])
-    tests, at = np.unique(keys, axis=1, return_inverse=True)
-    number_of = {(m.run, m.episode): i for i, m in enumerate(groups.members)}
-    pairs = zip(rows["run"].to_pylist(), rows["episode"].to_pylist(), strict=True)
-    episode = np.array([number_of[pair] for pair in pairs], np.intp)
+    tests, at = tests_of(rows)
     values = np.full((len(groups.members), tests.shape[1]), np.nan)
-    values[episode, at.reshape(-1)] = rows["value"].to_numpy(zero_copy_only=False)
+    values[rows["member"].to_numpy(), at] = rows["value"].to_numpy(zero_copy_only=False)
     return EpisodeValues(
         values, tests[0], tests[1], tests[2], selection, metric, said["phase"], said["camera"],
         chosen, window is None and align == "none",
     )  # fmt: skip
-
-
-def _check_carried(connection: duckdb.DuckDBPyConnection, chosen: str) -> None:
-    """Check that there are value-weighted statistics at all."""
-    if connection.execute(f"SELECT 1 FROM episode_stats WHERE {chosen} LIMIT 1").fetchone() is None:
-        raise SelectionError(
-            "these runs have no value norms, so nothing is weighted by them: ingest them again, by a "
-            "policy that shows them and without --no-values"
-        )
 
 
 def _window(
@@ -204,17 +197,29 @@ def _window(
     return window
 
 
-def _value(
-    connection: duckdb.DuckDBPyConnection,
-    column: str,
-    wanted: str | None,
-    chosen: str,
-) -> str:
-    """Return the value of a column that is asked for, or its default."""
+@dataclass(frozen=True, slots=True)
+class _There:
+    """What the runs have statistics of, as one look at all of them finds."""
+
+    run: str
+    phase: str
+    camera: str
+    query_group: str
+    last: int | None
+    """Last step; None in a one-pass phase."""
+
+
+def _there(connection: duckdb.DuckDBPyConnection, chosen: str) -> list[_There]:
     rows = connection.execute(
-        f"SELECT DISTINCT {column} FROM episode_stats WHERE {chosen} ORDER BY 1"
+        "SELECT run, phase, camera, query_group, max(step) FROM episode_stats "
+        f"WHERE {chosen} GROUP BY ALL ORDER BY ALL"
     ).fetchall()
-    known = [str(value) for (value,) in rows]
+    return [_There(*row) for row in rows]
+
+
+def _value(there: list[_There], column: str, wanted: str | None) -> str:
+    """Return the value of a column that is asked for, or its default."""
+    known = sorted({str(getattr(each, column)) for each in there})
     default = {"phase": "prefix", "camera": WRIST, "query_group": default_group(known)}[column]
     if wanted is None:
         wanted = known[0] if len(known) == 1 else default
@@ -225,17 +230,12 @@ def _value(
     return wanted
 
 
-def _step(
-    connection: duckdb.DuckDBPyConnection,
-    step: int | Literal["last", "all"],
-    chosen: str,
-    phase: str,
-) -> int | None:
+def _step(there: list[_There], step: int | Literal["last", "all"], phase: str) -> int | None:
     """Return the step that is asked for; None for all, and in a one-pass phase."""
-    rows = connection.execute(
-        f"SELECT run, max(step) FROM episode_stats WHERE {chosen} GROUP BY run"
-    ).fetchall()
-    counts = sorted({0 if value is None else int(value) + 1 for _, value in rows})
+    last: dict[str, list[int | None]] = {}
+    for each in there:
+        last.setdefault(each.run, []).append(each.last)
+    counts = sorted({max((n + 1 for n in of if n is not None), default=0) for of in last.values()})
     if counts == [0]:
         if step not in ("last", "all"):
             raise SelectionError(f"phase {phase} has no steps; got step {step}")
@@ -260,8 +260,7 @@ def _rows(
     reduce: str,
     window: int | None,
 ) -> pa.Table:
-    """Rows (run, episode, step, layer, head, value) of the episodes."""
-    pairs = ", ".join(f"({quoted(m.run)}, {quoted(m.episode)})" for m in members)
+    """Rows (member, step, layer, head, value) of the episodes; `member` is an index of `members`."""
     keys = "run, episode, coalesce(step, -1) AS step, layer, head"
     if window is None:
         query = f"SELECT {keys}, {metric}_mean AS value FROM episode_stats WHERE {chosen}"
@@ -269,15 +268,55 @@ def _rows(
         function = "max" if reduce == "max" else "avg"
         # DuckDB orders NaN above every number
         value = f'{function}("{metric}") FILTER (NOT isnan("{metric}"))'
-        # named apart from the pairs, because the view skips files by them
-        episodes = ", ".join(sorted({quoted(m.episode) for m in members}))
         query = (
             f"SELECT {keys}, {value} AS value FROM head_stats WHERE {chosen} "
-            f"AND episode IN ({episodes}) AND keyframe < {window} GROUP BY ALL"
+            f"AND {of_members(members)} AND keyframe < {window} GROUP BY ALL"
         )
-    with sql_errors():
-        found = connection.sql(f"FROM ({query}) WHERE (run, episode) IN ({pairs})")
-        return found.to_arrow_table()
+    return member_rows(
+        connection, members,
+        f"SELECT m.member, r.step, r.layer, r.head, r.value FROM ({query}) r "
+        "JOIN members m USING (run, episode)",
+    )  # fmt: skip
+
+
+def of_members(members: Sequence[Member]) -> str:
+    """Spell that a row is of one of these episodes, so that the view skips the files of others."""
+    return f"episode IN ({', '.join(sorted({quoted(m.episode) for m in members}))})"
+
+
+def member_rows(
+    connection: duckdb.DuckDBPyConnection, members: Sequence[Member], query: str
+) -> pa.Table:
+    """Ask a query that may join ``members``: member (its index), run, episode, keyframes."""
+    table = pa.table(
+        {
+            "member": np.arange(len(members)),
+            "run": pa.array([m.run for m in members], pa.string()),
+            "episode": pa.array([m.episode for m in members], pa.string()),
+            "keyframes": np.array([m.keyframes for m in members], np.int64),
+        }
+    )
+    connection.register("members", table)
+    try:
+        with sql_errors():
+            return connection.sql(query).to_arrow_table()
+    finally:
+        connection.unregister("members")
+
+
+def tests_of(rows: pa.Table) -> tuple[Int, Int]:
+    """Number the tests of rows that have a step, a layer and a head.
+
+    Returns
+    -------
+    Step, layer and head of each test in their order, (3, test), and the test of each row, (row,).
+    """
+    keys = [rows[name].to_numpy().astype(np.intp) for name in ("step", "layer", "head")]
+    # one number instead of three: of a million rows they are sorted
+    span = [int(key.max(initial=0)) + 2 for key in keys]
+    code = ((keys[0] + 1) * span[1] + keys[1] + 1) * span[2] + keys[2] + 1
+    _, first, at = np.unique(code, return_index=True, return_inverse=True)
+    return np.stack([key[first] for key in keys]), at.reshape(-1).astype(np.intp)
 
 
 def progress_weights(keyframes: int, points: int) -> Float:
@@ -311,16 +350,13 @@ def _rows_at_progress(
         for i, w in enumerate(progress_weights(n, points).tolist())
         if w > 0
     )
-    sizes = ", ".join(f"({quoted(m.run)}, {quoted(m.episode)}, {m.keyframes})" for m in members)
-    episodes = ", ".join(sorted({quoted(m.episode) for m in members}))
     has = f'FILTER (NOT isnan(h."{metric}") AND h."{metric}" IS NOT NULL)'
-    query = (
-        "SELECT h.run, h.episode, coalesce(h.step, -1) AS step, h.layer, h.head, "
+    return member_rows(
+        connection, members,
+        "SELECT m.member, coalesce(h.step, -1) AS step, h.layer, h.head, "
         f'sum(h."{metric}" * w.weight) {has} / sum(w.weight) {has} AS value '
-        f"FROM (SELECT * FROM head_stats WHERE {chosen} AND episode IN ({episodes})) h "
-        f"JOIN (VALUES {sizes}) s(run, episode, keyframes) ON (h.run, h.episode) = (s.run, s.episode) "
+        f"FROM (SELECT * FROM head_stats WHERE {chosen} AND {of_members(members)}) h "
+        "JOIN members m ON (h.run, h.episode) = (m.run, m.episode) "
         f"JOIN (VALUES {weights}) w(keyframes, keyframe, weight) "
-        "ON (s.keyframes, h.keyframe) = (w.keyframes, w.keyframe) GROUP BY ALL"
-    )
-    with sql_errors():
-        return connection.sql(query).to_arrow_table()
+        "ON (m.keyframes, h.keyframe) = (w.keyframes, w.keyframe) GROUP BY ALL",
+    )  # fmt: skip

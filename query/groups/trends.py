@@ -8,11 +8,8 @@ from typing import Literal
 import duckdb
 import numpy as np
 
-from attnstore.store.catalog.rows import quoted
-
 from ..resampling import Bool, Float, Int, student_p
-from ..sql.run import sql_errors
-from .episode_values import EpisodeValues
+from .episode_values import EpisodeValues, member_rows, of_members, tests_of
 from .membership import Member
 
 LEVEL = 0.05
@@ -68,19 +65,15 @@ def episode_trends(
 ) -> Trends:
     """Find the trends of the metric, phase, camera and steps that are compared."""
     metric = values.metric
-    episodes = ", ".join(sorted({quoted(m.episode) for m in members}))
-    with sql_errors():
-        rows = connection.sql(
-            "SELECT run, episode, coalesce(step, -1) AS step, layer, head, "
-            f'regr_slope("{metric}", keyframe) FILTER (NOT isnan("{metric}")) AS slope '
-            f"FROM head_stats WHERE {values.chosen} AND episode IN ({episodes}) GROUP BY ALL"
-        ).to_arrow_table()
-    number_of = {(m.run, m.episode): i for i, m in enumerate(members)}
-    pairs = zip(rows["run"].to_pylist(), rows["episode"].to_pylist(), strict=True)
-    found = np.array([number_of.get(pair, -1) for pair in pairs], np.intp)
-    keys = np.stack([rows[name].to_numpy().astype(np.intp) for name in ("step", "layer", "head")])
-    heads, at = np.unique(keys, axis=1, return_inverse=True)
+    rows = member_rows(
+        connection, members,
+        "SELECT m.member, r.* EXCLUDE (run, episode) FROM (SELECT run, episode, "
+        "coalesce(step, -1) AS step, layer, head, "
+        f'regr_slope("{metric}", keyframe) FILTER (NOT isnan("{metric}")) AS slope '
+        f"FROM head_stats WHERE {values.chosen} AND {of_members(members)} GROUP BY ALL) r "
+        "JOIN members m USING (run, episode)",
+    )  # fmt: skip
+    heads, at = tests_of(rows)
     slopes = np.full((len(members), heads.shape[1]), np.nan)
-    kept = found >= 0
-    slopes[found[kept], at.reshape(-1)[kept]] = rows["slope"].to_numpy(zero_copy_only=False)[kept]
+    slopes[rows["member"].to_numpy(), at] = rows["slope"].to_numpy(zero_copy_only=False)
     return find_trends(slopes, lengths)

@@ -239,7 +239,10 @@ def shown_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     text = str(_nested_as_json(value))
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    if text.isascii() and len(text) <= CELL:
+        return text
     return text if cell_len(text) <= CELL else set_cell_size(text, CELL - 1) + "…"
 
 

@@ -31,9 +31,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, Crc32cCodec
 
 from ..format.axes import attention_dims, map_dims, norm_dims
 from ..format.episode import EpisodeSpec, PhaseSpec, spec_to_json
@@ -91,6 +89,8 @@ class PolicyShapes:
 
 def create_arrays(path: Path, spec: EpisodeSpec, policy: PolicyShapes) -> None:
     """Define every array of an episode, empty, with coordinates and consolidated metadata."""
+    import zarr  # whoever reads needs none of it
+
     root = zarr.open_group(str(path), mode="w-", zarr_format=3)
     root.attrs.update(
         {
@@ -230,6 +230,8 @@ def _create_policy(root: Any, spec: EpisodeSpec, shapes: PolicyShapes) -> None:
             (count, shapes.denoising_steps, shapes.horizon, shapes.action_dof),
             "the action chunk after each denoising step, in the policy's normalised units",
         )
+    from zarr.codecs import BloscCodec, Crc32cCodec
+
     for name, (dims, shape, text) in definitions.items():
         if 0 in shape:
             continue
@@ -255,6 +257,8 @@ def _weights(
     fill: float,
     attributes: Mapping[str, Any],
 ) -> None:
+    from zarr.codecs import BloscCodec, Crc32cCodec
+
     array = group.create_array(
         name,
         shape=plan.shape,
@@ -273,6 +277,8 @@ def small_array(
     group: Any, name: str, data: NDArray[Any], dims: Sequence[str], description: str
 ) -> None:
     """Write an array of one chunk, checksummed: a coordinate, or a table to decode by."""
+    from zarr.codecs import Crc32cCodec
+
     # Not create_array(data=...): that came with zarr 3.1, and openpi's lock has 3.0.8.
     array = group.create_array(
         name,

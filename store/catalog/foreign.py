@@ -8,6 +8,7 @@ the file holds is compared with what attnstore itself would have made, to the le
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import duckdb
 
 from ..commits import SAFE, open_regular
 from ..errors import IntegrityError
-from .rows import create_tables, quoted
+from .rows import all_layers, create_tables, layer_names, quoted
 from .tables import CATALOG, COPIES, DATABASE, version
 
 _OTHERS = ("views", "indexes", "constraints", "sequences", "types", "triggers", "schemas")
@@ -23,7 +24,13 @@ _OTHERS = ("views", "indexes", "constraints", "sequences", "types", "triggers", 
 
 
 def attach_vetted(
-    connection: duckdb.DuckDBPyConnection, file: Path, name: str = DATABASE, lock: str = ""
+    connection: duckdb.DuckDBPyConnection,
+    file: Path,
+    name: str = DATABASE,
+    *,
+    layers: Sequence[Path] = (),
+    lock: str = "",
+    is_layer: bool = False,
 ) -> None:
     """Attach a generation read-only, and check that it is nothing but a generation.
 
@@ -31,8 +38,13 @@ def attach_vetted(
     ----------
     name
         Of the database.
+    layers
+        Generations that it stands on, to be attached with it as ``<name>_1``, ``<name>_2``, ...: their
+        tables of statistics are used, and nothing else of them.
     lock
-        Statement to run before anything of the file is looked at.
+        Statement to run before anything of the files is looked at.
+    is_layer
+        It is one itself.
 
     Raises
     ------
@@ -41,21 +53,30 @@ def attach_vetted(
     duckdb.Error
         If DuckDB cannot read it.
     """
-    open_regular(file).close()
-    connection.execute(f"ATTACH {quoted(str(file))} AS {name} (READ_ONLY)")
+    attached: list[str] = []
     try:
+        for number, each in enumerate((file, *layers)):
+            called = f"{name}_{number}" if number else name
+            open_regular(each).close()
+            connection.execute(f"ATTACH {quoted(str(each))} AS {called} (READ_ONLY)")
+            attached.append(called)
         if lock:
             connection.execute(lock)
-        vet(connection, name)
+        for called in attached:
+            vet(connection, called, is_layer=is_layer or called != name)
+        if layers and [each.name for each in layers] != layer_names(connection, name):
+            raise IntegrityError("the catalog stands on other generations than these")
     except BaseException:
-        connection.execute(f"DETACH {name}")
+        for called in attached:
+            connection.execute(f"DETACH {called}")
         raise
 
 
-def vet(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+def vet(connection: duckdb.DuckDBPyConnection, name: str, *, is_layer: bool = False) -> None:
     """Check that an attached database has a generation's tables, and nothing else.
 
-    And that the files that it names are where a commit puts them.
+    And that the files that it names are where a commit puts them, but for a layer, of which nobody asks
+    that.
 
     Raises
     ------
@@ -84,6 +105,8 @@ def vet(connection: duckdb.DuckDBPyConnection, name: str) -> None:
         (version(),)
     ]:
         raise IntegrityError("another version of attnstore made the catalog")
+    if is_layer:
+        return
     id = SAFE.pattern
     outside = connection.execute(
         f"SELECT path FROM {name}.main.files WHERE NOT coalesce(starts_with(path, 'data/' || run || "
@@ -125,8 +148,13 @@ def _known_kinds() -> frozenset[str]:
     return frozenset(kinds)
 
 
-def copy_rows(source: Path, target: Path, storage: str) -> None:
-    """Make a generation of one's own with the rows of one from elsewhere.
+def copy_rows(source: Path, target: Path, storage: str, layers: Sequence[Path] = ()) -> None:
+    """Make a generation of one's own, without layers, with the rows of one from elsewhere.
+
+    Parameters
+    ----------
+    layers
+        Generations that the source stands on, by their own names.
 
     Raises
     ------
@@ -140,9 +168,15 @@ def copy_rows(source: Path, target: Path, storage: str) -> None:
             f"ATTACH {quoted(str(target))} AS {DATABASE} (STORAGE_VERSION '{storage}')"
         )
         # From here on DuckDB opens no file: not for a row, not for an expression.
-        attach_vetted(connection, source, "source", "SET enable_external_access = false")
+        attach_vetted(
+            connection, source, "source", layers=layers, lock="SET enable_external_access = false"
+        )
         create_tables(connection)
         connection.execute(f"DELETE FROM {DATABASE}.main.generation")
-        for table in ("generation", *CATALOG, *COPIES):
+        for table in ("generation", *CATALOG):
             connection.execute(f"INSERT INTO {DATABASE}.main.{table} FROM source.main.{table}")
+        for table in COPIES:
+            connection.execute(
+                f"INSERT INTO {DATABASE}.main.{table} {all_layers(connection, table, 'source')}"
+            )
         connection.execute(f"CHECKPOINT {DATABASE}")

@@ -4,6 +4,11 @@ A generation ``catalog/catalog-000123.duckdb`` is made from the one before: copi
 temporary name, brought up to date, then hard-linked to the next number if that is free. So a
 reader never waits for a writer, and whoever loses the race takes the winner's. It says up to which
 entry of the commit log it was made; what is above that, and nothing else, makes it out of date.
+
+Of 10,000 episodes the statistics are 5 GB, which nobody wants to copy for one commit. So a generation
+that has more than `LAYER` rows of them is not copied: the next one takes over what it says of commits,
+and stands on it, as a *layer*, for its statistics. Which parts of a layer were replaced or removed since
+is noted in table `gone`.
 """
 
 from __future__ import annotations
@@ -11,11 +16,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 import shutil
 import uuid
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import duckdb
@@ -35,16 +39,17 @@ from .changes import (
     readable_again,
 )
 from .foreign import attach_vetted, copy_rows
-from .rows import create_tables, quoted
-from .tables import DATABASE
+from .rows import create_tables, layer_names, quoted
+from .tables import CATALOG, COPIED, DATABASE, NAME
 from .views import create_views
 
 STORAGE = "v1.3.0"
 """Oldest DuckDB that opens a generation: the floor of attnstore's own dependency."""
-NAME = re.compile(r"catalog-(\d{6,18})\.duckdb")
 NEWEST = "newest.json"
 """Beside the generations: which one a reader who cannot list should try, made up to which entry."""
 _CANNOT_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+LAYER = 2_000_000
+"""Rows of statistics (0.3 GB, 600 episodes of Pi0.5's) from which on a generation becomes a layer."""
 KEPT = 2
 """Generations that a mirror keeps: an older one may be in use."""
 LONG = 1000
@@ -61,6 +66,8 @@ class Generation:
 
     number: int
     path: Path
+    layers: tuple[Path, ...] = field(default=(), compare=False)
+    """Older ones of whose statistics it is made too, once it was attached."""
 
 
 def generations(paths: StorePaths) -> list[Generation]:
@@ -146,11 +153,22 @@ def attach_current(
     while True:
         newest, known = _attach_newest(connection, paths)
         # What was made here a moment ago shows what was committed when it was asked for.
-        if newest is not None and known is not None:
-            if made is not None and newest.number >= made.number:
-                return newest
-            if is_current(paths, known) and not (again := _repaired(connection, paths, known)):
-                return newest
+        if (
+            newest is not None
+            and known is not None
+            and (
+                (made is not None and newest.number >= made.number)
+                or (is_current(paths, known) and not (again := _repaired(connection, paths, known)))
+            )
+        ):
+            try:
+                return replace(newest, layers=_attach_layers(connection, paths))
+            except (OSError, duckdb.Error, IntegrityError) as error:
+                if not newest.path.exists():
+                    connection.execute(f"DETACH {DATABASE}")
+                    continue  # gc took the generation and its layers
+                _log.warning("%s stands on what cannot be used: %s", newest.path, error)
+                known = None
         changes = changes_since(paths, known, lambda: read_facts(connection), again)
         if newest is not None:
             connection.execute(f"DETACH {DATABASE}")
@@ -190,6 +208,11 @@ def _repaired(
     return found
 
 
+def is_long(paths: StorePaths) -> bool:
+    """Whether a store's log has so many entries that a catalog is read faster."""
+    return paths.entry(LONG).is_file()
+
+
 def seed_log(paths: StorePaths) -> None:
     """Have this process take over what the newest generation knows of the log, if it is long.
 
@@ -197,7 +220,7 @@ def seed_log(paths: StorePaths) -> None:
     entries, but a catalog that knows what they say.
     """
     log = log_of(paths)
-    if log.head or not (paths.remote or paths.entry(LONG).is_file()):
+    if log.head or not (paths.remote or is_long(paths)):
         return
     with duckdb.connect() as connection:
         newest, known = _attach_newest(connection, paths)
@@ -226,8 +249,8 @@ def made_from(paths: StorePaths) -> MadeFrom | None:
     return MadeFrom(newest.path, known.head, known.tip)
 
 
-def take_over(paths: StorePaths, source: Path) -> MadeFrom:
-    """Make the next generation with the rows of one from elsewhere.
+def take_over(paths: StorePaths, source: Path, layers: Sequence[Path] = ()) -> MadeFrom:
+    """Make the next generation with the rows of one from elsewhere, and of those that it stands on.
 
     Raises
     ------
@@ -237,7 +260,7 @@ def take_over(paths: StorePaths, source: Path) -> MadeFrom:
     paths.catalog.mkdir(parents=True, exist_ok=True)
     made = paths.catalog / f".tmp-{uuid.uuid4().hex}.duckdb"
     try:
-        copy_rows(source, made, STORAGE)
+        copy_rows(source, made, STORAGE, layers)
         with duckdb.connect() as connection:
             attach_vetted(connection, made)
             known = read_known(connection)
@@ -250,7 +273,7 @@ def take_over(paths: StorePaths, source: Path) -> MadeFrom:
         raise IntegrityError(str(error).splitlines()[0]) from None
     finally:
         _remove(made)
-    for old in generations(paths)[:-KEPT]:
+    for old in superseded(paths):
         old.path.unlink(missing_ok=True)
     return MadeFrom(target, known.head, known.tip)
 
@@ -268,7 +291,47 @@ def _attach_in_memory(
         attach_vetted(connection, base.path, "base")
         connection.execute(f"COPY FROM DATABASE base TO {DATABASE}")
         connection.execute("DETACH base")
+        _attach_layers(connection, paths)
     apply(connection, paths.root, changes)
+
+
+def _attach_layers(connection: duckdb.DuckDBPyConnection, paths: StorePaths) -> tuple[Path, ...]:
+    """Attach what the attached generation stands on; all of it, or nothing if something is amiss."""
+    layers = tuple(paths.catalog / name for name in layer_names(connection))
+    attached: list[str] = []
+    try:
+        for number, file in enumerate(layers, 1):
+            attach_vetted(connection, file, f"{DATABASE}_{number}", is_layer=True)
+            attached.append(f"{DATABASE}_{number}")
+    except BaseException:
+        for name in attached:
+            connection.execute(f"DETACH {name}")
+        raise
+    return layers
+
+
+def layers_in_use(paths: StorePaths, newest: Sequence[Generation]) -> set[Path] | None:
+    """Return the layers of some generations; None if one does not say."""
+    found: set[Path] = set()
+    for generation in newest:
+        try:
+            with duckdb.connect() as connection:
+                attach_vetted(connection, generation.path)
+                found |= {paths.catalog / name for name in layer_names(connection)}
+        except (OSError, duckdb.Error, IntegrityError):
+            return None
+    return found
+
+
+def superseded(paths: StorePaths, kept: int = KEPT) -> list[Generation]:
+    """Return the generations that the newest ones do not need, oldest first."""
+    every = generations(paths)
+    if len(every) <= kept:
+        return []
+    layers = layers_in_use(paths, every[-kept:])
+    if layers is None:
+        return []
+    return [each for each in every[:-kept] if each.path not in layers]
 
 
 def _attach_newest(
@@ -298,14 +361,14 @@ def _publish(paths: StorePaths, base: Generation | None, changes: Changes) -> Ge
     temporary = paths.catalog / f".tmp-{uuid.uuid4().hex}.duckdb"
     try:
         try:
-            _build(paths, temporary, base, changes)
-        except duckdb.Error as error:
-            if base is None:
+            layers = _build(paths, temporary, base, changes)
+        except (duckdb.Error, IntegrityError, FileNotFoundError) as error:
+            if base is None or not base.path.exists():
                 raise
             # One of its blocks may be damaged, which only using it shows.
             _log.warning("%s cannot be brought up to date: %s", base.path, error)
             _remove(temporary)
-            _build(paths, temporary, None, changes_since(paths, None))
+            layers = _build(paths, temporary, None, changes_since(paths, None))
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         if not _claim(temporary, target.path):
@@ -313,25 +376,64 @@ def _publish(paths: StorePaths, base: Generation | None, changes: Changes) -> Ge
         sync_directory(paths.catalog)
         replace_file(
             paths.catalog / NEWEST,
-            {"path": f"catalog/{target.path.name}", "head": changes.head, "tip": changes.tip},
+            {
+                "path": f"catalog/{target.path.name}",
+                "head": changes.head,
+                "tip": changes.tip,
+                "layers": [f"catalog/{name}" for name in layers],
+            },
         )
         return target
     finally:
         _remove(temporary)
 
 
-def _build(paths: StorePaths, temporary: Path, base: Generation | None, changes: Changes) -> None:
-    if base is not None:
+def _build(
+    paths: StorePaths, temporary: Path, base: Generation | None, changes: Changes
+) -> list[str]:
+    """Make a generation's file; return the names of its layers."""
+    # In a bucket, a catalog is one object.
+    stands_on_base = base is not None and not paths.remote and _is_large(base)
+    if base is not None and not stands_on_base:
         shutil.copyfile(base.path, temporary)
     with duckdb.connect() as connection:
         connection.execute(
             f"ATTACH {quoted(str(temporary))} AS {DATABASE} (STORAGE_VERSION '{STORAGE}')"
         )
-        if base is None:
+        if base is None or stands_on_base:
             create_tables(connection)
+        if base is not None and stands_on_base:
+            _stand_on(connection, base)
+        _attach_layers(connection, paths)
         apply(connection, paths.root, changes)
+        layers = layer_names(connection)
         connection.execute(f"CHECKPOINT {DATABASE}")
         connection.execute(f"DETACH {DATABASE}")
+    return layers
+
+
+def _is_large(generation: Generation) -> bool:
+    """Whether a generation has so many rows of statistics itself that it is not copied."""
+    with duckdb.connect() as connection:
+        attach_vetted(connection, generation.path)
+        counts = [
+            connection.execute(f"SELECT count(*) FROM {DATABASE}.main.{table}").fetchall()[0][0]
+            for table in COPIED
+        ]
+    return sum(counts) > LAYER
+
+
+def _stand_on(connection: duckdb.DuckDBPyConnection, base: Generation) -> None:
+    """Take over all that a generation says but its statistics, for which it becomes a layer."""
+    attach_vetted(connection, base.path, "base")
+    connection.execute(f"DELETE FROM {DATABASE}.main.generation")
+    for table in ("generation", "layers", "gone", *CATALOG):
+        connection.execute(f"INSERT INTO {DATABASE}.main.{table} FROM base.main.{table}")
+    connection.execute(
+        f"INSERT INTO {DATABASE}.main.layers SELECT coalesce(max(number), 0) + 1, "
+        f"{quoted(base.path.name)} FROM {DATABASE}.main.layers"
+    )
+    connection.execute("DETACH base")
 
 
 def _remove(temporary: Path) -> None:

@@ -18,7 +18,7 @@ from ..commits.run import load_run
 from ..commits.vetting import Places
 from ..errors import IntegrityError
 from ..tables.inventory import ALL_TABLES, TABLES
-from .tables import CATALOG, COPIED, COPIES, DATABASE, sql_type, version
+from .tables import CATALOG, COPIED, COPIES, DATABASE, NAME, sql_type, version
 
 
 def quoted(text: str) -> str:
@@ -76,12 +76,15 @@ def catalog_part(paths: StorePaths, commit: Commit, number: int) -> CatalogPart:
             "bytes": commit.size,
         }
         episode = None
+        told = _summary(commit.summary)
         if commit.part == "base":
-            episode = {**_summary(commit.summary), **common}
+            episode = {**told, **common}
             _check("episodes", episode)
+        row = {**common, "part": commit.part, "number": number, **_object_place(commit)}
+        row |= {name: told[name] for name in ("name", "outcome", "instruction", "keyframes")}
+        _check("commits", row)
     except (TypeError, ValueError, OverflowError) as error:
         raise IntegrityError(f"{commit.key} revision {commit.revision}: {error}") from None
-    row = {**common, "part": commit.part, "number": number, **_object_place(commit)}
     return CatalogPart(episode, row, files)
 
 
@@ -121,13 +124,49 @@ def create_tables(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute(
         f"CREATE TABLE {DATABASE}.main.generation (version VARCHAR, head BIGINT, tip VARCHAR)"
     )
+    connection.execute(f"CREATE TABLE {DATABASE}.main.layers (number BIGINT, name VARCHAR)")
+    connection.execute(
+        f"CREATE TABLE {DATABASE}.main.gone (layer VARCHAR, run VARCHAR, episode VARCHAR, part VARCHAR)"
+    )
     connection.execute(
         f"INSERT INTO {DATABASE}.main.generation VALUES ({quoted(version())}, 0, '')"
     )
 
 
+def layer_names(connection: duckdb.DuckDBPyConnection, name: str = DATABASE) -> list[str]:
+    """Return the generations whose rows an attached one stands on, in order: layer 1, 2, ...
+
+    Raises
+    ------
+    IntegrityError
+        If one is no name of a generation.
+    """
+    rows = connection.execute(f"SELECT name FROM {name}.main.layers ORDER BY number").fetchall()
+    for (layer,) in rows:
+        if not NAME.fullmatch(str(layer)):
+            raise IntegrityError(f"the catalog stands on {layer!r}, which is no generation")
+    return [layer for (layer,) in rows]
+
+
+def all_layers(
+    connection: duckdb.DuckDBPyConnection, table: str, name: str = DATABASE, columns: str = "*"
+) -> str:
+    """Spell a table of statistics over an attached generation and its layers, without what is gone."""
+    selects = [f"SELECT {columns} FROM {name}.main.{table}"]
+    counts = dict(
+        connection.execute(f"SELECT layer, count(*) FROM {name}.main.gone GROUP BY ALL").fetchall()
+    )
+    for number, layer in enumerate(layer_names(connection, name), 1):
+        select = f"SELECT {columns} FROM {name}_{number}.main.{table}"
+        if counts.get(layer):
+            gone = f"SELECT run, episode, part FROM {name}.main.gone WHERE layer = {quoted(layer)}"
+            select += f" ANTI JOIN ({gone}) USING (run, episode, part)"
+        selects.append(select)
+    return " UNION ALL ".join(selects)
+
+
 def delete_parts(connection: duckdb.DuckDBPyConnection, keys: Iterable[Key]) -> None:
-    """Remove every row that comes from these parts."""
+    """Remove every row that comes from these parts; in layers, which never change, note that they are gone."""
     names = ("run", "episode", "part")
     gone = pa.table(
         [pa.array(column, pa.string()) for column in zip(*keys, strict=True)] or [[]] * 3, names
@@ -143,6 +182,13 @@ def delete_parts(connection: duckdb.DuckDBPyConnection, keys: Iterable[Key]) -> 
             f"DELETE FROM {DATABASE}.main.episodes WHERE (run, episode) IN "
             "(SELECT (run, episode) FROM gone WHERE part = 'base')"
         )
+        for number, name in enumerate(layer_names(connection), 1):
+            connection.execute(
+                f"INSERT INTO {DATABASE}.main.gone SELECT {quoted(name)}, run, episode, part FROM "
+                f"(SELECT run, episode, part FROM {DATABASE}_{number}.main.commits "
+                "WHERE (run, episode, part) IN (FROM gone)) EXCEPT FROM "
+                f"{DATABASE}.main.gone"
+            )
 
 
 def insert_parts(

@@ -7,6 +7,7 @@ so that a replaced part takes its rows along. docs/schema.md is generated from h
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -15,6 +16,8 @@ import pyarrow as pa
 from ..tables.columns import Column, Table
 from ..tables.inventory import OPTIONAL_TABLES, PART_TABLES, TABLES
 
+NAME = re.compile(r"catalog-(\d{6,18})\.duckdb")
+"""Of a generation's file."""
 DATABASE = "catalog"
 """Name under which a connection attaches a generation."""
 VIEWED = ("frames", "head_stats", *OPTIONAL_TABLES, *PART_TABLES)
@@ -89,6 +92,10 @@ _TABLES = (
             Column("committed", _TIME, "when it was committed", "UTC"),
             Column("bytes", _I64, "size of the part's files", "bytes"),
             Column("number", _I64, "of its entry in the commit log"),
+            Column("name", _S, "the dataset's own name of the episode, as the part says it"),
+            Column("outcome", _S, "as the part says it; NULL if it says none"),
+            Column("instruction", _S, "as the part says it; NULL if it says none"),
+            Column("keyframes", _I32, "that the part has; NULL if it does not say"),
             Column("camera", _S, "camera of an objects part; NULL for other parts"),
             Column("source", _S, "masks of an objects part: detector or gripper; NULL for others"),
         ),
@@ -177,7 +184,7 @@ def version() -> str:
         for table in (*CATALOG.values(), *COPIES.values())
         for column in table.columns
     ]
-    text.append("generation head tip")
+    text += ["generation head tip", "layers number name", "gone layer run episode part"]
     # Of these a generation keeps the files' names.
     text += VIEWED
     return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import duckdb
-import pyarrow.dataset as ds
 from pyarrow import fs
 
 from ..commits import StorePaths
@@ -25,7 +24,7 @@ from ..rules import create_macros
 from ..tables.inventory import ALL_TABLES
 from ..tables.ledger import LEDGER, ledger_query
 from .committed_files import address, arrow_files, committed_tables, empty_address, register
-from .rows import parquet_scan, quoted
+from .rows import all_layers, parquet_scan, quoted
 from .tables import CATALOG, COPIED, DATABASE, VIEWED, sql_type
 
 
@@ -48,9 +47,8 @@ def create_views(
     for name in CATALOG:
         connection.execute(f"CREATE VIEW {name} AS FROM {DATABASE}.main.{name}")
     for name in COPIED:
-        connection.execute(
-            f"CREATE VIEW {name} AS SELECT * EXCLUDE (part) FROM {DATABASE}.main.{name}"
-        )
+        rows = all_layers(connection, name, columns="* EXCLUDE (part)")
+        connection.execute(f"CREATE VIEW {name} AS {rows}")
     tables = committed_tables(connection, paths)
     if not sandboxed:
         register(connection, tables)
@@ -104,6 +102,8 @@ def _arrow_view(
     name: str,
     filesystem: fs.FileSystem,
 ) -> None:
+    import pyarrow.dataset as ds  # a quarter of a second, and pandas with it
+
     rows = _files(connection, name)
     if paths.partial:
         rows = [row for row in rows if (paths.root / row[2]).is_file()]

@@ -17,7 +17,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, TypeVar
 
 from ..errors import AttnstoreError, IntegrityError, NotFoundError
@@ -37,6 +39,7 @@ BATCH = 256
 _KEPT_COMMITS = 64
 _KEPT_LOGS = 64
 _READERS = 16
+_EACH = BATCH // _READERS
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
@@ -172,13 +175,23 @@ class _Read:
     facts: tuple[Fact, ...] = ()
     reason: str | None = None
     key: Key | None = None
+    commit: Commit | None = None
+    """With its files, if they are kept."""
 
 
 class Log:
-    """The log of one open store; safe to use from many threads. `log_of` makes it."""
+    """The log of one open store; safe to use from many threads. `log_of` makes it.
 
-    def __init__(self, paths: StorePaths) -> None:
+    Parameters
+    ----------
+    keep
+        Files of commits that are remembered while the log is read, for whoever asks for all of them:
+        their entries are not read again.
+    """
+
+    def __init__(self, paths: StorePaths, *, keep: int = 0) -> None:
         self._paths = paths
+        self._keep = keep
         self._history = History()
         self._commits: OrderedDict[int, Commit] = OrderedDict()
         self._lock = threading.RLock()
@@ -278,9 +291,10 @@ class Log:
         ):
             raise IntegrityError(f"{file}: names {commit.key} revision {commit.revision}")
         with self._lock:
-            self._commits[revision.number] = commit
-            while len(self._commits) > _KEPT_COMMITS:
-                self._commits.popitem(last=False)
+            if not self._keep:
+                self._commits[revision.number] = commit
+                while len(self._commits) > _KEPT_COMMITS:
+                    self._commits.popitem(last=False)
         return commit
 
     def commits(self, revisions: Sequence[Revision]) -> Iterator[Commit | IntegrityError]:
@@ -429,6 +443,9 @@ class Log:
         if said is None:
             for fact in read.facts:
                 history.add(fact)
+            if read.commit is not None and self._keep >= len(read.commit.files):
+                self._keep -= len(read.commit.files)
+                self._commits[read.number] = read.commit
         else:
             history.miss(Unreadable(read.number, read.number, said, read.digest, read.key))
         history.head, history.tip = read.number, read.digest
@@ -456,7 +473,12 @@ class Log:
             check_seal(data)
         except IntegrityError as error:
             return _Read(number, digest, reason=_reason(file, error), key=key)
-        return _Read(number, digest, previous_of(raw), tuple(found), None, key)
+        commit = None
+        if self._keep and raw["kind"] == "commit":
+            # What is wrong with its files is said when they are asked for.
+            with suppress(IntegrityError):
+                commit = commit_of(raw)
+        return _Read(number, digest, previous_of(raw), tuple(found), None, key, commit)
 
     def _wait_for(self, number: int) -> None:
         """Wait until an entry that exists can be seen, and is more than its name."""
@@ -617,6 +639,13 @@ def _in_batches(function: Callable[[T], R], arguments: Sequence[T]) -> Iterator[
     if len(arguments) <= _READERS:
         yield from map(function, arguments)
         return
+
+    def call(some: Sequence[T]) -> list[R]:
+        return [function(each) for each in some]
+
+    # A call takes less time than handing it to a thread: each gets several.
     with ThreadPoolExecutor(_READERS) as threads:
         for start in range(0, len(arguments), BATCH):
-            yield from threads.map(function, arguments[start : start + BATCH])
+            stop = min(start + BATCH, len(arguments))
+            pieces = [arguments[i : min(i + _EACH, stop)] for i in range(start, stop, _EACH)]
+            yield from chain.from_iterable(threads.map(call, pieces))

@@ -354,13 +354,16 @@ class Part:
             Read none of them: places and sizes alone.
         """
         for file in self.commit.files:
-            path = self.path / file.path
             try:
-                if not os.path.lexists(path) and not self._paths.expects(self.commit, file):
+                if self._paths.partial and not (
+                    os.path.lexists(f"{self.path}/{file.path}")
+                    or self._paths.expects(self.commit, file)
+                ):
                     continue
                 self._places.status(file)
                 if quick:
                     continue
+                path = self.path / file.path
                 if hash_file(path) != file.sha256:
                     yield file.path, "its bytes differ from what was committed (SHA-256)"
                 elif path.name == "zarr.json":

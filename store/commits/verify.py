@@ -14,6 +14,9 @@ from .log import Log, Revision, check_known
 from .part import Part
 from .run import load_run
 
+KEPT_FILES = 1_000_000
+"""Files of commits that are remembered from reading the log: 300 MB; entries of others are read again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -66,7 +69,7 @@ def verify(
         check_marker(paths.root)
     except (IntegrityError, NotFoundError) as error:
         yield Problem(None, None, None, MARKER, str(error))
-    log = Log(paths)  # its own, so that every entry is read anew
+    log = Log(paths, keep=KEPT_FILES)  # its own, so that every entry is read anew
     history = log.update(thorough=True)
     every = run is None and episode is None
     if every:

@@ -163,7 +163,11 @@ def remove_abandoned(scratch: Path) -> None:
     before = time.time() - ABANDONED
     for file in scratch.iterdir() if scratch.is_dir() else ():
         try:
-            if file.stat().st_mtime < before:
+            if file.stat().st_mtime >= before:
+                continue
+            if file.is_dir():
+                shutil.rmtree(file, ignore_errors=True)
+            else:
                 file.unlink()
         except FileNotFoundError:
             continue

@@ -344,19 +344,23 @@ class Arrivals:
 
     def _take_catalog(self, above: int) -> int:
         """Take over the source's newest catalog, if it has more; return up to where it goes."""
-        temporary = self._scratch / f"{uuid.uuid4().hex}.duckdb"
+        room = self._scratch / uuid.uuid4().hex
+        temporary = room / NEWEST
         url = f"{self._transport.url}/catalog"
         try:
             place_file(self._transport, f"catalog/{NEWEST}", temporary, self._scratch, SMALL)
             newest = read_document(temporary, "newest")
             path, head = newest["path"], int(newest["head"])
-            if not NAME.fullmatch(path.removeprefix("catalog/")):
+            wanted = [path, *newest.get("layers", [])]
+            if not all(NAME.fullmatch(each.removeprefix("catalog/")) for each in wanted):
                 raise IntegrityError(f"{url}/{NEWEST}: names no catalog")
             if head <= above:
                 return above
-            free = shutil.disk_usage(self._scratch).free // 2
-            place_file(self._transport, path, temporary, self._scratch, free)
-            taken = take_over(self._here, temporary)
+            files = [room / each.removeprefix("catalog/") for each in wanted]
+            for each, file in zip(wanted, files, strict=True):
+                free = shutil.disk_usage(self._scratch).free // 2
+                place_file(self._transport, each, file, self._scratch, free)
+            taken = take_over(self._here, files[0], files[1:])
         except NotFoundError:
             return above
         except (IntegrityError, DeniedError) as error:
@@ -364,7 +368,7 @@ class Arrivals:
             _log.warning("%s cannot be used: %s", url, error)
             return above
         finally:
-            temporary.unlink(missing_ok=True)
+            shutil.rmtree(room, ignore_errors=True)
         try:
             self._place(taken.head, self._here.entry(taken.head))
         except NotFoundError:

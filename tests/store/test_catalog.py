@@ -24,7 +24,8 @@ from store_fixtures import flip_byte, run_config, sealed, write_episode
 import attnstore.store.catalog.generations  # noqa: F401  by its own name below
 from attnstore.store.catalog import Generation, connect, generations, rebuild, refresh
 from attnstore.store.catalog.committed_files import _Reader
-from attnstore.store.catalog.rows import catalog_part
+from attnstore.store.catalog.foreign import attach_vetted
+from attnstore.store.catalog.rows import all_layers, catalog_part
 from attnstore.store.catalog.tables import CATALOG, COPIED, VIEWED
 from attnstore.store.commits import (
     Attempt,
@@ -79,15 +80,18 @@ def assert_same(one: Generation, other: Generation) -> None:
     """Table by table, whatever the order of the rows."""
     with duckdb.connect() as connection:
         for name, generation in (("one", one), ("other", other)):
-            text = str(generation.path).replace("'", "''")
-            connection.execute(f"ATTACH '{text}' AS {name} (READ_ONLY)")
-        tables = connection.sql(
-            "SELECT database_name, table_name FROM duckdb_tables() ORDER BY ALL"
-        ).fetchall()
-        assert {t for _, t in tables} == {*CATALOG, *COPIED, "generation"}
+            attach_vetted(connection, generation.path, name, layers=generation.layers)
+        tables = connection.sql("SELECT table_name FROM duckdb_tables()").fetchall()
+        assert {t for (t,) in tables} == {*CATALOG, *COPIED, "generation", "layers", "gone"}
         for table in (*CATALOG, *COPIED):
             for a, b in (("one", "other"), ("other", "one")):
-                more = f"FROM {a}.main.{table} EXCEPT ALL FROM {b}.main.{table}"
+                rows = {
+                    name: all_layers(connection, table, name)
+                    if table in COPIED
+                    else f"FROM {name}.main.{table}"
+                    for name in (a, b)
+                }
+                more = f"({rows[a]}) EXCEPT ALL ({rows[b]})"
                 assert connection.sql(more).fetchall() == [], f"{table}: only in {a}"
 
 
@@ -202,8 +206,12 @@ def other_part(paths: StorePaths, base: Commit, part: str) -> Commit:
     return attempt.publish({})
 
 
-def test_incremental_equals_rebuilt(paths: StorePaths) -> None:
-    """Whatever happened to the store, table by table."""
+@pytest.mark.parametrize("layer", [1_000_000, 0])
+def test_incremental_equals_rebuilt(
+    paths: StorePaths, layer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever happened to the store, table by table; each generation a copy, or a layer of the next."""
+    monkeypatch.setattr(module, "LAYER", layer)
     rng = random.Random(4)
     refresh(paths)
     base = write_episode(paths, "with parts", "success", 1, **SMALL)
@@ -225,6 +233,7 @@ def test_incremental_equals_rebuilt(paths: StorePaths) -> None:
         for old in generations(copy):
             old.path.unlink()
         assert_same(generation, rebuild(copy))
+        assert bool(generation.layers) == (layer == 0)
     assert len(generations(paths)) == 9
 
 

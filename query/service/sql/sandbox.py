@@ -34,6 +34,7 @@ from typing import Any, Literal, get_args
 
 import duckdb
 import pyarrow as pa
+import pyarrow.dataset  # here, before children are forked: it takes a quarter of a second
 
 from attnstore.store.catalog import refresh
 from attnstore.store.catalog.changes import read_known
@@ -102,7 +103,8 @@ def open_catalog(
     try:
         # Brought up to date by a connection of its own, so that this one is locked before it looks
         # at anything of the file.
-        attach_vetted(connection, refresh(paths).path, lock="; ".join(LOCKS))
+        newest = refresh(paths)
+        attach_vetted(connection, newest.path, layers=newest.layers, lock="; ".join(LOCKS))
     except UsageError:
         # A store that cannot be written: the catalog is in memory, made here from vetted rows.
         attach_current(connection, paths)
