@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,6 +35,7 @@ from lerobot_fixture_datasets import (
 )
 from PIL import Image
 
+from attnstore.ingest.datasets.lerobot import video as video_module
 from attnstore.ingest.datasets.lerobot.dataset import LeRobotDataset
 from attnstore.ingest.datasets.outcome import read_outcomes
 from attnstore.store.errors import AttnstoreError, EpisodeError, NotFoundError, UsageError
@@ -89,6 +91,40 @@ class TestReading:
                     assert camera.media_type == ("image/png" if still else "image/jpeg")
                     if still:
                         assert camera.data == png(wanted)
+
+    def test_a_video_of_many_episodes_is_opened_once(
+        self, roots: dict[tuple[str, bool], Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By a process that reads all of them, backwards and broken off too, to the same pixels."""
+        root, opened = roots["v3.0", False], []
+        whole = av.open
+
+        def spied(file: str, *arguments: Any, **options: Any) -> Any:
+            opened.append(Path(file))
+            return whole(file, *arguments, **options)
+
+        alone = {}
+        for name in LeRobotDataset(root).episode_names():
+            monkeypatch.setattr(video_module, "_videos", video_module._OpenVideos())
+            alone[name] = list(LeRobotDataset(root).frames(name, range(5)))
+        monkeypatch.setattr(video_module, "_videos", video_module._OpenVideos())
+        monkeypatch.setattr(av, "open", spied)
+        dataset = LeRobotDataset(root)
+        names = list(dataset.episode_names())
+        for name in (*names, *reversed(names)):
+            dataset.info(name)
+            next(iter(dataset.frames(name, range(4))))
+            for frame, wanted in zip(dataset.frames(name, range(5)), alone[name], strict=True):
+                for camera, same in zip(frame.cameras, wanted.cameras, strict=True):
+                    np.testing.assert_array_equal(camera.rgb, same.rgb)
+        assert len(opened) == len(set(opened)) == len(dataset.cameras)
+        # two readers of one file at once have a container each
+        one, other = (iter(dataset.frames(name, range(5))) for name in names[:2])
+        for frames, name in ((one, names[0]), (other, names[1]), (one, names[0])):
+            index = next(frames)
+            wanted = alone[name][index.index]
+            np.testing.assert_array_equal(index.cameras[0].rgb, wanted.cameras[0].rgb)
+        assert len(opened) == 2 * len(dataset.cameras)
 
     def test_info(self, roots: dict[tuple[str, bool], Path], version: str) -> None:
         dataset = LeRobotDataset(roots[version, False], outcome_column="next.success")

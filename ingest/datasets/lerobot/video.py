@@ -1,9 +1,17 @@
-"""A camera recorded in a video file that may hold many episodes, read by time with PyAV."""
+"""A camera recorded in a video file that may hold many episodes, read by time with PyAV.
+
+A file of v3 holds hundreds of episodes, and opening one reads the index of all its frames. So a process
+keeps what it opened: an episode seeks in it, as the one before did.
+"""
 
 from __future__ import annotations
 
 import math
+import os
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +27,59 @@ from ..video_pixels import Pixels, VideoFormatError, check_format, picture_strea
 
 TOLERANCE = 1e-4
 """Seconds that a video frame may be off its row's time: LeRobot's own ``tolerance_s``."""
+
+
+MOST_OPEN = 8
+"""Video files that a process keeps open while nobody reads them."""
+
+
+class _OpenVideos:
+    """Video files of this process that are open and that nobody reads at the moment.
+
+    Whoever reads one has it alone. A file that was replaced, or in which something failed, is opened
+    anew; so is everything after a fork, since a file's position would be shared.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: OrderedDict[object, Any] = OrderedDict()
+
+    @contextmanager
+    def use(self, path: Path) -> Iterator[tuple[Any, bool]]:
+        """Give a container, and whether somebody read in it before."""
+        import av
+
+        try:
+            status = path.stat()
+        except OSError:
+            status = None  # opening it says what is wrong
+        key = status and (os.getpid(), str(path), status.st_ino, status.st_size, status.st_mtime_ns)
+        with self._lock:
+            container = self._idle.pop(key, None)
+        used = container is not None
+        if container is None:
+            container = av.open(str(path), metadata_errors="replace")
+        try:
+            yield container, used
+        except GeneratorExit:  # a reader that wanted no more
+            self._keep(key, container)
+            raise
+        except BaseException:
+            container.close()
+            raise
+        self._keep(key, container)
+
+    def _keep(self, key: object, container: Any) -> None:
+        with self._lock:
+            closed = [self._idle.pop(key)] if key in self._idle else []
+            self._idle[key] = container
+            while len(self._idle) > MOST_OPEN:
+                closed.append(self._idle.popitem(last=False)[1])
+        for each in closed:
+            each.close()
+
+
+_videos = _OpenVideos()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +116,11 @@ class TimedVideo:
 
         size = self.path.stat().st_size
         try:
-            with av.open(str(self.path), metadata_errors="replace") as container:
+            with _videos.use(self.path) as (container, used):
                 stream = self._stream(container)
                 check_format(stream)
-                for time in times:
+                for number, time in enumerate(times):
+                    self._seek(container, stream, self.start + time, used or number > 0)
                     self._look_for(container, stream, self.start + time, times[0], size)
         except VideoFormatError as error:
             raise EpisodeError(self.episode, f"{self.where} {error}") from error
@@ -70,7 +132,6 @@ class TimedVideo:
             ) from error
 
     def _look_for(self, container: Any, stream: Any, time: float, first: float, size: int) -> None:
-        self._seek(container, stream, time)
         before: float | None = None
         after: float | None = None
         past = 0
@@ -137,12 +198,13 @@ class TimedVideo:
         before: float | None = None
         past = 0
         try:
-            with av.open(str(self.path), metadata_errors="replace") as container:
+            with _videos.use(self.path) as (container, used):
                 stream = self._stream(container)
                 pixels = Pixels(stream)
                 # Frame threads race: which damaged frames they flag would differ from run to run.
-                stream.thread_type = "SLICE"
-                self._seek(container, stream, ascending[0])
+                if not stream.codec_context.is_open:
+                    stream.thread_type = "SLICE"
+                self._seek(container, stream, ascending[0], used)
                 for frame in self._shown(container, stream):
                     if frame.is_corrupt:
                         raise EpisodeError(
@@ -186,9 +248,10 @@ class TimedVideo:
             )
         return picture_stream(container)
 
-    def _seek(self, container: Any, stream: Any, time: float) -> None:
-        if time > 0:
-            container.seek(int(time / stream.time_base), stream=stream, backward=True)
+    def _seek(self, container: Any, stream: Any, time: float, used: bool) -> None:
+        if time > 0 or used:
+            place = int(time / stream.time_base) if time > 0 else stream.start_time or 0
+            container.seek(place, stream=stream, backward=True)
 
     def _absent(
         self, time: float, before: float | None, after: float | None, first: float = 0.0
