@@ -1,14 +1,17 @@
 """What a store costs as it grows: 10, 100, 1,000 and 10,000 episodes of Pi0.5's shape.
 
 Each question is a process of its own, as a user asks it; its CPU time is that of all its threads, its
-memory the peak that is resident. The page cache is warm. The stores: `benchmarks.episodes`.
+memory the peak that is resident. The page cache is warm. The stores: `benchmarks.episodes`. The curve is
+printed as a table at the end. Each store is deleted when it was asked: 7 GB at most.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +20,11 @@ from attnstore.store.commits import StorePaths, all_commits
 
 from .episodes import add, make_store
 from .measure import Figure, Setting, Times, size_of
+from .service import TOKEN, server_of
 
 COUNTS = (10, 100, 1_000, 10_000)
 AIM, MEMORY_AIM = "<= 2", "<= 1000"
+MADE = "made by the generator"
 WORKED_OVER = 100
 """Episodes of the reduction over a dataset; all of them have their maps."""
 OPEN = "import sys, attnstore; attnstore.open(sys.argv[1]).sql('select count(*) from episodes').fetchall()"
@@ -43,23 +48,100 @@ REFRESH = (
 CLI = ("-m", "attnstore")
 
 
+ROW_CAME = """new MutationObserver(() => {
+  const row = document.querySelector('nav.episodes [data-index="0"]');
+  if (row) window.firstRow ??= performance.now();
+}).observe(document, {childList: true, subtree: true})"""
+FILTER = """async wanted => {
+  const filter = document.querySelector("#filter");
+  const began = performance.now();
+  filter.value = wanted;
+  filter.dispatchEvent(new Event("input", {bubbles: true}));
+  const isThere = () => {
+    const rows = document.querySelectorAll("nav.episodes [data-index]");
+    return rows.length === 1 && rows[0].textContent.includes(wanted);
+  };
+  while (!isThere()) await new Promise(requestAnimationFrame);
+  return performance.now() - began;
+}"""
+"""Type a name, and wait until its row is the only one; the viewer waits a moment for more letters."""
+
+
 def run(setting: Setting) -> list[Figure]:
-    figures = []
-    for count in (2, 4) if setting.toy else COUNTS:
+    figures: list[Figure] = []
+    counts = (2, 4) if setting.toy else COUNTS
+    for count in counts:
+        began = time.process_time()
         paths = make_store(
             setting.directory / f"{count}.attn", count,
             keyframes=3 if setting.toy else 23, toy=setting.toy,
         )  # fmt: skip
+        made = time.process_time() - began
+        figures.append(
+            Figure(f"{MADE}, {count} episodes", made, "CPU s", note="its catalog included")
+        )
         figures += measure(paths, count, setting.repeats(3))
+        figures += in_browser(paths, count)
+        shutil.rmtree(paths.root)
+    print("\n".join(curve(figures, counts)))
     whole = 3 if setting.toy else WORKED_OVER
     paths = make_store(
         setting.directory / "whole.attn", whole, keyframes=3 if setting.toy else 23, toy=setting.toy,
         whole=whole,
     )  # fmt: skip
     figures += _asked(
-        f"dataset(maps=...): mean map per layer, {whole} episodes", paths.root, ["-c", REDUCE], 1
+        f"dataset(maps=...): mean map per layer: {whole} episodes", paths.root, ["-c", REDUCE], 1
     )
     return figures
+
+
+def curve(figures: list[Figure], counts: tuple[int, ...]) -> list[str]:
+    """Write what grows as a Markdown table: a row a question, a column a number of episodes."""
+    rows: dict[str, dict[int, Figure]] = {}
+    for figure in figures:
+        what, _, rest = figure.name.partition(", ")
+        number, _, kind = rest.partition(" episodes")
+        if number.isdecimal():
+            rows.setdefault(what + kind, {})[int(number)] = figure
+    lines = [
+        "| | " + " | ".join(f"{n:,}" for n in counts) + " | aim |",
+        "|---" * (len(counts) + 2) + "|",
+    ]
+    for what, found in rows.items():
+        cells = [f"{found[n].value:.3g} {found[n].unit}" if n in found else "" for n in counts]
+        last = found[max(found)]
+        verdict = {None: "", True: f"{last.aim}: met", False: f"{last.aim}: **missed**"}[last.met]
+        lines.append(f"| {what} | {' | '.join(cells)} | {verdict} |")
+    return lines
+
+
+def in_browser(paths: StorePaths, count: int) -> list[Figure]:
+    """The viewer's list: until its first row is there, and until it is filtered by a name."""
+    from playwright.sync_api import sync_playwright
+
+    from .viewer import BROWSERS
+
+    found = next(path for name in BROWSERS if (path := shutil.which(name)))
+    first, filtered = [], []
+    with (
+        server_of(paths.root) as ((host, port), _),
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=found, args=["--no-sandbox"]) as browser,
+    ):
+        for number in range(4):
+            with browser.new_context(viewport={"width": 1440, "height": 900}) as context:
+                page = context.new_page()
+                page.add_init_script(ROW_CAME)
+                page.goto(f"http://{host}:{port}/?token={TOKEN}")
+                page.locator('nav.episodes [data-index="0"]').wait_for(timeout=120_000)
+                first.append(float(page.evaluate("window.firstRow")) / 1e3)
+                wanted = f"{number * (count - 1) // 3:06d}"
+                filtered.append(float(page.evaluate(FILTER, wanted)) / 1e3)
+    where = f"{count} episodes"
+    return [
+        Figure(f"viewer: first row of the list, {where}", min(first[1:]), "s", aim=AIM),
+        Figure(f"viewer: list filtered by a name, {where}", min(filtered[1:]), "s", aim=AIM),
+    ]
 
 
 def measure(paths: StorePaths, count: int, repeats: int) -> list[Figure]:

@@ -33,6 +33,7 @@ from attnstore.store.errors import AttnstoreError, EpisodeError, NotFoundError
 from attnstore.store.remote.access import Access, access_to, borrow
 from attnstore.store.remote.spool import SpooledPaths
 
+from .threads import thread_environment
 from .work import (
     Observer,
     Outcome,
@@ -192,21 +193,13 @@ def execute_on_cluster(
     config = {
         "distributed.scheduler.allowed-failures": DEATHS - 1,
         "distributed.comm.timeouts.connect": PATIENCE,
-        "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": _threads(workers.count),
-        "distributed.nanny.pre-spawn-environ.MKL_NUM_THREADS": _threads(workers.count),
-        "distributed.nanny.pre-spawn-environ.OPENBLAS_NUM_THREADS": _threads(workers.count),
+        **{
+            f"distributed.nanny.pre-spawn-environ.{name}": value
+            for name, value in thread_environment(workers.count).items()
+        },
     }
     with dask.config.set(config), _client(workers, len(names)) as client:
         return _Dealer(client, work, names, observer, workers, stopped).run()
-
-
-def _threads(workers: int) -> int:
-    """Count the cores that each of so many workers may use; a variable of the user's goes first."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows
-        cores = os.cpu_count() or 1
-    return max(1, cores // workers)
 
 
 @contextlib.contextmanager

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
+
+from .threads import cores
 
 DEFAULT_BYTES = 96 << 20
 """What may wait or be in the writers' hands: it bounds extra memory."""
@@ -36,9 +37,7 @@ class WriteQueue:
         self._held = self._unfinished = 0
         self._error: BaseException | None = None
         self._changed = threading.Condition()
-        self._pool = ThreadPoolExecutor(
-            threads or min(MOST_THREADS, os.cpu_count() or 1), "attnstore-writer"
-        )
+        self._pool = ThreadPoolExecutor(threads or min(MOST_THREADS, cores()), "attnstore-writer")
 
     def __enter__(self) -> WriteQueue:
         return self

@@ -289,7 +289,7 @@ def _squared_residuals(
     count = int(stratum.max()) + 1
 
     def of_strata(values: Float) -> Float:
-        return np.bincount(stratum, values, count)
+        return np.bincount(stratum, values, count).astype(np.float64)
 
     w, v = weight, weight * u
     b = -w / size + (of_strata(w) / 2)[stratum] / size**2

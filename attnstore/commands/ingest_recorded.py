@@ -108,6 +108,7 @@ def recording(
     attnstore ingest recording lab.attn robot.attn --policy pi0 --checkpoint CHECKPOINT
     """
     from attnstore.ingest.recording.dataset import RecordingDataset, recording_directories
+    from attnstore.ingest.threads import limit_threads
 
     if source is None and not isinstance(store, Path):
         raise UsageError(
@@ -117,6 +118,7 @@ def recording(
         RecordingDataset(directory, outcome=outcome, episodes=episodes, limit=limit)
         for directory in recording_directories(Path(source or store), name)
     ]
+    limit_threads(workers.workers)
     doers = workers.on(policy.device)
     failed: list[PartialError] = []
     with interrupts(finishing=None):

@@ -192,6 +192,9 @@ def load_and_ingest(
     if examination is not None:
         examination.of(dataset, policy, run)
         return
+    from attnstore.ingest.threads import limit_threads
+
+    limit_threads(workers.workers)
     doers = workers.on(policy.device)
     with interrupts(finishing=None):
         names = workers.share(dataset.episode_names(), dataset.file_of)

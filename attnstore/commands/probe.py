@@ -459,9 +459,11 @@ def _run_probe(
         probe_all,
         real_dof,
     )
+    from attnstore.ingest.threads import limit_threads
     from attnstore.query import open as open_for_reading
     from attnstore.store.opening import open_store
 
+    limit_threads(workers.workers)
     doers = workers.on(again.device)
     paths = open_store(store)
     paths.check_writable()

@@ -191,7 +191,7 @@ class Log:
 
     def __init__(self, paths: StorePaths, *, keep: int = 0) -> None:
         self._paths = paths
-        self._keep = keep
+        self._keeps, self._room = keep > 0, keep
         self._history = History()
         self._commits: OrderedDict[int, Commit] = OrderedDict()
         self._lock = threading.RLock()
@@ -291,7 +291,7 @@ class Log:
         ):
             raise IntegrityError(f"{file}: names {commit.key} revision {commit.revision}")
         with self._lock:
-            if not self._keep:
+            if not self._keeps:
                 self._commits[revision.number] = commit
                 while len(self._commits) > _KEPT_COMMITS:
                     self._commits.popitem(last=False)
@@ -443,8 +443,8 @@ class Log:
         if said is None:
             for fact in read.facts:
                 history.add(fact)
-            if read.commit is not None and self._keep >= len(read.commit.files):
-                self._keep -= len(read.commit.files)
+            if read.commit is not None and self._room >= len(read.commit.files):
+                self._room -= len(read.commit.files)
                 self._commits[read.number] = read.commit
         else:
             history.miss(Unreadable(read.number, read.number, said, read.digest, read.key))
@@ -474,7 +474,7 @@ class Log:
         except IntegrityError as error:
             return _Read(number, digest, reason=_reason(file, error), key=key)
         commit = None
-        if self._keep and raw["kind"] == "commit":
+        if self._room and raw["kind"] == "commit":
             # What is wrong with its files is said when they are asked for.
             with suppress(IntegrityError):
                 commit = commit_of(raw)

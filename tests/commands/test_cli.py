@@ -17,11 +17,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from cli_fixtures import NAME, assert_one_line, every_command, run, run_process
+from click.testing import CliRunner
 from droid_sample import sample_path
 from store_fixtures import flip_byte, random_episode, write_episode
 
 import attnstore
 from attnstore.cli import cli
+from attnstore.commands import listing
 from attnstore.render.picture.track import LayerMaps
 from attnstore.store.opening import create_store
 
@@ -110,6 +112,17 @@ class TestListing:
             NAME,
         ]
         assert {r["keyframes"] for r in rows} == {3}
+
+    def test_a_long_log_is_not_read_and_says_the_same(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of more than a thousand entries the catalog tells, of every part what its commit says."""
+        read = CliRunner().invoke(cli, ["ls", str(root), "--json"])
+        monkeypatch.setattr(sys.modules["attnstore.store.catalog.generations"], "LONG", 1)
+        monkeypatch.setattr(listing, "read_commits", None)
+        told = CliRunner().invoke(cli, ["ls", str(root), "--json"])
+        assert told.exit_code == 0, told.output
+        assert told.stdout == read.stdout
 
     def test_runs(self, root: Path) -> None:
         (row,) = map(json.loads, run("ls", root, "--runs", "--json").stdout.splitlines())

@@ -348,6 +348,25 @@ def test_welch_p_by_hand() -> None:
     assert welch_test(np.ones((24, 1)), in_a, one)[0] == 1.0
 
 
+@pytest.mark.parametrize("name", ["strata", "pairs", "some strata with one group only", "many"])
+def test_squared_residuals_are_those_of_the_regressions_matrices(name: str) -> None:
+    """Sums over strata are those of ``R W R`` with every pair of episodes spelled out."""
+    in_a, stratum = DESIGNS.get(name) or design(*[(1 + n % 4, 1 + n % 3) for n in range(12)])
+    a, b = resampling.stratum_sizes(in_a, stratum)
+    kept = ((a > 0) & (b > 0))[stratum]
+    _, stratum, sizes = np.unique(stratum[kept], return_inverse=True, return_counts=True)
+    in_a, size = in_a[kept], sizes[stratum]
+    u = in_a - np.bincount(stratum, in_a)[stratum] / size
+    weight = np.random.default_rng(6).uniform(0.1, 2, len(u))
+    same = stratum[:, None] == stratum[None]
+    residual = np.eye(len(u)) - same / same.sum(1) - np.outer(u, u) / (u @ u)
+    form = residual @ np.diag(weight) @ residual
+    trace, cross = resampling._squared_residuals(u, weight, in_a, stratum, size)
+    assert_allclose(trace, [np.diag(form)[g].sum() for g in (in_a, ~in_a)], rtol=1e-12)
+    expected = [[(form[np.ix_(g, h)] ** 2).sum() for h in (in_a, ~in_a)] for g in (in_a, ~in_a)]
+    assert_allclose(cross, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("level", [0.0, 0.5])
 @pytest.mark.parametrize("sizes", [(12, 12), (10, 30), (6, 18), (5, 20)])
 def test_families_of_equal_heads_have_no_star(sizes: tuple[int, int], level: float) -> None:

@@ -22,6 +22,7 @@ from checkout import CHECKOUT, FIXTURES
 from store_fixtures import flip_byte, run_config, sealed, write_episode
 
 import attnstore.store.catalog.generations  # noqa: F401  by its own name below
+from attnstore.query.service.sql.sandbox import open_catalog
 from attnstore.store.catalog import Generation, connect, generations, rebuild, refresh
 from attnstore.store.catalog.committed_files import _Reader
 from attnstore.store.catalog.foreign import attach_vetted
@@ -215,7 +216,8 @@ def test_incremental_equals_rebuilt(
     rng = random.Random(4)
     refresh(paths)
     base = write_episode(paths, "with parts", "success", 1, **SMALL)
-    for step in range(8):
+    steps = 8 if layer else 5
+    for step in range(steps):
         what = step if step < 5 else rng.randrange(5)
         if what == 0:
             write_episode(paths, f"added {step}", "failure", step, **SMALL)
@@ -234,7 +236,41 @@ def test_incremental_equals_rebuilt(
             old.path.unlink()
         assert_same(generation, rebuild(copy))
         assert bool(generation.layers) == (layer == 0)
-    assert len(generations(paths)) == 9
+    assert len(generations(paths)) == steps + 1
+
+
+def test_layers_that_are_lost_are_made_anew(
+    paths: StorePaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "LAYER", 0)
+    refresh(paths)
+    write_episode(paths, "added", "failure", 5, **SMALL)
+    (layer,) = refresh(paths).layers
+    with connect(paths) as connection:
+        whole = connection.sql("FROM episode_stats ORDER BY ALL").fetchall()
+    assert len({row[1] for row in whole}) == 5
+    layer.write_bytes(layer.read_bytes()[:5000])
+    with connect(paths) as connection:
+        assert connection.sql("FROM episode_stats ORDER BY ALL").fetchall() == whole
+    assert "stands on what cannot be used" in caplog.text
+    assert refresh(paths).layers == ()
+
+
+def test_the_service_asks_a_catalog_in_layers(
+    paths: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DuckDB opens no file once it is locked: layers were attached before."""
+    monkeypatch.setattr(module, "LAYER", 0)
+    refresh(paths)
+    write_episode(paths, "success/day one/1", "failure", 50, replace=True, **SMALL)
+    query = "SELECT count(*) AS n, sum(entropy_mean) AS s FROM episode_stats"
+    with connect(paths) as connection:
+        expected = connection.sql(query).fetchall()
+    connection, _ = open_catalog(paths, 1 << 30, 60.0)
+    with connection:
+        assert connection.sql(query).fetchall() == expected
+        with pytest.raises(duckdb.Error):
+            connection.execute(f"ATTACH '{paths.catalog / 'catalog-000001.duckdb'}' AS again")
 
 
 def test_a_replaced_revision_takes_its_rows_along(paths: StorePaths) -> None:

@@ -13,7 +13,7 @@ import pytest
 from store_fixtures import write_episode
 
 from attnstore.store import garbage as module
-from attnstore.store.catalog import connect, generations, refresh
+from attnstore.store.catalog import connect, generations, rebuild, refresh
 from attnstore.store.commits import (
     Attempt,
     Commit,
@@ -228,6 +228,21 @@ def test_temporary_files_go(paths: StorePaths) -> None:
     assert set(collected.temporary) == {f.relative_to(paths.root).as_posix() for f in old}
     assert not any(f.exists() for f in old)
     assert fresh.exists(), "a catalog that another process builds at this moment"
+
+
+def test_what_a_catalog_stands_on_stays(paths: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generations that are layers of the newest ones are as much in use as these."""
+    monkeypatch.setattr(sys.modules["attnstore.store.catalog.generations"], "LAYER", 0)
+    for i in range(4):
+        write_episode(paths, f"{i}", **SMALL)
+        refresh(paths)
+    assert collect(paths, timedelta(0)).generations == ()
+    with connect(paths) as connection:
+        found = connection.sql("SELECT count(DISTINCT episode) FROM episode_stats").fetchall()
+    assert found == [(4,)]
+    for _ in range(2):
+        rebuild(paths)
+    assert len(collect(paths, timedelta(0)).generations) == 4
 
 
 def test_the_newest_two_catalog_generations_stay(paths: StorePaths) -> None:

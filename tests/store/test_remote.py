@@ -555,6 +555,21 @@ def test_a_catalog_is_copied_and_not_trusted(
     assert "is not attnstore's" in caplog.text
 
 
+def test_a_catalog_in_layers_is_taken_over(
+    paths: StorePaths, server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["attnstore.store.catalog.generations"], "LAYER", 0)
+    write_episode(paths, "success/d/e1", "success", 7, replace=True, **SMALL)
+    query = "SELECT * EXCLUDE (run) FROM episode_stats ORDER BY ALL"
+    here = attnstore.open(paths.root).sql(query).fetchall()
+    layers = [file.name for file in refresh(paths).layers]
+    assert layers, "the statistics of the replaced episode are in one, and gone"
+    server.take()
+    assert attnstore.open(server.url).sql(query).fetchall() == here
+    asked = server.take()
+    assert all(f"/catalog/{name}" in " ".join(asked) for name in layers)
+
+
 def test_a_catalog_cannot_name_files_outside(
     paths: StorePaths, server: FileServer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -19,7 +19,9 @@ from attnstore.store.commits import (
     latest_commit,
     register_run,
 )
+from attnstore.store.commits import verify as verify_module
 from attnstore.store.commits.entry import sealed
+from attnstore.store.commits.log import Log
 from attnstore.store.commits.verify import verify
 from attnstore.store.errors import NotFoundError
 from attnstore.store.opening import create_store
@@ -104,6 +106,25 @@ def test_every_damaged_file_is_named(
     assert problem.file == f"data/{commit.run}/{commit.episode}/base.{commit.attempt}/{file}"
     assert reason in problem.reason
     assert str(problem) == f"{problem.file}: {problem.reason} (success/b, base, {commit.run})"
+
+
+@pytest.mark.parametrize("kept", [0, 50])
+def test_what_is_remembered_of_the_log_changes_nothing(
+    paths: StorePaths, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commits are kept while the log is read, as many as there is room for; others are read again."""
+    commits = list(all_commits(paths))
+    for commit in commits:
+        (commit.directory(paths) / "tokens.parquet").unlink()
+    log = Log(paths, keep=kept)
+    for (_, revision), commit in zip(log.update().parts(), commits, strict=True):
+        assert log.commit(revision) == commit
+    assert kept < 2 * len(commits[0].files), "room for one"
+    assert len(log._commits) == (1 if kept else len(commits))
+    expected = [str(problem) for problem in verify(paths, quick=True)]
+    assert len(expected) == len(commits)
+    monkeypatch.setattr(verify_module, "KEPT_FILES", kept)
+    assert [str(problem) for problem in verify(paths, quick=True)] == expected
 
 
 def test_any_flipped_byte_of_any_file_is_found(paths: StorePaths) -> None:

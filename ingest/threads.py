@@ -1,0 +1,56 @@
+"""How many threads the libraries of one process use, and that none of them waits by spinning.
+
+PyTorch, BLAS and OpenCV each start a thread a core, as if the machine were theirs. Where it is not (several
+workers, a container's quota, a neighbour), an OpenMP thread that has done its part spins until the others have
+done theirs, which wait for the core that it spins on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Variables by which a pool learns how many threads it may have."""
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Where Linux tells a container what it may use: microseconds of processor time, a period."""
+
+
+def cores() -> int:
+    """Count the cores that this process may use: of the machine, of its affinity, of its container's quota."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows
+        count = os.cpu_count() or 1
+    try:
+        used, period = QUOTA.read_text().split()
+        count = min(count, max(1, int(used) // int(period)))
+    except (OSError, ValueError):
+        pass  # no quota: "max"
+    return count
+
+
+def thread_environment(workers: int = 1) -> dict[str, str]:
+    """Return the variables that give each of so many processes its share of the cores.
+
+    What the user has set stays as it is.
+    """
+    wanted = {name: str(max(1, cores() // workers)) for name in POOLS}
+    wanted |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
+
+
+def limit_threads(workers: int = 1) -> None:
+    """Give this process its threads, before a library starts its own; its children inherit them.
+
+    Libraries read the variables when they are loaded; PyTorch and OpenCV are told, if they are already.
+    """
+    environment = thread_environment(workers)
+    os.environ.update(environment)
+    count = environment["OMP_NUM_THREADS"]
+    if count.isdecimal() and int(count):
+        if (torch := sys.modules.get("torch")) is not None:
+            torch.set_num_threads(int(count))
+        if (cv2 := sys.modules.get("cv2")) is not None:
+            cv2.setNumThreads(int(count))
