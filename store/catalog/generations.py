@@ -420,7 +420,7 @@ def _is_large(generation: Generation) -> bool:
             connection.execute(f"SELECT count(*) FROM {DATABASE}.main.{table}").fetchall()[0][0]
             for table in COPIED
         ]
-    return sum(counts) > LAYER
+    return bool(sum(counts) > LAYER)
 
 
 def _stand_on(connection: duckdb.DuckDBPyConnection, base: Generation) -> None:

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from attnstore.store.commits import (
     remove_part,
     unreadable_entries,
 )
+from attnstore.store.commits import log as log_module
 from attnstore.store.commits.entry import sealed
 from attnstore.store.commits.verify import verify
 from attnstore.store.errors import IntegrityError, NotFoundError
@@ -255,3 +257,19 @@ def test_a_catalog_with_anything_of_its_own_is_made_anew(
         assert connection.sql("SELECT episode FROM commits").fetchall() == [("a",)]
     assert "cannot be used and is made anew" in caplog.text
     assert len(generations(paths)) == 2
+
+
+@pytest.mark.parametrize("quick", [0.0, 1e9])
+@pytest.mark.parametrize("count", [0, 3, 16, 17, 600])
+def test_entries_are_read_in_their_order_in_threads_or_without(
+    quick: float, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers = set()
+
+    def read(number: int) -> int:
+        readers.add(threading.current_thread().name)
+        return 2 * number
+
+    monkeypatch.setattr(log_module, "QUICK", quick)
+    assert list(log_module._in_batches(read, range(count))) == list(range(0, 2 * count, 2))
+    assert (len(readers) > 1) == (count > 16 and quick == 0)
