@@ -269,7 +269,8 @@ def _inherited_positions(episode: Episode, spec: PhaseSpec, own: Positions) -> P
     homes = [keys[s.name] for s in prefix.query if s.name in keys]
     found = np.concatenate([np.arange(s.start, s.stop) for s in homes])
     complete = len(homes) == len(prefix.query.spans) and len(found) == len(prefix.query)
-    if not complete or len(found) + len(own) != len(spec.key) or prefix.layers != spec.layers:
+    shared = prefix.layers == spec.layers and "joint" not in episode.phases
+    if not complete or len(found) + len(own) != len(spec.key) or not shared:
         raise SelectionError(
             f"{spec.phase} and prefix do not share layers and keys ({spec.layers} and "
             f"{prefix.layers} layers, {len(spec.key) - len(own)} and {len(prefix.query)} tokens); "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -274,3 +275,16 @@ def test_a_suffix_with_other_layers_than_the_prefix() -> None:
     assert_allclose(
         rollout(one, "suffix", keyframe=0, through_prefix=False).sum("key"), 1, atol=1e-6
     )
+
+
+def test_a_suffix_behind_layers_between() -> None:
+    """As in GR00T: what the suffix attends to went through other layers than the prefix's."""
+    rng = np.random.default_rng(0)
+    one = memory_episode(random_rows(rng, 1, 2, 1, 3, 3), random_rows(rng, 1, 1, 2, 1, 2, 5))
+    rollout(one, "suffix", keyframe=0)
+    part = cast(MemoryPart, one.part)
+    between = replace(part.spec.phases["prefix"], phase="joint")
+    phases = {**part.spec.phases, "joint": between}
+    wider = MemoryPart(replace(part.spec, phases=phases), part.arrays)
+    with pytest.raises(SelectionError, match="do not share layers and keys"):
+        rollout(Episode(cast(Any, wider)), "suffix", keyframe=0)

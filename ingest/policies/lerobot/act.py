@@ -125,7 +125,11 @@ class LeRobotAct(LeRobotPolicy):
         return chosen
 
     def sample(
-        self, inputs: Mapping[str, Any], row: int, sizes: Mapping[str, tuple[int, ...]]
+        self,
+        inputs: Mapping[str, Any],
+        row: int,
+        sizes: Mapping[str, tuple[int, ...]],
+        instruction: str,
     ) -> Sample:
         """See `LeRobotPolicy.sample`."""
         geometry = {camera: self._geometry(size) for camera, size in sizes.items()}

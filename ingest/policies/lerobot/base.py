@@ -10,14 +10,14 @@ import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from attnstore.store.errors import UsageError
+from attnstore.store.errors import HealthError, UsageError
 from attnstore.store.format.tokens import Token
 
 from ...datasets.lerobot.metadata import camera_name
@@ -60,6 +60,8 @@ class LeRobotPolicy(HookedPolicy):
     """Whether intermediate action chunks can be read."""
     noisy: ClassVar[bool] = True
     """Whether actions come from noise."""
+    takes_noise: ClassVar[bool] = True
+    """Whether LeRobot's call takes it; the others draw it, and are given it there."""
 
     def __init__(
         self,
@@ -77,7 +79,7 @@ class LeRobotPolicy(HookedPolicy):
         self.checkpoint, self._cameras = checkpoint, dict(cameras or {})
         self._digest_with = dict(digest_with or {})
         self.name = f"lerobot:{self.family}"
-        self.horizon = int(config.chunk_size)
+        self.horizon = self.chunk_length()
         self.action_dof = int(config.output_features["action"].shape[0])
         if int(getattr(config, "n_obs_steps", 1)) != 1:
             raise PolicyError(
@@ -195,10 +197,10 @@ class LeRobotPolicy(HookedPolicy):
 
         features = self.features(tuple(observations[0].images))
         kept: dict[str, Any] = {k: v for k, v in inputs.items() if isinstance(v, torch.Tensor)}
-        seen = [f for f in self.config.image_features if f in kept]
+        seen = self.seen_features(kept, tuple(features.values()))
         cameras = [next((c for c, f in features.items() if f == s), s) for s in seen]
         samples = tuple(
-            self.sample(kept, row, {c: o.images[c].shape[:2] for c in cameras})
+            self.sample(kept, row, {c: o.images[c].shape[:2] for c in cameras}, o.instruction)
             for row, o in enumerate(observations)
         )
         if noise is not None:
@@ -236,7 +238,11 @@ class LeRobotPolicy(HookedPolicy):
         """Draw initial noise as the policy does by itself, from the same generator; None if it has none."""
         if not self.noisy:
             return None
-        shape = (rows, self.horizon, int(self.config.max_action_dim))
+        import torch
+
+        shape = (rows, *self.noise_shape())
+        if not self.takes_noise:
+            return torch.randn(shape, device=self.device)
         return self.model.sample_noise(shape, self.device)
 
     def act(self, batch: Batch) -> Any:
@@ -245,9 +251,14 @@ class LeRobotPolicy(HookedPolicy):
         keywords: dict[str, Any] = dict(given.pop("keywords", {}))
         # A copy: smolvla's decoding of ALOHA states works in place.
         inputs = {key: value.clone() for key, value in given.items()}
+        drawn: AbstractContextManager[None] = nullcontext()
         if "noise" in inputs:
-            keywords["noise"] = inputs.pop("noise")
-        with chunking(self.policy, keywords.pop(RTC, None)):
+            noise = inputs.pop("noise")
+            if self.takes_noise:
+                keywords["noise"] = noise
+            else:
+                drawn = drawing(noise)
+        with chunking(self.policy, keywords.pop(RTC, None)), drawn:
             return self.policy.predict_action_chunk(inputs, **keywords)
 
     @contextmanager
@@ -270,7 +281,11 @@ class LeRobotPolicy(HookedPolicy):
 
     @abstractmethod
     def sample(
-        self, inputs: Mapping[str, Any], row: int, sizes: Mapping[str, tuple[int, ...]]
+        self,
+        inputs: Mapping[str, Any],
+        row: int,
+        sizes: Mapping[str, tuple[int, ...]],
+        instruction: str,
     ) -> Sample:
         """Return one observation's layouts and geometry.
 
@@ -282,7 +297,29 @@ class LeRobotPolicy(HookedPolicy):
             Which observation of the batch.
         sizes
             (height, width) of every camera's image, in the order in which the policy sees them.
+        instruction
+            As the dataset has it.
         """
+
+    def seen_features(self, inputs: Mapping[str, Any], features: Sequence[str]) -> list[str]:
+        """Return the image features that the policy sees, in its order.
+
+        Parameters
+        ----------
+        inputs
+            The preprocessor's output.
+        features
+            Those of the observation's cameras.
+        """
+        return [f for f in self.config.image_features if f in inputs]
+
+    def chunk_length(self) -> int:
+        """Actions that the policy returns."""
+        return int(self.config.chunk_size)
+
+    def noise_shape(self) -> tuple[int, int]:
+        """Shape of one observation's initial noise."""
+        return self.horizon, int(self.config.max_action_dim)
 
     def encoded(self, cameras: Sequence[str], count: int) -> tuple[tuple[int, str] | None, ...]:
         """Whose each image through the vision tower is; see `Batch.encoded`."""
@@ -372,7 +409,7 @@ class LeRobotPolicy(HookedPolicy):
 
         # On the CPU and in float32 whatever the device: the same seed gives the same noise.
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(self.horizon, int(self.config.max_action_dim), generator=generator)
+        return torch.randn(self.noise_shape(), generator=generator)
 
 
 class _AsReturned:
@@ -442,6 +479,47 @@ def chunking(policy: Any, said: Mapping[str, Any] | None) -> Iterator[None]:
         policy.config.rtc_config = before
         policy.init_rtc_processor()
         policy.model.rtc_processor = policy.rtc_processor
+
+
+@contextmanager
+def drawing(noise: Any) -> Iterator[None]:
+    """Have ``torch.randn`` give this noise where it is asked for its shape.
+
+    Parameters
+    ----------
+    noise
+        (batch, horizon, padded), float32.
+
+    Raises
+    ------
+    HealthError
+        If it was not asked for it once: this LeRobot draws its noise otherwise.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    asked = 0
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            nonlocal asked
+            given = kwargs or {}
+            if func is torch.randn:
+                size = given.get("size", args[0] if args and len(args) == 1 else args)
+                if tuple(size if isinstance(size, Sequence) else (size,)) == tuple(noise.shape):
+                    asked += 1
+                    return noise.to(given.get("device"), given.get("dtype"))
+            return func(*args, **given)
+
+    with Mode():
+        yield
+    if asked != 1:
+        raise HealthError(
+            f"the policy drew noise of shape {tuple(noise.shape)} {asked} times; once is expected: this "
+            "LeRobot draws its noise otherwise, and its actions are not those of the seed"
+        )
 
 
 def directory_name(checkpoint: str) -> str:

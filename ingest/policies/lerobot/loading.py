@@ -31,6 +31,8 @@ PUBLISHED = frozenset(
     {"google/paligemma-3b-pt-224", "lerobot/fast-action-tokenizer", "physical-intelligence/fast"}
 )
 """Tokenizers of those who published the policies."""
+STEP_FIELDS = ("num_inference_steps", "num_steps", "num_inference_timesteps", "num_denoising_steps")
+"""What configurations call their denoising steps."""
 SAMPLED = 16
 """Tensors of a checkpoint that are compared with the loaded policy's."""
 
@@ -180,10 +182,14 @@ def open_checkpoint(
             config = configs.PreTrainedConfig.from_pretrained(str(directory))
             config.device = device
             _set(config, checkpoint, "dtype", ("dtype",), dtype)
-            _set(config, checkpoint, "steps", ("num_inference_steps", "num_steps"), steps)
+            _set(config, checkpoint, "steps", STEP_FIELDS, steps)
             preprocessor, _ = factory.make_pre_post_processors(
                 config, pretrained_path=str(directory), preprocessor_overrides=overrides
             )
+            for step in preprocessor.steps:
+                # GR00T's own normaliser, which LeRobot gives no statistics of others.
+                if stats is not None and hasattr(step, "normalize_min_max"):
+                    step.stats = overrides["normalizer_processor"]["stats"]
     except PolicyError:
         raise
     except Exception as error:
@@ -232,6 +238,10 @@ def check_statistics(checkpoint: str, preprocessor: Any, components: int) -> str
         Length of the robot state.
     """
     for step in preprocessor.steps:
+        if getattr(step, "normalize_min_max", False):
+            wrong = _check_extremes(checkpoint, step.stats or {}, components)
+            if wrong is not None:
+                return wrong
         modes = {
             str(getattr(k, "value", k)): str(getattr(v, "value", v))
             for k, v in (getattr(step, "norm_map", None) or {}).items()
@@ -253,6 +263,23 @@ def check_statistics(checkpoint: str, preprocessor: Any, components: int) -> str
                     f"the robot state has {components} components, the preprocessor's {name} of "
                     f"{STATE} has {known}"
                 )
+    return None
+
+
+def _check_extremes(checkpoint: str, known: Mapping[str, Any], components: int) -> str | None:
+    """Say what is wrong with the extremes of a state; GR00T passes it unnormalised, or stretches them."""
+    own = known.get(STATE) or {}
+    if missing := [name for name in ("min", "max") if name not in own]:
+        return (
+            f"{checkpoint}: its preprocessor has no {missing[0]} of {STATE} to normalise it with; pass "
+            "--policy-option stats=FILE with meta/stats.json of the training dataset"
+        )
+    for name in ("min", "max"):
+        if (length := len(own[name])) != components:
+            return (
+                f"the robot state has {components} components, the preprocessor's {name} of {STATE} has "
+                f"{length}"
+            )
     return None
 
 

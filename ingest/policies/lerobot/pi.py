@@ -159,7 +159,11 @@ class LeRobotPi0(LeRobotPaliGemma):
         return Shown("suffix", LAST, self.model.action_out_proj, entering=True)
 
     def sample(
-        self, inputs: Mapping[str, Any], row: int, sizes: Mapping[str, tuple[int, ...]]
+        self,
+        inputs: Mapping[str, Any],
+        row: int,
+        sizes: Mapping[str, tuple[int, ...]],
+        instruction: str,
     ) -> Sample:
         """See `LeRobotPolicy.sample`."""
         spans, geometry, length = self.seen(inputs, row, sizes)

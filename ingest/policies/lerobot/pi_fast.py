@@ -139,7 +139,11 @@ class LeRobotPi0Fast(LeRobotPaliGemma):
         return actions
 
     def sample(
-        self, inputs: Mapping[str, Any], row: int, sizes: Mapping[str, tuple[int, ...]]
+        self,
+        inputs: Mapping[str, Any],
+        row: int,
+        sizes: Mapping[str, tuple[int, ...]],
+        instruction: str,
     ) -> Sample:
         """See `LeRobotPolicy.sample`."""
         spans, geometry, place = self.seen(inputs, row, sizes)

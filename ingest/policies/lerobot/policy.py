@@ -17,14 +17,22 @@ from ..base import Policy, PolicyError
 from ..checkpoint import CheckpointFiles, Recognised, check_options, locate
 from .act import LeRobotAct
 from .base import LeRobotPolicy, directory_name
-from .loading import check_trusted, open_checkpoint, policy_type
+from .groot import LeRobotGroot
+from .loading import STEP_FIELDS, check_trusted, open_checkpoint, policy_type
 from .pi import LeRobotPi0, LeRobotPi05
 from .pi_fast import LeRobotPi0Fast
 from .smolvla import LeRobotSmolVla
 
 FAMILIES: Mapping[str, type[LeRobotPolicy]] = {
     family.family: family
-    for family in (LeRobotPi0, LeRobotPi05, LeRobotPi0Fast, LeRobotSmolVla, LeRobotAct)
+    for family in (
+        LeRobotPi0,
+        LeRobotPi05,
+        LeRobotPi0Fast,
+        LeRobotSmolVla,
+        LeRobotAct,
+        LeRobotGroot,
+    )
 }
 _CNN = (
     "a convolutional encoder makes one vector of each image, and no attention ever sees its places"
@@ -178,6 +186,18 @@ load_lerobot.about = (  # type: ignore[attr-defined]
         "no: its encoder is convolutional; attnstore cnn looks into it",
         adapter=LeRobotAct,
     ),
+    About(
+        "LeRobot groot (GR00T N1.7)",
+        {
+            "prefix": "the cameras' images, then the instruction, in Qwen3-VL's chat; one pass",
+            "joint": "the same tokens, in both directions, in the layers behind the language model; one pass",
+            "suffix": "a state token and the action chunk, in turn over the text, themselves, the images, "
+            "themselves; each denoising step",
+        },
+        "LeRobot 0.6.1 on Python 3.12, random weights (make test-lerobot); the head's part in every test run",
+        "no: its encoder gets the patches of all images in one sequence",
+        adapter=LeRobotGroot,
+    ),
 )
 load_lerobot.recognises = recognises  # type: ignore[attr-defined]
 load_lerobot.value_norms = LeRobotPolicy.value_norms  # type: ignore[attr-defined]
@@ -237,7 +257,7 @@ def _unsupported(kind: str) -> str:
 def _other_steps(config: Any, directory: Path) -> int | None:
     """Denoising steps of a configuration, if they are not those of the checkpoint's."""
     said = json.loads((directory / "config.json").read_bytes())
-    for name in ("num_inference_steps", "num_steps"):
+    for name in STEP_FIELDS:
         if name in said and hasattr(config, name) and getattr(config, name) != said[name]:
             return int(getattr(config, name))
     return None

@@ -156,7 +156,11 @@ class LeRobotSmolVla(LeRobotPolicy):
         return min(super().empty_images(present), int(self.config.empty_cameras))
 
     def sample(
-        self, inputs: Mapping[str, Any], row: int, sizes: Mapping[str, tuple[int, ...]]
+        self,
+        inputs: Mapping[str, Any],
+        row: int,
+        sizes: Mapping[str, tuple[int, ...]],
+        instruction: str,
     ) -> Sample:
         """See `LeRobotPolicy.sample`."""
         geometry = {camera: self._geometry(size) for camera, size in sizes.items()}

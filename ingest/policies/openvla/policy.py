@@ -39,6 +39,7 @@ from ..decoder import eager_self_attention, language_model, self_attention
 from ..hooks import Shown, Watched, instead
 from ..passes import PREFIX, Passes, block_passes
 from ..prompt import Prompt, prompt_axis
+from ..turns import Turns
 from .actions import action_dof, choose_statistics, written
 from .image import center_cropped, image_geometry, patch_grid, pick_camera
 from .loading import (
@@ -50,7 +51,6 @@ from .loading import (
     read_statistics,
 )
 from .prismatic import DTYPES, EMPTY, IMAGE, PrismaticPolicy, truth, usual_template
-from .turns import Turns
 
 OPTIONS = ("trust_remote_code", "unnorm_key", "camera", "center_crop", "prompt")
 

@@ -38,11 +38,11 @@ from ...fingerprint import digest_parameters
 from ...hooks import Shown, Watched, instead
 from ...prompt import Prompt
 from ...sdpa import SdpaTap, block_sdpa
+from ...turns import Turns
 from ..actions import choose_statistics
 from ..image import center_cropped, evaluated, image_geometry, patch_grid
 from ..loading import OFT
 from ..prismatic import EMPTY, PrismaticPolicy, truth, usual_template
-from ..turns import Turns
 from .layout import JOINT, SUFFIX, TIMESTEP, layouts, sequence_axis
 from .parts import (
     TRAINED_STEPS,

@@ -1,7 +1,8 @@
 """A policy that takes one observation at a time, shown as a batch.
 
-OpenVLA and OpenVLA-OFT refuse a batch. Their samples run one after another; what they show is kept until the
-last one has run, and shown layer by layer as if they had run together. A batch of one is shown as it comes.
+OpenVLA and OpenVLA-OFT refuse a batch, and GR00T lets the padding of one be attended to. Their samples run one
+after another; what they show is kept until the last one has run, and shown layer by layer as if they had run
+together. A batch of one is shown as it comes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from ..base import Generated, Observer, SpanStates, Watch
+from .base import Generated, Observer, SpanStates, Watch
 
 if TYPE_CHECKING:
     import torch
