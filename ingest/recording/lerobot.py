@@ -140,12 +140,12 @@ class LeRobotRecorder:
         )
         return original(batch, *args, **more)
 
-    def _got(
-        self, original: Callable[..., Any], batch: Any, noise: Any = None, **keywords: Any
-    ) -> Any:
+    def _got(self, original: Callable[..., Any], batch: Any, *args: Any, **keywords: Any) -> Any:
+        # X-VLA's takes nothing else; the others' the noise, and more by keyword.
         if getattr(self._here, "inside", False):
-            return original(batch, noise, **keywords)
-        return self._chunk(original, batch, self._here.given, {**keywords, "noise": noise})
+            return original(batch, *args, **keywords)
+        given = dict(zip(("noise",), args, strict=False)) | keywords
+        return self._chunk(original, batch, self._here.given, given)
 
     def _chunk(
         self, original: Callable[..., Any], batch: Any, given: Any, keywords: dict[str, Any]
@@ -169,6 +169,8 @@ class LeRobotRecorder:
             recorder.saw(made, observations)
         except Exception as error:
             recorder.missed(error)
+            if not adapter.takes_noise:
+                keywords.pop("noise", None)
             return original(batch, **keywords)
         self._here.inside = True
         try:

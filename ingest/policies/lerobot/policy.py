@@ -22,6 +22,7 @@ from .loading import STEP_FIELDS, check_trusted, open_checkpoint, policy_type
 from .pi import LeRobotPi0, LeRobotPi05
 from .pi_fast import LeRobotPi0Fast
 from .smolvla import LeRobotSmolVla
+from .xvla import LeRobotXvla
 
 FAMILIES: Mapping[str, type[LeRobotPolicy]] = {
     family.family: family
@@ -32,6 +33,7 @@ FAMILIES: Mapping[str, type[LeRobotPolicy]] = {
         LeRobotSmolVla,
         LeRobotAct,
         LeRobotGroot,
+        LeRobotXvla,
     )
 }
 _CNN = (
@@ -128,6 +130,12 @@ def load_lerobot(
 def recognises(files: CheckpointFiles) -> Recognised | None:
     """Whether a checkpoint is LeRobot's; of a type that is not supported the adapter says so itself."""
     kind = files.config.get("type")
+    if files.config.get("model_type") == "Gr00tN1d7":
+        return Recognised(
+            "lerobot",
+            "it is GR00T N1.7 as NVIDIA publishes it, which names no cameras; load it with LeRobot's "
+            "GrootPolicy, save it with its processors, and name that directory",
+        )
     return (
         Recognised("lerobot")
         if isinstance(kind, str) and "input_features" in files.config
@@ -197,6 +205,17 @@ load_lerobot.about = (  # type: ignore[attr-defined]
         "LeRobot 0.6.1 on Python 3.12, random weights (make test-lerobot); the head's part in every test run",
         "no: its encoder gets the patches of all images in one sequence",
         adapter=LeRobotGroot,
+    ),
+    About(
+        "LeRobot xvla (X-VLA)",
+        {
+            "prefix": "the first camera's image, then the instruction and its padding; one pass",
+            "suffix": "the action chunk and soft prompts, over the actions, what the prefix made, the other "
+            "cameras' images and soft prompts; each denoising step",
+        },
+        "LeRobot 0.6.1 on Python 3.12, random weights (make test-lerobot)",
+        "no: its encoder attends in windows, and over channels",
+        adapter=LeRobotXvla,
     ),
 )
 load_lerobot.recognises = recognises  # type: ignore[attr-defined]
