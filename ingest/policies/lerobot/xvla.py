@@ -21,12 +21,12 @@ from attnstore.store.format.geometry import Geometry
 from attnstore.store.format.tokens import PADDING, TASK, TEMPLATE, Axis, Span, Token, TokenLayout
 
 from ..base import LAST, ObservationError, Observer, PhaseShape, Sample
-from ..blocking import Blocked, block_by_mask, block_sdpa
+from ..blocking import Blocked, block_by_mask
 from ..checkpoint import unwrap
 from ..convolution import Convolution, stem_geometry
 from ..hooks import Shown, Watched, eager_attention, instead
 from ..prompt import token_text
-from ..sdpa import SdpaTap
+from ..sdpa import SdpaTap, block_sdpa
 from ..values import (
     LEAVE_OUT,
     LayerValues,
