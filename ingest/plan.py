@@ -21,7 +21,7 @@ from attnstore.store.commits import (
 )
 from attnstore.store.commits.run import RunConfig
 from attnstore.store.errors import EpisodeError, IntegrityError
-from attnstore.store.format.hidden import hidden_shape
+from attnstore.store.format.hidden import hidden_path, hidden_shape
 from attnstore.store.format.tokens import AlignedAxis, TokenLayout
 from attnstore.store.processes import lives
 from attnstore.store.tables.base import TOKEN_METRICS
@@ -48,17 +48,24 @@ SAMPLES = 3
 """Episodes whose first frame is prepared to learn the token counts."""
 MAP_ITEM = 4
 """Bytes of a value of an overview map."""
-NORM_BYTES = 2
-"""Of a value norm, whose lower bits are zero; a suffix's prefix keys compress far better."""
-HIDDEN_BYTES = 2.0
-"""Of a value of a hidden state, whose lower bits are zero; measured."""
-ROW_BYTES = 59
-"""Of a row of ``head_stats``, compressed; measured, as the next two."""
-EPISODE_ROW_BYTES = 160
+NORM_BYTES = 1.7
+"""Of a value norm, whose lower bits are zero; measured, as all that follow. A suffix's prefix keys compress
+far better."""
+HIDDEN_BYTES = 1.7
+"""Of a value of a hidden state, whose lower bits are zero."""
+ROW_BYTES = 52
+"""Of a row of ``head_stats``, compressed."""
+EPISODE_ROW_BYTES = 124
 """Of a row of ``episode_stats``, which has one per row of ``head_stats`` of a keyframe."""
-EPISODE_BYTES = 80_000
-"""Of an episode's Zarr metadata, and of what its small tables have beside rows."""
-KEYFRAME_BYTES = 1_900
+NODE_BYTES = 2_230
+"""Of a Zarr group or array: its ``zarr.json``, and its part of the root's."""
+NODES = 8
+"""Nodes of every episode: root, frames, policy with four arrays, maps."""
+EPISODE_BYTES = 65_000
+"""Of an episode's tables beside their rows: headers, dictionaries, footers."""
+HIDDEN_TABLE_BYTES = 6_500
+"""Of an episode's table ``hidden_states``."""
+KEYFRAME_BYTES = 200
 """Of a keyframe's rows of the small tables: its tokens, spans, state."""
 REFUSALS = 64
 """Episodes that a policy may refuse for one reason before none other is tried."""
@@ -172,7 +179,7 @@ def make_plan(
         if taken == 1:
             check_choice(job.watch.hidden, shapes, {p: x.query.spans for p, x in layouts.items()})
         size = size_of(shapes, layouts, job.run.precision, values=job.watch.values)
-        size = replace(size, small=size.small + hidden_bytes(shapes, layouts, job.watch.hidden))
+        size = with_hidden(size, shapes, layouts, job.watch.hidden)
         if job.watch.token_stats:
             size = replace(size, attention=size.attention + token_stats_bytes(shapes, layouts))
         size = replace(size, small=size.small + _policy_bytes(policy, frame))
@@ -188,7 +195,7 @@ def make_plan(
     image = sum(images) / len(images) if images else 0.0
     ratio = expected_ratio(job.run.precision, policy.dtype)
     of_keyframe = largest.compressed(ratio) + image + KEYFRAME_BYTES
-    of_episode = largest.rows * EPISODE_ROW_BYTES + EPISODE_BYTES
+    of_episode = largest.rows * EPISODE_ROW_BYTES + EPISODE_BYTES + largest.once
     expected = total * of_keyframe + len(pending) * of_episode
     done, done_keyframes, done_bytes = _committed(job, committed)
     if done_keyframes:
@@ -221,7 +228,9 @@ class Size:
     rows: int = 0
     """Of ``head_stats``."""
     small: int = 0
-    """Expected bytes of the policy's own arrays, and of value norms."""
+    """Expected bytes of the policy's own arrays, value norms and hidden states."""
+    once: int = 0
+    """Expected bytes of an episode, however many keyframes it has: what describes its arrays."""
 
     @property
     def raw(self) -> int:
@@ -241,11 +250,12 @@ def size_of(
     *,
     values: bool = False,
 ) -> Size:
-    """Measure what one keyframe brings: attention, overview maps, rows of statistics.
+    """Measure what one keyframe brings: attention, overview maps, rows of statistics; and its arrays.
 
     `values` says that there are value norms, and statistics weighted by them.
     """
     attention = map_values = rows = norms = 0
+    nodes = NODES
     for name, shape in phases.items():
         layout = layouts[name]
         attention += attention_bytes(
@@ -258,8 +268,43 @@ def size_of(
         # Older keys have the same norm at every step, which compresses to one.
         own = len(layout.query) if name == "suffix" else 0
         keys = len(layout.key) + own * ((shape.steps or 1) - 1)
-        norms += shape.layers * shape.heads * keys * NORM_BYTES
-    return Size(attention, map_values, rows * (1 + values), norms * values)
+        norms += shape.layers * shape.heads * keys
+        # The phase and its weights; a map's folder has a group for each camera, with two reductions.
+        nodes += 2 + values
+        if cameras and shape.query_groups:
+            nodes += 1 + len(shape.query_groups) * (1 + len(cameras) * (1 + len(MAP_RATIO)))
+    return Size(
+        attention,
+        map_values,
+        rows * (1 + values),
+        round(norms * NORM_BYTES) * values,
+        nodes * NODE_BYTES,
+    )
+
+
+def with_hidden(
+    size: Size,
+    phases: Mapping[str, PhaseShape],
+    layouts: Mapping[str, TokenLayout],
+    choice: HiddenChoice | None,
+) -> Size:
+    """Add what hidden states bring: of a keyframe their values, of an episode what describes them."""
+    folders: set[str] = set()
+    arrays = 0
+    for path, shape in phases.items():
+        hidden = hidden_spec(shape, AlignedAxis(layouts[path].query.spans), choice)
+        for form in () if hidden is None else hidden.forms:
+            *parents, _ = hidden_path(path, form).split("/")
+            folders |= {"/".join(parents[: n + 1]) for n in range(len(parents))}
+            # Beside them there are the numbers of their layers, or of their layers and tokens.
+            arrays += {"mean": 2, "last": 1, "tokens": 3}[form]
+    if not arrays:
+        return size
+    return replace(
+        size,
+        small=size.small + hidden_bytes(phases, layouts, choice),
+        once=size.once + (len(folders) + arrays) * NODE_BYTES + HIDDEN_TABLE_BYTES,
+    )
 
 
 def hidden_bytes(

@@ -41,7 +41,15 @@ from attnstore.ingest.episode import EpisodeJob, ingest_episode
 from attnstore.ingest.keyframes import keyframe_indices, noise_seed, observation
 from attnstore.ingest.pipeline import ingest_all, ingest_one, provenance
 from attnstore.ingest.plan import claimed_by_other, describe_run, make_plan
-from attnstore.ingest.policies.base import Batch, Observation, ObservationError, PolicyError
+from attnstore.ingest.policies.base import (
+    ATTENTION_ONLY,
+    Batch,
+    HiddenChoice,
+    Observation,
+    ObservationError,
+    PolicyError,
+    Watch,
+)
 from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.registry import load_policy
 from attnstore.ingest.work import Outcome, Report, SharedFailureError
@@ -357,13 +365,22 @@ class Sized(DroidDataset):
             yield replace(frame, cameras=tuple(cameras))
 
 
+BY_DEFAULT = Watch(values=True, hidden=HiddenChoice())
+"""What the command captures of a policy that shows it."""
+
+
 class TestForecast:
     @pytest.mark.parametrize(
-        ("dtype", "precision"),
-        [("float32", "float16"), ("float32", "log8"), ("bfloat16", "float16")],
+        ("dtype", "precision", "watch"),
+        [
+            ("float32", "float16", ATTENTION_ONLY),
+            ("float32", "log8", BY_DEFAULT),
+            ("bfloat16", "float16", BY_DEFAULT),
+        ],
+        ids=["float16", "log8", "bfloat16"],
     )
     def test_trained_attention_and_images_of_two_sizes_within_5_percent(
-        self, ram_path: Path, dtype: str, precision: str
+        self, ram_path: Path, dtype: str, precision: str, watch: Watch
     ) -> None:
         pytest.importorskip("torch", reason="a model's test needs torch")
         trained = load_policy("pi0", str(checkpoint_path()), dtype=dtype)
@@ -371,7 +388,12 @@ class TestForecast:
             dataset = Sized(episodes_path())
             dataset.size = size
             job = make_job(
-                ram_path / f"{size}", trained, dataset, precision=precision, batch_size=4
+                ram_path / f"{size}",
+                trained,
+                dataset,
+                precision=precision,
+                batch_size=4,
+                watch=watch,
             )
             plan = make_plan(job, trained, dataset)
             files = [
@@ -380,6 +402,19 @@ class TestForecast:
             came = sum(f.size for f in files)
             assert plan.stored_bytes == pytest.approx(came, rel=0.05)
             assert sum(f.size for f in files if f.path == "frames.parquet") > share * came
+
+    @pytest.mark.parametrize("watch", [ATTENTION_ONLY, BY_DEFAULT], ids=["attention", "default"])
+    def test_a_tiny_store_within_5_percent(
+        self, policy: Pi0Policy, ram_path: Path, watch: Watch
+    ) -> None:
+        """Two keyframes of a tiny model: half of it is tables and what describes arrays."""
+        dataset = DroidDataset(write_droid(ram_path / "toy", lengths=(9,)))
+        job = make_job(ram_path / "s", policy, dataset, watch=watch)
+        plan = make_plan(job, policy, dataset)
+        commit = ingest_episode(job, policy, dataset, plan.pending[0])
+        assert plan.stored_bytes == pytest.approx(commit.size, rel=0.05)
+        described = sum(f.size for f in commit.files if f.path.endswith((".json", ".parquet")))
+        assert described > 0.4 * commit.size
 
     def test_what_the_run_has_committed_says_what_the_rest_will_take(
         self, policy: Pi0Policy, ram_path: Path
