@@ -24,6 +24,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from ..errors import AttnstoreError, IntegrityError, NotFoundError
+from ..format.version import check_version
 from .entry import PLACE, Commit, Fact, check_seal, commit_of, facts, ids, previous_of, sealed
 from .files import parse_json, read_bounded, sync_directory
 from .holding import StorePaths
@@ -472,8 +473,10 @@ class Log:
         try:
             raw = parse_json(data, file)
             key = _key(raw)
-            found = facts(raw, number)
+            # What a newer version sealed otherwise is newer, and changed bytes are no wrong spelling.
+            check_version(raw, "it")
             check_seal(data)
+            found = facts(raw, number)
         except IntegrityError as error:
             return _Read(number, digest, reason=_reason(file, error), key=key)
         commit = None

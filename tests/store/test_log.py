@@ -146,6 +146,7 @@ def test_a_changed_byte_of_the_newest_entry_is_seen(paths: StorePaths) -> None:
     place = honest.index(b'"revision": 1') + len('"revision": ')
     for damaged in (
         honest[:place] + b"3" + honest[place + 1 :],
+        honest.replace(b'"previous"', b'"prefious"'),  # a bit, and no longer as an entry is spelled
         honest.replace(b"sha256", b"sha255"),
         honest[: honest.rindex(b",")] + b"\n}\n",
     ):
