@@ -429,8 +429,8 @@ class TestForecast:
         after = make_plan(job, policy, dataset)
         assert after.pending == tuple(others)
         came = sum(ingest_episode(job, policy, dataset, name).size for name in others)
-        assert after.stored_bytes == pytest.approx(came, rel=0.05)
-        assert abs(before.stored_bytes - size - came) > 0.1 * came
+        assert after.stored_bytes == pytest.approx(came, rel=0.01)
+        assert abs(before.stored_bytes - size - came) > 0.02 * came
 
     @pytest.mark.parametrize("precision", ["float16", "log8"])
     def test_size_against_what_is_written(
