@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -41,8 +41,7 @@ def built(pattern: str) -> Path:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("golden")
-    with zipfile.ZipFile(ROOT / "tests" / "golden" / "store.zip") as archive:
-        archive.extractall(folder)
+    shutil.unpack_archive(ROOT / "tests" / "golden" / "store.tar.gz", folder, filter="data")
     (marker,) = folder.rglob("attnstore.json")
     return marker.parent
 
