@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from attnstore.store.errors import MissingExtraError, UsageError
+from attnstore.store.errors import MissingExtraError, NotFoundError, UsageError
 
 from ...optional import require
 from ..base import PolicyError
@@ -306,6 +306,43 @@ class OpenpiCheckpoint:
         )
 
 
+class OpenpiJaxCheckpoint(OpenpiCheckpoint):
+    """A directory with a checkpoint as openpi's JAX training and releases have it: ``params``.
+
+    Parameters
+    ----------
+    dtype
+        In which the model computes; the weights are restored in bfloat16, as openpi does.
+    """
+
+    def __init__(
+        self, checkpoint: str, variant: str | None, revision: str | None = None, *, dtype: str
+    ) -> None:
+        if revision is not None:
+            raise UsageError("openpi-jax is loaded from a directory, which has no revisions")
+        config = train_config(variant)
+        self.config = replace(config, model=replace(config.model, dtype=dtype))
+        self.name = str(variant)
+        self.directory = _local(checkpoint)
+        if not (self.directory / "params").is_dir():
+            raise PolicyError(
+                f"{self.directory}: no params/ in it, so it is no JAX checkpoint of openpi's; a "
+                "converted one is for --policy openpi:CONFIG"
+            )
+        if (self.directory / WEIGHTS).exists():
+            raise PolicyError(
+                f"{self.directory}: {WEIGHTS} beside params/, and openpi would run the former in PyTorch: "
+                f"pass --policy openpi:{self.name}, or keep them apart"
+            )
+
+    def digest(self) -> str:
+        """SHA-256 of the weights, the norm stats and the model's configuration."""
+        digest = hashlib.sha256(repr(self.config.model).encode())
+        for part in ("params", "assets"):
+            digest.update(digest_directory(self.directory / part).encode())
+        return digest.hexdigest()
+
+
 def describe_norm_stats(transforms: Sequence[Any]) -> str:
     """Write the norm stats among input transforms as JSON, for a digest."""
     names = ("mean", "std", "q01", "q99")
@@ -340,3 +377,12 @@ def _fetched(checkpoint: str, revision: str | None, name: str) -> str:
             "(docs/how-to/openpi.md)"
         )
     return locate(checkpoint, revision)
+
+
+def _local(checkpoint: str) -> Path:
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        return path
+    raise NotFoundError(
+        f"no directory {checkpoint}; openpi's download.maybe_download brings one (docs/how-to/openpi.md)"
+    )

@@ -10,41 +10,27 @@ two cameras, then the prompt, padded on the right. Observations go through openp
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from attnstore.store.errors import UsageError
-from attnstore.store.format.tokens import TASK
 
-from ...datasets.openpi.message import pixels
 from ...optional import require
 from ..about import About
-from ..base import LAST, Batch, EncoderShape, Observation, PhaseShape, PolicyError
+from ..base import LAST, Batch, EncoderShape, PolicyError
 from ..blocking import Blocked, block_by_mask
 from ..checkpoint import CheckpointFiles, Recognised, check_options, unwrap
 from ..fingerprint import digest_parameters
 from ..hooks import HookedPolicy, Shown, Watched
 from ..vision import vision_shape
 from .checkpoint import WEIGHTS, OpenpiCheckpoint, describe_norm_stats, openpi
-from .layout import ModelSequence
-from .observation import Sight, Slot, stacked
-from .robot import ROLES, Asked, Key
-
-DTYPES = ("bfloat16", "float32")
-SEEN = (*ROLES.values(), "cameras", "state")
-"""Options that say which camera and which part of the state goes where."""
-OPTIONS = (*SEEN, "steps")
-STEPS = 10
-"""openpi's default of ``sample_actions``."""
+from .family import DTYPES, SEEN, STEPS, OpenpiFamily
 
 
-class OpenpiPolicy(HookedPolicy):
+class OpenpiPolicy(OpenpiFamily, HookedPolicy):
     """Adapter of openpi's PyTorch policies.
 
     The configuration, the norm stats and the tokenizer are read at once; the weights at the first
@@ -104,7 +90,7 @@ class OpenpiPolicy(HookedPolicy):
     def recognises(files: CheckpointFiles) -> Recognised | None:
         """Whether a checkpoint is openpi's: weights beside ``assets``, and no type in its configuration."""
         typed = {"type", "model_type"} & set(files.config)
-        if "assets" not in files.names or typed or not files.names & {WEIGHTS, "params"}:
+        if "assets" not in files.names or typed or WEIGHTS not in files.names:
             return None
         return Recognised(
             "openpi",
@@ -125,17 +111,13 @@ class OpenpiPolicy(HookedPolicy):
     ) -> None:
         if dtype is not None and dtype not in DTYPES:
             raise UsageError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
-        given = dict(options or {})
-        check_options("openpi", given, OPTIONS)
-        steps = given.get("steps", str(STEPS))
-        if not steps.isdecimal() or int(steps) < 1:
-            raise UsageError(f"steps is a whole number of at least 1; got {steps!r}")
+        given, steps = self._options(options)
         require("torch", "ingest", "policy openpi")
         self._source: OpenpiCheckpoint | None = OpenpiCheckpoint(checkpoint, variant, revision)
         self.checkpoint = Path(checkpoint).name if Path(checkpoint).exists() else checkpoint
         self.device, self._dtype, self._compiled = device, dtype, compiled
         self._set_up(
-            self._source.config.model, self._source.transforms(), int(steps), given,
+            self._source.config.model, self._source.transforms(), steps, given,
             self._source.columns(),
         )  # fmt: skip
 
@@ -194,22 +176,6 @@ class OpenpiPolicy(HookedPolicy):
         policy._set_up(inner.config, transforms, steps, options or {}, {})
         return policy
 
-    def _set_up(
-        self,
-        config: Any,
-        transforms: Sequence[Any],
-        steps: int,
-        options: Mapping[str, str],
-        columns: Mapping[Key, str],
-    ) -> None:
-        self.config, self.steps = config, steps
-        self._seen = {name: options[name] for name in SEEN if name in options}
-        self.horizon, self.action_dof = int(config.action_horizon), int(config.action_dim)
-        keys = openpi("models_pytorch.preprocessing_pytorch").IMAGE_KEYS
-        patch = int(self._vision_config().patch_size)
-        self._sight = Sight(transforms, keys, patch, asked=Asked.parse(self._seen), columns=columns)
-        self._sequence = ModelSequence(config, self._sight.transforms, len(keys))
-
     @cached_property
     def theirs(self) -> Any:
         """The ``Policy`` of openpi's own around the same model, loaded at the first use.
@@ -250,110 +216,11 @@ class OpenpiPolicy(HookedPolicy):
             weights = digest_parameters(unwrap(self.model))
             stats = describe_norm_stats(self._sight.transforms)
             digest = hashlib.sha256(f"{weights} {self.config!r} {stats}".encode()).hexdigest()
-        if not self._seen:
-            return digest
-        options = json.dumps(self._seen, sort_keys=True)
-        return hashlib.sha256(f"{digest} {options}".encode()).hexdigest()
-
-    @property
-    def phases(self) -> Mapping[str, PhaseShape]:
-        """Prefix and suffix, from the configuration."""
-        gemma = openpi("models.gemma").get_config
-        text = gemma(self.config.paligemma_variant)
-        expert = gemma(self.config.action_expert_variant)
-        return {
-            "prefix": PhaseShape(text.depth, text.num_heads, None, (TASK,), features=text.width),
-            "suffix": PhaseShape(
-                expert.depth,
-                expert.num_heads,
-                self.steps,
-                ("action",),
-                features=expert.width,
-                last="action",
-            ),
-        }
+        return self._digest_with_options(digest)
 
     def encoder_shape(self) -> EncoderShape:
         """Shape of SigLIP, from the configuration."""
         return vision_shape(self._vision_config())
-
-    def prepare(self, observations: Sequence[Observation]) -> Batch:
-        """Make the model's inputs with openpi's transforms, and read the token layout off them.
-
-        Raises
-        ------
-        UsageError
-            If it is not clear which of the dataset's cameras the policy sees where.
-        ObservationError
-            If the robot state does not fit, or the prompt is too long.
-        PolicyError
-            If openpi takes observations, or does with images, what is not understood.
-        """
-        import torch
-
-        made = [self._sight.inputs(o) for o in observations]
-        slots = [self._sight.slots(o) for o in observations]
-        noise = torch.stack([self.noise(o.seed) for o in observations]).to(self.device)
-        return self._batch(made, slots, noise)
-
-    def sent(self, content: Mapping[str, Any], seed: int) -> tuple[Observation, tuple[Slot, ...]]:
-        """Read what a client of openpi's server sent.
-
-        Parameters
-        ----------
-        content
-            The client's message.
-        seed
-            Of the noise that this call begins with.
-
-        Returns
-        -------
-        The observation: its cameras are those that the policy sees, called as their keys end, or as option
-        ``cameras`` says; and where the policy sees them.
-
-        Raises
-        ------
-        ObservationError
-            If openpi refuses it.
-        PolicyError
-            If openpi does with its images what is not understood.
-        """
-        message, slots, state = self._sight.sent(content)
-        shown = {slot.camera for slot in slots}
-        images = {c: pixels(i) for c, i in message.images.items() if c in shown}
-        parts = [np.zeros(0, np.float32), *(message.numbers[key] for key in state)]
-        return Observation(images, message.prompt, np.concatenate(parts), seed), slots
-
-    def batch_of(self, made: Mapping[str, Any], slots: Sequence[Slot], noise: Any) -> Batch:
-        """Make a batch of one observation that openpi's transforms have prepared already.
-
-        Parameters
-        ----------
-        made
-            What the transforms gave.
-        slots
-            Where the policy sees its cameras, of `sent`.
-        noise
-            Tensor (1, horizon, action_dof).
-
-        Raises
-        ------
-        ObservationError
-            If the prompt is too long.
-        PolicyError
-            If it is not what the configuration says.
-        """
-        return self._batch([made], [slots], noise)
-
-    def _batch(
-        self, made: Sequence[Mapping[str, Any]], slots: Sequence[Sequence[Slot]], noise: Any
-    ) -> Batch:
-        samples = tuple(self._sequence.sample(*each) for each in zip(made, slots, strict=True))
-        tensors = {
-            key: stacked([m[key] for m in made], self.device)
-            for key in ("image", "image_mask", "state", "tokenized_prompt", "tokenized_prompt_mask")
-        }
-        return Batch({**tensors, "noise": noise}, samples, self._sequence.encoded(slots))
 
     def act(self, batch: Batch) -> Any:
         """Sample an action chunk for every observation of the batch."""
@@ -419,15 +286,4 @@ class OpenpiPolicy(HookedPolicy):
     def _vision_config(self) -> Any:
         if "model" in self.__dict__:
             return self._paligemma().config.vision_config
-        from transformers.models.auto import CONFIG_MAPPING
-
-        # openpi changes none of the fields that are read here.
-        return CONFIG_MAPPING["paligemma"]().vision_config
-
-    def noise(self, seed: int) -> Any:
-        """Return the noise of a seed, a float32 tensor (horizon, action_dof) on the CPU."""
-        import torch
-
-        # On the CPU and in float32 whatever the device: the same seed gives the same noise.
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(self.horizon, self.action_dof, generator=generator)
+        return super()._vision_config()
