@@ -48,8 +48,8 @@ def test_the_one_that_it_is_for(
     ("config", "names", "said"),
     [
         ({"action_dim": 32}, ("assets", "model.safetensors"), "is openpi's: .*--policy openpi:pi05_droid"),
-        (None, ("assets", "params"), "is openpi's: "),
         ({"model_type": "Gr00tN1d7"}, (), "is lerobot's: it is GR00T N1.7 as NVIDIA publishes it"),
+        (None, ("assets", "params"), "is openpi-jax's: .*--policy openpi-jax:pi05_droid"),
         ({"model_type": "bert"}, (), r"no adapter recognises it \(its config.json says model_type 'bert'\).*octo"),
         ({"type": "mine"}, (), r"no adapter recognises it \(its config.json says type 'mine'\)"),
         (None, ("weights.bin",), r"no adapter recognises it \(it has weights.bin\)"),

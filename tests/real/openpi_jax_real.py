@@ -22,9 +22,9 @@ from openpi_real import NAMES, SIGHTS, STATS, checkpoints, droid_observation
 from policy_contract import Case, PolicyContract, as_array, run_captured
 
 from attnstore.ingest.policies.base import Batch, PolicyError
+from attnstore.ingest.policies.checkpoint import files_of
 from attnstore.ingest.policies.openpi.jax_policy import OpenpiJaxPolicy
 from attnstore.ingest.policies.openpi.policy import OpenpiPolicy
-from attnstore.ingest.policies.registry import find_policy
 from attnstore.store.errors import UsageError
 
 __all__ = ["checkpoints"]  # what shrinks openpi, and has its tokenizer
@@ -186,7 +186,8 @@ def convert(checkpoint: Path, directory: Path, name: str) -> None:
 
     path = Path(os.environ["OPENPI"]) / "examples" / "convert_jax_model_to_pytorch.py"
     spec = importlib.util.spec_from_file_location("convert_jax_model_to_pytorch", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     config = get_config(name).model
@@ -221,8 +222,10 @@ def convert(checkpoint: Path, directory: Path, name: str) -> None:
 
 def test_messages(jax_checkpoints: dict[str, Path], tmp_path: Path) -> None:
     directory = str(jax_checkpoints["pi05_droid"])
-    with pytest.raises(UsageError, match="openpi-jax:pi05_droid"):
-        find_policy(directory)
+    found = OpenpiJaxPolicy.recognises(files_of(Path(directory)))
+    assert found is not None
+    assert found.name == "openpi-jax"
+    assert OpenpiPolicy.recognises(files_of(Path(directory))) is None
     with pytest.raises(PolicyError, match="no params/ in it"):
         OpenpiJaxPolicy(str(tmp_path), variant="pi05_droid")
     with pytest.raises(UsageError, match="CUDA_VISIBLE_DEVICES"):

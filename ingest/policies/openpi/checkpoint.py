@@ -237,7 +237,8 @@ class OpenpiCheckpoint:
         if (self.directory / "params").is_dir():
             converted = f"{str(self.directory).rstrip('/')}_pytorch"
             raise PolicyError(
-                f"{self.directory}: a JAX checkpoint (params/ but no {WEIGHTS}); convert it in the "
+                f"{self.directory}: a JAX checkpoint (params/ but no {WEIGHTS}); run it as it is with "
+                f"--policy openpi-jax:{self.name}, or, for what that does not show, convert it in the "
                 "openpi checkout: uv run examples/convert_jax_model_to_pytorch.py --checkpoint_dir "
                 f"{self.directory} --config_name {self.name} --output_path {converted} && "
                 f"cp -r {self.directory}/assets {converted}/"
@@ -373,8 +374,8 @@ def _fetched(checkpoint: str, revision: str | None, name: str) -> str:
         raise UsageError(
             f"{checkpoint} is a JAX checkpoint: download it in the openpi checkout with uv run "
             f'python -c "from openpi.shared import download; '
-            f"print(download.maybe_download('{checkpoint}'))\", then convert it "
-            "(docs/how-to/openpi.md)"
+            f"print(download.maybe_download('{checkpoint}'))\", and run it with --policy "
+            f"openpi-jax:{name}, or convert it (docs/how-to/openpi.md)"
         )
     return locate(checkpoint, revision)
 

@@ -143,8 +143,8 @@ class OpenpiPolicy(OpenpiFamily, HookedPolicy):
         """
         if not getattr(policy, "_is_pytorch_model", True):
             raise PolicyError(
-                "this openpi policy runs in JAX; create it from a checkpoint that is converted to "
-                "PyTorch"
+                "this openpi policy runs in JAX: policy openpi-jax runs its checkpoint; or create it "
+                "from one that is converted to PyTorch"
             )
         made = cls.from_model(
             policy._model,
