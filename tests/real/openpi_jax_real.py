@@ -201,6 +201,10 @@ def convert(checkpoint: Path, directory: Path, name: str) -> None:
     pali, rest = script.slice_paligemma_state_dict(
         params["paligemma_params"], SimpleNamespace(vision_config=vision, text_config=text)
     )
+    for key, value in pali.items():
+        # Its bytes are (width, heads x head_dim); it is given a shape that is true where both are 2048.
+        if ".o_proj." in key:
+            pali[key] = value.reshape(size.width, -1)
     expert = script.slice_gemma_state_dict(
         rest, size, num_expert=1, checkpoint_dir=str(checkpoint), pi05=config.pi05
     )
@@ -209,7 +213,6 @@ def convert(checkpoint: Path, directory: Path, name: str) -> None:
         if key != "PaliGemma":
             projections[f"{key}.weight"] = torch.from_numpy(np.array(value["kernel"])).T
             projections[f"{key}.bias"] = torch.from_numpy(np.array(value["bias"]))
-    # Our projector is a linear layer under a name of its own.
     model = PI0Pytorch(replace(config, pytorch_compile_mode=None))
     lost, unknown = model.load_state_dict({**pali, **expert, **projections}, strict=False)
     assert not unknown
