@@ -157,7 +157,7 @@ class OpenpiJaxPolicy(OpenpiFamily):
         actions = _tensor(np.asarray(actions))
         if self._observer is not None:
             # What the callbacks took; the actions may be there before the last of them ran.
-            jax.effects_barrier()
+            jax.effects_barrier()  # type: ignore[no-untyped-call]  # so in jax
             self._show(self._observer)
         return actions
 
@@ -254,9 +254,12 @@ def _with_softmax(next_fun: Any, args: Any, kwargs: Any, seen: list[tuple[str, A
     """Trace Gemma's attention with its one softmax shown, in the type in which it weighs values."""
     import jax
 
-    tokens, _, _, cache = (*args, *kwargs.values())
+    # Gemma's block passes (tokens, positions, mask, cache), in this order.
+    given = [*args, *kwargs.values()]
+    tokens, cache = given[0], given[3]
     dtype = next(each.dtype for each in tokens if each is not None)
-    phase, softmax, calls = "prefix" if cache is None else "suffix", jax.nn.softmax, []
+    phase: str = "prefix" if cache is None else "suffix"
+    softmax, calls = jax.nn.softmax, []
 
     def shown(logits: Any, *rest: Any, **options: Any) -> Any:
         weights = softmax(logits, *rest, **options)
@@ -265,7 +268,7 @@ def _with_softmax(next_fun: Any, args: Any, kwargs: Any, seen: list[tuple[str, A
         return weights
 
     # While this one module is traced, in this thread; the compiled program has no trace of it.
-    jax.nn.softmax = shown
+    jax.nn.softmax = shown  # type: ignore[assignment]
     try:
         output = next_fun(*args, **kwargs)
     finally:
