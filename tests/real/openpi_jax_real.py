@@ -6,11 +6,8 @@ openpi's sources run unchanged, compiled as openpi compiles them. Reduced are si
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,82 +142,6 @@ def test_actions_are_those_of_openpis_own_infer(
     captured = run_captured(ours, batch)
     outputs = {"state": as_array(batch.inputs["state"])[0], "actions": captured.actions[0]}
     np.testing.assert_array_equal(theirs._output_transform(outputs)["actions"], wanted["actions"])
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_weights_are_those_of_the_converted_checkpoint(
-    jax_checkpoints: dict[str, Path], name: str, tmp_path: Path
-) -> None:
-    """openpi's own conversion, at reduced sizes; both in float32."""
-    convert(jax_checkpoints[name], tmp_path / "torch", name)
-    ours = OpenpiJaxPolicy(str(jax_checkpoints[name]), variant=name, dtype="float32")
-    torch = OpenpiPolicy(str(tmp_path / "torch"), variant=name, dtype="float32")
-    jax_run, torch_run = (run_captured(p, p.prepare(SIGHTS)) for p in (ours, torch))
-    assert jax_run.batch.samples == torch_run.batch.samples
-    key = [(r[0], r[1], r[2]) for r in jax_run.records]
-    assert key == [(r[0], r[1], r[2]) for r in torch_run.records]
-    for mine, other in zip(jax_run.records, torch_run.records, strict=True):
-        layouts = [sample.layouts[mine[0]] for sample in jax_run.batch.samples]
-        for row, layout in enumerate(layouts):
-            queries = [
-                i for part in layout.query.model_slices for i in range(part.start, part.stop)
-            ]
-            np.testing.assert_allclose(
-                mine[3][row][:, queries],
-                other[3][row][:, queries],
-                atol=2e-3,
-                err_msg=str(mine[:3]),
-            )
-    np.testing.assert_allclose(jax_run.actions, torch_run.actions, atol=2e-2)
-
-
-def convert(checkpoint: Path, directory: Path, name: str) -> None:
-    """What ``examples/convert_jax_model_to_pytorch.py`` does, its functions at the reduced sizes."""
-    from types import SimpleNamespace
-
-    import torch
-    from openpi.models.gemma import get_config as gemma
-    from openpi.models_pytorch.pi0_pytorch import PI0Pytorch
-    from openpi.training.config import get_config
-    from safetensors.torch import save_model
-
-    path = Path(os.environ["OPENPI"]) / "examples" / "convert_jax_model_to_pytorch.py"
-    spec = importlib.util.spec_from_file_location("convert_jax_model_to_pytorch", path)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    config = get_config(name).model
-    size = gemma("dummy")
-    text = SimpleNamespace(
-        hidden_size=size.width, num_hidden_layers=size.depth, num_attention_heads=size.num_heads,
-        head_dim=size.head_dim, intermediate_size=size.mlp_dim,
-    )  # fmt: skip
-    vision = SimpleNamespace(hidden_size=1152, num_hidden_layers=2, num_attention_heads=16)
-    params = script.slice_initial_orbax_checkpoint(str(checkpoint), "float32")
-    pali, rest = script.slice_paligemma_state_dict(
-        params["paligemma_params"], SimpleNamespace(vision_config=vision, text_config=text)
-    )
-    for key, value in pali.items():
-        # Its bytes are (width, heads x head_dim); it is given a shape that is true where both are 2048.
-        if ".o_proj." in key:
-            pali[key] = value.reshape(size.width, -1)
-    expert = script.slice_gemma_state_dict(
-        rest, size, num_expert=1, checkpoint_dir=str(checkpoint), pi05=config.pi05
-    )
-    projections = {}
-    for key, value in params["projection_params"].items():
-        if key != "PaliGemma":
-            projections[f"{key}.weight"] = torch.from_numpy(np.array(value["kernel"])).T
-            projections[f"{key}.bias"] = torch.from_numpy(np.array(value["bias"]))
-    model = PI0Pytorch(replace(config, pytorch_compile_mode=None))
-    lost, unknown = model.load_state_dict({**pali, **expert, **projections}, strict=False)
-    assert not unknown
-    # Tied to the embedding, or never called.
-    assert not [key for key in lost if "lm_head" not in key and "embed_tokens" not in key], lost
-    directory.mkdir()
-    save_model(model.to(torch.bfloat16), str(directory / "model.safetensors"))
-    (directory / "assets").symlink_to(checkpoint / "assets")
 
 
 def test_messages(jax_checkpoints: dict[str, Path], tmp_path: Path) -> None:
