@@ -88,7 +88,7 @@ test-openpi: links  ## the same contract on openpi itself: make test-openpi OPEN
 	@# in openpi's own environment: it pins NumPy 1, JAX and a patched transformers
 	@$(OPENPI_PYTHON) -c 'import openpi.policies.policy_config, duckdb, h5py, hypothesis, psutil, pyarrow.lib, pytest, zarr' \
 	  || { echo "first: uv pip install --python $(OPENPI_PYTHON) '.[openpi]' pytest hypothesis (docs/how-to/openpi.md)" >&2; exit 1; }
-	cd tests && OPENPI="$(abspath $(OPENPI))" HF_HUB_OFFLINE=1 PYTHONPATH="$$(ls -d ../build/__editable__.attnstore-*):fixtures" \
+	cd tests && OPENPI="$(abspath $(OPENPI))" HF_HUB_OFFLINE=1 JAX_PLATFORMS=cpu PYTHONPATH="$$(ls -d ../build/__editable__.attnstore-*):fixtures:real" \
 	  $(OPENPI_PYTHON) -m pytest -q -p no:cacheprovider -W ignore real/openpi_real.py real/openpi_jax_real.py
 
 test-openvla: links  ## the same contract on OpenVLA's own code: make test-openvla OPENVLA=/path/to/checkout
