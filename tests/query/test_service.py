@@ -565,7 +565,7 @@ class TestOpenApi:
             "{store}": place, "{run}": run, "{episode}": episode, "{metric}": "entropy",
             "{name}": "camera-by-layer", "{camera}": "hand_camera", "{keyframe}": "0",
             "{path}": "attnstore.json", "{recording}": RECORDING, "{file}": slug("under-way"),
-            "{call}": "-1", "{phase}": "prefix",
+            "{call}": "-1", "{phase}": "prefix", "{other}": run,
         }  # fmt: skip
         asked = 0
         for path, operations in api["paths"].items():
