@@ -29,7 +29,12 @@ export function useAnswers(questions) {
   useEffect(() => {
     let wanted = true;
     questions.forEach((question, i) => {
-      if (!question || peek(question) !== undefined) return;
+      if (!question) return;
+      if (peek(question) !== undefined) {
+        // another part of the page asked the same, and its answer came after this one was drawn
+        if (answers[i].pending) setKnown((old) => ({ ...old }));
+        return;
+      }
       const note = (/** @type {Answer<Answered<N>>} */ answer) => {
         if (wanted)
           setKnown((old) => ({
