@@ -144,7 +144,7 @@ export function Sql({ view, change }) {
               value=${draft}
               onInput=${(/** @type {any} */ x) => (setDraft(x.target.value), offer())}
               onKeyDown=${key}
-              onBlur=${() => setTimeout(() => setOffered([]), 150)}
+              onBlur=${() => setTimeout(() => document.activeElement === box.current || setOffered([]), 150)}
             ></textarea>
           </label>
           <div

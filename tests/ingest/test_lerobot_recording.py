@@ -201,5 +201,7 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UsageError, match="a replay needs the checkpoint that drove"):
         record_lerobot(policy, preprocessor, tmp_path / "s", mode="replay")
     policy.config.type = "diffusion"
-    with pytest.raises(PolicyError, match="a policy of type 'diffusion' has no attention over images"):
+    with pytest.raises(
+        PolicyError, match="a policy of type 'diffusion' has no attention over images"
+    ):
         record_lerobot(policy, preprocessor, tmp_path / "s")
