@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,21 @@ def test_heat_is_the_active_heads_at_the_images_pixels(store: Store, folder: Pat
             np.testing.assert_array_equal(image, np.rint(drawn).clip(0, 255))
             stats = episode.stats(phase, camera, "entropy", **wanted).item()
             assert heat["entropy"] == pytest.approx(stats, nan_ok=True)
+
+
+def test_objects_are_boxes_in_shares_of_the_image(tmp_path: Path) -> None:
+    """The golden store's mask, by hand: columns 20 to 39, rows 4 to 16."""
+    golden = Path(__file__).parents[1] / "golden" / "store.tar.gz"
+    shutil.unpack_archive(golden, tmp_path / "store", filter="data")
+    done = run("export", "fiftyone", tmp_path / "store", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    boxes = [
+        (box["label"], box["bounding_box"])
+        for sample in samples(tmp_path / "out")
+        for box in sample.get("objects", {"detections": []})["detections"]
+    ]
+    height, width = SOURCE
+    assert boxes == [("cube", [20 / width, 4 / height, 20 / width, 13 / height])]
 
 
 def test_nothing_is_left_of_what_is_refused(store: Store, folder: Path) -> None:
