@@ -121,17 +121,7 @@ export function Actions({ e, view, change, playing, play, theme }) {
           `
         }
       </div>
-      <${Timeline}
-        e=${e}
-        view=${view}
-        change=${change}
-        playing=${playing}
-        play=${play}
-        theme=${theme}
-        headOf=${() => null}
-        ready=${() => true}
-        traces=${false}
-      />
+      <${Timeline} e=${e} view=${view} change=${change} playing=${playing} play=${play} theme=${theme} />
     </div>
   `;
 }

@@ -80,17 +80,7 @@ export function Causes({ e, view, change, playing, play, theme }) {
           <${Curves} e=${e} keyframe=${over === "keyframe" ? keyframe : null} change=${change} />
         </div>
       </div>
-      <${Timeline}
-        e=${e}
-        view=${view}
-        change=${change}
-        playing=${playing}
-        play=${play}
-        theme=${theme}
-        headOf=${() => null}
-        ready=${() => true}
-        traces=${false}
-      />
+      <${Timeline} e=${e} view=${view} change=${change} playing=${playing} play=${play} theme=${theme} />
     </div>
   `;
 }

@@ -207,9 +207,7 @@ export function HeadsGrid({ e, view, change, playing, play, theme }) {
         playing=${playing}
         play=${play}
         theme=${theme}
-        headOf=${() => null}
         ready=${imageHere}
-        traces=${false}
       />
     </div>
   `;

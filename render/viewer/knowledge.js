@@ -44,17 +44,7 @@ export function Knowledge({ e, view, change, playing, play, theme }) {
           <${Probes} e=${e} view=${view} change=${change} />
         </div>
       </div>
-      <${Timeline}
-        e=${e}
-        view=${view}
-        change=${change}
-        playing=${playing}
-        play=${play}
-        theme=${theme}
-        headOf=${() => null}
-        ready=${() => true}
-        traces=${false}
-      />
+      <${Timeline} e=${e} view=${view} change=${change} playing=${playing} play=${play} theme=${theme} />
     </div>
   `;
 }

@@ -14,10 +14,11 @@ const SPEEDS = [2, 5, 10, 20];
 
 /**
  * @param {{e: Episode, view: View, change: Change, playing: boolean, play: (on: boolean) => void, theme: string,
- *   headOf: (camera: string) => number | "mean" | null, ready: (keyframe: number) => boolean, traces?: boolean}} props
+ *   headOf?: (camera: string) => number | "mean" | null, ready?: (keyframe: number) => boolean}} props
+ *   headOf: whose traces are drawn; none if absent
  *   ready: whether a keyframe's images are here; if not, they are asked for
  */
-export function Timeline({ e, view, change, playing, play, theme, headOf, ready, traces = true }) {
+export function Timeline({ e, view, change, playing, play, theme, headOf, ready = () => true }) {
   const [speed, setSpeed] = useState(5);
   const count = e.frames.length;
   const waited = useRef(0);
@@ -73,7 +74,7 @@ export function Timeline({ e, view, change, playing, play, theme, headOf, ready,
           change=${(/** @type {string} */ chosen) => setSpeed(Number(chosen))}
         />
         ${
-          traces &&
+          headOf &&
           query_groups.length > 0 &&
           html`
             <${Menu}
@@ -94,7 +95,7 @@ export function Timeline({ e, view, change, playing, play, theme, headOf, ready,
             />
           `
         }
-        <span class="legend" hidden=${!traces}>
+        <span class="legend" hidden=${!headOf}>
           ${cameras.map(
             (c, i) => html`
               <span>
@@ -119,7 +120,7 @@ export function Timeline({ e, view, change, playing, play, theme, headOf, ready,
         <${Ticks} frames=${e.frames} />
       </div>
       ${
-        traces &&
+        headOf &&
         query_groups.length > 0 &&
         html`
           <${Traces}
