@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from .base import PolicyError
 
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 """Files of PEFT, in a checkpoint directory."""
+DTYPES = ("float32", "bfloat16", "float16")
+"""Data types that torch's models are loaded in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,56 @@ def check_options(policy: str, options: Mapping[str, str], known: Sequence[str])
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise UsageError(f"{policy} has the options {', '.join(known)}; got {unknown[0]!r}")
+
+
+def check_variant(policy: str, variant: str | None, known: Iterable[str] = ()) -> None:
+    """Refuse a variant (``adapter:variant``) that the policy does not have.
+
+    Raises
+    ------
+    UsageError
+        If it is none of them.
+    """
+    known = tuple(known)
+    if variant is not None and variant not in known:
+        has = (
+            f"{policy}'s variants are {', '.join(known)}" if known else f"{policy} has no variants"
+        )
+        raise UsageError(f"{has}; got {variant!r}")
+
+
+def check_dtype(policy: str, dtype: str | None, known: Sequence[str] = DTYPES) -> None:
+    """Refuse a data type that the policy does not compute in; None is the checkpoint's own.
+
+    Raises
+    ------
+    UsageError
+        If it is none of them.
+    """
+    if dtype is not None and dtype not in known:
+        if len(known) == 1:
+            raise UsageError(f"{policy} computes in {known[0]}; got dtype {dtype!r}")
+        raise UsageError(f"dtype is one of {', '.join(known)}; got {dtype!r}")
+
+
+def counted(options: Mapping[str, str], name: str, what: str) -> int | None:
+    """Return an option that counts something, as ``steps`` does denoising steps; None if not given.
+
+    Raises
+    ------
+    UsageError
+        If it is no whole number, or 0.
+    """
+    if (text := options.get(name)) is None:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"{name} is a whole number of {what}, at least 1; got {text!r}")
+    return int(text)
+
+
+def directory_name(checkpoint: str) -> str:
+    """Return what a run calls a checkpoint: a directory's name, or the hub id."""
+    return Path(checkpoint).resolve().name if Path(checkpoint).exists() else checkpoint
 
 
 def unwrap(module: Any) -> Any:

@@ -21,9 +21,9 @@ import numpy as np
 from attnstore.store.errors import UsageError
 
 from ..policies.base import watch_where_shown
-from ..policies.checkpoint import locate
+from ..policies.checkpoint import directory_name, locate
 from ..policies.hooks import instead
-from ..policies.lerobot.base import LeRobotPolicy, directory_name, driven_keywords
+from ..policies.lerobot.base import LeRobotPolicy, driven_keywords
 from ..policies.lerobot.policy import adapt_lerobot
 from .episode import Episode
 from .recorder import Recorder, record

@@ -407,7 +407,7 @@ class TestLoading:
         captured = run_captured(ours, ours.prepare(SIGHTS[:1]))
         assert captured.session.counts == {"prefix": 2, "suffix": 4}
         for bad in ("0", "x", "-1"):
-            with pytest.raises(UsageError, match="whole number of at least 1"):
+            with pytest.raises(UsageError, match="whole number of denoising steps, at least 1"):
                 load_policy("openpi:pi05_droid", str(checkpoint), options={"steps": bad})
         with pytest.raises(UsageError, match="has the options base, .*, steps; got 'stats'"):
             load_policy("openpi:pi05_droid", str(checkpoint), options={"stats": "x"})

@@ -520,8 +520,3 @@ def drawing(noise: Any) -> Iterator[None]:
             f"the policy drew noise of shape {tuple(noise.shape)} {asked} times; once is expected: this "
             "LeRobot draws its noise otherwise, and its actions are not those of the seed"
         )
-
-
-def directory_name(checkpoint: str) -> str:
-    """Return what a run calls a checkpoint: a directory's name, or the hub id."""
-    return Path(checkpoint).resolve().name if Path(checkpoint).exists() else checkpoint

@@ -14,9 +14,17 @@ from attnstore.store.errors import UsageError
 
 from ..about import About
 from ..base import Policy, PolicyError
-from ..checkpoint import CheckpointFiles, Recognised, check_options, locate
+from ..checkpoint import (
+    CheckpointFiles,
+    Recognised,
+    check_options,
+    check_variant,
+    counted,
+    directory_name,
+    locate,
+)
 from .act import LeRobotAct
-from .base import LeRobotPolicy, directory_name
+from .base import LeRobotPolicy
 from .groot import LeRobotGroot
 from .loading import STEP_FIELDS, check_trusted, open_checkpoint, policy_type
 from .pi import LeRobotPi0, LeRobotPi05
@@ -93,11 +101,8 @@ def load_lerobot(
     """
     given = dict(options or {})
     check_options("lerobot", given, OPTIONS)
-    if variant is not None and variant not in FAMILIES:
-        raise UsageError(f"lerobot's variants are {', '.join(FAMILIES)}; got {variant!r}")
-    steps = given.get("steps")
-    if steps is not None and (not steps.isdecimal() or int(steps) < 1):
-        raise UsageError(f"steps is a whole number of denoising steps, at least 1; got {steps!r}")
+    check_variant("lerobot", variant, FAMILIES)
+    steps = counted(given, "steps", "denoising steps")
     cameras = parse_cameras(given.get("cameras"))
     directory = Path(locate(checkpoint, revision))
     kind = policy_type(checkpoint, directory)
@@ -111,7 +116,7 @@ def load_lerobot(
         revision=revision,
         device=device,
         dtype=dtype,
-        steps=None if steps is None else int(steps),
+        steps=steps,
         stats=given.get("stats"),
     )
     digest_with = {key: value for key, value in given.items() if key != "stats"}

@@ -35,7 +35,7 @@ from ..base import (
     Sample,
 )
 from ..blocking import Blocked, nothing_left
-from ..checkpoint import CheckpointFiles, Recognised
+from ..checkpoint import CheckpointFiles, Recognised, check_dtype, check_variant
 from ..convolution import stem_geometry
 from ..fingerprint import digest_directory
 from .blocking import OctoBlocks
@@ -115,12 +115,10 @@ class OctoPolicy:
         revision: str | None = None,
         options: Mapping[str, str] | None = None,
     ) -> None:
-        if variant is not None:
-            raise UsageError(f"octo has no variants; got {variant!r}")
+        check_variant("octo", variant)
         if revision is not None:
             raise UsageError("octo is loaded from a local directory, which has no revisions")
-        if dtype not in (None, "float32"):
-            raise UsageError(f"octo computes in float32; got dtype {dtype!r}")
+        check_dtype("octo", dtype, ("float32",))
         for module in ("jax", "flax", "torch"):
             require(module, "octo", "policy octo")
         directory = check_directory(checkpoint)

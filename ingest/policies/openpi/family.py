@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from attnstore.store.errors import UsageError
 from attnstore.store.format.tokens import TASK
 
 from ...datasets.openpi.message import pixels
 from ..base import Batch, Observation, PhaseShape
-from ..checkpoint import check_options
+from ..checkpoint import check_options, counted
 from .checkpoint import openpi
 from .layout import ModelSequence
 from .observation import Sight, Slot, stacked
@@ -39,10 +38,7 @@ class OpenpiFamily:
         """Check the options, and return them with the number of denoising steps."""
         given = dict(options or {})
         check_options(self.name, given, OPTIONS)
-        steps = given.get("steps", str(STEPS))
-        if not steps.isdecimal() or int(steps) < 1:
-            raise UsageError(f"steps is a whole number of at least 1; got {steps!r}")
-        return given, int(steps)
+        return given, counted(given, "steps", "denoising steps") or STEPS
 
     def _set_up(
         self,

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from attnstore.store.errors import UsageError
 from ...optional import require
 from ..about import About
 from ..base import Batch, EncoderShape, Observer, PolicyError
-from ..checkpoint import CheckpointFiles, Recognised
+from ..checkpoint import CheckpointFiles, Recognised, check_dtype, directory_name
 from .checkpoint import WEIGHTS, OpenpiJaxCheckpoint, openpi
 from .family import DTYPES, OpenpiFamily
 
@@ -100,13 +99,12 @@ class OpenpiJaxPolicy(OpenpiFamily):
         revision: str | None = None,
         options: Mapping[str, str] | None = None,
     ) -> None:
-        if dtype is not None and dtype not in DTYPES:
-            raise UsageError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
+        check_dtype(self.name, dtype, DTYPES)
         given, steps = self._options(options)
         require("torch", "ingest", "policy openpi-jax")
         self.dtype = dtype or DTYPES[0]
         self._source = OpenpiJaxCheckpoint(checkpoint, variant, revision, dtype=self.dtype)
-        self.checkpoint = Path(checkpoint).name
+        self.checkpoint = directory_name(checkpoint)
         # Batches are made on the CPU; JAX takes them to its own device.
         self.device, self._asked_device = "cpu", device
         self._observer: Observer | None = None

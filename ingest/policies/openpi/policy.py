@@ -13,16 +13,20 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import Any
-
-from attnstore.store.errors import UsageError
 
 from ...optional import require
 from ..about import About
 from ..base import LAST, Batch, EncoderShape, PolicyError
 from ..blocking import Blocked, block_by_mask
-from ..checkpoint import CheckpointFiles, Recognised, check_options, unwrap
+from ..checkpoint import (
+    CheckpointFiles,
+    Recognised,
+    check_dtype,
+    check_options,
+    directory_name,
+    unwrap,
+)
 from ..fingerprint import digest_parameters
 from ..hooks import HookedPolicy, Shown, Watched
 from ..vision import vision_shape
@@ -109,12 +113,11 @@ class OpenpiPolicy(OpenpiFamily, HookedPolicy):
         options: Mapping[str, str] | None = None,
         compiled: bool = False,
     ) -> None:
-        if dtype is not None and dtype not in DTYPES:
-            raise UsageError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
+        check_dtype(self.name, dtype, DTYPES)
         given, steps = self._options(options)
         require("torch", "ingest", "policy openpi")
         self._source: OpenpiCheckpoint | None = OpenpiCheckpoint(checkpoint, variant, revision)
-        self.checkpoint = Path(checkpoint).name if Path(checkpoint).exists() else checkpoint
+        self.checkpoint = directory_name(checkpoint)
         self.device, self._dtype, self._compiled = device, dtype, compiled
         self._set_up(
             self._source.config.model, self._source.transforms(), steps, given,

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,16 @@ from ..base import (
     Sample,
 )
 from ..blocking import Blocked, by_layer
-from ..checkpoint import CheckpointFiles, Recognised, check_options, locate, unwrap
+from ..checkpoint import (
+    CheckpointFiles,
+    Recognised,
+    check_dtype,
+    check_options,
+    check_variant,
+    directory_name,
+    locate,
+    unwrap,
+)
 from ..decoder import eager_self_attention, language_model, self_attention
 from ..hooks import Shown, Watched, instead
 from ..passes import PREFIX, Passes, block_passes
@@ -50,7 +58,7 @@ from .loading import (
     read_checkpoint,
     read_statistics,
 )
-from .prismatic import DTYPES, EMPTY, IMAGE, PrismaticPolicy, truth, usual_template
+from .prismatic import EMPTY, IMAGE, PrismaticPolicy, truth, usual_template
 
 OPTIONS = ("trust_remote_code", "unnorm_key", "camera", "center_crop", "prompt")
 
@@ -120,17 +128,15 @@ class OpenvlaPolicy(PrismaticPolicy):
         revision: str | None = None,
         options: Mapping[str, str] | None = None,
     ) -> None:
-        if variant is not None:
-            raise UsageError(f"openvla has no variants; got {variant!r}")
-        if dtype is not None and dtype not in DTYPES:
-            raise UsageError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
+        check_variant("openvla", variant)
+        check_dtype("openvla", dtype)
         given = dict(options or {})
         check_options("openvla", given, OPTIONS)
         check_environment()
         check_trusted(checkpoint, given.pop("trust_remote_code", None))
         self._directory = locate(checkpoint, revision)
         config, processor = read_checkpoint(checkpoint, self._directory)
-        name = Path(checkpoint).resolve().name if Path(checkpoint).exists() else checkpoint
+        name = directory_name(checkpoint)
         statistics = read_statistics(checkpoint, self._directory, config)
         self._adapt(config, processor, statistics, name, dtype, device, given)
 

@@ -15,7 +15,6 @@ from ..checkpoint import unwrap
 from ..pretrained import PretrainedPolicy
 from ..prompt import INSTRUCTION, Prompt, check_template
 
-DTYPES = ("float32", "bfloat16", "float16")
 PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
 VICUNA_PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from attnstore.store.errors import MissingExtraError, UsageError
+from attnstore.store.errors import MissingExtraError
 
 from ...optional import require
 from ..base import PolicyError
@@ -61,15 +61,6 @@ def read_checkpoint(checkpoint: str, directory: str) -> tuple[Any, Any]:
         raise PolicyError(
             f"{checkpoint}: not a readable Pi0 checkpoint ({one_line(error)})"
         ) from error
-
-
-def checked_steps(text: str | None) -> int | None:
-    """Return option ``steps`` as a number; None where it is not given."""
-    if text is None:
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"steps is a whole number of denoising steps, at least 1; got {text!r}")
-    return int(text)
 
 
 def apply_stats(processor: Any, file: str | None) -> None:

@@ -14,28 +14,36 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.errors import UsageError
 from attnstore.store.format.tokens import TASK
 
 from ...optional import require
 from ..about import About
 from ..base import LAST, Batch, EncoderShape, Observation, ObservationError, PhaseShape
 from ..blocking import Blocked, block_by_mask
-from ..checkpoint import CheckpointFiles, Recognised, check_options, locate, one_line, unwrap
+from ..checkpoint import (
+    CheckpointFiles,
+    Recognised,
+    check_dtype,
+    check_options,
+    check_variant,
+    counted,
+    directory_name,
+    locate,
+    one_line,
+    unwrap,
+)
 from ..hooks import Shown, Watched
 from ..prefix import KeptPrefix, keep_prefix, reuse_prefix
 from ..pretrained import PretrainedPolicy
 from ..vision import vision_shape
 from .layout import encoded, read_sample
-from .loading import apply_stats, checked_steps, processing, read_checkpoint
+from .loading import apply_stats, processing, read_checkpoint
 
-DTYPES = ("float32", "bfloat16", "float16")
 OPTIONS = ("stats", "steps")
 
 
@@ -101,17 +109,15 @@ class Pi0Policy(PretrainedPolicy):
         revision: str | None = None,
         options: Mapping[str, str] | None = None,
     ) -> None:
-        if variant is not None:
-            raise UsageError(f"pi0 has no variants; got {variant!r}")
-        if dtype is not None and dtype not in DTYPES:
-            raise UsageError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
+        check_variant("pi0", variant)
+        check_dtype("pi0", dtype)
         self._options = dict(options or {})
         check_options("pi0", self._options, OPTIONS)
-        steps = checked_steps(self._options.get("steps"))
+        steps = counted(self._options, "steps", "denoising steps")
         require("torch", "ingest", "policy pi0")
         processing()
         self._directory = locate(checkpoint, revision)
-        self.checkpoint = Path(checkpoint).name if Path(checkpoint).exists() else checkpoint
+        self.checkpoint = directory_name(checkpoint)
         self.device = device
         self.config, self.processor = read_checkpoint(checkpoint, self._directory)
         apply_stats(self.processor, self._options.get("stats"))

@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from attnstore.store.errors import UsageError
@@ -34,7 +33,18 @@ from ..base import (
     Sample,
 )
 from ..blocking import Blocked
-from ..checkpoint import CheckpointFiles, Recognised, check_options, locate, one_line, unwrap
+from ..checkpoint import (
+    CheckpointFiles,
+    Recognised,
+    check_dtype,
+    check_options,
+    check_variant,
+    counted,
+    directory_name,
+    locate,
+    one_line,
+    unwrap,
+)
 from ..decoder import language_model, self_attention, vision_tower
 from ..hooks import Shown, Watched
 from ..passes import PREFIX, Passes, block_passes
@@ -48,7 +58,6 @@ from .geometry import is_dynamic
 from .inputs import image_geometry, process
 from .prompt import write_prompt
 
-DTYPES = ("float32", "bfloat16", "float16")
 OPTIONS = ("max_new_tokens", "prompt")
 NEW_TOKENS = 16
 CAUSAL = {
@@ -132,19 +141,17 @@ class VlmPolicy(PretrainedPolicy):
         revision: str | None = None,
         options: Mapping[str, str] | None = None,
     ) -> None:
-        if variant is not None:
-            raise UsageError(f"vlm has no variants; got {variant!r}")
-        if dtype is not None and dtype not in DTYPES:
-            raise UsageError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
+        check_variant("vlm", variant)
+        check_dtype("vlm", dtype)
         given = dict(options or {})
         check_options("vlm", given, OPTIONS)
         template = check_template(given.get("prompt", INSTRUCTION))
-        steps = _checked_count(given.get("max_new_tokens"))
+        steps = counted(given, "max_new_tokens", "generated tokens") or NEW_TOKENS
         require("torch", "ingest", "policy vlm")
         require("transformers", "ingest", "policy vlm")
         self._directory = locate(checkpoint, revision)
         config, processor = read_checkpoint(checkpoint, self._directory)
-        name = Path(checkpoint).name if Path(checkpoint).exists() else checkpoint
+        name = directory_name(checkpoint)
         self._describe(name, device, dtype, config, processor, template, steps)
 
     @classmethod
@@ -363,13 +370,3 @@ class VlmPolicy(PretrainedPolicy):
         tokenizer = self.processor.tokenizer
         text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return Generated(tuple(Token(i, token_text(tokenizer, i)) for i in ids), str(text))
-
-
-def _checked_count(text: str | None) -> int:
-    if text is None:
-        return NEW_TOKENS
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(
-            f"max_new_tokens is a whole number of generated tokens, at least 1; got {text!r}"
-        )
-    return int(text)

@@ -6,21 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from attnstore.store.errors import UsageError
-
 from ...about import About
 from ...base import PolicyError
 from ...checkpoint import (
     CheckpointFiles,
     Recognised,
+    check_dtype,
     check_options,
+    check_variant,
+    directory_name,
     locate,
     model_type,
     one_line,
     unwrap,
 )
 from ..loading import OFT, check_environment, oft_parts, read_statistics
-from ..prismatic import DTYPES
 from .parts import (
     LORA,
     UNMERGED,
@@ -82,10 +82,8 @@ def load_oft(
     PolicyError
         If the checkpoint is no readable OpenVLA-OFT checkpoint.
     """
-    if variant is not None:
-        raise UsageError(f"{OFT} has no variants; got {variant!r}")
-    if dtype is not None and dtype not in DTYPES:
-        raise UsageError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
+    check_variant(OFT, variant)
+    check_dtype(OFT, dtype)
     given = dict(options or {})
     check_options(OFT, given, OPTIONS)
     check_environment(OFT)
@@ -120,7 +118,7 @@ def load_oft(
     return (DiffusionOftPolicy if files.diffusion else OftPolicy)(
         config, processor, sources.robot, statistics, load,
         directory=directory, takes_state=files.state is not None,
-        checkpoint=Path(checkpoint).resolve().name if Path(checkpoint).exists() else checkpoint,
+        checkpoint=directory_name(checkpoint),
         dtype=dtype, device=device, options=given,
     )  # fmt: skip
 

@@ -30,9 +30,7 @@ from ...base import (
     Sample,
 )
 from ...blocking import Blocked, by_layer
-from ...checkpoint import (
-    unwrap,
-)
+from ...checkpoint import counted, unwrap
 from ...decoder import language_model, self_attention
 from ...fingerprint import digest_parameters
 from ...hooks import Shown, Watched, instead
@@ -432,17 +430,8 @@ def read_steps(options: Mapping[str, str]) -> tuple[int, int]:
     UsageError
         If one is no whole number, or a prediction has more than the training.
     """
-    found = []
-    for name in ("trained_steps", "steps"):
-        given = options.get(name, str(TRAINED_STEPS))
-        if not given.isdecimal() or int(given) < 1:
-            raise UsageError(
-                f"{name} is a whole number of denoising steps, at least 1; got {given!r}"
-            )
-        found.append(int(given))
-    trained, steps = found
-    if "steps" not in options:
-        steps = min(trained, steps)
+    trained = counted(options, "trained_steps", "denoising steps") or TRAINED_STEPS
+    steps = counted(options, "steps", "denoising steps") or min(trained, TRAINED_STEPS)
     if steps > trained:
         raise UsageError(f"steps={steps}: the training had {trained} (trained_steps)")
     return trained, steps
