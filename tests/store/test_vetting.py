@@ -394,7 +394,9 @@ def test_parquet_with_a_column_that_is_no_text(tmp_path: Path) -> None:
     table = pa.table({"zcolumnz": np.arange(300)})
     pq.write_table(table, file, compression="zstd", store_schema=False)
     whole = file.read_bytes()
-    places = [found.start() for found in re.finditer(b"zcolumnz", whole)]
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    # older Arrow writes the column's metadata behind its pages as well, where nobody reads it
+    places = [found.start() for found in re.finditer(b"zcolumnz", whole) if found.start() >= footer]
     assert len(places) == 2
     for place in places:
         file.write_bytes(whole[:place] + b"\x80" + whole[place + 1 :])
