@@ -9,26 +9,11 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
+
+from attnstore.store.processes import cores
 
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Variables by which a pool learns how many threads it may have."""
-QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Where Linux tells a container what it may use: microseconds of processor time, a period."""
-
-
-def cores() -> int:
-    """Count the cores that this process may use: of the machine, of its affinity, of its container's quota."""
-    try:
-        count = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows
-        count = os.cpu_count() or 1
-    try:
-        used, period = QUOTA.read_text().split()
-        count = min(count, max(1, int(used) // int(period)))
-    except (OSError, ValueError):
-        pass  # no quota: "max"
-    return count
 
 
 def thread_environment(workers: int = 1) -> dict[str, str]:

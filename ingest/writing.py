@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
-from .threads import cores
+from attnstore.store.processes import cores
 
 DEFAULT_BYTES = 96 << 20
 """What may wait or be in the writers' hands: it bounds extra memory."""

@@ -7,22 +7,37 @@ date). Both compare a minus b. Nothing here knows a store.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from itertools import combinations
 from math import comb, lgamma, prod
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from attnstore.store.processes import cores
+
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 Int = NDArray[np.intp]
+Single = NDArray[np.float32]
+T = TypeVar("T")
 
 EXACT = 50_000
 """Up to so many assignments of episodes to groups, all of them are tried instead of a sample."""
 BLOCK = 1 << 20
 """Numbers held at a time by one intermediate result: 8 MB."""
+AT_ONCE = 1024
+"""Permutations or replicates that are drawn together, at most: each such block has a seed of its own."""
+SUMMED = 256
+"""Episodes over which single precision sums at a time: its error grows with their number."""
+LISTED = 16
+"""Episodes of a stratum whose assignments are listed, so that a draw is one number: 12,870 at most."""
+THREADS = 4
+"""Threads that blocks are worked on by, at most."""
 FEWEST = 4
 """Episodes in a group below which there is no interval: it would be one in name only."""
 ROUNDING = 1e-9
@@ -72,9 +87,10 @@ def cliffs_delta(a: Float, b: Float) -> Float:
     """
     delta = np.empty(a.shape[1])
     for test in range(a.shape[1]):
-        other = np.sort(b[:, test])
-        smaller = np.searchsorted(other, a[:, test], "left")
-        larger = len(other) - np.searchsorted(other, a[:, test], "right")
+        # sorted keys are found several times faster than those in no order
+        one, other = np.sort(a[:, test]), np.sort(b[:, test])
+        smaller = np.searchsorted(other, one, "left")
+        larger = len(other) - np.searchsorted(other, one, "right")
         delta[test] = (smaller - larger).sum() / (len(a) * len(other))
     return delta
 
@@ -145,40 +161,200 @@ def permutation_test(
     Tested, (test,) each; p = 1 where all values are equal.
     """
     centred, share, used = _centred(values, in_a, stratum)
-    centred, share, labels = centred[used], share[used, None], in_a[used]
-    # V is linear in the assignment: Σ share² c² over all episodes, plus this over group a's
-    slope, base = (1 - 2 * share) * centred**2, (share**2 * centred**2).sum(0)
-    balanced = bool((share == 0.5).all())
+    design = _Design(in_a[used], stratum[used])
+    order = np.flatnonzero(used)[design.order]
+    test = _Studentised(centred[order], share[order], in_a[order])
+    exact = design.ways <= max(EXACT, permutations)
+    total = design.ways if exact else permutations
+    rows = max(1, min(AT_ONCE, BLOCK // max(1, len(order))))
+    rooms = threading.local()
 
-    rows = max(1, BLOCK // max(1, *values.shape))
-    # one room for all: a new one for each block took twice the time of the products
-    room = np.empty((rows, len(labels)))
+    def counted(start: int) -> Int:
+        # one room for all blocks of a thread: a new one for each took as long as the draws
+        if not hasattr(rooms, "room"):
+            rooms.room = np.empty((rows, len(order)), np.float32)
+        block = rooms.room[: total - start]
+        if exact:
+            design.list(start, block)
+        else:
+            # a seed a block: which thread does it does not matter, nor which tests there are
+            design.draw(np.random.default_rng([seed, start // rows]), block)
+        return test.as_extreme(block)
 
-    def parts(assigned: Bool) -> tuple[Float, Float]:
-        chosen = room[: len(assigned)]
-        np.copyto(chosen, assigned)
-        return chosen @ centred, base if balanced else chosen @ slope + base
-
-    numerator, spread = parts(labels[None])
-    root = np.sqrt(np.broadcast_to(spread, numerator.shape))
-    observed = np.divide(numerator, root, out=np.zeros_like(root), where=root > 0)[0]
-    # compared as squares, without a root or a division for each permutation and test
-    extreme = np.maximum(np.abs(observed) * (1 - ROUNDING) - ROUNDING, 0.0) ** 2
-    count = np.zeros(values.shape[1], np.int64)
-    exact = assignments(in_a, stratum) <= max(EXACT, permutations)
-    drawn = (
-        _every(labels, stratum[used], rows)
-        if exact
-        else _sample(labels, stratum[used], permutations, rows, np.random.default_rng(seed))
-    )
-    total = 0
-    for block in drawn:
-        numerator, spread = parts(block)
-        count += (numerator * numerator >= extreme * spread).sum(0)
-        total += len(block)
+    count = sum(_in_threads(counted, range(0, total, rows)))
     # the observed assignment is one of all assignments, and is added to a sample of them
     p = count / total if exact else (count + 1) / (total + 1)
-    return Tested(observed, p)
+    return Tested(test.observed, np.broadcast_to(p, values.shape[1:]).astype(np.float64))
+
+
+def _in_threads(work: Callable[[int], T], starts: Iterable[int]) -> list[T]:
+    """Work on blocks in threads, and give the results in order; NumPy releases the lock."""
+    starts = list(starts)
+    threads = min(cores(), THREADS, len(starts))
+    if threads < 2:
+        return [work(start) for start in starts]
+    with ThreadPoolExecutor(threads, "attnstore-resampling") as pool:
+        return list(pool.map(work, starts))
+
+
+class _Studentised:
+    """The statistic of `permutation_test`, and how often it is as extreme as the observed one.
+
+    The products are taken in single precision, which is twice as fast. What is then nearer to the observed
+    value than their rounding could have moved it is decided in double precision: the counts are those of
+    double precision throughout.
+
+    Parameters
+    ----------
+    centred
+        (episode, test) values minus their stratum's mean.
+    share, labels
+        (episode,) group a's share of the stratum, and who is in it.
+    """
+
+    def __init__(self, centred: Float, share: Float, labels: Bool) -> None:
+        # powers of two: the same digits, and squares that single precision can hold
+        self.centred = centred * np.exp2(-np.frexp(np.abs(centred).max(0, initial=0.0))[1])
+        square = self.centred**2
+        # V is linear in the assignment: Σ share² c² over all episodes, plus this over group a's
+        self.slope = (1 - 2 * share)[:, None] * square
+        self.base = (share**2) @ square
+        self.balanced = bool((share == 0.5).all())
+        numerator, spread = self._exactly(labels[None].astype(np.float32))
+        root = np.sqrt(spread)
+        self.observed = np.divide(numerator, root, out=np.zeros_like(root), where=root > 0)[0]
+        # compared as squares, without a root or a division for each permutation and test
+        extreme = np.maximum(np.abs(self.observed) * (1 - ROUNDING) - ROUNDING, 0.0) ** 2
+        self.extreme = extreme
+        # As extreme where N² - E S ≥ E base. Signs (±½) instead of zeros and ones: Σ c = 0, so that N is
+        # the same, E S is another half of Σ E slope, and the terms, hence their error, are half as large.
+        weighted = extreme * self.slope
+        self.sought = extreme * self.base + weighted.sum(0) / 2
+        unit = 2.0**-24
+        # each term is rounded once itself, and by every addition after it (Higham 2002, eq. 3.5)
+        additions = min(SUMMED, len(centred)) + -(-len(centred) // SUMMED) + 3
+        error_n = additions * unit * np.abs(self.centred).sum(0) / 2
+        error_s = additions * unit * np.abs(weighted).sum(0) / 2
+        most = extreme * (np.maximum(share, 1 - share) ** 2 @ square)  # E V never is larger
+        self.doubt = 1.01 * (
+            2 * np.sqrt(most) * error_n + error_n**2 + error_s + 8 * unit * (most + np.abs(self.sought))
+        )  # fmt: skip
+        both = [self.centred] if self.balanced else [self.centred, weighted]
+        self.single = [half.astype(np.float32) for half in both]
+        self.by_test, self.slope_by_test = self.centred.T.copy(), self.slope.T.copy()
+
+    def _exactly(self, assigned: Single) -> tuple[Float, Float]:
+        """Return D and V of assignments, (assignment, test), in double precision."""
+        chosen = assigned.astype(np.float64)
+        numerator = chosen @ self.centred
+        if self.balanced:
+            return numerator, np.broadcast_to(self.base, numerator.shape)
+        return numerator, chosen @ self.slope + self.base
+
+    def as_extreme(self, assigned: Single) -> Int:
+        """Count the assignments that are at least as extreme as the observed one, (test,).
+
+        Parameters
+        ----------
+        assigned
+            (assignment, episode) ones and zeros; overwritten.
+        """
+        rows, tests = len(assigned), self.centred.shape[1]
+        count = np.zeros(tests, np.intp)
+        width = max(1, BLOCK // rows)
+        assigned -= np.float32(0.5)
+        for first in range(0, tests, width):
+            at = slice(first, first + width)
+            found = self._product(assigned, self.single[0][:, at])
+            found *= found
+            if not self.balanced:
+                found -= self._product(assigned, self.single[1][:, at])
+            sought, doubt = self.sought[at], self.doubt[at]
+            low = (sought - doubt).astype(np.float32)
+            high = np.nextafter((sought + doubt).astype(np.float32), np.float32(np.inf))
+            sure = found >= high
+            count[at] = sure.sum(0)
+            near = found >= np.nextafter(low, np.float32(-np.inf))
+            if near.sum() != count[at].sum():
+                count[at] += self._decided(assigned, near & ~sure, at)
+        return count
+
+    @staticmethod
+    def _product(assigned: Single, values: Single) -> Single:
+        found: Single = assigned[:, :SUMMED] @ values[:SUMMED]
+        for start in range(SUMMED, len(values), SUMMED):
+            found += assigned[:, start : start + SUMMED] @ values[start : start + SUMMED]
+        return found
+
+    def _decided(self, signs: Single, open: Bool, at: slice) -> Int:
+        """Count what single precision could not decide, (test,)."""
+        centred, slope, base = self.centred[:, at], self.slope[:, at], self.base[at]
+        extreme = self.extreme[at]
+        if 20 * int(open.sum()) > open.size:
+            chosen = signs + np.float64(0.5)
+            numerator, spread = chosen @ centred, base if self.balanced else chosen @ slope + base
+            extremes = numerator * numerator >= extreme * spread
+            return np.asarray((extremes & open).sum(0), np.intp)
+        count = np.zeros(len(base), np.intp)
+        for test in np.flatnonzero(open.any(0)):
+            chosen = signs[open[:, test]] + np.float64(0.5)
+            numerator, spread = chosen @ self.by_test[at][test], base[test]
+            if not self.balanced:
+                spread = spread + chosen @ self.slope_by_test[at][test]
+            count[test] = (numerator * numerator >= extreme[test] * spread).sum()
+        return count
+
+
+class _Design:
+    """Assignments of episodes to groups that leave each stratum its sizes.
+
+    Episodes are taken in an `order` in which strata follow each other, those of the same sizes
+    together: for many small ones, one call draws all their assignments.
+    """
+
+    def __init__(self, in_a: Bool, stratum: Int) -> None:
+        kinds: dict[tuple[int, int], list[Int]] = {}
+        for place in _places(stratum):
+            kinds.setdefault((len(place), int(in_a[place].sum())), []).append(place)
+        self.kinds = {kind: len(kinds[kind]) for kind in sorted(kinds)}
+        """Episodes, and those in group a: how many strata have them."""
+        self.order = np.concatenate(
+            [*(p for kind in self.kinds for p in kinds[kind]), np.zeros(0, np.intp)]
+        )
+        self.ways = prod(comb(*kind) ** times for kind, times in self.kinds.items())
+
+    def list(self, start: int, block: Single) -> None:
+        """Fill a block, (assignment, episode) ones and zeros, with assignments in their order."""
+        sizes = [comb(*kind) for kind, times in self.kinds.items() for _ in range(times)]
+        numbers = iter(np.unravel_index(np.arange(start, start + len(block)), sizes or (1,)))
+        at = 0
+        for (size, chosen), times in self.kinds.items():
+            for _ in range(times):
+                block[:, at : at + size] = _choices(size, chosen)[next(numbers)]
+                at += size
+
+    def draw(self, rng: np.random.Generator, block: Single) -> None:
+        """Fill a block, (assignment, episode) ones and zeros, each assignment as likely as any other."""
+        at = 0
+        for (size, chosen), times in self.kinds.items():
+            if size <= LISTED:
+                choices = _choices(size, chosen)
+                drawn = choices[rng.integers(0, len(choices), (len(block), times), np.uint16)]
+            else:
+                drawn = np.tile(np.arange(size) < chosen, (len(block) * times, 1))
+                rng.permuted(drawn, axis=1, out=drawn)
+            width = size * times
+            block[:, at : at + width] = drawn.reshape(len(block), width)
+            at += width
+
+
+@lru_cache(maxsize=256)
+def _choices(size: int, chosen: int) -> Bool:
+    """Every way to choose so many of so many, (way, episode)."""
+    listed = np.array(list(combinations(range(size), chosen)), np.intp)
+    table = np.zeros((len(listed), size), bool)
+    np.put_along_axis(table, listed, True, axis=1)
+    return table
 
 
 def student_p(t: Float, degrees: Float) -> Float:
@@ -343,9 +519,10 @@ def group_test(
 def _centred(values: Float, in_a: Bool, stratum: Int) -> tuple[Float, Float, Bool]:
     """Values minus their stratum's mean, group a's share of the stratum, and where both are."""
     a, b = stratum_sizes(in_a, stratum)
-    centred = values.astype(np.float64)
-    for at in _places(stratum):
-        centred[at] -= centred[at].mean(0)
+    order = np.argsort(stratum, kind="stable")
+    _, strata, sizes = np.unique(stratum, return_inverse=True, return_counts=True)
+    sums = np.add.reduceat(values[order], np.cumsum(sizes) - sizes, dtype=np.float64)
+    centred = values - (sums / sizes[:, None])[strata]
     # what is left of equal values is the mean's rounding, and would be studentised to anything
     centred[np.abs(centred) <= 1e-13 * np.abs(values).max(0, initial=0.0)] = 0.0
     used: Bool = ((a > 0) & (b > 0))[stratum]
@@ -357,37 +534,6 @@ def _places(stratum: Int) -> list[Int]:
     """Return where each stratum's episodes are."""
     order = np.argsort(stratum, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(stratum[order])) + 1) if len(order) else []
-
-
-def _every(in_a: Bool, stratum: Int, rows: int) -> Iterator[Bool]:
-    """Every assignment once, (some, episode) at a time."""
-    places = _places(stratum)
-    choices = []
-    for place in places:
-        chosen = np.array(list(combinations(range(len(place)), int(in_a[place].sum()))), np.intp)
-        table = np.zeros((len(chosen), len(place)), bool)
-        np.put_along_axis(table, chosen, True, axis=1)
-        choices.append(table)
-    sizes = tuple(len(c) for c in choices)
-    total = prod(sizes)
-    for start in range(0, total, rows):
-        numbers = np.unravel_index(np.arange(start, min(start + rows, total)), sizes or (1,))
-        block = np.zeros((len(numbers[0]), len(in_a)), bool)
-        for place, table, number in zip(places, choices, numbers, strict=False):
-            block[:, place] = table[number]
-        yield block
-
-
-def _sample(
-    in_a: Bool, stratum: Int, permutations: int, rows: int, rng: np.random.Generator
-) -> Iterator[Bool]:
-    """Random assignments, (some, episode) at a time."""
-    places = _places(stratum)
-    for start in range(0, permutations, rows):
-        block = np.tile(in_a, (min(rows, permutations - start), 1))
-        for place in places:
-            block[:, place] = rng.permuted(block[:, place], axis=1)
-        yield block
 
 
 def difference(values: Float, in_a: Bool, stratum: Int) -> Float:
@@ -402,26 +548,37 @@ def difference(values: Float, in_a: Bool, stratum: Int) -> Float:
 
 
 def _differences(
-    weights: Float | NDArray[np.uint32], values: Float, in_a: Bool, stratum: Int
+    weights: Float | NDArray[np.unsignedinteger], values: Float, in_a: Bool, stratum: Int
 ) -> Float:
     """`difference` with episodes repeated ``weights`` (replicate, episode) times."""
-    # Counts by stratum without a product with a matrix of thousands of them.
-    order = np.argsort(stratum, kind="stable")
     _, stratum, sizes = np.unique(stratum, return_inverse=True, return_counts=True)
+    if len(sizes) == 1:
+        a, b = (weights[:, group].astype(np.float64) for group in (in_a, ~in_a))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = [w @ values[g] / w.sum(1, keepdims=True) for w, g in ((a, in_a), (b, ~in_a))]
+            return np.asarray(means[0] - means[1])
+    # by stratum, group a last in each: counts are sums of neighbours
+    order = np.lexsort((in_a, stratum))
+    weights, values = weights[:, order].astype(np.float64), values[order]
+    group, stratum = in_a[order].astype(np.float64), stratum[order]
     starts = np.cumsum(sizes) - sizes
-    a = np.add.reduceat((weights * in_a)[:, order], starts, axis=1).astype(np.float64)
-    b = np.add.reduceat((weights * ~in_a)[:, order], starts, axis=1).astype(np.float64)
+    every = np.add.reduceat(weights, starts, axis=1)
+    weighted = weights * group
+    a = np.add.reduceat(weighted, starts, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = np.where(a + b > 0, a / (a + b), 0.0)
-        coefficients = weights * (in_a - share[:, stratum])
-        coefficients /= (a * (1 - share)).sum(1, keepdims=True)
-    found: Float = coefficients @ values
+        share = np.where(every > 0, a / every, 0.0)
+        # in place: a new array of this size for each step took longer than the sums
+        coefficients = np.take(share, stratum, axis=1)
+        coefficients *= weights
+        np.subtract(weighted, coefficients, out=coefficients)
+        found: Float = coefficients @ values
+        found /= (a * (1 - share)).sum(1, keepdims=True)
     return found
 
 
 def bootstrap_weights(
     in_a: Bool, unit: Int, *, bootstraps: int = 2000, seed: int = 0
-) -> NDArray[np.uint32]:
+) -> NDArray[np.unsignedinteger]:
     """Draw how often each episode is in each replicate, (replicate, episode).
 
     Episodes are drawn within their group; where the groups hold the same recordings (``unit``),
@@ -436,17 +593,29 @@ def bootstrap_weights(
     -------
     No replicates where a group has fewer than `FEWEST` episodes.
     """
+    kind = np.min_scalar_type(len(in_a))
     if min(in_a.sum(), (~in_a).sum()) < FEWEST or not bootstraps:
-        return np.zeros((0, len(in_a)), np.uint32)
-    rng = np.random.default_rng(seed)
+        return np.zeros((0, len(in_a)), kind)
+    weights = np.empty((bootstraps, len(in_a)), kind)
     if np.intersect1d(unit[in_a], unit[~in_a]).size:
         units, at = np.unique(unit, return_inverse=True)
-        draws = rng.multinomial(len(units), np.full(len(units), 1 / len(units)), bootstraps)
-        return draws.astype(np.uint32)[:, at]
-    weights = np.zeros((bootstraps, len(in_a)), np.uint32)
-    for group in (in_a, ~in_a):
-        n = int(group.sum())
-        weights[:, group] = rng.multinomial(n, np.full(n, 1 / n), bootstraps)
+        drawn_from = [(np.arange(len(in_a)), len(units), at)]
+    else:
+        drawn_from = [
+            (g := np.flatnonzero(group), len(g), np.arange(len(g))) for group in (in_a, ~in_a)
+        ]
+    rows = max(1, min(AT_ONCE, BLOCK // len(in_a)))
+
+    def draw(start: int) -> None:
+        rng = np.random.default_rng([seed, start // rows])
+        block = weights[start : start + rows]
+        for places, n, at in drawn_from:
+            draws = rng.integers(0, n, (len(block), n))
+            draws += n * np.arange(len(block))[:, None]
+            times = np.bincount(draws.reshape(-1), minlength=n * len(block))
+            block[:, places] = times.reshape(len(block), n)[:, at]
+
+    _in_threads(draw, range(0, bootstraps, rows))
     return weights
 
 
@@ -459,7 +628,7 @@ def bootstrap_interval(
     bootstraps: int = 2000,
     level: float = 0.95,
     seed: int = 0,
-    weights: NDArray[np.uint32] | None = None,
+    weights: NDArray[np.unsignedinteger] | None = None,
 ) -> Interval:
     """Percentile interval of `difference`, from resampling episodes with replacement.
 
@@ -491,12 +660,12 @@ def bootstrap_interval(
     width, rows = max(1, BLOCK // bootstraps), max(1, BLOCK // len(in_a))
     for start in range(0, values.shape[1], width):
         at_once = slice(start, start + width)
-        replicates = np.concatenate(
-            [
-                _differences(weights[first : first + rows], values[:, at_once], in_a, stratum)
-                for first in range(0, bootstraps, rows)
-            ]
-        )
+        some = values[:, at_once]
+
+        def differences(first: int, some: Float = some) -> Float:
+            return _differences(weights[first : first + rows], some, in_a, stratum)
+
+        replicates = np.concatenate(_in_threads(differences, range(0, bootstraps, rows)))
         # a draw may miss one group in every stratum
         replicates = replicates[~np.isnan(replicates).any(1)]
         if len(replicates):

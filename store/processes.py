@@ -1,4 +1,4 @@
-"""Whether the process that wrote a file still lives."""
+"""Whether the process that wrote a file still lives, and what of the machine this one may use."""
 
 from __future__ import annotations
 
@@ -6,10 +6,27 @@ import os
 import socket
 from datetime import datetime
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 CLOCK_SLACK = 2.0
 """Seconds that a process's start time may be off: the kernel counts it in ticks since boot."""
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Where Linux tells a container what it may use: microseconds of processor time, a period."""
+
+
+def cores() -> int:
+    """Count the cores that this process may use: of the machine, of its affinity, of its container's quota."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows
+        count = os.cpu_count() or 1
+    try:
+        used, period = QUOTA.read_text().split()
+        count = min(count, max(1, int(used) // int(period)))
+    except (OSError, ValueError):
+        pass  # no quota: "max"
+    return count
 
 
 def lives(host: Any, pid: Any, created: Any) -> bool:

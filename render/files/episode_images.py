@@ -8,6 +8,7 @@ from pathlib import Path
 
 from attnstore.store.errors import UsageError
 from attnstore.store.format.weighting import Weighting
+from attnstore.store.processes import cores
 from attnstore.store.rules import Active
 
 from ..picture import image_file
@@ -157,7 +158,7 @@ def render_images(
                     )
 
     written: list[Path] = []
-    for paths in pool.run(tasks(), workers or pool.default_workers()):
+    for paths in pool.run(tasks(), workers or cores()):
         for path in paths:
             written.append(path)
             if progress is not None:

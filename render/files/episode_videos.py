@@ -8,6 +8,7 @@ from pathlib import Path
 
 from attnstore.store.errors import UsageError
 from attnstore.store.format.weighting import Weighting
+from attnstore.store.processes import cores
 from attnstore.store.rules import Active
 
 from ..picture import image_file
@@ -120,7 +121,7 @@ def render_videos(
     clips = sum(
         len(phase_layers) * (summary + len(drawn[phase])) for phase, phase_layers in chosen.items()
     )
-    workers = workers or pool.default_workers()
+    workers = workers or cores()
     threads = max(1, workers // clips)
 
     def tasks() -> Iterator[Callable[[], Path]]:

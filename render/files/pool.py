@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
-
-
-def default_workers() -> int:
-    """Count the cores that this process may use."""
-    try:
-        return max(1, len(os.sched_getaffinity(0)))
-    except AttributeError:  # macOS and Windows
-        return max(1, os.cpu_count() or 1)
 
 
 def run(tasks: Iterable[Callable[[], T]], workers: int) -> Iterator[T]:

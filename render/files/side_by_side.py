@@ -21,6 +21,7 @@ from attnstore.query.groups.run_diff import diff_episodes
 from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.format.geometry import Geometry
 from attnstore.store.format.weighting import Weighting
+from attnstore.store.processes import cores
 from attnstore.store.reader.episode import Episode
 from attnstore.store.rules import Active, describe_active
 
@@ -117,7 +118,7 @@ def render_side_by_side(
     ).squeeze("step")  # fmt: skip
     scene = PairScene(a, b, drawing, divergence, look or Look(), active)
     folder = EpisodeFolder.of(out, a.name, a.outcome, a.date)
-    workers = pool.default_workers()
+    workers = cores()
     threads = max(1, workers // len(chosen))
 
     def tasks() -> Iterator[Callable[[], Path]]:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from attnstore.ingest import threads
+from attnstore.store import processes
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +17,7 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         # first set, so that what the test does to it is undone
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    monkeypatch.setattr(threads, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(processes, "QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12)), raising=False)
 
 
@@ -31,9 +32,9 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ],
 )
 def test_a_containers_quota_counts(quota: str, expected: int) -> None:
-    assert threads.cores() == 12, "no quota is told"
-    threads.QUOTA.write_text(f"{quota}\n")
-    assert threads.cores() == expected
+    assert processes.cores() == 12, "no quota is told"
+    processes.QUOTA.write_text(f"{quota}\n")
+    assert processes.cores() == expected
 
 
 @pytest.mark.parametrize(("workers", "each"), [(1, "12"), (4, "3"), (5, "2"), (40, "1")])

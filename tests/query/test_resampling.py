@@ -180,18 +180,51 @@ def test_a_sample_of_permutations_comes_near_the_exact_p(
 def test_permutations_stay_within_strata(kind: str) -> None:
     in_a, stratum = DESIGNS["strata"]
     if kind == "every":
-        blocks = list(resampling._every(in_a, stratum, 7))
-        drawn = np.concatenate(blocks)
+        design = resampling._Design(in_a, stratum)
+        drawn = np.empty((design.ways, len(in_a)), np.float32)
+        for start in range(0, design.ways, 7):
+            design.list(start, drawn[start : start + 7])
         assert len({tuple(row) for row in drawn.tolist()}) == len(drawn)
         assert len(drawn) == assignments(in_a, stratum)
     else:
         rng = np.random.default_rng(0)
-        drawn = np.concatenate(list(resampling._sample(in_a, stratum, 50, 7, rng)))
+        design = resampling._Design(in_a, stratum)
+        drawn = np.empty((50, len(in_a)), np.float32)
+        for start in range(0, 50, 7):
+            design.draw(rng, drawn[start : start + 7])
         assert len(drawn) == 50
         assert len({tuple(row) for row in drawn.tolist()}) > 20
     for s in np.unique(stratum):
-        inside = stratum == s
-        assert (drawn[:, inside].sum(1) == in_a[inside].sum()).all()
+        inside = stratum[design.order] == s
+        assert (drawn[:, inside].sum(1) == in_a[stratum == s].sum()).all()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_single_precision_and_threads_decide_nothing(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many blocks, many strata, ties and near ties: the counts are those of double precision."""
+    monkeypatch.setattr(resampling, "cores", lambda: threads)
+    rng = np.random.default_rng(8)
+    in_a, stratum = design(*rng.integers(1, 7, (80, 2)).tolist(), (30, 50))
+    # only five strata count, and most assignments of them are those of another one turned round
+    values = (0.1 * rng.integers(0, 2, (len(in_a), 8)) * (stratum < 5)[:, None]).astype(np.float64)
+    values[:, 3:6] = rng.normal(1e6, 1e-3, (len(in_a), 3))
+    values[:, 6:] = np.float32(1e-30) * (in_a[:, None] + rng.normal(0, 20, (len(in_a), 2)))
+    found = permutation_test(values, in_a, stratum, permutations=5000, seed=4)
+    chances = resampling._Design(in_a, stratum)
+    rows = min(resampling.AT_ONCE, resampling.BLOCK // len(in_a))
+    # the same draws, in their order
+    drawn = np.empty((5000, len(in_a)), np.float32)
+    for start in range(0, 5000, rows):
+        chances.draw(np.random.default_rng([4, start // rows]), drawn[start : start + rows])
+    assigned = np.empty((5001, len(in_a)))
+    assigned[:-1, chances.order], assigned[-1] = drawn, in_a
+    weight = assigned - (np.bincount(stratum, in_a) / np.bincount(stratum))[stratum]
+    scaled = values / np.abs(values).max(0)
+    centred = scaled - np.array([scaled[stratum == s].mean(0) for s in stratum])
+    t = np.abs(weight @ centred) / np.sqrt(weight**2 @ centred**2)
+    assert_array_equal(found.p, (t >= t[-1] * (1 - 1e-9) - 1e-9).mean(0))
 
 
 def test_a_difference_between_strata_is_not_one_between_groups() -> None:
