@@ -18,7 +18,6 @@ import pyarrow as pa
 
 from attnstore.ingest.aggregates import episode_stats
 from attnstore.query import Episode
-from attnstore.store.catalog import refresh
 from attnstore.store.commits import Commit, StorePaths, commit_draft, hash_file, slug
 from attnstore.store.commits.entry import StoredFile, sealed
 from attnstore.store.commits.log import log_of
@@ -45,7 +44,7 @@ def make_store(
     seed: int = 0,
     toy: bool = False,
 ) -> StorePaths:
-    """Make a store of `count` episodes with a catalog; the same arguments give the same one.
+    """Make a store of `count` episodes, without a catalog; the same arguments give the same one.
 
     Parameters
     ----------
@@ -73,7 +72,6 @@ def make_store(
     for number in range(count):
         like = 0 if number < whole else number % len(pool)
         add(paths, commit if number < whole else pool[like], folders[like], number, rng)
-    refresh(paths)
     return paths
 
 

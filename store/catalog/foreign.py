@@ -16,7 +16,7 @@ import duckdb
 
 from ..commits import SAFE, open_regular
 from ..errors import IntegrityError
-from .rows import all_layers, create_tables, layer_names, quoted
+from .rows import all_layers, create_tables, layer_names, making, quoted
 from .tables import CATALOG, COPIES, DATABASE, version
 
 _OTHERS = ("views", "indexes", "constraints", "sequences", "types", "triggers", "schemas")
@@ -163,7 +163,7 @@ def copy_rows(source: Path, target: Path, storage: str, layers: Sequence[Path] =
     duckdb.Error
         If DuckDB cannot read it.
     """
-    with duckdb.connect() as connection:
+    with making(target) as connection:
         connection.execute(
             f"ATTACH {quoted(str(target))} AS {DATABASE} (STORAGE_VERSION '{storage}')"
         )

@@ -39,7 +39,7 @@ from .changes import (
     readable_again,
 )
 from .foreign import attach_vetted, copy_rows
-from .rows import create_tables, layer_names, quoted
+from .rows import create_tables, layer_names, making, quoted
 from .tables import CATALOG, COPIED, DATABASE, NAME
 from .views import create_views
 
@@ -396,7 +396,7 @@ def _build(
     stands_on_base = base is not None and not paths.remote and _is_large(base)
     if base is not None and not stands_on_base:
         shutil.copyfile(base.path, temporary)
-    with duckdb.connect() as connection:
+    with making(temporary) as connection:
         connection.execute(
             f"ATTACH {quoted(str(temporary))} AS {DATABASE} (STORAGE_VERSION '{STORAGE}')"
         )
@@ -439,6 +439,7 @@ def _stand_on(connection: duckdb.DuckDBPyConnection, base: Generation) -> None:
 def _remove(temporary: Path) -> None:
     temporary.unlink(missing_ok=True)
     temporary.with_name(temporary.name + ".wal").unlink(missing_ok=True)
+    shutil.rmtree(temporary.with_name(temporary.name + ".spilled"), ignore_errors=True)
 
 
 def _claim(temporary: Path, target: Path) -> bool:

@@ -17,8 +17,14 @@ from ..commits import Commit, Key, StoredFile, StorePaths
 from ..commits.run import load_run
 from ..commits.vetting import Places
 from ..errors import IntegrityError
+from ..processes import cores
 from ..tables.inventory import ALL_TABLES, TABLES
 from .tables import CATALOG, COPIED, COPIES, DATABASE, NAME, sql_type, version
+
+BUILDERS = 4
+"""Threads that make a generation, at most."""
+MEMORY, MEMORY_OF_THREAD = 128, 64
+"""What DuckDB may hold while it makes a generation: row groups that are being compressed, and blocks, MB."""
 
 
 def quoted(text: str) -> str:
@@ -114,6 +120,21 @@ def _summary(summary: Mapping[str, Any]) -> dict[str, Any]:
                 value = str(value)
         row[column.name] = value
     return row
+
+
+def making(file: Path) -> duckdb.DuckDBPyConnection:
+    """Connect to make a generation's file, with a bound on memory that does not grow with the catalog.
+
+    By default DuckDB keeps what it wrote until four fifths of the machine's memory are full.
+    """
+    threads = min(cores(), BUILDERS)
+    return duckdb.connect(
+        config={
+            "memory_limit": f"{MEMORY + threads * MEMORY_OF_THREAD}MB",
+            "threads": threads,
+            "temp_directory": f"{file}.spilled",
+        }
+    )
 
 
 def create_tables(connection: duckdb.DuckDBPyConnection) -> None:
