@@ -13,12 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import combinations
 from math import comb, lgamma, prod
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attnstore.store.processes import cores
+from attnstore.store.processes import blas_has_one_thread, cores
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -188,9 +188,9 @@ def permutation_test(
 
 
 def _in_threads(work: Callable[[int], T], starts: Iterable[int]) -> list[T]:
-    """Work on blocks in threads, and give the results in order; NumPy releases the lock."""
+    """Work on blocks in threads, unless BLAS has its own, and give the results in order."""
     starts = list(starts)
-    threads = min(cores(), THREADS, len(starts))
+    threads = min(cores(), THREADS, len(starts)) if blas_has_one_thread() else 1
     if threads < 2:
         return [work(start) for start in starts]
     with ThreadPoolExecutor(threads, "attnstore-resampling") as pool:
@@ -547,33 +547,31 @@ def difference(values: Float, in_a: Bool, stratum: Int) -> Float:
     return found
 
 
-def _differences(
-    weights: Float | NDArray[np.unsignedinteger], values: Float, in_a: Bool, stratum: Int
-) -> Float:
-    """`difference` with episodes repeated ``weights`` (replicate, episode) times."""
+def _differences(weights: NDArray[Any], values: NDArray[Any], in_a: Bool, stratum: Int) -> Float:
+    """`difference` with episodes repeated ``weights`` (replicate, episode) times, as precise as `values`."""
     _, stratum, sizes = np.unique(stratum, return_inverse=True, return_counts=True)
     if len(sizes) == 1:
-        a, b = (weights[:, group].astype(np.float64) for group in (in_a, ~in_a))
+        a, b = (weights[:, group].astype(values.dtype) for group in (in_a, ~in_a))
         with np.errstate(invalid="ignore", divide="ignore"):
             means = [w @ values[g] / w.sum(1, keepdims=True) for w, g in ((a, in_a), (b, ~in_a))]
-            return np.asarray(means[0] - means[1])
+            return np.asarray(means[0] - means[1], np.float64)
     # by stratum, group a last in each: counts are sums of neighbours
     order = np.lexsort((in_a, stratum))
-    weights, values = weights[:, order].astype(np.float64), values[order]
-    group, stratum = in_a[order].astype(np.float64), stratum[order]
+    weights, values = weights[:, order].astype(values.dtype), values[order]
+    group, stratum = in_a[order].astype(values.dtype), stratum[order]
     starts = np.cumsum(sizes) - sizes
     every = np.add.reduceat(weights, starts, axis=1)
     weighted = weights * group
     a = np.add.reduceat(weighted, starts, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = np.where(every > 0, a / every, 0.0)
+        share = np.where(every > 0, a / every, np.zeros_like(a))
         # in place: a new array of this size for each step took longer than the sums
         coefficients = np.take(share, stratum, axis=1)
         coefficients *= weights
         np.subtract(weighted, coefficients, out=coefficients)
-        found: Float = coefficients @ values
+        found = coefficients @ values
         found /= (a * (1 - share)).sum(1, keepdims=True)
-    return found
+    return np.asarray(found, np.float64)
 
 
 def bootstrap_weights(
@@ -660,9 +658,10 @@ def bootstrap_interval(
     width, rows = max(1, BLOCK // bootstraps), max(1, BLOCK // len(in_a))
     for start in range(0, values.shape[1], width):
         at_once = slice(start, start + width)
-        some = values[:, at_once]
+        # Of a replicate seven digits are enough, once what all values have in common is taken out.
+        some = (values[:, at_once] - values[:, at_once].mean(0)).astype(np.float32)
 
-        def differences(first: int, some: Float = some) -> Float:
+        def differences(first: int, some: Single = some) -> Float:
             return _differences(weights[first : first + rows], some, in_a, stratum)
 
         replicates = np.concatenate(_in_threads(differences, range(0, bootstraps, rows)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -312,11 +313,14 @@ def tests_of(rows: pa.Table) -> tuple[Int, Int]:
     Step, layer and head of each test in their order, (3, test), and the test of each row, (row,).
     """
     keys = [rows[name].to_numpy().astype(np.intp) for name in ("step", "layer", "head")]
-    # one number instead of three: of a million rows they are sorted
-    span = [int(key.max(initial=0)) + 2 for key in keys]
+    # one number instead of three, looked up in a table: of a million rows sorting takes long
+    span = tuple(int(key.max(initial=0)) + 2 for key in keys)
     code = ((keys[0] + 1) * span[1] + keys[1] + 1) * span[2] + keys[2] + 1
-    _, first, at = np.unique(code, return_index=True, return_inverse=True)
-    return np.stack([key[first] for key in keys]), at.reshape(-1).astype(np.intp)
+    there = np.zeros(math.prod(span), bool)
+    there[code] = True
+    found = np.flatnonzero(there)
+    number = np.cumsum(there) - 1
+    return np.stack(np.unravel_index(found, span)) - 1, number[code].astype(np.intp)
 
 
 def progress_weights(keyframes: int, points: int) -> Float:
