@@ -105,6 +105,7 @@ def name_unreadable(reasons: list[str]) -> None:
 
 def _committed(store: Store, run: str | None) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of parts, and why others cannot be read."""
+    from attnstore.query.sql.chosen import unreadable_parts
     from attnstore.store.catalog import is_long
 
     if store.paths.remote or is_long(store.paths):
@@ -124,12 +125,6 @@ def _committed(store: Store, run: str | None) -> tuple[list[dict[str, Any]], lis
             }
         )  # fmt: skip
     return rows, bad
-
-
-def unreadable_parts(store: Store) -> list[str]:
-    """What the catalog had to leave out, a line each."""
-    found = store.sql("SELECT DISTINCT reason FROM unreadable ORDER BY reason").fetchall()
-    return [str(reason).replace(f"{store.paths.root}/", "") for (reason,) in found]
 
 
 def _of_catalog(store: Store, run: str | None) -> list[dict[str, Any]]:

@@ -58,7 +58,8 @@ def pull(
 
     Every file is compared with the SHA-256 of its commit. What is there already is not copied
     again: the same command resumes after an interruption, brings what is new, and with a higher
-    tier adds to what is there. Exit code 5 if some episodes could not be had whole.
+    tier adds to what is there. Linear probes and predictions of failure come with all episodes of their
+    run; where only some are chosen they stay, and are named. Exit code 5 if some episodes could not be had whole.
 
     Examples
     --------
@@ -76,6 +77,8 @@ def pull(
     opened = open_for_reading(store)
     chosen = None if episodes == EpisodeChoice() else chosen_ids(opened, episodes)
     plan = plan_pull(opened.paths, dest, tier, chosen)  # type: ignore[arg-type]  # click's choices
+    for part in plan.left_out:
+        click.echo(f"not taken: {part}", err=True)
     for conflict in plan.conflicts:
         click.echo(f"kept as it is in {dest}: {conflict} was committed there as well", err=True)
     if not as_json:
@@ -142,6 +145,8 @@ def push(store: StoreName, url: str, episodes: EpisodeChoice, dry_run: bool, as_
     opened = open_for_reading(store)
     chosen = None if episodes == EpisodeChoice() else chosen_ids(opened, episodes)
     plan = plan_push(opened.paths, url, chosen)
+    for part in plan.left_out:
+        click.echo(f"not taken: {part}", err=True)
     for conflict in plan.conflicts:
         click.echo(f"kept as it is at {url}: {conflict} was committed there as well", err=True)
     if not as_json:
@@ -154,7 +159,7 @@ def push(store: StoreName, url: str, episodes: EpisodeChoice, dry_run: bool, as_
         )
     row: dict[str, Any] = {
         "target": url, "episodes": plan.episodes, "files": plan.files, "bytes": plan.bytes,
-        "total_bytes": plan.total, "conflicts": list(plan.conflicts),
+        "total_bytes": plan.total, "conflicts": list(plan.conflicts), "left_out": list(plan.left_out),
     }  # fmt: skip
     if dry_run:
         if as_json:
@@ -204,7 +209,7 @@ def _json(plan: PullPlan, done: Pulled | None) -> dict[str, Any]:
     row: dict[str, Any] = {
         "target": str(plan.target), "tier": plan.tier, "episodes": plan.episodes,
         "files": plan.files, "bytes": plan.bytes, "total_bytes": plan.total,
-        "conflicts": list(plan.conflicts),
+        "conflicts": list(plan.conflicts), "left_out": list(plan.left_out),
     }  # fmt: skip
     if done is not None:
         row |= {"new_parts": done.parts, "copied_bytes": done.bytes, "failed": list(done.failed)}

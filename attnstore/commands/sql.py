@@ -12,7 +12,7 @@ import click
 
 from attnstore.store.errors import UsageError
 
-from .listing import name_unreadable, unreadable_parts
+from .listing import name_unreadable
 from .options import StoreCommand, StoreName, out_file, store_to_read
 from .output import say
 
@@ -61,6 +61,7 @@ def sql(
     attnstore sql lab.attn --named camera-by-layer --csv
     """
     from attnstore.query import open as open_for_reading
+    from attnstore.query.sql.chosen import unreadable_parts
     from attnstore.query.sql.named import NAMED, named_query
     from attnstore.query.sql.run import write_result
 

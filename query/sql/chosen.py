@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from attnstore.store.catalog.rows import quoted
 from attnstore.store.episode_names import names_episode
-from attnstore.store.errors import NotFoundError, UsageError
+from attnstore.store.errors import NotFoundError, PartialError, UsageError
 
 from .run import sql_errors
 
@@ -63,6 +63,8 @@ def choose(
     ------
     NotFoundError
         If there is no such run, a name names nothing, or no episode is left.
+    PartialError
+        If so, while there are episodes that cannot be read: it might be one of them.
     UsageError
         If the condition is wrong.
     """
@@ -87,14 +89,43 @@ def choose(
         if not any(names_episode(name, row[2], row[1]) for row in rows):
             known = [row[2] for row in rows]
             shown = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
-            raise NotFoundError(f"no episode {name!r}{of}; there are {len(known)}: {shown}")
+            there = f"; there are {len(known)}: {shown}" if known else ""
+            _refuse(store, run, f"no episode {name!r}{of}{there}")
     rows = [r for r in rows if not names or any(names_episode(n, r[2], r[1]) for n in names)]
     rows = rows[:limit]
     if not rows:
-        raise NotFoundError(f"{store.paths.name} has no episodes{of}")
+        _refuse(store, run, f"{store.paths.name} has no episodes{of}")
     found = []
     for each in dict.fromkeys(row[0] for row in rows):
         mine = [row[1:] for row in rows if row[0] == each]
         ids, names, outcomes, instructions = zip(*mine, strict=True)
         found.append(Chosen(each, ids, names, outcomes, instructions))
     return found
+
+
+def unreadable_parts(store: Store, run: str | None = None, part: str | None = None) -> list[str]:
+    """What the catalog had to leave out, a line each.
+
+    Parameters
+    ----------
+    run, part
+        Only of this run; only parts of this name: ``base`` for the episodes themselves.
+    """
+    clauses = [
+        f"{name} = {quoted(v)}" for name, v in (("run", run), ("part", part)) if v is not None
+    ]
+    found = store.sql(
+        f"SELECT DISTINCT reason FROM unreadable WHERE {' AND '.join(clauses) or 'true'} ORDER BY reason"
+    ).fetchall()
+    return [str(reason).replace(f"{store.paths.root}/", "") for (reason,) in found]
+
+
+def _refuse(store: Store, run: str | None, said: str) -> NoReturn:
+    """Say that there is no such episode, or that it may be one that cannot be read."""
+    bad = unreadable_parts(store, run, "base")
+    if not bad:
+        raise NotFoundError(said)
+    more = f", and {len(bad) - 1} more: attnstore verify {store.paths.name}" if bad[1:] else ""
+    raise PartialError(
+        f"{said}; {len(bad)} {'are' if bad[1:] else 'is'} left out, since it cannot be read: {bad[0]}{more}"
+    )

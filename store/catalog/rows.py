@@ -12,6 +12,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ..commits import Commit, Key, StoredFile, StorePaths
 from ..commits.run import load_run
@@ -285,13 +286,29 @@ def _insert_files(
                         f"SELECT {columns} FROM {parquet_scan(absolute)} p, new_parts n"
                     )
                 except duckdb.Error:
-                    return {parts[0].key: f"{absolute[0]}: {str(error).splitlines()[0]}"}
+                    reason = _of_other_columns(table, absolute[0]) or str(error).splitlines()[0]
+                    return {parts[0].key: f"{absolute[0]}: {reason}"}
                 raise
         else:
             return {}
     half = len(parts) // 2
     first = _insert_files(connection, root, table, parts[:half])
     return first | _insert_files(connection, root, table, parts[half:])
+
+
+def _of_other_columns(table: str, file: str) -> str | None:
+    """Say that a file has not the columns that its table has, and what to do; None if it has."""
+    try:
+        there = pq.read_schema(file).names
+    except (OSError, pa.ArrowException):
+        return None
+    absent = [c.name for c in TABLES[table].columns if c.name not in there]
+    if not absent:
+        return None
+    return (
+        f"no column {', '.join(absent)}: another version of attnstore wrote it and reads it; for this one, make "
+        "it again: an episode in a new store (attnstore ingest), what was added to it by the same command"
+    )
 
 
 def parquet_scan(files: Sequence[str] | str) -> str:

@@ -6,6 +6,7 @@ visible. A pull that is killed leaves whole files, which the next one finds.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ..commits import (
     PULLED,
     Commit,
     History,
+    Key,
     StorePaths,
     check_marker,
     create_exclusive,
@@ -27,7 +29,8 @@ from ..commits import (
     replace_file,
 )
 from ..commits.run import copy_run
-from ..errors import AttnstoreError, NotFoundError, UsageError
+from ..errors import AttnstoreError, IntegrityError, NotFoundError, UsageError
+from ..tables.columns import ACROSS
 from .fetching import Wanted, fetch_all, remove_abandoned
 from .pulled import SOURCE, PulledPaths
 from .tiers import TIERS, Tier, includes
@@ -61,6 +64,8 @@ class PullPlan:
     """Parts that were committed in the copy itself, and differ from the source's."""
     unreadable: tuple[str, ...] = ()
     """Parts whose commit cannot be read at the source."""
+    left_out: tuple[str, ...] = ()
+    """Parts over several episodes, of which not all are chosen."""
 
     @property
     def bytes(self) -> int:
@@ -80,7 +85,7 @@ class PullPlan:
     @property
     def episodes(self) -> int:
         """How many episodes are asked for."""
-        return len({(p.commit.run, p.commit.episode) for p in self.parts})
+        return len({p.commit.key[:2] for p in self.parts if p.commit.episode != ACROSS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +123,52 @@ def plan_pull(
     if tier not in TIERS:
         raise UsageError(f"a tier is {', '.join(TIERS)}; got {tier!r}")
     copy = _copy_at(target, source)
-    wanted = None if episodes is None else set(episodes)
+    taken, left_out = chosen_parts(source, episodes)
     parts, conflicts, unreadable = [], [], []
-    for key, commit in read_commits(source):
-        if wanted is not None and key[:2] not in wanted:
-            continue
+    for key, commit in taken:
         if not isinstance(commit, Commit):
             unreadable.append(f"{key[1]} ({key[0]}, {key[2]}): {commit}")
         elif _differs(copy, commit):
             conflicts.append(f"{commit.summary.get('name', key[1])} ({key[0]}, {key[2]})")
         else:
             parts.append(_part(source, copy, commit, tier))
-    return PullPlan(source, target, tier, tuple(parts), tuple(conflicts), tuple(unreadable))
+    return PullPlan(
+        source, target, tier, tuple(parts), tuple(conflicts), tuple(unreadable), left_out
+    )
+
+
+def chosen_parts(
+    source: StorePaths, episodes: Iterable[tuple[str, str]] | None
+) -> tuple[list[tuple[Key, Commit | IntegrityError]], tuple[str, ...]]:
+    """Parts of chosen episodes, and a line for each part that is of no episode and stays.
+
+    Linear probes and predictions of failure are of many episodes: they come along with all episodes of
+    their run, and stay where some are left.
+
+    Parameters
+    ----------
+    episodes
+        (run, episode id); None is all, and every part.
+    """
+    found = list(read_commits(source))
+    if episodes is None:
+        return found, ()
+    wanted = set(episodes)
+    kept: Counter[str] = Counter()
+    own = {key[:2] for key, _ in found if key[2] == "base"}
+    kept.update(run for run, _ in own - wanted)
+    whole = {run for run, _ in wanted if not kept[run]}
+    taken, left_out = [], []
+    for key, commit in found:
+        if key[:2] in wanted or (key[1] == ACROSS and key[0] in whole):
+            taken.append((key, commit))
+        elif key[1] == ACROSS and kept[key[0]] and any(run == key[0] for run, _ in wanted):
+            left_out.append(
+                f"{key[2]} ({key[0]}): it is of all episodes of its run, of which {kept[key[0]]} are not chosen"
+            )
+        elif key[:2] not in own and key[1] != ACROSS:
+            left_out.append(f"{key[2]} ({key[0]}): it is of no episode")
+    return taken, tuple(left_out)
 
 
 def _copy_at(target: Path, source: StorePaths) -> PulledPaths:

@@ -19,12 +19,12 @@ from ..commits import (
     check_marker,
     log_of,
     read_bounded,
-    read_commits,
 )
 from ..errors import AttnstoreError, DeniedError, NotFoundError, UsageError
+from ..tables.columns import ACROSS
 from .fetching import at_once
 from .mirror import MirrorPaths, open_mirror
-from .pull import said, say_again
+from .pull import chosen_parts, said, say_again
 from .spool import SpooledPaths, bucket_at, check_arrived, create_spooled
 from .tiers import tier_of
 
@@ -51,6 +51,8 @@ class PushPlan:
     """Parts that were committed in the bucket as well, by somebody else."""
     unreadable: tuple[str, ...] = ()
     """Parts whose commit cannot be read here."""
+    left_out: tuple[str, ...] = ()
+    """Parts over several episodes, of which not all are chosen."""
 
     @property
     def bytes(self) -> int:
@@ -70,7 +72,7 @@ class PushPlan:
     @property
     def episodes(self) -> int:
         """How many episodes are asked for."""
-        return len({(p.commit.run, p.commit.episode) for p in self.parts})
+        return len({p.commit.key[:2] for p in self.parts if p.commit.episode != ACROSS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +116,9 @@ def plan_push(
     if target is not None:
         _check_same(source, target)
     there = {} if target is None else _there(url)
-    wanted = None if episodes is None else set(episodes)
+    taken, left_out = chosen_parts(source, episodes)
     parts, conflicts, unreadable = [], [], []
-    for key, commit in read_commits(source):
-        if wanted is not None and key[:2] not in wanted:
-            continue
+    for key, commit in taken:
         if not isinstance(commit, Commit):
             unreadable.append(f"{key[1]} ({key[0]}, {key[2]}): {commit}")
         elif target is not None and _differs(target, commit):
@@ -129,7 +129,7 @@ def plan_push(
             known = () if target is None else log_of(target).update().attempts
             is_new = commit.attempt not in known
             parts.append(PushedPart(commit, tuple(absent), is_new))
-    return PushPlan(source, url, tuple(parts), tuple(conflicts), tuple(unreadable))
+    return PushPlan(source, url, tuple(parts), tuple(conflicts), tuple(unreadable), left_out)
 
 
 def _check_same(source: StorePaths, target: StorePaths) -> None:

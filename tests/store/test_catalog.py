@@ -19,10 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from checkout import CHECKOUT, FIXTURES
+from click.testing import CliRunner
 from store_fixtures import flip_byte, run_config, sealed, write_episode
 
-import attnstore.store.catalog.generations  # noqa: F401  by its own name below
+import attnstore
+import attnstore.store.catalog.generations
+from attnstore.cli import cli
 from attnstore.query.service.sql.sandbox import open_catalog
+from attnstore.query.sql.chosen import choose
 from attnstore.store.catalog import Generation, connect, generations, rebuild, refresh
 from attnstore.store.catalog.committed_files import _Reader
 from attnstore.store.catalog.foreign import attach_vetted
@@ -39,7 +43,12 @@ from attnstore.store.commits import (
 )
 from attnstore.store.commits.entry import sealed as sealed_entry
 from attnstore.store.commits.run import load_run, run_ids, save_run
-from attnstore.store.errors import IntegrityError, UnsupportedFormatError, UsageError
+from attnstore.store.errors import (
+    IntegrityError,
+    PartialError,
+    UnsupportedFormatError,
+    UsageError,
+)
 from attnstore.store.opening import create_store
 from attnstore.store.tables.inventory import ALL_TABLES, TABLES
 from attnstore.store.tables.ledger import LEDGER
@@ -676,6 +685,32 @@ def test_unreadable_commits_and_runs_are_named(paths: StorePaths) -> None:
         assert "many" in reasons[other.episode]
         assert "broken.json: no format version in it" in reasons["broken"]
     assert len(generations(paths)) == 1
+
+
+def test_an_older_versions_table_is_named_wherever_episodes_are_looked_up(
+    paths: StorePaths, tmp_path: Path
+) -> None:
+    """A column that came since is no reason to say that there are no episodes."""
+    old = create_store(tmp_path / "old.attn")
+    commit = write_episode(old, "success/b", **SMALL)
+    file = commit.directory(old) / "tokens.parquet"
+    table = pq.read_table(file).drop_columns(["action_coefficient"])
+    pq.write_table(table, file)
+    sealed(old, commit)
+    for words in (["--episode", "b"], ["--where", "true"]):
+        done = CliRunner().invoke(cli, ["pull", str(old.root), str(tmp_path / "copy"), *words])
+        assert isinstance(done.exception, PartialError), done.output
+        assert done.exception.exit_code == 5
+        said = str(done.exception)
+        assert "1 is left out, since it cannot be read" in said
+        assert f"{commit.episode}/" in said
+        assert "no column action_coefficient: another version of attnstore wrote it" in said
+    # beside one that can be read, a name that names nothing may be it
+    write_episode(old, "success/c", **SMALL)
+    store = attnstore.open(old.root)
+    assert [each.names for each in choose(store)] == [("success/c",)]
+    with pytest.raises(PartialError, match=r"no episode 'success/b'; there are 1: success/c; 1 is"):
+        choose(store, names=["success/b"])
 
 
 def test_ids_come_from_the_commit_and_not_from_the_file(paths: StorePaths) -> None:

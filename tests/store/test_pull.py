@@ -42,6 +42,7 @@ from attnstore.store.remote.mirror import transport_for
 from attnstore.store.remote.pull import plan_pull, pull
 from attnstore.store.remote.pulled import PulledPaths
 from attnstore.store.remote.tiers import TIERS, Tier, includes, tier_of
+from attnstore.store.tables.columns import ACROSS
 
 SMALL: dict[str, Any] = {"keyframes": 2, "grid": (2, 2)}
 
@@ -414,6 +415,32 @@ def test_parts_committed_in_the_copy_stay(paths: StorePaths, copy: Path) -> None
     assert list(verify(open_store(copy))) == []
     (copy / "data" / commit.run / commit.episode / f"objects-1.{attempt.id}" / "note.json").unlink()
     assert [p.reason for p in verify(open_store(copy))] == ["missing"]
+
+
+def test_what_is_of_all_episodes_of_a_run_comes_with_all_of_them(
+    paths: StorePaths, copy: Path, tmp_path: Path
+) -> None:
+    """Probes and predictions over episodes that are not there would be numbers of nobody knows what."""
+    commit = next(all_commits(paths))
+    attempt = Attempt(paths, commit.run, ACROSS, "failure-1")
+    (attempt.path / "note.json").write_text("{}")
+    attempt.publish({"name": ACROSS})
+    asked = ["pull", str(paths.root), str(copy), "--episode", "e1", "--json"]
+    done = CliRunner().invoke(cli, asked)
+    assert done.exit_code == 0
+    said = f"failure-1 ({commit.run}): it is of all episodes of its run, of which 2 are not chosen"
+    assert f"not taken: {said}" in done.stderr
+    row = json.loads(done.stdout)
+    assert (row["left_out"], row["episodes"]) == ([said], 1)
+    assert [c.part for c in all_commits(open_store(copy))] == ["base"]
+    # all of them by a choice, and without one
+    for number, more in enumerate((["--where", "true"], [])):
+        whole = tmp_path / f"whole{number}"
+        row = json.loads(run("pull", paths.root, whole, "--json", *more))
+        assert (row["left_out"], row["episodes"]) == ([], 3)
+        assert sorted(c.part for c in all_commits(open_store(whole))) == ["base"] * 3 + [
+            "failure-1"
+        ]
 
 
 def test_a_copy_of_a_copy(paths: StorePaths, copy: Path, tmp_path: Path) -> None:
