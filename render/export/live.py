@@ -8,6 +8,7 @@ calls so far, and a layer's active head is each call's own. Beside it:
 ::
 
     metrics/active_head/<phase>/<camera>/L05    the head whose heat is shown
+    metrics/camera_share/<phase>/L05            every camera's share of the attention, the mean over heads
     status                                      what is shown, and what was left out
 
 Timelines: ``keyframe`` (calls that were recorded), ``frame`` (the environment's steps), ``time``.
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from attnstore.store.errors import AttnstoreError, IntegrityError
@@ -39,7 +41,7 @@ from .rerun import METRICS, Entities, layer_name, load_rerun
 
 SPAWN = "spawn"
 """Instead of an address: start a viewer on this machine."""
-MASS, ACTIVE = "camera_mass", "active_head"
+MASS, ACTIVE, SHARE = "camera_mass", "active_head", "camera_share"
 assert MASS in METRICS
 BEHIND = 32
 """Calls of an episode that may wait to be shown; of more, only the newest is."""
@@ -261,6 +263,7 @@ class _LiveEpisode:
         lines = [f"keyframe {keyframe}, step {call.step}"]
         for each in maps:
             lines += self._show_maps(entities, each, call)
+        self._show_shares(entities, maps)
         if not maps:
             lines.append(f"no attention: {self._why_none(call)}")
         lines.append(f"{call.dropped} calls not recorded, {self._left_out} not shown")
@@ -282,7 +285,7 @@ class _LiveEpisode:
         for layer in range(count):
             self._metric(entities, MASS, each, layer, each.camera_mass[layer])
             self._metric(entities, ACTIVE, each, layer, each.active[layer : layer + 1])
-            if layer not in (self._layers or (count // 2,)):
+            if layer not in self._drawn(count):
                 continue
             head = int(each.active[layer])
             where = each.phase, each.camera, layer
@@ -298,6 +301,23 @@ class _LiveEpisode:
             )
         return lines
 
+    def _drawn(self, count: int) -> Sequence[int]:
+        """Layers, of so many, whose heat is drawn."""
+        return self._layers or (count // 2,)
+
+    def _show_shares(self, entities: Entities, maps: Sequence[CallMaps]) -> None:
+        """Log how much of a phase's attention every camera has, the mean over a drawn layer's heads."""
+        for phase in dict.fromkeys(each.phase for each in maps):
+            own = [each for each in maps if each.phase == phase]
+            for layer in self._drawn(len(own[0].maps)):
+                key = SHARE, phase, layer
+                if key not in self._known:
+                    self._known[key] = entities.path("metrics", SHARE, phase, layer_name(layer))
+                    names = [f"{phase} {layer_name(layer)}, {each.camera}" for each in own]
+                    entities.series(self._known[key], names)
+                shares = np.array([each.camera_mass[layer].mean() for each in own])
+                entities.scalars(self._known[key], shares)
+
     def _metric(
         self, entities: Entities, metric: str, each: CallMaps, layer: int, values: NDArray[Any]
     ) -> None:
@@ -311,14 +331,20 @@ class _LiveEpisode:
 
     def _describe(self, entities: Entities, call: SeenCall, maps: Sequence[CallMaps]) -> None:
         self._instruction(call.instruction, "under way")
-        heat = None
+        heat: tuple[str, int] | None = None
+        series: dict[str, list[str]] = {}
         if maps:
-            middle = len(maps[0].maps) // 2
-            heat = maps[0].phase, middle if self._layers is None else self._layers[0]
+            heat = maps[0].phase, self._drawn(len(maps[0].maps))[0]
+            shown = [(each, layer_name(self._drawn(len(each.maps))[0])) for each in maps]
+            shares = [entities.path("metrics", SHARE, each.phase, layer) for each, layer in shown]
+            series["camera shares, mean over heads"] = list(dict.fromkeys(shares))
+            series["active head"] = [
+                entities.path("metrics", ACTIVE, each.phase, each.camera, layer)
+                for each, layer in shown
+            ]
         cameras = [p.camera for p in call.pictures if p.camera in call.geometry]
-        metrics = (MASS, ACTIVE) if maps else ()
         entities.stream.send_blueprint(
-            entities.blueprint(cameras, heat, metrics, "instruction", "status"),
+            entities.blueprint(cameras, heat, series, "instruction", "status"),
             make_active=True, make_default=True,
         )  # fmt: skip
 

@@ -16,7 +16,7 @@ steps ``<phase>_step``, which counts steps through the whole episode: keyframe *
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib import import_module
@@ -176,37 +176,47 @@ class Entities:
         self,
         cameras: Sequence[str],
         heat: tuple[str, int] | None,
-        metrics: Sequence[str],
+        series: Mapping[str, Sequence[str]],
         *documents: str,
     ) -> Any:
-        """How the viewer opens: cameras above, scalars and texts below.
+        """How the viewer opens: cameras above, scalars and texts below; its own panels are folded.
 
         Parameters
         ----------
         heat
             Phase and layer whose heat is shown at first; the others are in the tree to be chosen.
+        series
+            Entities of the scalars that are shown together, by the name of their view: a few lines each,
+            since all heads of all layers would be hundreds.
         documents
             Entities of texts.
         """
         views = import_module("rerun.blueprint")
         above = []
         for camera in cameras:
-            contents = [self.path("camera", camera)]
+            contents, name = [self.path("camera", camera)], camera
             if heat is not None:
                 phase, layer = heat
                 contents.append(self.path("camera", camera, "heat", phase, layer_name(layer)))
-            above.append(views.Spatial2DView(origin=contents[0], contents=contents, name=camera))
-        below = [views.TimeSeriesView(origin=f"metrics/{m}", name=m) for m in metrics]
+                name = f"{camera}, heat of {phase} {layer_name(layer)}"
+            above.append(views.Spatial2DView(origin=contents[0], contents=contents, name=name))
+        below = [
+            views.TimeSeriesView(contents=list(entities), name=name)
+            for name, entities in series.items()
+        ]
+        policy = views.TimeSeriesView(
+            origin="policy", name="actions and state", plot_legend=views.PlotLegend(visible=False)
+        )
         texts = [views.TextDocumentView(origin=d, name=d) for d in documents]
         return views.Blueprint(
             views.Vertical(
                 views.Horizontal(*above),
-                views.Horizontal(
-                    *below, views.TimeSeriesView(origin="policy", name="policy"), *texts
-                ),
+                views.Horizontal(*below, policy, views.Vertical(*texts)),
                 row_shares=[3, 2],
             ),
-            views.TimePanel(timeline="keyframe"),
+            views.BlueprintPanel(state="collapsed"),
+            views.SelectionPanel(state="collapsed"),
+            views.TimePanel(timeline="keyframe", state="collapsed"),
         )
 
 
@@ -267,9 +277,15 @@ class _Writer:
     def blueprint(self) -> Any:
         """How the viewer opens: with the heat of a layer in the middle."""
         phase, layers = next(iter(self.layers.items()))
-        return self.entities.blueprint(
-            self.cameras, (phase, layers[len(layers) // 2]), self.what.metrics, "instruction"
-        )
+        layer = layers[len(layers) // 2]
+        shown = {
+            f"{metric}, {phase} {layer_name(layer)}, {camera}": [
+                self.entities.path("metrics", metric, phase, camera, layer_name(layer))
+            ]
+            for metric in self.what.metrics
+            for camera in self.cameras
+        }
+        return self.entities.blueprint(self.cameras, (phase, layer), shown, "instruction")
 
     @cached_property
     def _times(self) -> list[float] | None:

@@ -83,6 +83,15 @@ def test_what_is_seen_under_way_is_what_the_store_has(policy: Pi0Policy, ram_pat
                 np.testing.assert_allclose(shares, mass[keyframe, 0], rtol=1e-3)
             np.testing.assert_allclose(seen[phase, CAMERA].maps, expected[1], rtol=1e-3, atol=1e-6)
             middle = len(expected[0]) // 2
+            shares = [
+                r["Scalars:scalars"]
+                for r in rows[f"metrics/camera_share/{phase}/L{middle:02d}"]
+                if r.get("keyframe") is not None
+            ]
+            each = [stored.stats(phase, c, "camera_mass", step=step).values for c in stored.cameras]
+            np.testing.assert_allclose(
+                shares, np.stack([m[:, middle].mean(-1) for m in each], -1), rtol=1e-3
+            )
             heads = [
                 int(r["Scalars:scalars"][0])
                 for r in rows[f"metrics/active_head/{phase}/{CAMERA}/L{middle:02d}"]
