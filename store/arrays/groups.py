@@ -91,13 +91,9 @@ def create_arrays(path: Path, spec: EpisodeSpec, policy: PolicyShapes) -> None:
     """Define every array of an episode, empty, with coordinates and consolidated metadata."""
     import zarr  # whoever reads needs none of it
 
-    root = zarr.open_group(str(path), mode="w-", zarr_format=3)
-    root.attrs.update(
-        {
-            "attnstore_format": written(),
-            "attnstore_episode": spec_to_json(spec),
-        }
-    )
+    # Attributes are written with their node: each that is set afterwards writes its file anew.
+    about = {"attnstore_format": written(), "attnstore_episode": spec_to_json(spec)}
+    root = zarr.open_group(str(path), mode="w-", zarr_format=3, attributes=about)
     frames = np.asarray(spec.frames, np.int32)
     small_array(root, "frame", frames, ("keyframe",), "frame index in the recording")
     if spec.precision == "log8":
@@ -235,7 +231,7 @@ def _create_policy(root: Any, spec: EpisodeSpec, shapes: PolicyShapes) -> None:
     for name, (dims, shape, text) in definitions.items():
         if 0 in shape:
             continue
-        array = group.create_array(
+        group.create_array(
             name,
             shape=shape,
             chunks=shape,
@@ -243,8 +239,8 @@ def _create_policy(root: Any, spec: EpisodeSpec, shapes: PolicyShapes) -> None:
             compressors=(BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), Crc32cCodec()),
             fill_value=float("nan"),
             dimension_names=dims,
+            attributes={"description": text},
         )
-        array.attrs.update({"description": text})
 
 
 def _weights(
@@ -259,7 +255,7 @@ def _weights(
 ) -> None:
     from zarr.codecs import BloscCodec, Crc32cCodec
 
-    array = group.create_array(
+    group.create_array(
         name,
         shape=plan.shape,
         chunks=plan.chunk,
@@ -269,8 +265,8 @@ def _weights(
         compressors=(BloscCodec(**codec), Crc32cCodec()),
         fill_value=fill,
         dimension_names=dims,
+        attributes=dict(attributes),
     )
-    array.attrs.update(attributes)
 
 
 def small_array(
