@@ -175,13 +175,10 @@ def all_layers(
 ) -> str:
     """Spell a table of statistics over an attached generation and its layers, without what is gone."""
     selects = [f"SELECT {columns} FROM {name}.main.{table}"]
-    counts = dict(
-        connection.execute(f"SELECT layer, count(*) FROM {name}.main.gone GROUP BY ALL").fetchall()
-    )
     for number, layer in enumerate(layer_names(connection, name), 1):
         select = f"SELECT {columns} FROM {name}_{number}.main.{table}"
-        if counts.get(layer):
-            gone = f"SELECT run, episode, part FROM {name}.main.gone WHERE layer = {quoted(layer)}"
+        gone = f"SELECT run, episode, part FROM {name}.main.gone WHERE layer = {quoted(layer)}"
+        if connection.execute(f"{gone} LIMIT 1").fetchall():
             select += f" ANTI JOIN ({gone}) USING (run, episode, part)"
         selects.append(select)
     return " UNION ALL ".join(selects)

@@ -53,8 +53,12 @@ def create_views(
     if not sandboxed:
         register(connection, tables)
     files = arrow_files(tables, damaged)
+    of_files = f"SELECT DISTINCT table_name FROM {DATABASE}.main.files"
+    filed = {name for (name,) in connection.execute(of_files).fetchall()}
     for name in VIEWED:
-        if sandboxed:
+        if name not in filed:
+            connection.execute(f"CREATE VIEW {name} AS {_select(name, False)}")
+        elif sandboxed:
             _arrow_view(connection, paths, name, files)
         elif paths.partial:
             _partial_view(connection, paths, name)
@@ -71,10 +75,7 @@ def _whole_view(connection: duckdb.DuckDBPyConnection, paths: StorePaths, name: 
         f"SET VARIABLE attnstore_{name} = (SELECT list({quoted(address(root, ''))} || path "
         f"ORDER BY run, episode, part) FROM {DATABASE}.main.files WHERE table_name = '{name}')"
     )
-    (found,) = connection.execute(f"SELECT len(getvariable('attnstore_{name}'))").fetchone() or (
-        None,
-    )
-    connection.execute(f"CREATE VIEW {name} AS {_select(name, bool(found))}")
+    connection.execute(f"CREATE VIEW {name} AS {_select(name, True)}")
 
 
 def _partial_view(connection: duckdb.DuckDBPyConnection, paths: StorePaths, name: str) -> None:
