@@ -20,7 +20,8 @@ from attnstore.store.format.axes import STEPPED_PHASES
 from attnstore.store.format.precision import Error, rounding_error, weight_error
 from attnstore.store.format.rle import encode_rle
 from attnstore.store.format.weighting import Weighting, carried, carried_error
-from attnstore.store.reader.episode import Episode
+from attnstore.store.reader.episode import DEFAULT_MAX_BYTES, Episode
+from attnstore.store.reader.reads import NormsRead, WeightsRead
 from attnstore.store.reader.selection import select_tokens
 from attnstore.store.tables.inventory import PART_TABLES
 from attnstore.store.tables.objects import OBJECT_ERRORS, OBJECT_METRICS
@@ -102,24 +103,27 @@ def _maps(
         ).values
         return stored, [rounding_error(MAP_BITS["mean"])] * len(keyframes)
     grid = episode.geometry(camera).grid
-    at: dict[str, Any] = {"step": step} if phase in STEPPED_PHASES else {}
-    path = episode.phase(phase, camera).path
+    spec = episode.phase(phase, camera)
     shape = (len(keyframes), episode.layers(phase), episode.heads(phase), *grid)
     maps = np.empty(shape, np.float32)
     exact = weight_error(episode.spec.precision)
     errors = [exact] * len(keyframes)
-    keys = episode.phase(phase, camera).key
-    patches = select_tokens(keys, f"image:{camera}", where=f"{path} key").indices
+    patches = select_tokens(spec.key, f"image:{camera}", where=f"{spec.path} key").indices
+    queries = select_tokens(spec.query, group, where=f"{spec.path} query").indices
+    steps = np.array([step]) if phase in STEPPED_PHASES else None
+    heads, keys = np.arange(shape[2]), np.arange(len(spec.key))
+    # Not the episode's labelled arrays: of thousands of small reads, their labels are four fifths.
+    read_weights = WeightsRead(episode.part, spec, DEFAULT_MAX_BYTES)
+    read_norms = NormsRead(episode.part, spec, DEFAULT_MAX_BYTES)
     # Behind those of the heads the bounds of their mean and maximum, which are the largest of all.
     bounds = np.empty((2, *shape[:2], shape[2] + 2, 1))
     for index, keyframe in enumerate(keyframes):
         for layer in range(shape[1]):
+            at = np.array([keyframe]), steps, np.array([layer]), heads
             # Whole rows: a value-weighted one is divided by its sum.
-            weights = episode.attention(
-                path, keyframe=keyframe, layer=layer, query=group, **at
-            ).values
+            weights = read_weights(*at, queries, keys).reshape(shape[2], len(queries), len(keys))
             if weighting == "value":
-                norms = episode.value_norms(path, keyframe=keyframe, layer=layer, **at).values
+                norms = read_norms(*at, keys).reshape(shape[2], len(keys))
                 each = np.stack(carried_error(weights, norms, exact, rounding_error(NORM_BITS)))
                 bounds[:, index, layer, :-2, 0] = each
                 bounds[:, index, layer, -2:, 0] = each.max(-1, keepdims=True)
