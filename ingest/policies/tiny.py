@@ -6,7 +6,6 @@ how a policy looks.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ..optional import require
@@ -135,11 +134,3 @@ def build_tiny_pi0(
         torch.manual_seed(seed)
         model = transformers.PI0ForConditionalGeneration(config).eval()
     return model, processor
-
-
-def save_tiny_pi0(directory: Path, *, seed: int = 0, **options: int) -> Path:
-    """Save the tiny checkpoint as transformers saves any; return the directory."""
-    model, processor = build_tiny_pi0(seed=seed, **options)
-    model.save_pretrained(directory)
-    processor.save_pretrained(directory)
-    return directory
