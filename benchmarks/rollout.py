@@ -31,14 +31,14 @@ CAMERAS, GRID, TEXT, ACTIONS = ("hand_camera", "varied_camera_1"), (16, 16), 60,
 NAME = "random"
 
 
-def write_random_episode(root: Path, precision: str) -> Episode:
+def write_random_episode(root: Path, precision: str, layers: int = LAYERS) -> Episode:
     """Write one keyframe of random attention, without maps and tables."""
     layouts = _layouts()
     geometry = Geometry.letterbox((720, 1280), (224, 224), (14, 14))
     phases = {
         phase: PhaseSpec(
             phase,
-            LAYERS,
+            layers,
             HEADS,
             STEPS if phase == "suffix" else None,
             AlignedAxis.over([layout.query]),
@@ -61,7 +61,7 @@ def write_random_episode(root: Path, precision: str) -> Episode:
     rng = np.random.default_rng(0)
     for phase, layout in layouts.items():
         shape = (HEADS, len(layout.query), len(layout.key))
-        for layer in range(LAYERS):
+        for layer in range(layers):
             weights = np.exp(2 * rng.standard_normal(shape, np.float32))
             coded = encode(weights / weights.sum(-1, keepdims=True), precision)
             step = 0 if phase == "suffix" else None
@@ -79,16 +79,18 @@ def run(setting: Setting) -> list[Figure]:
             e, CAMERAS[0], "suffix", keyframe=0, query="action"
         ),
     }
-    figures = []
+    figures, layers = [], 2 if setting.toy else LAYERS
     for precision in PRECISIONS[:1] if setting.toy else PRECISIONS:
-        episode = write_random_episode(setting.directory / f"rollout-{precision}", precision)
+        episode = write_random_episode(
+            setting.directory / f"rollout-{precision}", precision, layers
+        )
         tokens = len(episode.phase("prefix").query)
         for name, call in calls.items():
             first = timed(partial(call, episode), 1).wall_median
             aim = "<= 3" if name == "prefix" else ""
             figures += [
                 Figure(f"{precision}: {name}, first", first, "s", aim=aim,
-                       note=f"{tokens} tokens, {LAYERS} layers, {HEADS} heads"),
+                       note=f"{tokens} tokens, {layers} layers, {HEADS} heads"),
                 Figure(f"{precision}: {name}, again", timed(partial(call, episode), 3).wall_median,
                        "s", note="median of 3; decoded chunks are cached"),
             ]  # fmt: skip

@@ -55,7 +55,7 @@ def run(setting: Setting) -> list[Figure]:
         questions = _questions(f"/v1/stores/{name}", episode)
         for what, question in questions.items():
             _load(address, question, 1, 3)  # warm: imports, the first process for SQL
-            for clients in (1, 2) if setting.toy else CLIENTS:
+            for clients in (2,) if setting.toy else CLIENTS:
                 total = clients * (2 if setting.toy else max(8, 400 // clients))
                 figures += _figures(what, clients, _load(address, question, clients, total))
         every = list(questions.values())
@@ -66,7 +66,7 @@ def run(setting: Setting) -> list[Figure]:
         figures += _memory(address, pid, mixed, "", setting)
         with attack(address, TOKEN, f"/v1/stores/{name}") as made:
             for what in UNDER_ATTACK:
-                for clients in (1, 2) if setting.toy else CLIENTS:
+                for clients in (2,) if setting.toy else CLIENTS:
                     seconds = 0.3 if setting.toy else ATTACKED_SECONDS
                     load = _load(address, questions[what], clients, 1000 * clients, seconds)
                     figures += _figures(f"under attack: {what}", clients, load)
