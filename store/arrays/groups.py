@@ -92,7 +92,10 @@ def create_arrays(path: Path, spec: EpisodeSpec, policy: PolicyShapes) -> None:
     import zarr  # whoever reads needs none of it
 
     # Attributes are written with their node: each that is set afterwards writes its file anew.
-    about = {"attnstore_format": written(), "attnstore_episode": spec_to_json(spec)}
+    about: dict[str, Any] = {
+        "attnstore_format": written(),
+        "attnstore_episode": spec_to_json(spec),
+    }
     root = zarr.open_group(str(path), mode="w-", zarr_format=3, attributes=about)
     frames = np.asarray(spec.frames, np.int32)
     small_array(root, "frame", frames, ("keyframe",), "frame index in the recording")
