@@ -103,9 +103,11 @@ class HubStore:
                 return b""
 
     def _explain(self, path: str, error: Exception, last: bool) -> AttnstoreError | None:
+        # The file system wraps some of the Hub's errors; those that it does not wrap have httpx's as cause.
         told = error.__cause__ or error
-        kinds = {kind.__name__ for kind in type(told).__mro__}
-        status = getattr(getattr(told, "response", None), "status_code", None)
+        kinds = {kind.__name__ for each in (error, told) for kind in type(each).__mro__}
+        answers = (getattr(each, "response", None) for each in (error, told))
+        status = next((a.status_code for a in answers if a is not None), None)
         if "RevisionNotFoundError" in kinds:
             return NotFoundError(f"{self.url}: the repository has no such revision")
         if "RepositoryNotFoundError" in kinds and "GatedRepoError" not in kinds:

@@ -12,7 +12,7 @@ from remote_servers import HubServer
 from store_fixtures import write_episode
 
 import attnstore
-from attnstore.errors import IntegrityError, NotFoundError, UsageError
+from attnstore.errors import DeniedError, IntegrityError, NotFoundError, UsageError
 from attnstore.store.commits import StorePaths
 from attnstore.store.opening import create_store
 from attnstore.store.remote.mirror import forget_transports, open_transport
@@ -99,6 +99,11 @@ def test_a_private_repository_takes_the_hubs_token(
         ("hf://datasets/other/maps/x", NotFoundError, "no such repository"),
         ("hf://datasets/lab", UsageError, "is at hf://datasets/ORGANISATION/NAME/PATH"),
         ("hf://lab", UsageError, "is at hf://datasets/ORGANISATION/NAME/PATH"),
+        (
+            "hf://datasets/lab/ma..ps/x",
+            UsageError,
+            r"^hf://datasets/lab/ma\.\.ps/x: .*'lab/ma\.\.ps'",
+        ),
     ],
 )
 def test_what_is_not_there_is_one_line(
@@ -108,6 +113,15 @@ def test_what_is_not_there_is_one_line(
         attnstore.open(url)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("code", ["GatedRepo", "Forbidden"])
+def test_whoever_has_not_accepted_the_conditions_is_told_to(hub: HubServer, code: str) -> None:
+    hub.refused = code
+    with pytest.raises(
+        DeniedError, match=r"^hf://\S+: the Hub does not give it .*HF_TOKEN, and accept"
+    ):
+        attnstore.open(URL)
 
 
 def test_files_come_in_pieces_and_never_more_than_they_may(
@@ -126,6 +140,8 @@ def test_files_come_in_pieces_and_never_more_than_they_may(
     assert transport.fetch_range("file", 7, 120, 250) == bytes(range(7, 120))
     with pytest.raises(IntegrityError, match="3 bytes came, 5 were asked for"):
         transport.fetch_range("file", 247, 252, 252)
+    with pytest.raises(NotFoundError, match=r"pi0\.attn/none: not found$"):
+        transport.fetch("none", tmp_path / "came", 249)
 
 
 def test_the_hub_is_read_only(hub: HubServer) -> None:
