@@ -137,13 +137,12 @@ def compare_hidden(
         )
         both.append(found)
     places = [list(zip(e["episode"].values, e["frame"].values, strict=True)) for e in both]
+    # Both are in order of name and keyframe.
     _check_same(places, (run_a, run_b))
-    order = [sorted(range(len(p)), key=lambda i, p=p: p[i]) for p in places]  # type: ignore[misc]
-    rows = [each.isel(keyframe=o) for each, o in zip(both, order, strict=True)]
     layers = [
-        (e["layer"].values if "layer" in e.dims else np.array([np.nan])) for e in rows
+        (e["layer"].values if "layer" in e.dims else np.array([np.nan])) for e in both
     ]  # fmt: skip
-    values = [[_rows(e, i) for i in range(len(own))] for e, own in zip(rows, layers, strict=True)]
+    values = [[_rows(e, i) for i in range(len(own))] for e, own in zip(both, layers, strict=True)]
     result = np.array([[debiased_cka(x, y) for y in values[1]] for x in values[0]])
     return xr.DataArray(
         result,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import xarray as xr
 from cli_fixtures import run
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
@@ -34,11 +35,11 @@ from attnstore.query.hidden.linear_probe import (
     run_probes,
     shuffled_targets,
 )
-from attnstore.query.hidden.similarity import compare_hidden, debiased_cka
+from attnstore.query.hidden.similarity import _rows, compare_hidden, debiased_cka
 from attnstore.store.commits import Attempt, slug
 from attnstore.store.commits.run import save_run
 from attnstore.store.commits.writer import EpisodeWriter
-from attnstore.store.errors import UsageError
+from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.opening import create_store
 
 KEYFRAMES, LAYERS, FEATURES, EPISODES = 3, 3, 12, 14
@@ -235,6 +236,31 @@ class TestSimilarity:
         assert here > 0.3 > abs(float(found.sel(layer_a=0, layer_b=0)))
         said = run("similarity", ram_path / "s", a, b).stdout
         assert f"L0{PLANTED}        {here:.4f}" in said
+
+        store = attnstore.open(ram_path / "s")
+        last = [
+            store.hidden(phase="suffix", tokens="last", step="last", run=r).values.mean(1)
+            for r in (a, b)
+        ]
+        found = compare_hidden(store, a, b, phase="suffix", tokens="last")
+        assert float(found.squeeze()) == pytest.approx(debiased_cka(*last), rel=1e-6)
+        with pytest.raises(SelectionError, match="there are several along span"):
+            compare_hidden(store, a, b, phase="suffix")
+        with pytest.raises(UsageError, match=f"two runs are compared; got {a} twice"):
+            compare_hidden(store, a, a, phase="suffix", span="action")
+
+    def test_what_has_no_answer(self) -> None:
+        rng = np.random.default_rng(0)
+        x, y = rng.standard_normal((2, 5, 3))
+        assert np.isfinite(debiased_cka(x[:4], y[:4]))
+        assert np.isnan(debiased_cka(x, np.ones((5, 3))))
+        with pytest.raises(UsageError, match="at least 4 keyframes, as many of both; got 3 and 3"):
+            debiased_cka(x[:3], y[:3])
+        with pytest.raises(UsageError, match="got 5 and 4"):
+            debiased_cka(x, y[:4])
+        states = xr.DataArray(np.where(x > 0, x, np.nan), dims=("keyframe", "feature"))
+        with pytest.raises(SelectionError, match="a keyframe lacks the span"):
+            _rows(states, 0)
 
     def test_other_keyframes_are_refused(self, ram_path: Path) -> None:
         paths = create_store(ram_path / "s")
