@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["cli_fixtures", "ingest_fixtures", "service_fixtures"]
+pytest_plugins = ["cli_fixtures", "ingest_fixtures", "remote_servers", "service_fixtures"]
 pytest.register_assert_rewrite("policy_contract")
 
 # Examples are not timed: the first one of a property pays for imports and compiled kernels.

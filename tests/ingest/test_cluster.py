@@ -27,7 +27,7 @@ from ingest_fixtures import (
     problems,
     write_droid,
 )
-from remote_servers import S3_CREDENTIALS, FaultyProxy, s3_server
+from remote_servers import S3_CREDENTIALS, FaultyProxy
 
 from attnstore.ingest.cluster import device_of_worker
 from attnstore.ingest.datasets.droid.dataset import DroidDataset
@@ -213,27 +213,28 @@ class TestOwnCluster:
         assert children() == []
 
     def test_a_store_in_a_bucket(
-        self, ram_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+        self, ram_path: Path, tmp_path: Path, s3_server: tuple[str, Path],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
         """Each worker opens it anew, with what its environment says; a death leaves no entry."""
         import botocore.session
 
         (ram_path / "log").mkdir()
-        with s3_server(tmp_path / "moto") as endpoint:
-            for name, value in {**S3_CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}.items():
-                monkeypatch.setenv(name, value)
-            monkeypatch.setenv("ATTNSTORE_CACHE", str(tmp_path / "cache"))
-            botocore.session.get_session().create_client("s3").create_bucket(Bucket="cluster")
-            paths = create_store("s3://cluster/lab.attn")
-            small = Small(paths, ram_path / "log", dies_at={"e01": 1})
-            report = execute(small, names(4), Watcher(), workers=Workers(2))
-            assert not report.failed
-            monkeypatch.setenv("ATTNSTORE_CACHE", str(tmp_path / "another"))
-            found = list(all_commits(open_store("s3://cluster/lab.attn")))
-            assert sorted(str(c.summary["name"]) for c in found) == names(4)
-            assert {n: small.times(f"do.{n}") for n in names(4)} == {
-                "e00": 1, "e01": 2, "e02": 1, "e03": 1,
-            }  # fmt: skip
+        endpoint, _ = s3_server
+        for name, value in {**S3_CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("ATTNSTORE_CACHE", str(tmp_path / "cache"))
+        botocore.session.get_session().create_client("s3").create_bucket(Bucket="cluster")
+        paths = create_store("s3://cluster/lab.attn")
+        small = Small(paths, ram_path / "log", dies_at={"e01": 1})
+        report = execute(small, names(4), Watcher(), workers=Workers(2))
+        assert not report.failed
+        monkeypatch.setenv("ATTNSTORE_CACHE", str(tmp_path / "another"))
+        found = list(all_commits(open_store("s3://cluster/lab.attn")))
+        assert sorted(str(c.summary["name"]) for c in found) == names(4)
+        assert {n: small.times(f"do.{n}") for n in names(4)} == {
+            "e00": 1, "e01": 2, "e02": 1, "e03": 1,
+        }  # fmt: skip
 
     def test_nothing_to_do_starts_no_process(self, small: Small) -> None:
         assert execute(small, [], Watcher(), workers=Workers(2)) == Report()
@@ -346,8 +347,9 @@ class TestOtherCluster:
         assert watcher.begun == []
 
     def test_a_bucket_is_reached_as_the_command_reaches_it(
-        self, scheduler: str, ram_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+        self, scheduler: str, ram_path: Path, tmp_path: Path, s3_server: tuple[str, Path],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
         """Workers that know nothing of it; also after a command that had another server."""
         import botocore.session
 
@@ -355,33 +357,33 @@ class TestOtherCluster:
         monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         monkeypatch.setenv("ATTNSTORE_CACHE", str(tmp_path / "cache"))
         workers = Workers(scheduler=scheduler)
-        with s3_server(tmp_path / "moto") as endpoint:
-            proxy = FaultyProxy(endpoint)
-            for name, value in S3_CREDENTIALS.items():
-                monkeypatch.setenv(name, value)
-            for count, server in ((2, endpoint), (4, proxy.url)):
-                monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-                forget_buckets()
-                client = botocore.session.get_session().create_client("s3")
-                if count == 2:
-                    client.create_bucket(Bucket="lent")
-                small = Small(create_store("s3://lent/lab.attn"), ram_path / "log")
-                proxy.requests.clear()
-                assert not execute(small, names(count), Watcher(), workers=workers).failed
-                found = list(all_commits(open_store("s3://lent/lab.attn")))
-                assert sorted(str(c.summary["name"]) for c in found) == names(count)
-            assert sum(m == "PUT" and "/data/" in path for m, path in proxy.requests) >= 2
-            # Keys in a file of this machine are not given away.
-            profile = tmp_path / "credentials"
-            profile.write_text("[default]\naws_access_key_id=test\naws_secret_access_key=test\n")
-            monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
-            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-                monkeypatch.delenv(name)
+        endpoint, _ = s3_server
+        proxy = FaultyProxy(endpoint)
+        for name, value in S3_CREDENTIALS.items():
+            monkeypatch.setenv(name, value)
+        for count, server in ((2, endpoint), (4, proxy.url)):
+            monkeypatch.setenv("AWS_ENDPOINT_URL", server)
             forget_buckets()
-            own = Small(open_store("s3://lent/lab.attn"), ram_path / "log")
-            with pytest.raises(DeniedError, match=r"^worker tcp://.*: s3://lent.*no credentials"):
-                execute(own, names(6), Watcher(), workers=workers)
-            proxy.close()
+            client = botocore.session.get_session().create_client("s3")
+            if count == 2:
+                client.create_bucket(Bucket="lent")
+            small = Small(create_store("s3://lent/lab.attn"), ram_path / "log")
+            proxy.requests.clear()
+            assert not execute(small, names(count), Watcher(), workers=workers).failed
+            found = list(all_commits(open_store("s3://lent/lab.attn")))
+            assert sorted(str(c.summary["name"]) for c in found) == names(count)
+        assert sum(m == "PUT" and "/data/" in path for m, path in proxy.requests) >= 2
+        # Keys in a file of this machine are not given away.
+        profile = tmp_path / "credentials"
+        profile.write_text("[default]\naws_access_key_id=test\naws_secret_access_key=test\n")
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        forget_buckets()
+        own = Small(open_store("s3://lent/lab.attn"), ram_path / "log")
+        with pytest.raises(DeniedError, match=r"^worker tcp://.*: s3://lent.*no credentials"):
+            execute(own, names(6), Watcher(), workers=workers)
+        proxy.close()
 
     def test_no_scheduler(
         self, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

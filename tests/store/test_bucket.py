@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from checkout import FIXTURES
 from click.testing import CliRunner
-from remote_servers import REAL_S3, S3_CREDENTIALS, FaultyProxy, s3_server
+from remote_servers import REAL_S3, S3_CREDENTIALS, FaultyProxy
 from store_fixtures import flip_byte, run_config, write_episode
 
 from attnstore.cli import cli
@@ -43,11 +43,10 @@ from attnstore.store.remote.source import verify_source
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyProxy]:
-    with s3_server(tmp_path_factory.mktemp("s3") / "log") as endpoint:
-        proxy = FaultyProxy(endpoint)
-        yield proxy
-        proxy.close()
+def server(s3_server: tuple[str, Path]) -> Iterator[FaultyProxy]:
+    proxy = FaultyProxy(s3_server[0])
+    yield proxy
+    proxy.close()
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from remote_servers import S3_CREDENTIALS, FileServer, file_server, s3_server
+from remote_servers import S3_CREDENTIALS, FileServer, file_server
 from store_fixtures import flip_byte, write_episode
 
 import attnstore
@@ -82,12 +82,11 @@ def server(paths: StorePaths) -> Iterator[FileServer]:
 
 
 @pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    log = tmp_path_factory.mktemp("s3") / "requests.log"
-    with s3_server(log) as endpoint, pytest.MonkeyPatch.context() as patch:
-        for name, value in {**S3_CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}.items():
+def s3(s3_server: tuple[str, Path]) -> Iterator[tuple[str, Path]]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**S3_CREDENTIALS, "AWS_ENDPOINT_URL": s3_server[0]}.items():
             patch.setenv(name, value)
-        yield endpoint, log
+        yield s3_server
 
 
 def entry_of(paths: StorePaths, name: str) -> Path:
