@@ -113,7 +113,7 @@ test-oft: links  ## the same contract on OpenVLA-OFT's own code: make test-oft O
 	  PYTHONPATH="$$(ls -d ../build/__editable__.attnstore-*):fixtures:$(abspath $(OFT))" \
 	  $(abspath $(OFT_VENV))/bin/python -m pytest -q -p no:cacheprovider -W default real/openvla_oft_real.py
 
-test-pins: $(BIN)/uv  ## without torch, with other versions: make test-pins PINS=openpi (or lerobot, octo, lowest)
+test-pins: $(BIN)/uv  ## without torch, with other versions: make test-pins PINS=openpi (or lerobot, octo, openvla, lowest)
 	@test -f constraints/$(PINS).txt || { echo "no constraints/$(PINS).txt: PINS is one of" \
 	  $(filter-out ci,$(basename $(notdir $(wildcard constraints/*.txt)))) >&2; exit 1; }
 	@# the wheel, as users get it; from an sdist, since setuptools leaves in build/ what it built before
