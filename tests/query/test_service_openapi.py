@@ -12,7 +12,7 @@ from service_fixtures import TOKEN, Server
 
 from attnstore.store.commits import StorePaths, all_commits
 
-CASES = 12  # of each endpoint
+CASES = 8  # of each endpoint
 CHECKS = ",".join(("not_a_server_error", "response_schema_conformance", "content_type_conformance"))
 
 

@@ -43,6 +43,7 @@ from attnstore.store.errors import (
 from attnstore.store.garbage import collect
 from attnstore.store.opening import create_store, open_store
 
+KILLS = 6
 ENVIRONMENT = {
     **os.environ,
     "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(FIXTURES), str(Path(__file__).parent)]),
@@ -143,7 +144,7 @@ def test_the_highest_revision_wins_and_a_stale_writer_loses(paths: StorePaths) -
 def test_killed_writers_leave_only_whole_commits(paths: StorePaths) -> None:
     rng = random.Random(20250101)
     said: set[str] = set()
-    for kill in range(12):
+    for kill in range(KILLS):
         process = start(WRITER, paths.root, kill)
         assert process.stdout is not None
         first = process.stdout.readline()
@@ -156,7 +157,7 @@ def test_killed_writers_leave_only_whole_commits(paths: StorePaths) -> None:
     commits = list(all_commits(paths))
     assert not list(verify(paths))
     assert said <= {str(c.summary["name"]) for c in commits}, "what was said to be committed, is"
-    assert len(commits) >= 12
+    assert len(commits) >= KILLS
     unfinished = set(paths.data.glob("*/*/*.*")) - {c.directory(paths) for c in commits}
     assert unfinished, "no kill hit a writer at work: the test shows nothing"
     for commit in commits:
