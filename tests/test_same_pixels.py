@@ -206,11 +206,11 @@ def test_a_pack_shows_the_policys_pixels(
 
 
 def test_pictures_are_drawn_of_every_camera(ingested: tuple[Path, Any], tmp_path: Path) -> None:
-    run("render", "images", ingested[0], "--out", tmp_path / "out", "--layers", "0")
+    one = ("--layers", "0", "--heads", "active")
+    run("render", "images", ingested[0], "--out", tmp_path / "out", *one)
     assert list((tmp_path / "out").rglob("*.jpg"))
     for camera in COLUMNS:
-        run("render", "videos", ingested[0], "--out", tmp_path / camera,
-            "--layers", "0", "--camera", camera)  # fmt: skip
+        run("render", "videos", ingested[0], "--out", tmp_path / camera, *one, "--camera", camera)
         assert [p for p in (tmp_path / camera).rglob("*") if p.suffix in (".mp4", ".webm")]
     run("report", ingested[0], "--out", tmp_path / "report")
     copy = tmp_path / "copy.attn"

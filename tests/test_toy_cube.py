@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -19,6 +17,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from cli_fixtures import run
 from numpy.typing import NDArray
 from toy_cube import architecture, outcomes, rollout, samples, scene, world
 from toy_cube.attention import register, shared_key_attention
@@ -555,11 +554,11 @@ def passed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[looking.S
     found = {}
     for side, cameras in (("left", scene.CAMERAS[:2]), ("right", scene.CAMERAS[2:])):
         store = tmp_path_factory.mktemp(side) / "toy.attn"
-        command = [sys.executable, "-m", "attnstore", "ingest", "droid", str(store), str(EPISODES)]
-        command += ["--policy", "pi0", "--checkpoint", str(CHECKPOINT), "--dtype", "float32"]
-        command += ["--side", side, "--outcome", "success", "--limit", "3"]
-        alone = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, capture_output=True, env=alone)
+        done = run(
+            "ingest", "droid", store, EPISODES, "--policy", "pi0", "--checkpoint", CHECKPOINT,
+            "--dtype", "float32", "--side", side, "--outcome", "success", "--limit", "3",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
         opened = attnstore.open(store)
         for camera in cameras:
             found[camera] = looking.read_scenes(opened, EPISODES, camera, opened.runs[0])

@@ -588,11 +588,16 @@ class TestCommand:
     def test_runs_are_never_mixed(self, tmp_path: Path) -> None:
         paths = create_store(tmp_path / "s")
         for seed in (0, 1):
-            write_episode(paths, "success/2025-01-01/a", run_seed=seed)
+            write_episode(paths, "success/2025-01-01/a", run_seed=seed, keyframes=2, heads=2)
         assert self.run("report", paths.root, "--out", tmp_path / "o", "--format", "html") == 0
         runs = attnstore.open(paths.root).runs
         assert {p.parent.name for p in (tmp_path / "o").glob("*/report.html")} == set(runs)
-        assert self.run("report", paths.root, "--out", tmp_path / "p", "--run", runs[0]) == 0
+        assert (
+            self.run(
+                "report", paths.root, "--out", tmp_path / "p", "--run", runs[0], "--format", "html"
+            )
+            == 0
+        )
         assert (tmp_path / "p" / "report.html").is_file()
 
     @pytest.mark.parametrize(
