@@ -16,6 +16,10 @@ output, so the actions are bitwise those without it. An adapter gives them to it
 A module must make one call a forward. ``nn.MultiheadAttention`` is not for the tap: it returns its
 weights when `weights_per_head` asks it. `block_sdpa` blocks attention in such calls, whatever mask the
 module itself is given.
+
+Attention modules of transformers run by ``scaled_dot_product_attention`` or eagerly, as their configuration
+says. `SdpaTap.as_it_runs` leaves them so, and `block_as_it_runs` blocks them so: a capture's actions are then
+bitwise those of the policy that nobody watches, and not those of an eager one.
 """
 
 from __future__ import annotations
@@ -28,8 +32,8 @@ from typing import TYPE_CHECKING, Any
 
 from attnstore.store.errors import HealthError
 
-from .blocking import Blocked, by_layer, closed_mask
-from .hooks import Watched
+from .blocking import Blocked, block_by_mask, by_layer, closed_mask
+from .hooks import Watched, eager_attention, second_output
 
 if TYPE_CHECKING:
     import torch
@@ -136,6 +140,24 @@ class SdpaTap:
         """Return what `Watched.weights` wants for a module: it takes the weights out of the tap."""
         return partial(self._take, module)
 
+    def either(self, module: torch.nn.Module) -> Callable[[Any], Any]:
+        """Like `weights`, for a module under `as_it_runs`, which may return them."""
+
+        def take(output: Any) -> Any:
+            held = self._take(module, output)
+            return second_output(output) if held is None else held
+
+        return take
+
+    @contextmanager
+    def as_it_runs(self, modules: Sequence[Any]) -> Iterator[None]:
+        """Have transformers' attention modules show their weights; what shows none (flash) runs eager."""
+        with ExitStack() as stack:
+            if not runs_sdpa(modules):
+                stack.enter_context(eager_attention(modules))
+            stack.enter_context(self.over(modules))
+            yield
+
     @contextmanager
     def over(self, modules: Iterable[torch.nn.Module]) -> Iterator[None]:
         """Tap the calls inside these modules; the innermost one that runs gets the weights."""
@@ -184,6 +206,22 @@ class SdpaTap:
     def _clear(self) -> None:
         self._running.clear()
         self._held.clear()
+
+
+def runs_sdpa(modules: Iterable[Any]) -> bool:
+    """Whether transformers' attention modules call ``scaled_dot_product_attention``."""
+    configs = (getattr(m, "config", None) for m in modules)
+    return all(getattr(c, "_attn_implementation", None) == "sdpa" for c in configs)
+
+
+@contextmanager
+def block_as_it_runs(
+    watched: Sequence[Watched], blocked: Sequence[Sequence[Blocked]]
+) -> Iterator[None]:
+    """Block attention of modules under `SdpaTap.as_it_runs`: in the call, or by the mask that they get."""
+    block = block_sdpa if runs_sdpa(w.module for w in watched) else block_by_mask
+    with block(watched, blocked):
+        yield
 
 
 def _mode(tap: SdpaTap) -> Any:

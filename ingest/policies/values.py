@@ -253,6 +253,51 @@ class ProjectedValues(LayerValues):
         return self._through
 
 
+class FusedValues(LayerValues):
+    """Values that one module makes behind queries and keys, of a pass' own tokens.
+
+    Parameters
+    ----------
+    made
+        The module that makes all three.
+    width
+        How many of its last features are values.
+    output
+        The output projection.
+    """
+
+    def __init__(self, norms: ValueNorms, made: Any, width: int, output: Any) -> None:
+        super().__init__(norms)
+        self._source, self._width, self._output = made, width, output
+        self._new: torch.Tensor | None = None
+        self._mixed: torch.Tensor | None = None
+
+    def hooks(self) -> list[Callable[[], None]]:
+        """See `LayerValues.hooks`."""
+        return [
+            self._source.register_forward_hook(self._made).remove,
+            self._output.register_forward_pre_hook(self._taken).remove,
+        ]
+
+    def _made(self, module: Any, args: Any, output: Any) -> None:
+        self._new = output.detach()
+
+    def _taken(self, module: Any, args: Any) -> None:
+        self._mixed = args[0].detach()[:, -1].clone()
+
+    def take(self, weights: torch.Tensor, where: str) -> torch.Tensor:
+        """See `LayerValues.take`."""
+        new, mixed = self._new, self._mixed
+        self._new = self._mixed = None
+        if new is None or mixed is None:
+            raise HealthError(f"{where}: no value vectors were seen; {LEAVE_OUT}")
+        heads = int(weights.shape[1])
+        values = new[..., -self._width :]
+        values = values.reshape(*values.shape[:2], -1, int(mixed.shape[-1]) // heads)
+        check_mixing(mixed_last(weights, values), mixed, where)
+        return self._norms.of(values, self._output, heads)
+
+
 class MultiheadValues(LayerValues):
     """Values of an ``nn.MultiheadAttention``, which has one matrix for queries, keys and values.
 

@@ -36,16 +36,6 @@ def load(directory: Path, **options: str) -> LeRobotGroot:
 
 
 @contextmanager
-def eager(policy: LeRobotGroot) -> Iterator[None]:
-    """Eager attention in the language model, set by hand."""
-    config = policy.model.backbone.language_model.config
-    before = config._attn_implementation
-    config._attn_implementation = "eager"
-    yield
-    config._attn_implementation = before
-
-
-@contextmanager
 def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -62,7 +52,7 @@ def euler(policy: LeRobotGroot, sight: Observation) -> list[Any]:
     """The model's chunk after each step: GR00T's own modules, a loop of ours, its own noise."""
     model, head = policy.model, policy.model.action_head
     inputs, autocast = alone(policy, sight), policy.config.use_bf16
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), eager(policy), seeded(sight.seed):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), seeded(sight.seed):
         seen, given = model.prepare_input(
             policy.policy._filter_groot_inputs(inputs, include_action=False)
         )
@@ -117,7 +107,7 @@ class GrootContract(BlockingContract):
         def reference(batch: Batch) -> Any:
             chunks = []
             for sight in sights(batch):
-                with eager(policy), seeded(sight.seed):
+                with seeded(sight.seed):
                     chunks.append(policy.policy.predict_action_chunk(alone(policy, sight)))
             return as_array(torch.cat(chunks))
 

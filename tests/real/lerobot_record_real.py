@@ -14,7 +14,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 from ingest_fixtures import arrays_of, commits, observe
-from lerobot_fixture_real import save_act, save_fast, save_pi, save_smolvla, small
+from lerobot_fixture_real import (
+    save_act,
+    save_fast,
+    save_groot,
+    save_molmoact2,
+    save_pi,
+    save_smolvla,
+    small,
+)
 
 import attnstore
 from attnstore.cli import cli
@@ -39,6 +47,10 @@ SAVE: dict[str, Any] = {
     "pi05": lambda directory, **o: save_pi(directory, "pi05", **o),
     "pi0_fast": lambda directory, **o: save_fast(
         directory, rounds=0, validate_action_token_prefix=False, max_decoding_steps=6, **o
+    ),
+    "groot": save_groot,
+    "molmoact2": lambda directory, **o: save_molmoact2(
+        directory, inference_action_mode="continuous", **o
     ),
 }  # fmt: skip
 LENGTH = 7
@@ -108,6 +120,8 @@ def run(*said: object) -> str:
         ("pusht", "pi0"),
         ("pusht", "pi05"),
         ("pusht", "pi0_fast"),
+        ("pusht", "groot"),
+        ("pusht", "molmoact2"),
         ("aloha", "act"),
     ],
 )

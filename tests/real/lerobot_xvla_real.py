@@ -34,23 +34,19 @@ def load(directory: Path, **options: str) -> LeRobotXvla:
 
 
 @contextmanager
-def by_hand(policy: LeRobotXvla, noise: Any) -> Iterator[None]:
-    """Eager attention in the encoder, and this noise where any is drawn."""
-    config = policy.model.vlm.language_model.encoder.config
-    before = config._attn_implementation
+def by_hand(noise: Any) -> Iterator[None]:
+    """This noise where any is drawn."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             torch, "randn", lambda *size, device, dtype: noise.to(device, dtype).reshape(size)
         )
-        config._attn_implementation = "eager"
         yield
-        config._attn_implementation = before
 
 
 def reference(policy: LeRobotXvla, batch: Batch) -> Any:
     """LeRobot's own call on what its preprocessor made."""
     inputs = {k: v.clone() for k, v in batch.inputs.items() if k != "noise"}
-    with by_hand(policy, batch.inputs["noise"]):
+    with by_hand(batch.inputs["noise"]):
         return as_array(policy.policy.predict_action_chunk(inputs))
 
 
@@ -59,7 +55,7 @@ def euler(policy: LeRobotXvla, batch: Batch) -> list[Any]:
     """The chunk after each step, as the action space returns it: X-VLA's modules, a loop of ours."""
     model, given = policy.model, policy.policy._build_model_inputs(dict(batch.inputs))
     noise = batch.inputs["noise"].to(model.transformer.pos_emb.dtype)
-    with by_hand(policy, noise):
+    with by_hand(noise):
         made = model.forward_vlm(
             given["input_ids"], given["image_input"].to(noise.dtype), given["image_mask"]
         )

@@ -21,11 +21,12 @@ from attnstore.store.format.geometry import Geometry
 from attnstore.store.format.tokens import TASK, Axis, Span, TokenLayout
 
 from ..base import LAST, Batch, ObservationError, Observer, PhaseShape, PolicyError, Sample
-from ..blocking import Blocked, block_by_mask, by_layer
+from ..blocking import Blocked, by_layer
 from ..checkpoint import unwrap
 from ..dit import DitHead, DitLayout, Sight
-from ..hooks import Shown, Watched, eager_attention
+from ..hooks import Shown, Watched
 from ..prompt import Prompt, prompt_axis
+from ..sdpa import SdpaTap, block_as_it_runs
 from ..turns import Turns
 from ..values import LayerValues
 from .base import LeRobotPolicy
@@ -50,6 +51,7 @@ class LeRobotGroot(LeRobotPolicy):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._tap = SdpaTap()
         self._turns: Turns | None = None
         self._blocked: Sequence[Sequence[Blocked]] | None = None
         if (moments := self._packing.video_horizon or 1) > 1:
@@ -150,16 +152,16 @@ class LeRobotGroot(LeRobotPolicy):
     def watched(self) -> Sequence[Watched]:
         """Self-attention of the language model, then the heads' attention."""
         prefix = [
-            Watched("prefix", i, unwrap(layer).self_attn)
-            for i, layer in enumerate(self._text.layers)
+            Watched("prefix", i, module, self._tap.either(module))
+            for i, module in enumerate(self._attention)
         ]
         return [*prefix, *(w for head in self._heads.values() for w in head.watched())]
 
     @contextmanager
     def eager(self) -> Iterator[None]:
-        """Eager attention in the language model; the heads' is as it is."""
+        """Attention as it is, where it shows its weights."""
         with ExitStack() as stack:
-            stack.enter_context(eager_attention([unwrap(x).self_attn for x in self._text.layers]))
+            stack.enter_context(self._tap.as_it_runs(self._attention))
             for head in self._heads.values():
                 stack.enter_context(head.eager())
             yield
@@ -181,7 +183,7 @@ class LeRobotGroot(LeRobotPolicy):
 
     @contextmanager
     def blocking(self, blocked: Sequence[Sequence[Blocked]]) -> Iterator[None]:
-        """Block attention through the masks of the language model and of the heads."""
+        """Block attention where the language model computes it, and through the masks of the heads."""
         by_layer(blocked, {(p, n) for p, shape in self.phases.items() for n in range(shape.layers)})
         before, self._blocked = self._blocked, blocked
         try:
@@ -196,7 +198,7 @@ class LeRobotGroot(LeRobotPolicy):
 
         with ExitStack() as stack:
             prefix = [w for w in self.watched() if w.phase == "prefix"]
-            stack.enter_context(block_by_mask(prefix, of("prefix")))
+            stack.enter_context(block_as_it_runs(prefix, of("prefix")))
             for phase, head in self._heads.items():
                 stack.enter_context(head.blocking(of(phase)))
             yield
@@ -385,6 +387,10 @@ class LeRobotGroot(LeRobotPolicy):
     @property
     def _text(self) -> Any:
         return unwrap(self.model.backbone.language_model)
+
+    @property
+    def _attention(self) -> list[Any]:
+        return [unwrap(layer).self_attn for layer in self._text.layers]
 
     @property
     def _packing(self) -> Any:

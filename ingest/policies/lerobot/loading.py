@@ -33,6 +33,8 @@ PUBLISHED = frozenset(
 """Tokenizers of those who published the policies."""
 STEP_FIELDS = ("num_inference_steps", "num_steps", "num_inference_timesteps", "num_denoising_steps")
 """What configurations call their denoising steps."""
+DTYPE_FIELDS = ("dtype", "model_dtype")
+"""What configurations call the data type of their weights."""
 SAMPLED = 16
 """Tensors of a checkpoint that are compared with the loaded policy's."""
 
@@ -174,6 +176,11 @@ def open_checkpoint(
     configs = require("lerobot.configs.policies", "lerobot", "policy lerobot")
     factory = require("lerobot.policies.factory", "lerobot", "policy lerobot")
     overrides: dict[str, Any] = {"device_processor": {"device": device}}
+    if stats is not None and kind == "molmoact2":
+        raise UsageError(
+            f"{checkpoint}: stats=FILE is not for a MolmoAct2, whose statistics say which components (a gripper) "
+            "stay as they are; make its processors from the dataset with LeRobot and save them"
+        )
     if stats is not None:
         overrides["normalizer_processor"] = {"stats": _read_stats(stats)}
     try:
@@ -181,7 +188,7 @@ def open_checkpoint(
             factory.get_policy_class(kind)  # registers the type's configuration
             config = configs.PreTrainedConfig.from_pretrained(str(directory))
             config.device = device
-            _set(config, checkpoint, "dtype", ("dtype",), dtype)
+            _set(config, checkpoint, "dtype", DTYPE_FIELDS, dtype)
             _set(config, checkpoint, "steps", STEP_FIELDS, steps)
             preprocessor, _ = factory.make_pre_post_processors(
                 config, pretrained_path=str(directory), preprocessor_overrides=overrides

@@ -27,6 +27,7 @@ from .act import LeRobotAct
 from .base import LeRobotPolicy
 from .groot import LeRobotGroot
 from .loading import STEP_FIELDS, check_trusted, open_checkpoint, policy_type
+from .molmoact2 import LeRobotMolmoAct2
 from .pi import LeRobotPi0, LeRobotPi05
 from .pi_fast import LeRobotPi0Fast
 from .smolvla import LeRobotSmolVla
@@ -42,6 +43,7 @@ FAMILIES: Mapping[str, type[LeRobotPolicy]] = {
         LeRobotAct,
         LeRobotGroot,
         LeRobotXvla,
+        LeRobotMolmoAct2,
     )
 }
 _CNN = (
@@ -141,6 +143,12 @@ def recognises(files: CheckpointFiles) -> Recognised | None:
             "it is GR00T N1.7 as NVIDIA publishes it, which names no cameras; load it with LeRobot's "
             "GrootPolicy, save it with its processors, and name that directory",
         )
+    if files.config.get("model_type") == "molmoact2":
+        return Recognised(
+            "lerobot",
+            "it is MolmoAct2 as Ai2 publishes it, which names no cameras; load it with LeRobot's "
+            "MolmoAct2Policy (checkpoint_path), save it with its processors, and name that directory",
+        )
     return (
         Recognised("lerobot")
         if isinstance(kind, str) and "input_features" in files.config
@@ -221,6 +229,17 @@ load_lerobot.about = (  # type: ignore[attr-defined]
         "LeRobot 0.6.1 on Python 3.12, random weights (make test-lerobot)",
         "no: its encoder attends in windows, and over channels",
         adapter=LeRobotXvla,
+    ),
+    About(
+        "LeRobot molmoact2 (MolmoAct2)",
+        {
+            "prefix": "the cameras' images, then the prompt with the state's numbers; one pass",
+            "suffix": "the action chunk, over the prefix; its attention among actions is not stored; each "
+            "denoising step",
+        },
+        "LeRobot 0.6.1 on Python 3.12, random weights (make test-lerobot)",
+        "no: its encoder gives no weights, and a token pools several of its patches",
+        adapter=LeRobotMolmoAct2,
     ),
 )
 load_lerobot.recognises = recognises  # type: ignore[attr-defined]

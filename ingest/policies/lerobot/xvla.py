@@ -16,26 +16,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from attnstore.store.errors import HealthError
 from attnstore.store.format.geometry import Geometry
 from attnstore.store.format.tokens import PADDING, TASK, TEMPLATE, Axis, Span, Token, TokenLayout
 
 from ..base import LAST, ObservationError, Observer, PhaseShape, Sample
-from ..blocking import Blocked, block_by_mask
+from ..blocking import Blocked
 from ..checkpoint import unwrap
 from ..convolution import Convolution, stem_geometry
-from ..hooks import Shown, Watched, eager_attention, instead
+from ..hooks import Shown, Watched, instead
 from ..prompt import token_text
-from ..sdpa import SdpaTap, block_sdpa
-from ..values import (
-    LEAVE_OUT,
-    LayerValues,
-    ValueNorms,
-    check_mixing,
-    mixed_last,
-    no_projections,
-    plain_linear,
-)
+from ..sdpa import SdpaTap, block_as_it_runs, block_sdpa, runs_sdpa
+from ..values import FusedValues, LayerValues, no_projections, plain_linear
 from .base import TOKENS, LeRobotPolicy
 
 
@@ -108,18 +99,17 @@ class LeRobotXvla(LeRobotPolicy):
         """Self-attention of the encoder, then of the blocks."""
         return [
             *(
-                Watched("prefix", i, unwrap(x).self_attn)
-                for i, x in enumerate(self._encoder.layers)
+                Watched("prefix", i, module, self._tap.either(module))
+                for i, module in enumerate(self._attention)
             ),
             *(Watched("suffix", i, x, self._tap.weights(x)) for i, x in enumerate(self._blocks)),
         ]
 
     @contextmanager
     def eager(self) -> Iterator[None]:
-        """Eager attention in the encoder; that of the blocks is watched as it is."""
+        """Attention as it is, where it shows its weights."""
         with ExitStack() as stack:
-            layers = self._encoder.layers
-            stack.enter_context(eager_attention([unwrap(x).self_attn for x in layers]))
+            stack.enter_context(self._tap.as_it_runs(self._attention))
             stack.enter_context(self._tap.over(self._blocks))
             yield
 
@@ -139,17 +129,18 @@ class LeRobotXvla(LeRobotPolicy):
 
     @contextmanager
     def blocking(self, blocked: Sequence[Sequence[Blocked]]) -> Iterator[None]:
-        """Block attention through the encoder's mask, and through that of the blocks' own call."""
+        """Block attention where the encoder computes it, and in the blocks' own calls."""
         watched = self.watched()
         with ExitStack() as stack:
             for own, other in (("prefix", "suffix"), ("suffix", "prefix")):
                 parts = [w for w in watched if w.phase == own]
                 wanted = [[b for b in blocks if b.phase != other] for blocks in blocked]
                 if own == "prefix":
-                    for each in parts:
-                        opened = each.module.register_forward_pre_hook(_opened, with_kwargs=True)
+                    # Eager attention adds a mask, and is given none.
+                    for module in [] if runs_sdpa(self._attention) else self._attention:
+                        opened = module.register_forward_pre_hook(_opened, with_kwargs=True)
                         stack.callback(opened.remove)
-                    stack.enter_context(block_by_mask(parts, wanted))
+                    stack.enter_context(block_as_it_runs(parts, wanted))
                 else:
                     stack.enter_context(block_sdpa(parts, wanted))
             yield
@@ -161,7 +152,10 @@ class LeRobotXvla(LeRobotPolicy):
         for i, block in enumerate(self._blocks):
             if not plain_linear(unwrap(block.proj)):
                 raise no_projections(block, f"suffix layer {i}")
-        return [*prefix, *(_FusedValues(norms, block) for block in self._blocks)]
+        return [
+            *prefix,
+            *(FusedValues(norms, b.qkv, b.proj.in_features, unwrap(b.proj)) for b in self._blocks),
+        ]
 
     def projection(self) -> Shown:
         """The decoder of the action tokens, behind the last norm."""
@@ -300,6 +294,10 @@ class LeRobotXvla(LeRobotPolicy):
         return unwrap(self.model.vlm.language_model.encoder)
 
     @property
+    def _attention(self) -> list[Any]:
+        return [unwrap(layer).self_attn for layer in self._encoder.layers]
+
+    @property
     def _transformer(self) -> Any:
         return unwrap(self.model.transformer)
 
@@ -335,37 +333,3 @@ def _opened(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     hidden = args[0] if args else kwargs["hidden_states"]
     count = hidden.shape[1]
     return args, {**kwargs, "attention_mask": hidden.new_zeros(len(hidden), 1, count, count)}
-
-
-class _FusedValues(LayerValues):
-    """Values of a block's attention, whose module ``qkv`` makes queries, keys and values at once."""
-
-    def __init__(self, norms: ValueNorms, module: Any) -> None:
-        super().__init__(norms)
-        self._module = module
-        self._new: Any = None
-        self._mixed: Any = None
-
-    def hooks(self) -> list[Callable[[], None]]:
-        """See `LayerValues.hooks`."""
-        return [
-            self._module.qkv.register_forward_hook(self._made).remove,
-            self._module.proj.register_forward_pre_hook(self._taken).remove,
-        ]
-
-    def _made(self, module: Any, args: Any, output: Any) -> None:
-        self._new = output.detach()
-
-    def _taken(self, module: Any, args: Any) -> None:
-        self._mixed = args[0].detach()[:, -1].clone()
-
-    def take(self, weights: Any, where: str) -> Any:
-        """See `LayerValues.take`."""
-        made, mixed = self._new, self._mixed
-        self._new = self._mixed = None
-        if made is None or mixed is None:
-            raise HealthError(f"{where}: no value vectors were seen; {LEAVE_OUT}")
-        heads = int(weights.shape[1])
-        values = made.chunk(3, -1)[2].reshape(*made.shape[:2], heads, -1)
-        check_mixing(mixed_last(weights, values), mixed, where)
-        return self._norms.of(values, unwrap(self._module.proj), heads)
