@@ -141,7 +141,7 @@ def policies() -> str:
     """docs/how-to/policies.md: what is captured of each policy."""
     from importlib.metadata import entry_points
 
-    from attnstore.ingest.policies.about import facts
+    from attnstore.commands.policy_facts import facts
     from attnstore.ingest.policies.registry import ENTRY_POINTS
 
     lines = [

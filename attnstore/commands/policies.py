@@ -56,7 +56,7 @@ def policies(name: str | None, as_json: bool) -> None:
 
 
 def _say_of(name: str, points: Sequence[EntryPoint], as_json: bool) -> None:
-    from attnstore.ingest.policies.about import facts
+    from .policy_facts import facts
 
     chosen = [point for point in points if point.name == name]
     if not chosen:

@@ -1,11 +1,11 @@
-"""What an adapter says of itself without a checkpoint: docs/how-to/policies.md and ``attnstore policies NAME``."""
+"""What an adapter says of itself without a checkpoint; see `attnstore.commands.policy_facts`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
-from typing import Any
+
+from .released import Released
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,30 +21,5 @@ class About:
     """Whether `--vision` captures the image encoder."""
     adapter: type | None = None
     """Class that does it, where the entry point is a function."""
-
-
-def facts(point: EntryPoint) -> list[dict[str, str]]:
-    """Return what there is to say of an adapter, one mapping for each of its models.
-
-    Raises
-    ------
-    ImportError
-        If the adapter's libraries are missing.
-    """
-    adapter: Any = point.load()
-    said: tuple[About, ...] = getattr(adapter, "about", ())
-    return [_facts(point.name, about.adapter or adapter, about) for about in said]
-
-
-def _facts(name: str, adapter: Any, about: About) -> dict[str, str]:
-    return {
-        "policy": name,
-        "model": about.model,
-        **{f"phase {phase}": tokens for phase, tokens in about.phases.items()},
-        "intermediate actions": "yes" if getattr(adapter, "denoiser_steps", False) else "no",
-        "value norms": str(getattr(adapter, "value_norms", "unknown")),
-        "hidden states": str(getattr(adapter, "hidden_states", "unknown")),
-        "--vision": about.vision,
-        "knock-outs": "yes" if hasattr(adapter, "blocking") else "no",
-        "tested": about.tested,
-    }
+    released: Released | None = None
+    """A released checkpoint's sizes."""

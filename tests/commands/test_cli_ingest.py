@@ -175,6 +175,25 @@ class TestGood:
             "hidden": "yes",
         } in rows
 
+    def test_the_sizes_of_what_was_released(self, run: Run) -> None:
+        """Attention by the formula of Pi0.5 on DROID: 18 layers of 8 heads, 10 steps of 15 actions, in 2 bytes."""
+        pytest.importorskip("torch")
+        from attnstore.commands.policy_facts import released_size
+        from attnstore.ingest.policies.openpi.policy import OpenpiPolicy
+
+        prefix, actions = 2 * 256 + 60, 15
+        released = OpenpiPolicy.about[0].released
+        assert released is not None
+        found = released_size(released, values=False, hidden=False)
+        wanted = 288 * prefix**2 + 2880 * actions * (prefix + actions)
+        assert found.attention == wanted == 119_587_392
+        # Of the task's and the actions' sight of two images of 256 patches: mean and last, in 4 bytes.
+        assert found.raw == wanted + 2 * 4 * 18 * 8 * 2 * 256 * (1 + 10)
+        said = json.loads(run("policies", "openpi", "--json").out)
+        assert "prefix 18 layers x 8 heads x 572 x 572 tokens" in said["released size"]
+        assert said["a keyframe"].startswith("126.1 MB in memory")
+        assert said["on the device"].startswith("5.2 MB")  # 8 x 572 x 572 in 2 bytes
+
 
 class TestStore:
     def test_none_named(self, droid: Run) -> None:

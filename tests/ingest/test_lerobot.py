@@ -547,6 +547,18 @@ class TestLoading:
         ):
             load_policy(name, directory)
 
+    @pytest.mark.parametrize(("kind", "why"), [("eo1", "Qwen2.5-VL makes"), ("wall_x", "experts")])
+    def test_a_policy_that_no_adapter_is_written_for(
+        self, tmp_path: Path, kind: str, why: str
+    ) -> None:
+        directory = checkpoint(
+            tmp_path, {"type": kind, "input_features": {}}, "policy_preprocessor.json"
+        )
+        with pytest.raises(
+            PolicyError, match=f"type '{kind}' are not supported yet: .*{why}.*; pi0, "
+        ):
+            load_policy(find_policy(directory), directory)
+
     def test_weights_that_were_not_taken_are_noticed(self, tmp_path: Path) -> None:
         from safetensors.torch import save_file
 

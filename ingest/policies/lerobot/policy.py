@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from attnstore.store.errors import UsageError
+from attnstore.store.format.tokens import TASK, TokenLayout
 
 from ..about import About
-from ..base import Policy, PolicyError
+from ..base import PhaseShape, Policy, PolicyError
 from ..checkpoint import (
     CheckpointFiles,
     Recognised,
@@ -23,6 +24,7 @@ from ..checkpoint import (
     directory_name,
     locate,
 )
+from ..released import WORDS, Released, flow, tokens, writing
 from .act import LeRobotAct
 from .base import LeRobotPolicy
 from .groot import LeRobotGroot
@@ -58,6 +60,17 @@ WITHOUT_ATTENTION: Mapping[str, str] = {
     "gaussian_actor": f"{_CNN}; its networks are made of dense layers",
 }
 """Types of LeRobot's that have no attention over images, and why."""
+_VIDEO = "it makes video, and its tokens are places in space and time"
+NOT_YET: Mapping[str, str] = {
+    "eo1": "one Qwen2.5-VL makes the prefix and, at each denoising step, the actions, with the same modules",
+    "evo1": "its images are prepared inside the policy, and its head attends to InternVL3's tokens by "
+    "nn.MultiheadAttention",
+    "wall_x": "its Qwen2.5-VL has experts of its own for images, words and noisy actions in one sequence",
+    "vla_jepa": "its head attends to embodied tokens that its Qwen3-VL is asked for",
+    "fastwam": _VIDEO,
+    "lingbot_va": _VIDEO,
+}
+"""Types of LeRobot's that no adapter is written for, and what one would have to do."""
 OPTIONS = ("cameras", "stats", "steps", "trust_remote_code")
 
 
@@ -161,12 +174,66 @@ _TESTED = (
     "the real libraries' modules in every test run"
 )
 _PI_PREFIX = "the cameras' images, those that are there first, then the prompt; one pass"
+_GEMMA, _GEMMA_EXPERT = (18, 8, 2048), (18, 8, 1024)
+_SIGLIP = (16, 16)
+_WITH_STATE = tokens(front=_SIGLIP, wrist=_SIGLIP, bos=1, task=WORDS, state_text=47)
+
+
+def _released_groot() -> Released:
+    image = (8, 8)
+    seen = tokens(front=image, wrist=image, template=14, task=WORDS)
+    own = tokens(state=1, action=40)
+    keys = seen.followed_by(own, model_offset=len(seen))
+    return Released(
+        "nvidia/GR00T-N1.7-3B, the first 16 layers of Cosmos-Reason2-2B",
+        {
+            "prefix": PhaseShape(16, 16, None, (TASK,), causal=True, features=2048),
+            "joint": PhaseShape(4, 32, None, (TASK,), features=2048),
+            "suffix": PhaseShape(32, 32, 4, ("action",), features=1536, last="action"),
+        },
+        {
+            "prefix": TokenLayout("prefix", seen, seen),
+            "joint": TokenLayout("joint", seen, seen),
+            "suffix": TokenLayout("suffix", own, keys),
+        },
+    )
+
+
+def _released_xvla() -> Released:
+    image = (7, 7)
+    seen = tokens(mean_front=1, front=image, task=WORDS, padding_text=64 - WORDS)
+    own, prompts = tokens(action=32), tokens(soft_prompt=32)
+    keys = own.followed_by(seen, model_offset=32)
+    for other in (tokens(mean_wrist=1, wrist=image), tokens(mean_side=1, side=image), prompts):
+        keys = keys.followed_by(other, model_offset=len(keys))
+    return Released(
+        "lerobot/xvla-base, three views of 224 pixels",
+        {
+            "prefix": PhaseShape(12, 16, None, (TASK,), features=1024),
+            "suffix": PhaseShape(24, 16, 10, ("action",), features=1024, last="action"),
+        },
+        {
+            "prefix": TokenLayout("prefix", seen, seen),
+            "suffix": TokenLayout("suffix", own.followed_by(prompts, model_offset=len(keys)), keys),
+        },
+        "float32",
+    )
+
+
 load_lerobot.about = (  # type: ignore[attr-defined]
     About(
         "LeRobot pi0",
         {"prefix": _PI_PREFIX, "suffix": "a state token and the action chunk; each denoising step"},
         _TESTED,
         adapter=LeRobotPi0,
+        released=flow(
+            "lerobot/pi0_base",
+            tokens(front=_SIGLIP, wrist=_SIGLIP, bos=1, task=WORDS, newline=1),
+            tokens(state=1, action=50),
+            shape=_GEMMA,
+            expert=_GEMMA_EXPERT,
+            steps=10,
+        ),
     ),
     About(
         "LeRobot pi05",
@@ -176,6 +243,14 @@ load_lerobot.about = (  # type: ignore[attr-defined]
         },
         _TESTED,
         adapter=LeRobotPi05,
+        released=flow(
+            "lerobot/pi05_base, a state of 8 numbers",
+            _WITH_STATE,
+            tokens(action=50),
+            shape=_GEMMA,
+            expert=_GEMMA_EXPERT,
+            steps=10,
+        ),
     ),
     About(
         "LeRobot pi0_fast",
@@ -187,6 +262,12 @@ load_lerobot.about = (  # type: ignore[attr-defined]
         "LeRobot 0.6.1 on Python 3.12, a small one taught four chunks (make test-lerobot); the real libraries' "
         "modules in every test run",
         adapter=LeRobotPi0Fast,
+        released=writing(
+            "lerobot/pi0fast-base, a state of 8 numbers, 256 tokens written (fewer are usual)",
+            _WITH_STATE,
+            shape=_GEMMA,
+            steps=256,
+        ),
     ),
     About(
         "LeRobot smolvla",
@@ -196,6 +277,14 @@ load_lerobot.about = (  # type: ignore[attr-defined]
         },
         _TESTED,
         adapter=LeRobotSmolVla,
+        released=flow(
+            "lerobot/smolvla_base",
+            tokens(front=(8, 8), wrist=(8, 8), task=WORDS, newline=1, state=1),
+            tokens(action=50),
+            shape=(16, 15, 960),
+            expert=(16, 15, 720),
+            steps=10,
+        ),
     ),
     About(
         "LeRobot act",
@@ -206,6 +295,16 @@ load_lerobot.about = (  # type: ignore[attr-defined]
         _TESTED,
         "no: its encoder is convolutional; attnstore cnn looks into it",
         adapter=LeRobotAct,
+        released=flow(
+            "lerobot/act_aloha_sim_transfer_cube_human, one camera of 640x480",
+            tokens(latent=1, state=1, top=(15, 20)),
+            tokens(action=100),
+            shape=(4, 8, 512),
+            expert=(1, 8, 512),
+            steps=1,
+            sees_itself=False,
+            dtype="float32",
+        ),
     ),
     About(
         "LeRobot groot (GR00T N1.7)",
@@ -218,6 +317,7 @@ load_lerobot.about = (  # type: ignore[attr-defined]
         "LeRobot 0.6.1 on Python 3.12, random weights (make test-lerobot); the head's part in every test run",
         "no: its encoder gets the patches of all images in one sequence",
         adapter=LeRobotGroot,
+        released=_released_groot(),
     ),
     About(
         "LeRobot xvla (X-VLA)",
@@ -229,6 +329,7 @@ load_lerobot.about = (  # type: ignore[attr-defined]
         "LeRobot 0.6.1 on Python 3.12, random weights (make test-lerobot)",
         "no: its encoder attends in windows, and over channels",
         adapter=LeRobotXvla,
+        released=_released_xvla(),
     ),
     About(
         "LeRobot molmoact2 (MolmoAct2)",
@@ -240,6 +341,15 @@ load_lerobot.about = (  # type: ignore[attr-defined]
         "LeRobot 0.6.1 on Python 3.12, random weights (make test-lerobot)",
         "no: its encoder gives no weights, and a token pools several of its patches",
         adapter=LeRobotMolmoAct2,
+        released=flow(
+            "allenai/MolmoAct2, a state of 8 numbers",
+            tokens(front=(14, 14), wrist=(14, 14), template=66, task=WORDS, state_text=8),
+            tokens(action=30),
+            shape=(36, 32, 2560),
+            expert=(36, 8, 768),
+            steps=10,
+            sees_itself=False,
+        ),
     ),
 )
 load_lerobot.recognises = recognises  # type: ignore[attr-defined]
@@ -294,7 +404,8 @@ def adapt_lerobot(
 def _unsupported(kind: str) -> str:
     if (why := WITHOUT_ATTENTION.get(kind)) is not None:
         return f"a policy of type {kind!r} has no attention over images to capture: {why}"
-    return f"policies of type {kind!r} are not supported; {', '.join(FAMILIES)} are"
+    why = f" yet: {NOT_YET[kind]}" if kind in NOT_YET else ""
+    return f"policies of type {kind!r} are not supported{why}; {', '.join(FAMILIES)} are"
 
 
 def _other_steps(config: Any, directory: Path) -> int | None:

@@ -38,6 +38,7 @@ from ..blocking import Blocked, nothing_left
 from ..checkpoint import CheckpointFiles, Recognised, check_dtype, check_variant
 from ..convolution import stem_geometry
 from ..fingerprint import digest_directory
+from ..released import joint, tokens
 from .blocking import OctoBlocks
 from .calls import OctoCalls
 from .inputs import OctoInputs, camera_slots, random_keys, task_words
@@ -94,6 +95,22 @@ class OctoPolicy:
             },
             "octo on jax 0.4.23 with random weights (make test-octo); a flax model of its names in every test run",
             "no: its encoder is convolutional; attnstore cnn looks into it",
+            released=joint(
+                "octo-base-1.5, a window of two",
+                tokens(
+                    task=16,
+                    primary_0=(16, 16),
+                    wrist_0=(8, 8),
+                    repeated_0=16,
+                    readout=2,
+                    primary_1=(16, 16),
+                    wrist_1=(8, 8),
+                    repeated_1=16,
+                ),
+                ("task", "readout"),
+                shape=(12, 12, 768),
+                dtype="float32",
+            ),
         ),
     )
     dtype = "float32"

@@ -22,6 +22,7 @@ from ...optional import require
 from ..about import About
 from ..base import Batch, EncoderShape, Observer, PolicyError
 from ..checkpoint import CheckpointFiles, Recognised, check_dtype, directory_name
+from ..released import WORDS, flow, tokens
 from .checkpoint import WEIGHTS, OpenpiJaxCheckpoint, openpi
 from .family import DTYPES, OpenpiFamily
 
@@ -75,6 +76,14 @@ class OpenpiJaxPolicy(OpenpiFamily):
             },
             "openpi 15a9616 with jax 0.5.3, reduced, random weights, on a CPU (make test-openpi)",
             "no, it runs in JAX",
+            released=flow(
+                "pi05_droid, a state of 8 numbers",
+                tokens(front=(16, 16), wrist=(16, 16), bos=1, task=WORDS, state_text=47),
+                tokens(action=15),
+                shape=(18, 8, 2048),
+                expert=(18, 8, 1024),
+                steps=10,
+            ),
         ),
     )
 

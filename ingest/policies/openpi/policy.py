@@ -29,6 +29,7 @@ from ..checkpoint import (
 )
 from ..fingerprint import digest_parameters
 from ..hooks import HookedPolicy, Shown, Watched
+from ..released import WORDS, flow, tokens
 from ..vision import vision_shape
 from .checkpoint import WEIGHTS, OpenpiCheckpoint, describe_norm_stats, openpi
 from .family import DTYPES, SEEN, STEPS, OpenpiFamily
@@ -87,6 +88,14 @@ class OpenpiPolicy(OpenpiFamily, HookedPolicy):
             },
             "openpi 15a9616 with transformers 4.53, reduced, random weights (make test-openpi); a compact model of the "
             "architecture in every test run",
+            released=flow(
+                "pi05_droid, a state of 8 numbers",
+                tokens(front=(16, 16), wrist=(16, 16), bos=1, task=WORDS, state_text=47),
+                tokens(action=15),
+                shape=(18, 8, 2048),
+                expert=(18, 8, 1024),
+                steps=10,
+            ),
         ),
     )
 

@@ -47,6 +47,7 @@ from ..decoder import eager_self_attention, language_model, self_attention
 from ..hooks import Shown, Watched, instead
 from ..passes import PREFIX, Passes, block_passes
 from ..prompt import Prompt, prompt_axis
+from ..released import WORDS, tokens, writing
 from ..turns import Turns
 from .actions import action_dof, choose_statistics, written
 from .image import center_cropped, image_geometry, patch_grid, pick_camera
@@ -107,6 +108,12 @@ class OpenvlaPolicy(PrismaticPolicy):
             },
             "OpenVLA's own code on transformers 4.40.1 with random weights",
             "no: two encoders look at an image, and a phase has one",
+            released=writing(
+                "openvla/openvla-7b, one camera",
+                tokens(bos=1, camera=(16, 16), template=14, task=WORDS),
+                shape=(32, 32, 4096),
+                steps=7,
+            ),
         ),
     )
     denoiser_steps = False

@@ -40,6 +40,7 @@ from ..checkpoint import (
 from ..hooks import Shown, Watched
 from ..prefix import KeptPrefix, keep_prefix, reuse_prefix
 from ..pretrained import PretrainedPolicy
+from ..released import WORDS, flow, tokens
 from ..vision import vision_shape
 from .layout import encoded, read_sample
 from .loading import apply_stats, processing, read_checkpoint
@@ -91,6 +92,14 @@ class Pi0Policy(PretrainedPolicy):
                 "suffix": "one state token and the action chunk, over the prefix and themselves; each denoising step",
             },
             "transformers 5.23: a tiny configuration in every test run, the default 3.5 B one with random weights",
+            released=flow(
+                "the default configuration (Pi0, 3.5 B)",
+                tokens(front=(16, 16), wrist=(16, 16), bos=1, task=WORDS, newline=1),
+                tokens(state=1, action=50),
+                shape=(18, 8, 2048),
+                expert=(18, 8, 1024),
+                steps=10,
+            ),
         ),
     )
 

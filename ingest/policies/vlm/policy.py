@@ -50,6 +50,7 @@ from ..hooks import Shown, Watched
 from ..passes import PREFIX, Passes, block_passes
 from ..pretrained import PretrainedPolicy
 from ..prompt import INSTRUCTION, Prompt, check_template, prompt_axis, token_text
+from ..released import WORDS, tokens, writing
 from ..values import LEAVE_OUT
 from ..vision import vision_shape
 from .checkpoint import read_checkpoint
@@ -113,6 +114,12 @@ class VlmPolicy(PretrainedPolicy):
             },
             "transformers 5.23: tiny random checkpoints of the real classes in every test run",
             "where the image encoder returns its weights",
+            released=writing(
+                "google/paligemma-3b-pt-224, one camera, 32 tokens written",
+                tokens(camera=(16, 16), bos=1, task=WORDS, newline=1),
+                shape=(18, 8, 2048),
+                steps=32,
+            ),
         ),
     )
     model_class = "AutoModelForImageTextToText"

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from attnstore.store.format.tokens import TASK
+
 from ...about import About
 from ...base import PolicyError
 from ...checkpoint import (
@@ -20,6 +22,7 @@ from ...checkpoint import (
     one_line,
     unwrap,
 )
+from ...released import WORDS, joint, tokens
 from ..loading import OFT, check_environment, oft_parts, read_statistics
 from .parts import (
     LORA,
@@ -176,6 +179,21 @@ load_oft.about = (  # type: ignore[attr-defined]
         _TESTED,
         _VISION,
         adapter=OftPolicy,
+        released=joint(
+            "moojink/openvla-7b-oft-finetuned-libero-spatial",
+            tokens(
+                bos=1,
+                front=(16, 16),
+                wrist=(16, 16),
+                proprio=1,
+                template=14,
+                task=WORDS,
+                action=56,
+                stop=1,
+            ),
+            (TASK, "action"),
+            shape=(32, 32, 4096),
+        ),
     ),
     About(
         "OpenVLA-OFT, diffusion",
