@@ -248,7 +248,9 @@ def _owners(image_at: Sequence[int], cameras: Mapping[str, Geometry]) -> dict[in
 
 
 def _task(tokenizer: Any, ids: Sequence[int], image_id: int, prompt: Prompt) -> range:
-    """Positions of the instruction's tokens; of a token that it shares with others too."""
+    """Positions of the instruction's tokens; of a token that it shares with others too; none of an empty one."""
+    if not prompt.instruction.strip():
+        return range(0)
     pieces = [_IMAGE if i == image_id else token_bytes(tokenizer, i) for i in ids]
     ends = [0]
     for piece in pieces:

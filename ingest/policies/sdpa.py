@@ -150,12 +150,15 @@ class SdpaTap:
         return take
 
     @contextmanager
-    def as_it_runs(self, modules: Sequence[Any]) -> Iterator[None]:
-        """Have transformers' attention modules show their weights; what shows none (flash) runs eager."""
+    def as_it_runs(self, modules: Sequence[Any], others: Sequence[Any] = ()) -> Iterator[None]:
+        """Have transformers' attention modules show their weights; what shows none (flash) runs eager.
+
+        `others` are tapped, too, as by `over`.
+        """
         with ExitStack() as stack:
             if not runs_sdpa(modules):
                 stack.enter_context(eager_attention(modules))
-            stack.enter_context(self.over(modules))
+            stack.enter_context(self.over([*modules, *others]))
             yield
 
     @contextmanager

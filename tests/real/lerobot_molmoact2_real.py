@@ -226,7 +226,7 @@ def test_a_block_of_pixels_changes_the_tokens_that_the_geometry_says(
             # A pixel of the input is mixed of its neighbours in the source, 160 of them for 56.
             assert cells(-2) <= changed <= cells(2), (camera, top, left)
             found |= changed
-    assert len(found) > 8
+    assert len(found) >= 8
     hook.remove()
 
 

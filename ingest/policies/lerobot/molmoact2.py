@@ -164,8 +164,7 @@ class LeRobotMolmoAct2(LeRobotPolicy):
                 # What is replayed runs no module, so no hook.
                 stack.callback(graphs.set_enabled, graphs.enabled)
                 graphs.set_enabled(False)
-            stack.enter_context(self._tap.as_it_runs(self._text))
-            stack.enter_context(self._tap.over(self._cross))
+            stack.enter_context(self._tap.as_it_runs(self._text, self._cross))
             yield
 
     @contextmanager

@@ -108,9 +108,7 @@ class LeRobotXvla(LeRobotPolicy):
     @contextmanager
     def eager(self) -> Iterator[None]:
         """Attention as it is, where it shows its weights."""
-        with ExitStack() as stack:
-            stack.enter_context(self._tap.as_it_runs(self._attention))
-            stack.enter_context(self._tap.over(self._blocks))
+        with self._tap.as_it_runs(self._attention, self._blocks):
             yield
 
     @contextmanager
