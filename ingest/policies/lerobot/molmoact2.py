@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +24,7 @@ from attnstore.store.format.tokens import STATE, TASK, TEMPLATE, Axis, Span, Tok
 
 from ..base import LAST, ObservationError, PhaseShape, PolicyError, Sample
 from ..blocking import Blocked
-from ..checkpoint import unwrap
+from ..checkpoint import one_line, unwrap
 from ..hooks import Shown, Watched
 from ..prompt import Prompt, prompt_axis
 from ..sdpa import SdpaTap, block_as_it_runs, block_sdpa
@@ -51,7 +52,7 @@ class LeRobotMolmoAct2(LeRobotPolicy):
     Raises
     ------
     PolicyError
-        If it writes its actions as tokens, or cuts images into crops.
+        If it writes its actions as tokens, or cuts images into crops; or if its tag is unknown.
     """
 
     family = "molmoact2"
@@ -61,8 +62,11 @@ class LeRobotMolmoAct2(LeRobotPolicy):
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         from lerobot.policies.molmoact2.modeling_molmoact2 import _apply_norm_tag_metadata
 
-        # As LeRobot does when it makes the network: the tag says how long a chunk is.
-        _apply_norm_tag_metadata(config)
+        try:
+            # As LeRobot does when it makes the network: the tag says how long a chunk is.
+            _apply_norm_tag_metadata(config)
+        except (OSError, ValueError) as error:
+            raise PolicyError(f"its norm_tag cannot be read ({one_line(error)})") from error
         super().__init__(config, *args, **kwargs)
         if "discrete" in (config.action_mode, config.inference_action_mode):
             raise PolicyError(
@@ -374,8 +378,6 @@ def _called(token: Token, end: int | None) -> tuple[str, str]:
 
 def _spans_of(spans: Sequence[Span]) -> Axis:
     """Lay spans one behind the other."""
-    from dataclasses import replace
-
     at, laid = 0, []
     for span in spans:
         laid.append(replace(span, start=at, stop=at + len(span)))
