@@ -86,18 +86,18 @@ def _drive(
     act = policy.act
 
     def timed(batch: Batch) -> Any:
-        began, busy = time.perf_counter() - _starved(), time.thread_time()
+        began, busy = time.perf_counter() - starved(), time.thread_time()
         actions = act(batch)
-        own.append(time.perf_counter() - _starved() - began)
+        own.append(time.perf_counter() - starved() - began)
         own_busy.append(time.thread_time() - busy)
         return actions
 
     batches = [policy.prepare([s]) for s in seen]
     plain = []
     for i in range(min(count, 30)):
-        began = time.perf_counter() - _starved()
+        began = time.perf_counter() - starved()
         act(batches[i % len(batches)])
-        plain.append(time.perf_counter() - _starved() - began)
+        plain.append(time.perf_counter() - starved() - began)
     policy.__dict__["act"] = timed
     added, busy_added = [], []
     try:
@@ -108,9 +108,9 @@ def _drive(
             for i in range(count):
                 batch = policy.prepare([seen[i % len(seen)]])
                 began, busy = time.perf_counter(), time.thread_time()
-                waited = _starved()
+                waited = starved()
                 policy.act(batch)
-                took = time.perf_counter() - began - (_starved() - waited)
+                took = time.perf_counter() - began - (starved() - waited)
                 busy_added.append(1e3 * (time.thread_time() - busy - own_busy[-1]))
                 # Hooks and eager attention are within the policy's time when it is watched.
                 base = own[-1] if mode == "replay" else statistics.median(plain)
@@ -125,7 +125,7 @@ def _drive(
     return added, busy_added, recorder, lost
 
 
-def _starved() -> float:
+def starved() -> float:
     """Seconds that this thread could run and had no processor: others' work, not the recorder's."""
     stat = Path("/proc/thread-self/schedstat")
     return int(stat.read_text().split()[1]) / 1e9 if stat.exists() else 0.0

@@ -7,7 +7,7 @@ values, as an image is that was scaled and normalised, is kept as codes and a ta
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +57,9 @@ class Kept:
     torch: bool
 
 
-def copy_inputs(inputs: Any, row: int | None = None, rows: int = 1) -> Copied:
+def copy_inputs(
+    inputs: Mapping[str, Any], row: int | None = None, rows: int = 1, own: Collection[str] = ()
+) -> Copied:
     """Copy model inputs to memory that nobody else writes to.
 
     Parameters
@@ -66,6 +68,8 @@ def copy_inputs(inputs: Any, row: int | None = None, rows: int = 1) -> Copied:
         As of `attnstore.ingest.policies.base.Batch.inputs`.
     row, rows
         Only this row of a batch of so many: every tensor's first dimension is the batch's.
+    own
+        Inputs that nobody writes to: they are kept as they are.
 
     Raises
     ------
@@ -73,11 +77,19 @@ def copy_inputs(inputs: Any, row: int | None = None, rows: int = 1) -> Copied:
         If something is of another kind than this module's docstring says, or has no rows.
     """
     copied = Copied(None)
-    copied.tree = _copy(inputs, copied.arrays, row, rows, "inputs")
+    copied.tree = _copy(inputs, copied.arrays, row, rows, "inputs", own)
     return copied
 
 
-def _copy(value: Any, arrays: list[Kept], row: int | None, rows: int, where: str) -> Any:
+def _copy(
+    value: Any,
+    arrays: list[Kept],
+    row: int | None,
+    rows: int,
+    where: str,
+    own: Collection[str] | None = (),
+) -> Any:
+    """Copy a value; `own` names values of a mapping that need none, None says that this one needs none."""
     if value is None or isinstance(value, bool | int | str):
         return {"value": value}
     if isinstance(value, float):
@@ -85,7 +97,12 @@ def _copy(value: Any, arrays: list[Kept], row: int | None, rows: int, where: str
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
             raise UnknownInputError(f"{where}: a key that is no text")
-        return {"map": {k: _copy(v, arrays, row, rows, f"{where}.{k}") for k, v in value.items()}}
+        return {
+            "map": {
+                k: _copy(v, arrays, row, rows, f"{where}.{k}", None if own and k in own else ())
+                for k, v in value.items()
+            }
+        }
     if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
         if row is not None and len(value) == rows and all(isinstance(v, str) for v in value):
@@ -99,7 +116,9 @@ def _copy(value: Any, arrays: list[Kept], row: int | None, rows: int, where: str
                 "call the policy once per environment"
             )
         kept = Kept(kept.bits[row : row + 1], kept.dtype, kept.torch)
-    arrays.append(Kept(np.array(kept.bits, order="C"), kept.dtype, kept.torch))
+    if own is not None:
+        kept = Kept(np.array(kept.bits, order="C"), kept.dtype, kept.torch)
+    arrays.append(kept)
     return {"array": len(arrays) - 1}
 
 

@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
@@ -224,7 +224,9 @@ class Recorder:
         }
         self._rows: ContextVar[Sequence[Episode | None] | None] = ContextVar("rows", default=None)
         self._inside = threading.local()
-        self._prepared: dict[int, tuple[weakref.ref[Batch], tuple[Observation, ...]]] = {}
+        self._prepared: dict[
+            int, tuple[weakref.ref[Batch], tuple[Observation, ...], Collection[str] | None]
+        ] = {}
         self._lock = threading.Lock()
         self._open: list[Episode] = []
         self._names: set[str] = set()
@@ -375,14 +377,25 @@ class Recorder:
         """Whether this thread is in an episode, or has said whose the rows of its batches are."""
         return self._rows.get() is not None
 
-    def saw(self, batch: Batch, observations: Sequence[Observation]) -> None:
-        """Say of which observations a batch is that something else than the policy's `prepare` made."""
+    def saw(
+        self,
+        batch: Batch,
+        observations: Sequence[Observation],
+        own: Collection[str] | None = None,
+    ) -> None:
+        """Say of which observations a batch is that something else than the policy's `prepare` made.
+
+        Parameters
+        ----------
+        own
+            Inputs that nobody writes to, nor to the observations: they are not copied once more.
+        """
         key = id(batch)
 
         def forget(_: weakref.ref[Batch], key: int = key) -> None:
             self._prepared.pop(key, None)
 
-        self._prepared[key] = weakref.ref(batch, forget), tuple(observations)
+        self._prepared[key] = weakref.ref(batch, forget), tuple(observations), own
 
     def missed(self, error: Exception) -> None:
         """Count a call of this thread's episodes that could not be made a batch of."""
@@ -463,18 +476,27 @@ class Recorder:
                 known = self._prepared.get(id(batch))
                 if known is None or known[0]() is not batch:
                     raise UsageError("a batch that this policy's prepare did not make")
-                seen = known[1][row]
-                images = {camera: np.array(image) for camera, image in seen.images.items()}
+                seen, own = known[1][row], known[2]
+                images = dict(seen.images)
+                if own is None:
+                    images = {camera: np.array(image) for camera, image in images.items()}
                 copied = replace(
                     seen, images=images, state=np.array(seen.state, np.float32), recorded=None
                 )
-                inputs = copy_inputs(dict(batch.inputs), row if len(rows) > 1 else None, len(rows))
+                inputs = self._row(batch, row, own or ())
                 pending.append(
                     _Pending(row, episode, number, episode.step, episode._seconds(), copied, inputs)
                 )
             except Exception as error:
                 self._lost(episode, told(error))
         return pending
+
+    def _row(self, batch: Batch, row: int, own: Collection[str]) -> Copied:
+        """Copy the inputs of a row of a batch; a policy that acts row by row says what each acts on."""
+        alone = getattr(self.policy, "alone", None)
+        if len(batch) > 1 and alone is not None:
+            return copy_inputs(alone(batch.inputs, row), own=own)
+        return copy_inputs(dict(batch.inputs), row if len(batch) > 1 else None, len(batch), own)
 
     def _capture(self, batch: Batch, pending: Sequence[_Pending]) -> tuple[Any, dict[int, Row]]:
         """Act with the policy watched; without, if watching it fails."""

@@ -17,10 +17,12 @@ from lerobot_fixture_real import ACTION_DOF, CHUNK, STEPS, save_groot
 from numpy.typing import NDArray
 from policy_contract import Captured, Case, as_array, run_captured
 
+import attnstore
 from attnstore.ingest.datasets.droid.dataset import DroidDataset
 from attnstore.ingest.policies.base import Batch, Observation, ObservationError, PolicyError
 from attnstore.ingest.policies.lerobot.groot import LeRobotGroot
 from attnstore.ingest.policies.lerobot.policy import load_lerobot
+from attnstore.ingest.recording.dataset import RecordingDataset
 from attnstore.store.errors import HealthError
 
 WORDS = ("put the red cube onto the pink plate", "wipe")
@@ -146,6 +148,30 @@ class TestTurns(GrootContract):
         ):
             assert place == other
             np.testing.assert_array_equal(whole[1][:, : small.shape[2], : small.shape[3]], small[0])
+
+    @pytest.mark.parametrize("mode", ["live", "replay"])
+    def test_rows_of_a_batch_are_recorded_each_as_it_acted(
+        self, case: Case, tmp_path: Path, mode: str
+    ) -> None:
+        """Patches of all rows' images are in one array: a row of it would be a patch of somebody's."""
+        policy: Any = case.policy
+        with attnstore.record(policy, tmp_path / "s", mode=mode) as recorder:  # type: ignore[arg-type]
+            episodes = [recorder.episode(f"row-{i}") for i in range(2)]
+            with recorder.rows(episodes):
+                chunks = policy.act(policy.prepare(SIGHTS))
+            for episode in episodes:
+                episode.finish(outcome="success")
+        assert not recorder.faults
+        if mode == "live":
+            assert [o.status for o in recorder.outcomes] == ["committed"] * 2
+        recorded = RecordingDataset(recorder.directory)
+        for i, name in enumerate(recorded.episode_names()):
+            (frame,) = recorded.frames(name, [0])
+            assert frame.call is not None
+            np.testing.assert_array_equal(frame.call.actions, as_array(chunks[i]))
+            # alone, from its own inputs, it does the same again; live it was eager
+            again, apart = as_array(policy.act(frame.call.batch)[0]), 1e-4 if mode == "live" else 0
+            np.testing.assert_allclose(again, frame.call.actions, rtol=0, atol=apart)
 
 
 class TestEverything(GrootContract):

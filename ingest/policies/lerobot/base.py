@@ -11,6 +11,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -209,7 +210,12 @@ class LeRobotPolicy(HookedPolicy):
             kept["keywords"] = dict(keywords)
         return Batch(kept, samples, self.encoded(cameras, len(observations)))
 
-    def observations(self, raw: Mapping[str, Any], tasks: Sequence[str]) -> list[Observation]:
+    def observations(
+        self,
+        raw: Mapping[str, Any],
+        tasks: Sequence[str],
+        inputs: Mapping[str, tuple[Any, Any]] | None = None,
+    ) -> list[Observation]:
         """Return what the preprocessor was given as observations, one a task: for looking at.
 
         Parameters
@@ -219,12 +225,20 @@ class LeRobotPolicy(HookedPolicy):
             bytes, with or without the first dimension.
         tasks
             Instruction of every row.
+        inputs
+            By feature what the preprocessor made of an image, and a copy that nobody writes to. Where it let
+            the image through as it was, pixels are made of the copy when somebody looks, and not here.
         """
-        found = {}
+        found: dict[str, Any] = {}
         for feature in self.config.image_features:
             name = self._before_rename(feature)
             if name in raw:
-                found[camera_name(name)] = _to_pixels(raw[name])
+                made, kept = (inputs or {}).get(feature, (None, None))
+                found[camera_name(name)] = (
+                    [Pixels(row) for row in kept]
+                    if kept is not None and _same_memory(made, raw[name])
+                    else _to_pixels(raw[name])
+                )
         state = raw.get(self._before_rename(STATE))
         rows = np.zeros((len(tasks), 0), np.float32)
         if state is not None:
@@ -249,8 +263,9 @@ class LeRobotPolicy(HookedPolicy):
         """Predict an action chunk for every observation, as LeRobot does."""
         given = dict(batch.inputs)
         keywords: dict[str, Any] = dict(given.pop("keywords", {}))
-        # A copy: smolvla's decoding of ALOHA states works in place.
-        inputs = {key: value.clone() for key, value in given.items()}
+        # smolvla's decoding of ALOHA states works in place; images, the most of it, no policy changes.
+        images = self.config.image_features
+        inputs = {key: v if key in images else v.clone() for key, v in given.items()}
         drawn: AbstractContextManager[None] = nullcontext()
         if "noise" in inputs:
             noise = inputs.pop("noise")
@@ -392,7 +407,15 @@ class LeRobotPolicy(HookedPolicy):
 
     def token_text(self, token_id: int) -> str:
         """Return a token's string, a word's leading space kept."""
-        return str(self.tokenizer.decode([token_id]))
+        text = self._texts.get(token_id)
+        if text is None:
+            text = self._texts[token_id] = str(self.tokenizer.decode([token_id]))
+        return text
+
+    @cached_property
+    def _texts(self) -> dict[int, str]:
+        """Strings of the tokens so far: a driving policy's prompt has the same ones at every call."""
+        return {}
 
     @cached_property
     def _renames(self) -> dict[str, str]:
@@ -432,15 +455,53 @@ def _to_tensor(image: Any) -> Any:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Pixels:
+    """An image that becomes bytes when it is looked at; `np.asarray` does."""
+
+    values: Any
+    """Tensor, (channel, height, width), 0..1, that nobody writes to."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channel)."""
+        channels, height, width = self.values.shape
+        return height, width, channels
+
+    @property
+    def nbytes(self) -> int:
+        """None of its own: they are the model's input's."""
+        return 0
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return np.asarray(_to_pixels(self.values)[0], dtype)
+
+
+def _same_memory(made: Any, raw: Any) -> bool:
+    """Whether a preprocessor's image is the very one that it was given, but for a first dimension."""
+    return bool(
+        raw.is_floating_point()
+        and made.dtype == raw.dtype
+        and made.device == raw.device
+        and made.data_ptr() == raw.data_ptr()
+        and made.shape[-3:] == raw.shape[-3:]
+        and made.stride()[-3:] == raw.stride()[-3:]
+    )
+
+
 def _to_pixels(images: Any) -> Any:
-    """Make bytes, (batch, height, width, channel), of what a preprocessor gets."""
+    """Make bytes, (batch, height, width, channel), of what a preprocessor gets; in memory of their own."""
+    import cv2
     import torch
 
     values = images.detach()
     values = values[None] if values.ndim == 3 else values
-    if values.is_floating_point():
-        values = (values * 255).round().clamp(0, 255).to(torch.uint8)
-    return values.permute(0, 2, 3, 1).cpu().numpy()
+    if not values.is_floating_point():
+        return np.array(values.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+    # In one pass, since a robot waits for it: rounded to the nearest, and 0..255.
+    rows = values.float().cpu().contiguous().numpy().reshape(-1, values.shape[-1])
+    pixels = cv2.multiply(rows, 255.0, dtype=cv2.CV_8U)  # type: ignore[call-overload]  # or a number
+    return pixels.reshape(tuple(values.shape)).transpose(0, 2, 3, 1)
 
 
 def driven_keywords(policy: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:

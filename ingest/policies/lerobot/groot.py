@@ -136,7 +136,7 @@ class LeRobotGroot(LeRobotPolicy):
         for row in range(len(batch)):
             if self._turns is not None:
                 self._turns.next()
-            alone = Batch(self._alone(batch.inputs, row), (batch.samples[row],))
+            alone = Batch(self.alone(batch.inputs, row), (batch.samples[row],))
             for head in self._heads.values():
                 head.expect(int(alone.inputs["input_ids"].shape[1]))
             with nullcontext() if self._blocked is None else self._block(self._blocked[row]):
@@ -225,7 +225,7 @@ class LeRobotGroot(LeRobotPolicy):
         instruction: str,
     ) -> Sample:
         """See `LeRobotPolicy.sample`."""
-        alone = self._alone(inputs, row)
+        alone = self.alone(inputs, row)
         grids = alone["image_grid_thw"].tolist()
         if len(grids) != len(sizes):
             raise PolicyError(
@@ -249,8 +249,8 @@ class LeRobotGroot(LeRobotPolicy):
                 layouts[phase] = head.layout.tokens(prefix)
         return Sample(layouts, geometry)
 
-    def _alone(self, inputs: Mapping[str, Any], row: int) -> dict[str, Any]:
-        """One observation's inputs, without padding."""
+    def alone(self, inputs: Mapping[str, Any], row: int) -> dict[str, Any]:
+        """Return one observation's inputs, without padding: what it acts on, also in a batch."""
         padding = int((~inputs["attention_mask"][row].bool()).sum())
         grids = inputs["image_grid_thw"]
         own = len(grids) // len(inputs["input_ids"])
