@@ -19,7 +19,7 @@ import pytest
 import torch
 from cli_fixtures import run
 from numpy.typing import NDArray
-from toy_cube import architecture, outcomes, rollout, samples, scene, world
+from toy_cube import architecture, outcomes, record, retrace, rollout, samples, scene, world
 from toy_cube.attention import register, shared_key_attention
 from toy_cube.batches import image_patches
 from toy_cube.calibration import extrinsics
@@ -244,9 +244,15 @@ def test_a_drive_is_the_same_recorded_and_in_the_droid_layout(tmp_path: Path) ->
     """What an ingest of the written episode would show the policy is what it saw, bit for bit."""
     driver = rollout.make_driver("policy", str(CHECKPOINT))
     assert isinstance(driver, PolicyDriver)
+    there: Any = GreyWorld()
     with rollout.recording(driver, "policy", str(tmp_path / "s"), "replay") as recorder:
-        there: Any = GreyWorld()
-        done = rollout.roll(there, driver, 3, chunks=2, record=True, recorder=recorder)
+        assert recorder is not None
+        drove = rollout.roll(there, driver, 3, chunks=2, recorder=recorder)
+        done = record.again(there, recorder, drove)
+    assert done.checkpoint == driver.policy.digest
+    assert (done.success, len(done.moments)) == (drove.success, 2 * CHUNK + 1)
+    np.testing.assert_array_equal(done.commands, drove.commands)
+    np.testing.assert_array_equal(done.moments[-1].cubes, drove.moments[-1].cubes)
     write_episode(tmp_path / "droid", done, "toy_pi0")
     data = DroidDataset(tmp_path / "droid")
     (name,) = data.episode_names()
@@ -275,6 +281,18 @@ def test_a_drive_is_the_same_recorded_and_in_the_droid_layout(tmp_path: Path) ->
         start = done.moments[kept.index].joints[0]
         commands = np.array(done.commands[kept.index : kept.index + CHUNK])
         np.testing.assert_allclose(chunk[:, :3] + start, commands[:, :3], atol=1e-5)
+
+    # a world that is another one is told
+    there.picture = cv2.imencode(".jpg", np.full((*SIZE, 3), 91, np.uint8))[1].tobytes()
+    with pytest.raises(retrace.RetraceError, match="hand_camera shows something else"):
+        retrace.retrace(there, recorded, "plain/3")
+
+
+def test_the_stored_episodes_were_driven_by_the_checkpoint_beside_them() -> None:
+    digest = load_policy("pi0", str(CHECKPOINT), dtype="float32").digest
+    for name in NAMES:
+        with h5py.File(EPISODES / name / "trajectory.h5") as file:
+            assert file.attrs["sim_checkpoint_digest"] == digest, name
 
 
 def test_written_episode_is_read_by_the_droid_reader(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from attnstore.ingest.policies.base import Observation
 from attnstore.ingest.policies.registry import load_policy
@@ -43,17 +44,29 @@ class PolicyDriver:
         self._blind = blind
 
     def commands(self, world: RemoteWorld, moment: Moment, instruction: str, seed: int) -> Float:
-        """Ask the policy; its action is the way from the hand."""
+        """Ask the policy."""
         images = {camera: decode(moment.images[camera]) for camera in self.cameras}
         if self._blind:
             images = {camera: np.zeros_like(image) for camera, image in images.items()}
         observation = Observation(images, instruction, moment.state, seed)
-        action = self.policy.act(self.policy.prepare([observation]))[0].float().numpy()
-        action = action * np.array(ACTION_STD) + np.array(ACTION_MEAN)
-        start = np.concatenate([moment.joints[0], [0.0]])
-        command = np.asarray(action[:, :4] + start, np.float64)
-        command[:, 3] = command[:, 3] > 0.5
-        return command
+        return asked(self.policy.act(self.policy.prepare([observation]))[0].float().numpy(), moment)
+
+
+def asked(actions: NDArray[np.float32], moment: Moment) -> Float:
+    """Commands, (chunk, 4), that a policy's actions ask for: its action is the way from the hand.
+
+    Parameters
+    ----------
+    actions
+        Normalised, (chunk, action_dof).
+    moment
+        At which it acted.
+    """
+    way = actions * np.array(ACTION_STD) + np.array(ACTION_MEAN)
+    start = np.concatenate([moment.joints[0], [0.0]])
+    commands = np.asarray(way[:, :4] + start, np.float64)
+    commands[:, 3] = commands[:, 3] > 0.5
+    return commands
 
 
 class ExpertDriver:

@@ -170,4 +170,6 @@ def _write_trajectory(path: Path, done: Rollout, policy: str, start: datetime) -
         file.attrs["trajectory_length"] = count
         file.attrs["sim_seed"], file.attrs["sim_policy"] = done.seed, policy
         file.attrs["sim_world"] = done.world
+        if done.checkpoint is not None:
+            file.attrs["sim_checkpoint_digest"] = done.checkpoint
         file.attrs["sim_categories"] = json.dumps(categories(done.layout))

@@ -24,7 +24,7 @@ from attnstore.ingest.recording.recorder import Mode
 from .conditions import WORLDS
 from .drivers import Driver, ExpertDriver, PolicyDriver, RandomDriver
 from .expert import CHUNK
-from .scene import CAMERAS, Float, Layout, sample_layout
+from .scene import Float, Layout, sample_layout
 from .simulator import RATE
 from .world import Moment, RemoteWorld, remote_world
 
@@ -44,8 +44,12 @@ class Rollout:
     """Key of `conditions.WORLDS`."""
     success: bool = False
     moments: list[Moment] = field(default_factory=list)
-    """Every frame if recorded, else the first of every chunk."""
+    """The first of every chunk and the last; every frame, if `retrace` saw it."""
     commands: list[Float] = field(default_factory=list)
+    recorded: str | None = None
+    """Name under which it was recorded."""
+    checkpoint: str | None = None
+    """SHA-256 of the checkpoint that drove, if `retrace` read it from a recording."""
 
 
 def roll(
@@ -55,7 +59,6 @@ def roll(
     *,
     name: str = "plain",
     chunks: int = CHUNKS,
-    record: bool = False,
     recorder: Recorder | None = None,
 ) -> Rollout:
     """Run one episode: commands in chunks, until the cube is in its bowl after one of them.
@@ -64,22 +67,21 @@ def roll(
     ----------
     name
         Key of `conditions.WORLDS`: what the world was made of.
-    record
-        Take a picture with every camera at every frame, and masks at the first of every chunk. It
-        changes nothing of what happens.
     recorder
-        Records what the driver's policy sees and does; see `attnstore.record`.
+        Records what the driver's policy sees and does; see `attnstore.record`, and `retrace` for the
+        pictures of the frames between.
     """
     layout = sample_layout(np.random.default_rng(FIRST + seed), WORLDS[name])
     done = Rollout(seed, layout, name)
     if recorder is None:
-        _drive(world, driver, done, chunks, record, lambda steps: None)
+        _drive(world, driver, done, chunks, lambda steps: None)
         return done
     with recorder.episode(
         f"{name}/{seed}", instruction=layout.instruction, seed=seed, world=name
     ) as episode:
-        _drive(world, driver, done, chunks, record, episode.advance)
+        _drive(world, driver, done, chunks, episode.advance)
         episode.finish(outcome=done.success, reward=float(done.success))
+        done.recorded = episode.name
     return done
 
 
@@ -88,27 +90,23 @@ def _drive(
     driver: Driver,
     done: Rollout,
     chunks: int,
-    record: bool,
     advanced: Callable[[int], None],
 ) -> None:
     """Drive until the cube is in its bowl; `advanced` is told of the commands carried out."""
     seed = done.seed
     world.reset(done.layout)
-    cameras = CAMERAS if record else driver.cameras
     for turn in range(chunks):
-        moment = world.look(cameras, record)
+        moment = world.look(driver.cameras)
         done.moments.append(moment)
         noise = noise_seed(0, f"{seed}", turn * CHUNK)
         commands = driver.commands(world, moment, done.layout.instruction, noise)
-        for i, command in enumerate(commands):
-            if record and i:
-                done.moments.append(world.look(cameras))
+        for command in commands:
             world.follow(command)
         done.commands.extend(commands)
         advanced(len(commands))
         if world.look(()).success:
             break
-    last = world.look(cameras, record) if record else world.look(())
+    last = world.look(())
     done.moments.append(last)
     done.success = last.success
 
