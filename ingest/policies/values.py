@@ -37,8 +37,9 @@ are rounded to the data type."""
 class Projections:
     """The two modules of an attention layer that make value vectors, and take what is mixed of them."""
 
-    value: torch.nn.Module = field(repr=False)
-    """Its output is (batch, token, key_head * feature), or with the last two apart."""
+    value: torch.nn.Module | None = field(repr=False)
+    """Its output is (batch, token, key_head * feature), or with the last two apart. None where no module
+    makes them: they come by `ProjectedValues.ran`."""
     output: torch.nn.Module = field(repr=False)
     """A linear layer over (batch, query, head * feature)."""
 
@@ -203,10 +204,23 @@ class ProjectedValues(LayerValues):
 
     def hooks(self) -> list[Callable[[], None]]:
         """See `LayerValues.hooks`."""
+        assert self._found.value is not None
         return [
             self._found.value.register_forward_hook(self._made).remove,
             self._found.output.register_forward_pre_hook(self._taken).remove,
         ]
+
+    def ran(self, values: torch.Tensor, mixed: torch.Tensor) -> None:
+        """Take what hooks would have seen of a pass.
+
+        Parameters
+        ----------
+        values
+            Of its own tokens, (batch, token, key_head, feature).
+        mixed
+            What its last query takes of the values, (batch, head * feature).
+        """
+        self._new, self._mixed = values, mixed
 
     def _made(self, module: Any, args: Any, output: Any) -> None:
         self._new = output.detach()

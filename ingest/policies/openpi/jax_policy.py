@@ -1,30 +1,30 @@
-"""Pi0.5 and Pi0 of openpi in JAX, as their checkpoints are released: no conversion.
+"""Pi0.5 and Pi0 of openpi in JAX, as their checkpoints are released or trained: no conversion.
 
-`flax.linen.intercept_methods` acts while a function is traced: the adapter lets ``module_jit`` of openpi
-trace ``sample_actions`` once more, with the softmax inside Gemma's ``Attention`` watched. What it
-returns leaves the compiled program by ordered callbacks, from inside the scan over layers and the loop
-over denoising steps, and is not changed. Nothing of openpi is.
+How what happens inside is seen: `attnstore.ingest.policies.openpi.traced`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from attnstore.store.errors import UsageError
+from attnstore.store.format.hidden import EMBEDDING
 
 from ...optional import require
 from ..about import About
-from ..base import Batch, EncoderShape, Observer, PolicyError
+from ..base import ATTENTION_ONLY, LAST, Batch, EncoderShape, Observer
+from ..blocking import Blocked, Bools, Samples, by_layer, forbidden, nothing_left
 from ..checkpoint import CheckpointFiles, Recognised, check_dtype, directory_name
 from ..released import WORDS, flow, tokens
+from ..values import ProjectedValues, Projections, ValueNorms
 from .checkpoint import WEIGHTS, OpenpiJaxCheckpoint, openpi
 from .family import DTYPES, OpenpiFamily
+from .traced import Noisy, Shown, TracedCalls, Wanted, Weights, output_matrices, tensor
 
 if TYPE_CHECKING:
     import torch
@@ -64,8 +64,8 @@ class OpenpiJaxPolicy(OpenpiFamily):
     name = "openpi-jax"
     denoiser_steps = True
     watches_encoder = False
-    value_norms = "no, it runs in JAX"
-    hidden_states = "no, it runs in JAX"
+    value_norms = "yes"
+    hidden_states = "yes"
     about = (
         About(
             "Pi0.5 and Pi0 of openpi in JAX, without a conversion",
@@ -75,7 +75,7 @@ class OpenpiJaxPolicy(OpenpiFamily):
                 "denoising step",
             },
             "openpi 15a9616 with jax 0.5.3, reduced, random weights, on a CPU (make test-openpi)",
-            "no, it runs in JAX",
+            "no, the attention inside SigLIP is not shown in JAX",
             released=flow(
                 "pi05_droid, a state of 8 numbers",
                 tokens(front=(16, 16), wrist=(16, 16), bos=1, task=WORDS, state_text=47),
@@ -117,7 +117,8 @@ class OpenpiJaxPolicy(OpenpiFamily):
         # Batches are made on the CPU; JAX takes them to its own device.
         self.device, self._asked_device = "cpu", device
         self._observer: Observer | None = None
-        self._seen_inside: list[tuple[str, Any]] = []
+        self._blocked: Mapping[tuple[str, int], Samples] = {}
+        self._norms = ValueNorms()
         self._set_up(
             self._source.config.model, self._source.transforms(), steps, given,
             self._source.columns(),
@@ -150,6 +151,8 @@ class OpenpiJaxPolicy(OpenpiFamily):
 
         Raises
         ------
+        HealthError
+            If a query has nothing left to attend to.
         PolicyError
             If Gemma's attention is not what the adapter knows.
         """
@@ -158,15 +161,17 @@ class OpenpiJaxPolicy(OpenpiFamily):
         inputs = jax.tree.map(lambda each: jax.numpy.asarray(each.numpy()), dict(batch.inputs))
         noise = inputs.pop("noise")
         observation = openpi("models.model").Observation.from_dict(inputs)
-        run = self.theirs._sample_actions if self._observer is None else self._watched
-        self._seen_inside.clear()
-        actions = run(jax.random.key(0), observation, noise=noise, num_steps=self.steps)
-        actions = _tensor(np.asarray(actions))
-        if self._observer is not None:
-            # What the callbacks took; the actions may be there before the last of them ran.
-            jax.effects_barrier()  # type: ignore[no-untyped-call]  # so in jax
-            self._show(self._observer)
-        return actions
+        if self._observer is None and not self._blocked:
+            run = self.theirs._sample_actions
+            actions = run(jax.random.key(0), observation, noise=noise, num_steps=self.steps)
+            return tensor(np.asarray(actions))
+        watch = ATTENTION_ONLY if self._observer is None else self._observer.watch
+        actions, shown = self._traced(
+            Wanted(watch.values, watch.shows_hidden), self._closed(batch), observation, noise=noise,
+            steps=self.steps,
+        )  # fmt: skip
+        self._show(shown)
+        return tensor(actions)
 
     @contextmanager
     def instrument(self, observer: Observer) -> Iterator[None]:
@@ -175,15 +180,10 @@ class OpenpiJaxPolicy(OpenpiFamily):
         Raises
         ------
         UsageError
-            If `observer` wants to be shown the image encoder, value norms or hidden states.
+            If `observer` wants to be shown the image encoder.
         """
-        watch = observer.watch
-        if watch.vision:
+        if observer.watch.vision:
             self.encoder_shape()
-        if watch.values:
-            self.check_values()
-        if watch.shows_hidden:
-            self.check_hidden()
         before, self._observer = self._observer, observer
         try:
             yield
@@ -198,110 +198,94 @@ class OpenpiJaxPolicy(OpenpiFamily):
         )
 
     def check_hidden(self) -> None:
-        """Refuse: hidden states are not shown in JAX."""
-        raise UsageError(
-            "hidden states: policy openpi-jax does not show them; leave them out: --no-hidden, and no "
-            "--token-stats, or convert the checkpoint (policy openpi)"
-        )
+        """Hidden states are shown: nothing to check."""
 
     def check_values(self) -> None:
-        """Refuse: value norms are not shown in JAX."""
-        raise UsageError(
-            "--values: policy openpi-jax does not show value norms; leave them out: --no-values, or "
-            "convert the checkpoint (policy openpi)"
-        )
+        """Value norms are shown: nothing to check."""
+
+    @contextmanager
+    def blocking(self, blocked: Sequence[Sequence[Blocked]]) -> Iterator[None]:
+        """Block attention through the masks of Gemma's layers; see `BlockingPolicy.blocking`.
+
+        Raises
+        ------
+        UsageError
+            If there is no such layer.
+        """
+        layers = {(p, n) for p, shape in self.phases.items() for n in range(shape.layers)}
+        before, self._blocked = self._blocked, by_layer(blocked, layers)
+        try:
+            yield
+        finally:
+            self._blocked = before
 
     @cached_property
-    def _watched(self) -> Callable[..., Any]:
-        """``sample_actions``, compiled as openpi does, with what it computes shown."""
-        from flax import linen
+    def _traced(self) -> TracedCalls:
+        return TracedCalls(self.model)
 
-        sample = type(self.model).sample_actions
-        seen, attention = self._seen_inside, openpi("models.gemma").Attention
+    def _closed(self, batch: Batch) -> dict[str, Bools]:
+        """By phase, what is blocked in each layer, over the model's own sequences; empty if nothing is."""
+        if not self._blocked:
+            return {}
+        layout = batch.samples[0].layouts["suffix"]
+        own, last = layout.query.spans[-1], layout.key.spans[-1]
+        prefix, suffix = last.model_start - own.model_start, own.model_start + len(own)
+        shapes = {"prefix": (prefix, prefix), "suffix": (suffix, prefix + suffix)}
+        # Of both, so that one program does for all that can be blocked.
+        return {
+            phase: np.stack([
+                forbidden(self._blocked.get((phase, layer), {}), (len(batch), *shape))
+                for layer in range(self.phases[phase].layers)
+            ])
+            for phase, shape in shapes.items()
+        }  # fmt: skip
 
-        def intercept(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
-            if not isinstance(context.module, attention) or context.method_name != "__call__":
-                return next_fun(*args, **kwargs)
-            return _with_softmax(next_fun, args, kwargs, seen)
-
-        def watched(module: Any, *args: Any, **kwargs: Any) -> Any:
-            embed = module.embed_suffix
-
-            def embed_suffix(observation: Any, noisy: Any, time: Any) -> Any:
-                _send(seen, "noisy", noisy)
-                return embed(observation, noisy, time)
-
-            # On the copy that module_jit makes for the trace, and lets go of after it.
-            object.__setattr__(module, "embed_suffix", embed_suffix)
-            with linen.intercept_methods(intercept):
-                return sample(module, *args, **kwargs)
-
-        compiled: Callable[..., Any] = openpi("shared.nnx_utils").module_jit(
-            MethodType(watched, self.model)
-        )
-        return compiled
-
-    def _show(self, observer: Observer) -> None:
-        layers = dict.fromkeys(self.phases, 0)
-        taken, self._seen_inside[:] = self._seen_inside[::-1], []
-        while taken:
-            what, values = taken.pop()
-            if what == "noisy":
-                observer.noisy_actions(_tensor(values))
+    def _show(self, shown: Sequence[Shown]) -> None:
+        """Name the layers of what came out, and hand it to the observer."""
+        observer = self._observer
+        layers, entered = dict.fromkeys(self.phases, 0), dict.fromkeys(self.phases, 0)
+        values: dict[tuple[str, int], ProjectedValues] = {}
+        for each in shown:
+            if isinstance(each, Weights):
+                layer = layers[each.phase] % self.phases[each.phase].layers
+                layers[each.phase] += 1
+                where = f"{each.phase} layer {layer}"
+                if each.emptied:
+                    raise nothing_left(where)
+                norms = None
+                if each.values is not None and each.mixed is not None:
+                    at = each.phase, layer
+                    if at not in values:
+                        before = values["prefix", layer] if each.phase == "suffix" else None
+                        values[at] = ProjectedValues(self._norms, self._outputs[at], before)
+                    values[at].ran(each.values, each.mixed)
+                    norms = values[at].take(each.weights, where)
+                if observer is not None:
+                    observer.attention(each.phase, layer, each.weights, norms)
+            elif observer is None:
                 continue
-            layer = layers[what] % self.phases[what].layers
-            layers[what] += 1
-            batch, groups, heads, queries, keys = values.shape
-            observer.attention(
-                what, layer, _tensor(values.reshape(batch, groups * heads, queries, keys))
-            )
+            elif isinstance(each, Noisy):
+                observer.noisy_actions(each.actions)
+            elif each.kind == LAST:
+                observer.hidden(each.phase, LAST, each.states)
+            else:
+                # What enters layer 0, then what leaves each layer.
+                layer = entered[each.phase] % (self.phases[each.phase].layers + 1)
+                entered[each.phase] += 1
+                observer.hidden(each.phase, layer - 1 if layer else EMBEDDING, each.states)
 
+    @cached_property
+    def _outputs(self) -> dict[tuple[str, int], Projections]:
+        """Per phase and layer, the output projection as one matrix."""
+        import torch
 
-def _with_softmax(next_fun: Any, args: Any, kwargs: Any, seen: list[tuple[str, Any]]) -> Any:
-    """Trace Gemma's attention with its one softmax shown, in the type in which it weighs values."""
-    import jax
-
-    # Gemma's block passes (tokens, positions, mask, cache), in this order.
-    given = [*args, *kwargs.values()]
-    tokens, cache = given[0], given[3]
-    dtype = next(each.dtype for each in tokens if each is not None)
-    phase: str = "prefix" if cache is None else "suffix"
-    softmax, calls = jax.nn.softmax, []
-
-    def shown(logits: Any, *rest: Any, **options: Any) -> Any:
-        weights = softmax(logits, *rest, **options)
-        calls.append(weights.ndim)
-        _send(seen, phase, weights.astype(dtype))
-        return weights
-
-    # While this one module is traced, in this thread; the compiled program has no trace of it.
-    jax.nn.softmax = shown  # type: ignore[assignment]
-    try:
-        output = next_fun(*args, **kwargs)
-    finally:
-        jax.nn.softmax = softmax
-    if calls != [5]:
-        raise PolicyError(
-            f"openpi's Attention takes {len(calls)} softmaxes, attnstore knows one over (batch, group, "
-            "head, query, key): this openpi is not known, convert the checkpoint (policy openpi)"
-        )
-    return output
-
-
-def _send(seen: list[tuple[str, Any]], what: str, values: Any) -> None:
-    """Let a traced value leave the compiled program, in the program's order."""
-    import jax
-
-    # A callback's array is the program's memory.
-    jax.debug.callback(lambda each: seen.append((what, np.array(each))), values, ordered=True)
-
-
-def _tensor(values: Any) -> torch.Tensor:
-    import torch
-
-    if values.dtype.name == "bfloat16":
-        return torch.from_numpy(np.array(values).view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(np.array(values))
+        found = {}
+        for phase, matrices in output_matrices(self.model, self.config).items():
+            for layer, matrix in enumerate(matrices):
+                linear = torch.nn.Linear(*matrix.shape[::-1], bias=False, device="meta")
+                linear.weight = torch.nn.Parameter(torch.from_numpy(matrix), requires_grad=False)
+                found[phase, layer] = Projections(None, linear)
+        return found
 
 
 def _check_device(device: str) -> None:

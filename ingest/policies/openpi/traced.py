@@ -1,0 +1,334 @@
+"""``sample_actions`` of an openpi model in JAX, traced so that what it computes inside is shown.
+
+`flax.linen.intercept_methods` acts while a function is traced: the adapter lets ``module_jit`` of openpi
+trace ``sample_actions`` once more. In Gemma's ``Attention`` its softmax, the values and what is mixed of
+them are seen, in its norms the hidden states. All leaves the compiled program by ordered callbacks, from
+inside the scan over layers and the loop over denoising steps. Nothing of openpi is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MethodType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..base import LAST, PolicyError
+from ..blocking import Bools
+from .checkpoint import openpi
+
+if TYPE_CHECKING:
+    import torch
+
+HIDDEN = -3
+"""In place of a layer: hidden states that enter a layer, or the final norm; which one is a count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is traced beside the attention; the program is compiled for every combination."""
+
+    values: bool = False
+    hidden: bool = False
+
+
+class Weights(NamedTuple):
+    """What one attention layer computed."""
+
+    phase: str
+    weights: torch.Tensor
+    """(batch, head, query, key)."""
+    values: torch.Tensor | None
+    """Of the pass' own tokens, (batch, token, key_head, feature)."""
+    mixed: torch.Tensor | None
+    """What the last query takes of the values, (batch, head * feature)."""
+    emptied: bool
+    """A query of which something is blocked has nothing left to attend to."""
+
+
+class States(NamedTuple):
+    """Hidden states."""
+
+    phase: str
+    kind: int
+    """`HIDDEN` or `LAST`."""
+    states: torch.Tensor
+    """(batch, query, feature)."""
+
+
+class Noisy(NamedTuple):
+    """The input of a denoising step."""
+
+    actions: torch.Tensor
+    """(batch, horizon, action_dof)."""
+
+
+Shown = Weights | States | Noisy
+
+
+class TracedCalls:
+    """One model's ``sample_actions``, with what it computes shown.
+
+    Parameters
+    ----------
+    model
+        ``Pi0`` of openpi.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._compiled: dict[Wanted, Callable[..., Any]] = {}
+        self._taken: list[Shown] = []
+
+    def __call__(
+        self,
+        wanted: Wanted,
+        closed: Mapping[str, Bools],
+        observation: Any,
+        *,
+        noise: Any,
+        steps: int,
+    ) -> tuple[Any, list[Shown]]:
+        """Sample actions.
+
+        Parameters
+        ----------
+        closed
+            By phase, attention that must not be, (layer, batch, query, key); empty if all may be.
+
+        Returns
+        -------
+        The actions, and what was computed, in the program's order.
+
+        Raises
+        ------
+        PolicyError
+            If Gemma's attention is not what the adapter knows.
+        """
+        import jax
+
+        if wanted not in self._compiled:
+            self._compiled[wanted] = self._traced(wanted)
+        self._taken.clear()
+        actions = self._compiled[wanted](
+            dict(closed), jax.random.key(0), observation, noise=noise, num_steps=steps
+        )
+        actions = np.asarray(actions)
+        # What the callbacks took; the actions may be there before the last of them ran.
+        jax.effects_barrier()  # type: ignore[no-untyped-call]  # so in jax
+        found, self._taken[:] = self._taken[:], []
+        return actions, found
+
+    def _traced(self, wanted: Wanted) -> Callable[..., Any]:
+        from flax import linen
+
+        sample, take = type(self._model).sample_actions, self._taken.append
+
+        def watched(module: Any, closed: Any, *args: Any, **kwargs: Any) -> Any:
+            embed = module.embed_suffix
+
+            def embed_suffix(observation: Any, noisy: Any, time: Any) -> Any:
+                _send(lambda actions: take(Noisy(tensor(actions))), noisy)
+                return embed(observation, noisy, time)
+
+            # On the copy that module_jit makes for the trace, and lets go of after it.
+            object.__setattr__(module, "embed_suffix", embed_suffix)
+            horizon = module.action_horizon
+            with linen.intercept_methods(_Interceptor(wanted, closed, horizon, take)):
+                return sample(module, *args, **kwargs)
+
+        compiled: Callable[..., Any] = openpi("shared.nnx_utils").module_jit(
+            MethodType(watched, self._model)
+        )
+        return compiled
+
+
+class _Interceptor:
+    """Acts in the modules of Gemma while they are traced."""
+
+    def __init__(
+        self,
+        wanted: Wanted,
+        closed: Mapping[str, Any],
+        horizon: int,
+        take: Callable[[Shown], None],
+    ) -> None:
+        gemma = openpi("models.gemma")
+        self._gemma, self._attention, self._norm = gemma.Module, gemma.Attention, gemma.RMSNorm
+        self._einsum = openpi("models.lora").Einsum
+        self._wanted, self._closed, self._horizon, self._take = wanted, closed, horizon, take
+        self._mixed: list[Any] = []
+
+    def __call__(self, call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module = context.module
+        if context.method_name != "__call__":
+            return call(*args, **kwargs)
+        if isinstance(module, self._attention):
+            # Gemma's block passes (tokens, positions, mask, cache), in this order.
+            return self._attended(call, *args, *kwargs.values())
+        if isinstance(module, self._gemma) and self._closed:
+            return self._with_closed(call, module, *args, **kwargs)
+        if isinstance(module, self._norm) and self._wanted.hidden:
+            return self._normed(call, module.name, *args, **kwargs)
+        if isinstance(module, self._einsum) and str(module.name).startswith("attn_vec_einsum"):
+            self._mixed.append(args[1])
+        return call(*args, **kwargs)
+
+    def _with_closed(self, call: Any, module: Any, *args: Any, **kwargs: Any) -> Any:
+        # Gemma scans its cache along the layers: what each layer must not do goes with it. The scan itself
+        # is no method that interceptors see; the module is the copy that one call is applied to.
+        layers = module.layers
+
+        def scanned(tokens: Any, cache: Any, *rest: Any) -> Any:
+            return layers(tokens, (cache, self._closed[_phase(tokens)]), *rest)
+
+        object.__setattr__(module, "layers", scanned)
+        try:
+            return call(*args, **kwargs)
+        finally:
+            object.__setattr__(module, "layers", layers)
+
+    def _attended(self, call: Any, tokens: Any, positions: Any, mask: Any, cache: Any) -> Any:
+        import jax.numpy as jnp
+
+        emptied: Any = False
+        if self._closed:
+            cache, closed = cache
+            mask = mask & ~closed[:, None]
+            emptied = jnp.any(closed.any(-1) & ~mask[:, 0].any(-1))
+        dtype = next(each.dtype for each in tokens if each is not None)
+        self._mixed.clear()
+        with _softmaxes() as seen:
+            output = call(tokens, positions, mask, cache)
+        if [each.ndim for each in seen] != [5] or len(self._mixed) != 1:
+            raise PolicyError(
+                f"openpi's Attention takes {len(seen)} softmaxes and {len(self._mixed)} output "
+                "projections, attnstore knows one over (batch, group, head, query, key) and one of: this "
+                "openpi is not known, convert the checkpoint (policy openpi)"
+            )
+        phase, count = _phase(tokens), mask.shape[-2]
+        # In the type in which they weigh the values.
+        shown = [seen[0].astype(dtype), emptied]
+        if self._wanted.values:
+            shown += [output[1][1][:, -count:], self._mixed[0][:, -1]]
+        take = self._take
+
+        def taken(weights: Any, emptied: Any, values: Any = None, mixed: Any = None) -> None:
+            batch, groups, heads, queries, keys = weights.shape
+            take(
+                Weights(
+                    phase,
+                    tensor(weights.reshape(batch, groups * heads, queries, keys)),
+                    None if values is None else tensor(values),
+                    None if mixed is None else tensor(mixed.reshape(batch, -1)),
+                    bool(emptied),
+                )
+            )
+
+        _send(taken, *shown)
+        return output
+
+    def _normed(self, call: Any, name: str, states: Any, *args: Any, **kwargs: Any) -> Any:
+        phase = "suffix" if name.endswith("_1") else "prefix"
+        take = self._take
+        if not name.startswith("pre_ffw"):
+            _send(lambda each: take(States(phase, HIDDEN, tensor(each))), states)
+        output = call(states, *args, **kwargs)
+        if name.startswith("final") and phase == "suffix":
+            actions = output[0][:, -self._horizon :]
+            _send(lambda each: take(States(phase, LAST, tensor(each))), actions)
+        return output
+
+
+def output_matrices(model: Any, config: Any) -> dict[str, list[NDArray[np.float32]]]:
+    """Return what each layer's output projection multiplies with, LoRA adapters in it.
+
+    Parameters
+    ----------
+    model
+        ``Pi0`` of openpi.
+    config
+        Its configuration.
+
+    Returns
+    -------
+    By phase and layer, (width, head * feature).
+    """
+    import flax.nnx as nnx
+    import jax
+
+    gemma, einsum = openpi("models.gemma"), openpi("models.lora").Einsum
+    attention = nnx.state(model.PaliGemma.llm).to_pure_dict()["layers"]["attn"]
+    found: dict[str, list[NDArray[np.float32]]] = {}
+    for phase, name, variant in (
+        ("prefix", "attn_vec_einsum", config.paligemma_variant),
+        ("suffix", "attn_vec_einsum_1", config.action_expert_variant),
+    ):
+        size = gemma.get_config(variant)
+        shape = size.num_heads, size.head_dim, size.width
+        module = einsum(shape=shape, lora_config=size.lora_configs.get("attn"))
+        inputs = shape[0] * shape[1]
+        ones = np.eye(inputs, dtype=np.float32).reshape(1, inputs, *shape[:2])
+        with jax.default_matmul_precision("float32"):
+            found[phase] = [
+                np.array(
+                    module.apply(
+                        {
+                            "params": {
+                                k: w[i].astype(np.float32) for k, w in attention[name].items()
+                            }
+                        },
+                        "BTNH,NHD->BTD",
+                        ones,
+                    )[0].T
+                )
+                for i in range(size.depth)
+            ]
+    return found
+
+
+def tensor(values: Any) -> torch.Tensor:
+    """Make a tensor of a NumPy array, of JAX's bfloat16 too."""
+    import torch
+
+    values = np.require(values, requirements="CW")
+    if values.dtype.name == "bfloat16":
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(values)
+
+
+def _phase(tokens: Any) -> str:
+    # Of PaliGemma and of the expert; a pass is one's.
+    return "suffix" if tokens[0] is None else "prefix"
+
+
+@contextmanager
+def _softmaxes() -> Iterator[list[Any]]:
+    """Collect what `jax.nn.softmax` returns while one module is traced, in this thread."""
+    import jax
+
+    softmax, seen = jax.nn.softmax, list[Any]()
+
+    def shown(logits: Any, *rest: Any, **options: Any) -> Any:
+        weights = softmax(logits, *rest, **options)
+        seen.append(weights)
+        return weights
+
+    # The compiled program has no trace of it.
+    jax.nn.softmax = shown  # type: ignore[assignment]
+    try:
+        yield seen
+    finally:
+        jax.nn.softmax = softmax
+
+
+def _send(take: Callable[..., None], *values: Any) -> None:
+    """Let traced values leave the compiled program, in the program's order."""
+    import jax
+
+    # A callback's array is the program's memory.
+    jax.debug.callback(lambda *each: take(*map(np.array, each)), *values, ordered=True)
