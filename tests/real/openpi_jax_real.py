@@ -386,9 +386,9 @@ def test_checked_ingested_drawn_and_asked_from_the_command_line(
     adapter = ("--policy", "openpi-jax:pi05_droid")
     few = ("--limit", "1", "--stride", "16")
 
-    def attnstore_says(*arguments: str) -> str:
+    def attnstore_says(*arguments: str | Path) -> str:
         with pytest.raises(SystemExit) as done:
-            main(list(arguments))
+            main([str(each) for each in arguments])
         said = capsys.readouterr()
         assert not done.value.code, said.err
         return said.out

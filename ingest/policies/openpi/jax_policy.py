@@ -282,7 +282,8 @@ class OpenpiJaxPolicy(OpenpiFamily):
         found = {}
         for phase, matrices in output_matrices(self.model, self.config).items():
             for layer, matrix in enumerate(matrices):
-                linear = torch.nn.Linear(*matrix.shape[::-1], bias=False, device="meta")
+                width, inputs = matrix.shape
+                linear = torch.nn.Linear(inputs, width, bias=False, device="meta")
                 linear.weight = torch.nn.Parameter(torch.from_numpy(matrix), requires_grad=False)
                 found[phase, layer] = Projections(None, linear)
         return found

@@ -295,7 +295,7 @@ def tensor(values: Any) -> torch.Tensor:
     """Make a tensor of a NumPy array, of JAX's bfloat16 too."""
     import torch
 
-    values = np.require(values, requirements="CW")
+    values = np.require(values, requirements=["C", "W"])
     if values.dtype.name == "bfloat16":
         return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(values)
