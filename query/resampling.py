@@ -17,8 +17,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
-from attnstore.store.processes import blas_has_one_thread, cores
+from attnstore.store.processes import cores
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -38,6 +39,8 @@ LISTED = 16
 """Episodes of a stratum whose assignments are listed, so that a draw is one number: 12,870 at most."""
 THREADS = 4
 """Threads that blocks are worked on by, at most."""
+ONE_BLAS = threading.Lock()
+"""Who holds it has set BLAS's threads, which are the process's: of two, the second would not set them back."""
 FEWEST = 4
 """Episodes in a group below which there is no interval: it would be one in name only."""
 ROUNDING = 1e-9
@@ -188,12 +191,20 @@ def permutation_test(
 
 
 def _in_threads(work: Callable[[int], T], starts: Iterable[int]) -> list[T]:
-    """Work on blocks in threads, unless BLAS has its own, and give the results in order."""
+    """Work on blocks in threads, BLAS in one each, and give the results in order.
+
+    Threads that each call a BLAS of several threads wait for each other by spinning: on a busy machine
+    the same products took twenty times as much processor time.
+    """
     starts = list(starts)
-    threads = min(cores(), THREADS, len(starts)) if blas_has_one_thread() else 1
+    threads = min(cores(), THREADS, len(starts))
     if threads < 2:
         return [work(start) for start in starts]
-    with ThreadPoolExecutor(threads, "attnstore-resampling") as pool:
+    with (
+        ONE_BLAS,
+        threadpool_limits(1, user_api="blas"),
+        ThreadPoolExecutor(threads, "attnstore-resampling") as pool,
+    ):
         return list(pool.map(work, starts))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
@@ -14,8 +13,6 @@ CLOCK_SLACK = 2.0
 """Seconds that a process's start time may be off: the kernel counts it in ticks since boot."""
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Where Linux tells a container what it may use: microseconds of processor time, a period."""
-BLAS = "OPENBLAS_NUM_THREADS"
-"""Variable that OpenBLAS, NumPy's own, reads when it is loaded, before ``OMP_NUM_THREADS``."""
 
 
 def cores() -> int:
@@ -30,21 +27,6 @@ def cores() -> int:
     except (OSError, ValueError):
         pass  # no quota: "max"
     return count
-
-
-def keep_blas_to_one_thread() -> None:
-    """Have NumPy's BLAS use one thread, for work that has threads of its own; before NumPy is loaded.
-
-    Threads that each call a BLAS of several threads wait for each other by spinning: on a busy machine
-    the same products took thirty times as much processor time.
-    """
-    if "numpy" not in sys.modules:
-        os.environ.setdefault(BLAS, "1")
-
-
-def blas_has_one_thread() -> bool:
-    """Whether NumPy's BLAS was told to use one thread."""
-    return (os.environ.get(BLAS) or os.environ.get("OMP_NUM_THREADS")) == "1"
 
 
 def lives(host: Any, pid: Any, created: Any) -> bool:

@@ -204,7 +204,6 @@ def test_single_precision_and_threads_decide_nothing(
     threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many blocks, many strata, ties and near ties: the counts are those of double precision."""
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
     monkeypatch.setattr(resampling, "cores", lambda: threads)
     rng = np.random.default_rng(8)
     in_a, stratum = design(*rng.integers(1, 7, (80, 2)).tolist(), (30, 50))
