@@ -10,9 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from itertools import combinations
-from math import comb, lgamma, prod
+from math import lgamma
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -20,6 +18,8 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from attnstore.store.processes import cores
+
+from .assignments import Assignments
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -35,8 +35,6 @@ AT_ONCE = 1024
 """Permutations or replicates that are drawn together, at most: each such block has a seed of its own."""
 SUMMED = 256
 """Episodes over which single precision sums at a time: its error grows with their number."""
-LISTED = 16
-"""Episodes of a stratum whose assignments are listed, so that a draw is one number: 12,870 at most."""
 THREADS = 4
 """Threads that blocks are worked on by, at most."""
 ONE_BLAS = threading.Lock()
@@ -127,12 +125,6 @@ def stratum_sizes(in_a: Bool, stratum: Int) -> tuple[Int, Int]:
     )
 
 
-def assignments(in_a: Bool, stratum: Int) -> int:
-    """Count the ways to assign the episodes to groups of the same sizes within every stratum."""
-    sizes = zip(*stratum_sizes(in_a, stratum), strict=True)
-    return prod(comb(int(a + b), int(a)) for a, b in sizes)
-
-
 def permutation_test(
     values: Float, in_a: Bool, stratum: Int, *, permutations: int = 9999, seed: int = 0
 ) -> Tested:
@@ -164,11 +156,11 @@ def permutation_test(
     Tested, (test,) each; p = 1 where all values are equal.
     """
     centred, share, used = _centred(values, in_a, stratum)
-    design = _Design(in_a[used], stratum[used])
-    order = np.flatnonzero(used)[design.order]
+    assignments = Assignments(in_a[used], stratum[used])
+    order = np.flatnonzero(used)[assignments.order]
     test = _Studentised(centred[order], share[order], in_a[order])
-    exact = design.ways <= max(EXACT, permutations)
-    total = design.ways if exact else permutations
+    exact = assignments.ways <= max(EXACT, permutations)
+    total = assignments.ways if exact else permutations
     rows = max(1, min(AT_ONCE, BLOCK // max(1, len(order))))
     rooms = threading.local()
 
@@ -178,10 +170,10 @@ def permutation_test(
             rooms.room = np.empty((rows, len(order)), np.float32)
         block = rooms.room[: total - start]
         if exact:
-            design.list(start, block)
+            assignments.list(start, block)
         else:
             # a seed a block: which thread does it does not matter, nor which tests there are
-            design.draw(np.random.default_rng([seed, start // rows]), block)
+            assignments.draw(np.random.default_rng([seed, start // rows]), block)
         return test.as_extreme(block)
 
     count = sum(_in_threads(counted, range(0, total, rows)))
@@ -314,58 +306,6 @@ class _Studentised:
                 spread = spread + chosen @ self.slope_by_test[at][test]
             count[test] = (numerator * numerator >= extreme[test] * spread).sum()
         return count
-
-
-class _Design:
-    """Assignments of episodes to groups that leave each stratum its sizes.
-
-    Episodes are taken in an `order` in which strata follow each other, those of the same sizes
-    together: for many small ones, one call draws all their assignments.
-    """
-
-    def __init__(self, in_a: Bool, stratum: Int) -> None:
-        kinds: dict[tuple[int, int], list[Int]] = {}
-        for place in _places(stratum):
-            kinds.setdefault((len(place), int(in_a[place].sum())), []).append(place)
-        self.kinds = {kind: len(kinds[kind]) for kind in sorted(kinds)}
-        """Episodes, and those in group a: how many strata have them."""
-        self.order = np.concatenate(
-            [*(p for kind in self.kinds for p in kinds[kind]), np.zeros(0, np.intp)]
-        )
-        self.ways = prod(comb(*kind) ** times for kind, times in self.kinds.items())
-
-    def list(self, start: int, block: Single) -> None:
-        """Fill a block, (assignment, episode) ones and zeros, with assignments in their order."""
-        sizes = [comb(*kind) for kind, times in self.kinds.items() for _ in range(times)]
-        numbers = iter(np.unravel_index(np.arange(start, start + len(block)), sizes or (1,)))
-        at = 0
-        for (size, chosen), times in self.kinds.items():
-            for _ in range(times):
-                block[:, at : at + size] = _choices(size, chosen)[next(numbers)]
-                at += size
-
-    def draw(self, rng: np.random.Generator, block: Single) -> None:
-        """Fill a block, (assignment, episode) ones and zeros, each assignment as likely as any other."""
-        at = 0
-        for (size, chosen), times in self.kinds.items():
-            if size <= LISTED:
-                choices = _choices(size, chosen)
-                drawn = choices[rng.integers(0, len(choices), (len(block), times), np.uint16)]
-            else:
-                drawn = np.tile(np.arange(size) < chosen, (len(block) * times, 1))
-                rng.permuted(drawn, axis=1, out=drawn)
-            width = size * times
-            block[:, at : at + width] = drawn.reshape(len(block), width)
-            at += width
-
-
-@lru_cache(maxsize=256)
-def _choices(size: int, chosen: int) -> Bool:
-    """Every way to choose so many of so many, (way, episode)."""
-    listed = np.array(list(combinations(range(size), chosen)), np.intp)
-    table = np.zeros((len(listed), size), bool)
-    np.put_along_axis(table, listed, True, axis=1)
-    return table
 
 
 def student_p(t: Float, degrees: Float) -> Float:
@@ -539,12 +479,6 @@ def _centred(values: Float, in_a: Bool, stratum: Int) -> tuple[Float, Float, Boo
     used: Bool = ((a > 0) & (b > 0))[stratum]
     share: Float = (a / np.maximum(a + b, 1))[stratum]
     return centred, share, used
-
-
-def _places(stratum: Int) -> list[Int]:
-    """Return where each stratum's episodes are."""
-    order = np.argsort(stratum, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(stratum[order])) + 1) if len(order) else []
 
 
 def difference(values: Float, in_a: Bool, stratum: Int) -> Float:

@@ -20,7 +20,8 @@ from math import ceil, comb
 
 import numpy as np
 
-from ..resampling import EXACT, Bool, Float, Int, assignments, stratum_sizes
+from ..assignments import Assignments
+from ..resampling import EXACT, Bool, Float, Int, stratum_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def smallest_p(in_a: Bool, stratum: Int, permutations: int) -> float:
     >>> smallest_p(np.array([True, True, False, False]), np.zeros(4, int), 9999)
     0.3333333333333333
     """
-    total = assignments(in_a, stratum)
+    total = Assignments(in_a, stratum).ways
     if total == 1:
         return 1.0
     a, b = stratum_sizes(in_a, stratum)

@@ -20,12 +20,12 @@ from attnstore.store.catalog import connect
 from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.format.weighting import Weighting
 
+from ..assignments import Assignments
 from ..resampling import (
     EXACT,
     FEWEST,
     Float,
     Int,
-    assignments,
     benjamini_hochberg,
     bootstrap_interval,
     bootstrap_weights,
@@ -274,7 +274,7 @@ def _tested(
         tested = group_test(x, in_a, strata, permutations=permutations, seed=seed)
         found["statistic"][chosen], found["p"][chosen] = tested
         smallest[chosen] = smallest_p(in_a, strata, permutations)
-        ways = max(ways, assignments(in_a, strata))
+        ways = max(ways, Assignments(in_a, strata).ways)
     within = smallest[~np.isnan(smallest)]
     return results, Attainable(
         alpha=alpha,

@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
 from attnstore.query import resampling
+from attnstore.query.assignments import Assignments
 from attnstore.query.groups.attainable import (
     Attainable,
     episodes_needed,
@@ -22,7 +23,6 @@ from attnstore.query.groups.attainable import (
 from attnstore.query.groups.episode_values import progress_weights
 from attnstore.query.groups.trends import find_trends
 from attnstore.query.resampling import (
-    assignments,
     benjamini_hochberg,
     bootstrap_interval,
     cliffs_delta,
@@ -144,7 +144,7 @@ def test_exact_p_is_that_of_all_assignments(name: str) -> None:
     values[:, 2] = rng.integers(0, 3, len(in_a))  # ties
     values[:, 3] = 0.1  # no difference at all, and a mean that rounds
     values[:, 4] += 10.0 * stratum
-    assert assignments(in_a, stratum) == len(list(slow_assignments(in_a, stratum)))
+    assert Assignments(in_a, stratum).ways == len(list(slow_assignments(in_a, stratum)))
     found = permutation_test(values, in_a, stratum)
     assert_allclose(found.p, [slow_p(values[:, i].tolist(), in_a, stratum) for i in range(5)])
     assert found.p[3] == 1.0
@@ -164,7 +164,7 @@ def test_a_sample_of_permutations_comes_near_the_exact_p(
     exact = permutation_test(values, in_a, stratum).p
     monkeypatch.setattr(resampling, "EXACT", 0)
     monkeypatch.setattr(resampling, "BLOCK", 100)  # several blocks, the last one short
-    count = min(15, assignments(in_a, stratum) - 1)
+    count = min(15, Assignments(in_a, stratum).ways - 1)
     few = np.array(
         [permutation_test(values, in_a, stratum, permutations=count, seed=s).p for s in range(400)]
     )
@@ -180,15 +180,15 @@ def test_a_sample_of_permutations_comes_near_the_exact_p(
 def test_permutations_stay_within_strata(kind: str) -> None:
     in_a, stratum = DESIGNS["strata"]
     if kind == "every":
-        design = resampling._Design(in_a, stratum)
+        design = Assignments(in_a, stratum)
         drawn = np.empty((design.ways, len(in_a)), np.float32)
         for start in range(0, design.ways, 7):
             design.list(start, drawn[start : start + 7])
         assert len({tuple(row) for row in drawn.tolist()}) == len(drawn)
-        assert len(drawn) == assignments(in_a, stratum)
+        assert len(drawn) == Assignments(in_a, stratum).ways
     else:
         rng = np.random.default_rng(0)
-        design = resampling._Design(in_a, stratum)
+        design = Assignments(in_a, stratum)
         drawn = np.empty((50, len(in_a)), np.float32)
         for start in range(0, 50, 7):
             design.draw(rng, drawn[start : start + 7])
@@ -212,7 +212,7 @@ def test_single_precision_and_threads_decide_nothing(
     values[:, 3:6] = rng.normal(1e6, 1e-3, (len(in_a), 3))
     values[:, 6:] = np.float32(1e-30) * (in_a[:, None] + rng.normal(0, 20, (len(in_a), 2)))
     found = permutation_test(values, in_a, stratum, permutations=5000, seed=4)
-    chances = resampling._Design(in_a, stratum)
+    chances = Assignments(in_a, stratum)
     rows = min(resampling.AT_ONCE, resampling.BLOCK // len(in_a))
     # the same draws, in their order
     drawn = np.empty((5000, len(in_a)), np.float32)
