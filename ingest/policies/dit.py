@@ -36,6 +36,7 @@ from .sdpa import SdpaTap, sdpa_weights
 from .values import (
     LEAVE_OUT,
     LayerValues,
+    SeenValues,
     ValueNorms,
     check_mixing,
     mixed_last,
@@ -358,7 +359,7 @@ def _computed(module: Any, seen: _Seen) -> torch.Tensor:
     return weights
 
 
-class _Values(LayerValues):
+class _Values(SeenValues):
     """Values that ``to_v`` makes, and ``to_out`` takes up.
 
     Parameters
@@ -370,33 +371,14 @@ class _Values(LayerValues):
     def __init__(
         self, norms: ValueNorms, module: Any, among: Callable[[int, int], tuple[slice, int]]
     ) -> None:
-        super().__init__(norms)
-        self._module, self._among = module, among
-        self._new: torch.Tensor | None = None
-        self._mixed: torch.Tensor | None = None
-
-    def hooks(self) -> list[Callable[[], None]]:
-        """See `LayerValues.hooks`."""
-        return [
-            self._module.to_v.register_forward_hook(self._made).remove,
-            self._module.to_out[0].register_forward_pre_hook(self._taken).remove,
-        ]
-
-    def _made(self, module: Any, args: Any, output: Any) -> None:
-        self._new = output.detach()
-
-    def _taken(self, module: Any, args: Any) -> None:
-        self._mixed = args[0].detach()[:, -1].clone()
+        super().__init__(norms, module.to_v, unwrap(module.to_out[0]))
+        self._factor, self._among = float(module.rescale_output_factor), among
 
     def take(self, weights: torch.Tensor, where: str) -> torch.Tensor:
         """See `LayerValues.take`."""
-        new, mixed = self._new, self._mixed
-        self._new = self._mixed = None
-        if new is None or mixed is None:
-            raise HealthError(f"{where}: no value vectors were seen; {LEAVE_OUT}")
+        new, mixed = self.seen(where)
         heads = int(weights.shape[1])
         values = new.reshape(*new.shape[:2], -1, mixed.shape[-1] // heads)
         at, total = self._among(int(weights.shape[2]), values.shape[1])
         check_mixing(mixed_last(weights[..., at], values), mixed, where)
-        norms = self._norms.of(values, unwrap(self._module.to_out[0]), heads)
-        return _spread(norms / float(self._module.rescale_output_factor), at, total)
+        return _spread(self._norms.of(values, self._output, heads) / self._factor, at, total)

@@ -39,7 +39,7 @@ class Projections:
 
     value: torch.nn.Module | None = field(repr=False)
     """Its output is (batch, token, key_head * feature), or with the last two apart. None where no module
-    makes them: they come by `ProjectedValues.ran`."""
+    makes them: they come by `SeenValues.ran`."""
     output: torch.nn.Module = field(repr=False)
     """A linear layer over (batch, query, head * feature)."""
 
@@ -175,7 +175,67 @@ class LayerValues(ABC):
         """
 
 
-class ProjectedValues(LayerValues):
+class SeenValues(LayerValues):
+    """Values that a module makes, and what its layer's output projection takes up of them.
+
+    Parameters
+    ----------
+    norms
+        Computes them.
+    source
+        The module whose output holds the values; None where they come by `ran`.
+    output
+        The output projection.
+    """
+
+    def __init__(self, norms: ValueNorms, source: Any, output: Any) -> None:
+        super().__init__(norms)
+        self._source, self._output = source, output
+        self._made: torch.Tensor | None = None
+        self._mixed: torch.Tensor | None = None
+
+    def hooks(self) -> list[Callable[[], None]]:
+        """See `LayerValues.hooks`."""
+        return [
+            self._source.register_forward_hook(self._makes).remove,
+            self._output.register_forward_pre_hook(self._takes).remove,
+        ]
+
+    def ran(self, values: torch.Tensor, mixed: torch.Tensor) -> None:
+        """Take what hooks would have seen of a pass.
+
+        Parameters
+        ----------
+        values
+            Of its own tokens, (batch, token, key_head, feature), as `source` makes them.
+        mixed
+            What its last query takes of the values, (batch, head * feature).
+        """
+        self._made, self._mixed = values, mixed
+
+    def seen(self, where: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what was made, and what the last query took of it; each pass is seen once.
+
+        Raises
+        ------
+        HealthError
+            If nothing was.
+        """
+        made, mixed = self._made, self._mixed
+        self._made = self._mixed = None
+        if made is None or mixed is None:
+            raise HealthError(f"{where}: no value vectors were seen; {LEAVE_OUT}")
+        return made, mixed
+
+    def _makes(self, module: Any, args: Any, output: Any) -> None:
+        self._made = output.detach()
+
+    def _takes(self, module: Any, args: Any) -> None:
+        # Of the last query: enough to see that these are the values that the layer mixes.
+        self._mixed = args[0].detach()[:, -1].clone()
+
+
+class ProjectedValues(SeenValues):
     """Values that a module ``v_proj`` makes of a pass' own tokens.
 
     Keys that were there before are those of the passes that it continues: a suffix of its prefix,
@@ -194,53 +254,21 @@ class ProjectedValues(LayerValues):
     def __init__(
         self, norms: ValueNorms, found: Projections, before: ProjectedValues | None = None
     ) -> None:
-        super().__init__(norms)
-        self._found, self._before = found, before
-        self._new: torch.Tensor | None = None
-        self._mixed: torch.Tensor | None = None
+        super().__init__(norms, found.value, found.output)
+        self._before = before
         self.values: torch.Tensor | None = None
         """(batch, key, key_head, feature) of the last pass."""
         self._through: tuple[torch.Tensor, torch.Tensor] | None = None
-
-    def hooks(self) -> list[Callable[[], None]]:
-        """See `LayerValues.hooks`."""
-        assert self._found.value is not None
-        return [
-            self._found.value.register_forward_hook(self._made).remove,
-            self._found.output.register_forward_pre_hook(self._taken).remove,
-        ]
-
-    def ran(self, values: torch.Tensor, mixed: torch.Tensor) -> None:
-        """Take what hooks would have seen of a pass.
-
-        Parameters
-        ----------
-        values
-            Of its own tokens, (batch, token, key_head, feature).
-        mixed
-            What its last query takes of the values, (batch, head * feature).
-        """
-        self._new, self._mixed = values, mixed
-
-    def _made(self, module: Any, args: Any, output: Any) -> None:
-        self._new = output.detach()
-
-    def _taken(self, module: Any, args: Any) -> None:
-        # Of the last query: enough to see that these are the values that the layer mixes.
-        self._mixed = args[0].detach()[:, -1].clone()
 
     def take(self, weights: torch.Tensor, where: str) -> torch.Tensor:
         """See `LayerValues.take`."""
         import torch
 
-        new, mixed = self._new, self._mixed
-        self._new = self._mixed = None
+        new, mixed = self.seen(where)
         heads, keys = int(weights.shape[1]), int(weights.shape[-1])
-        if new is None or mixed is None:
-            raise HealthError(f"{where}: no value vectors were seen; {LEAVE_OUT}")
         features = int(mixed.shape[-1]) // heads
         new = new.reshape(len(new), new.shape[1], -1, features)
-        norms = self._norms.of(new, self._found.output, heads)
+        norms = self._norms.of(new, self._output, heads)
         if missing := keys - new.shape[1]:
             earlier, through = self._earlier(missing, len(new), heads, where)
             new, norms = torch.cat([earlier, new], 1), torch.cat([through, norms], 2)
@@ -263,50 +291,30 @@ class ProjectedValues(LayerValues):
             )
         if self._through is None or self._through[0] is not source:
             # Not at every denoising step again.
-            self._through = (source, self._norms.of(source, self._found.output, heads))
+            self._through = (source, self._norms.of(source, self._output, heads))
         return self._through
 
 
-class FusedValues(LayerValues):
+class FusedValues(SeenValues):
     """Values that one module makes behind queries and keys, of a pass' own tokens.
 
     Parameters
     ----------
-    made
-        The module that makes all three.
+    norms, source, output
+        See `SeenValues`.
     width
-        How many of its last features are values.
-    output
-        The output projection.
+        How many of the last features are values.
     """
 
-    def __init__(self, norms: ValueNorms, made: Any, width: int, output: Any) -> None:
-        super().__init__(norms)
-        self._source, self._width, self._output = made, width, output
-        self._new: torch.Tensor | None = None
-        self._mixed: torch.Tensor | None = None
-
-    def hooks(self) -> list[Callable[[], None]]:
-        """See `LayerValues.hooks`."""
-        return [
-            self._source.register_forward_hook(self._made).remove,
-            self._output.register_forward_pre_hook(self._taken).remove,
-        ]
-
-    def _made(self, module: Any, args: Any, output: Any) -> None:
-        self._new = output.detach()
-
-    def _taken(self, module: Any, args: Any) -> None:
-        self._mixed = args[0].detach()[:, -1].clone()
+    def __init__(self, norms: ValueNorms, source: Any, width: int, output: Any) -> None:
+        super().__init__(norms, source, output)
+        self._width = width
 
     def take(self, weights: torch.Tensor, where: str) -> torch.Tensor:
         """See `LayerValues.take`."""
-        new, mixed = self._new, self._mixed
-        self._new = self._mixed = None
-        if new is None or mixed is None:
-            raise HealthError(f"{where}: no value vectors were seen; {LEAVE_OUT}")
+        made, mixed = self.seen(where)
         heads = int(weights.shape[1])
-        values = new[..., -self._width :]
+        values = made[..., -self._width :]
         values = values.reshape(*values.shape[:2], -1, int(mixed.shape[-1]) // heads)
         check_mixing(mixed_last(weights, values), mixed, where)
         return self._norms.of(values, self._output, heads)

@@ -18,7 +18,6 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from attnstore.store.errors import HealthError
 from attnstore.store.format.geometry import Geometry
 from attnstore.store.format.tokens import STATE, TASK, TEMPLATE, Axis, Span, Token, TokenLayout
 
@@ -29,9 +28,9 @@ from ..hooks import Shown, Watched
 from ..prompt import Prompt, prompt_axis
 from ..sdpa import SdpaTap, block_as_it_runs, block_sdpa
 from ..values import (
-    LEAVE_OUT,
     FusedValues,
     LayerValues,
+    SeenValues,
     ValueNorms,
     check_mixing,
     mixed_last,
@@ -385,36 +384,27 @@ def _spans_of(spans: Sequence[Span]) -> Axis:
     return Axis(tuple(laid))
 
 
-class _GivenValues(LayerValues):
+class _GivenValues(SeenValues):
     """Values of cross-attention that its module is given, and takes up."""
 
     def __init__(self, norms: ValueNorms, module: Any, output: Any) -> None:
-        super().__init__(norms)
-        self._module, self._output = module, output
-        self._given: Any = None
-        self._mixed: Any = None
+        super().__init__(norms, module, output)
         self._through: tuple[Any, Any] | None = None
 
     def hooks(self) -> list[Callable[[], None]]:
         """See `LayerValues.hooks`."""
         return [
-            self._module.register_forward_pre_hook(self._entered, with_kwargs=True).remove,
-            self._output.register_forward_pre_hook(self._taken).remove,
+            self._source.register_forward_pre_hook(self._entered, with_kwargs=True).remove,
+            self._output.register_forward_pre_hook(self._takes).remove,
         ]
 
     def _entered(self, module: Any, args: Any, kwargs: Any) -> None:
-        self._given = kwargs["kv_v"].detach()
-
-    def _taken(self, module: Any, args: Any) -> None:
-        self._mixed = args[0].detach()[:, -1].clone()
+        self._made = kwargs["kv_v"].detach()
 
     def take(self, weights: Any, where: str) -> Any:
         """See `LayerValues.take`."""
-        given, mixed = self._given, self._mixed
-        self._given = self._mixed = None
-        if given is None or mixed is None:
-            raise HealthError(f"{where}: no value vectors were seen; {LEAVE_OUT}")
-        values = self._module._as_heads(given)
+        given, mixed = self.seen(where)
+        values = self._source._as_heads(given)
         check_mixing(mixed_last(weights, values), mixed, where)
         known = self._through
         if known is None or known[0].data_ptr() != given.data_ptr():
