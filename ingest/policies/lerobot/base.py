@@ -490,14 +490,24 @@ def _same_memory(made: Any, raw: Any) -> bool:
 
 
 def _to_pixels(images: Any) -> Any:
-    """Make bytes, (batch, height, width, channel), of what a preprocessor gets; in memory of their own."""
+    """Make bytes, (batch, height, width, channel), of what a preprocessor gets; in memory of their own.
+
+    Raises
+    ------
+    ObservationError
+        If they are whole numbers of more than 8 bits, which would be other pixels.
+    """
     import cv2
     import torch
 
     values = images.detach()
     values = values[None] if values.ndim == 3 else values
     if not values.is_floating_point():
-        return np.array(values.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+        if values.dtype != torch.uint8:
+            raise ObservationError(
+                f"an image of {str(values.dtype).removeprefix('torch.')}: a picture has bytes, or numbers from 0 to 1"
+            )
+        return np.array(values.permute(0, 2, 3, 1).cpu().numpy())
     # In one pass, since a robot waits for it: rounded to the nearest, and 0..255.
     rows = values.float().cpu().contiguous().numpy().reshape(-1, values.shape[-1])
     pixels = cv2.multiply(rows, 255.0, dtype=cv2.CV_8U)  # type: ignore[call-overload]  # or a number
