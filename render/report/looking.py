@@ -326,8 +326,8 @@ GROUP BY ALL ORDER BY ALL""").fetchall()
         kept = sum(1 for by in found.values() if {"raw", "value"} <= set(by))
         both = sum(1 for by in found.values() if "raw" in by)
         said = (
-            f" Of {both} sinks of raw attention (a key of a head each) {kept} are sinks of what is "
-            f"carried, too{', the others take weight and carry less' if kept < both else ''}."
+            f" Of raw attention's sinks, {both} in all (a key of a head each), {kept} are there in what is "
+            f"carried, too{'; the others take weight and carry less' if kept < both else ''}."
             if both
             else ""
         )

@@ -154,15 +154,14 @@ def chosen_parts(
     if episodes is None:
         return found, ()
     wanted = set(episodes)
-    kept: Counter[str] = Counter()
     own = {key[:2] for key, _ in found if key[2] == "base"}
-    kept.update(run for run, _ in own - wanted)
-    whole = {run for run, _ in wanted if not kept[run]}
+    asked, kept = {run for run, _ in wanted}, Counter(run for run, _ in own - wanted)
     taken, left_out = [], []
     for key, commit in found:
-        if key[:2] in wanted or (key[1] == ACROSS and key[0] in whole):
+        across = key[1] == ACROSS and key[0] in asked
+        if key[:2] in wanted or (across and not kept[key[0]]):
             taken.append((key, commit))
-        elif key[1] == ACROSS and kept[key[0]] and any(run == key[0] for run, _ in wanted):
+        elif across:
             left_out.append(
                 f"{key[2]} ({key[0]}): it is of all episodes of its run, of which {kept[key[0]]} are not chosen"
             )

@@ -177,7 +177,6 @@ class TestGood:
 
     def test_the_sizes_of_what_was_released(self, run: Run) -> None:
         """Attention by the formula of Pi0.5 on DROID: 18 layers of 8 heads, 10 steps of 15 actions, in 2 bytes."""
-        pytest.importorskip("torch")
         from attnstore.commands.policy_facts import released_size
         from attnstore.ingest.policies.openpi.policy import OpenpiPolicy
 
