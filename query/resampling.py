@@ -7,38 +7,24 @@ date). Both compare a minus b. Nothing here knows a store.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from math import lgamma
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
-from attnstore.store.processes import cores
-
-from .assignments import Assignments
+from .assignments import BLOCK, Assignments, try_every, try_some
+from .threads import in_threads
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 Int = NDArray[np.intp]
 Single = NDArray[np.float32]
-T = TypeVar("T")
 
 EXACT = 50_000
 """Up to so many assignments of episodes to groups, all of them are tried instead of a sample."""
-BLOCK = 1 << 20
-"""Numbers held at a time by one intermediate result: 8 MB."""
 AT_ONCE = 1024
-"""Permutations or replicates that are drawn together, at most: each such block has a seed of its own."""
-SUMMED = 256
-"""Episodes over which single precision sums at a time: its error grows with their number."""
-THREADS = 4
-"""Threads that blocks are worked on by, at most."""
-ONE_BLAS = threading.Lock()
-"""Who holds it has set BLAS's threads, which are the process's: of two, the second would not set them back."""
+"""Replicates that are drawn together, at most: each such block has a seed of its own."""
 FEWEST = 4
 """Episodes in a group below which there is no interval: it would be one in name only."""
 ROUNDING = 1e-9
@@ -156,156 +142,38 @@ def permutation_test(
     Tested, (test,) each; p = 1 where all values are equal.
     """
     centred, share, used = _centred(values, in_a, stratum)
-    assignments = Assignments(in_a[used], stratum[used])
-    order = np.flatnonzero(used)[assignments.order]
-    test = _Studentised(centred[order], share[order], in_a[order])
-    exact = assignments.ways <= max(EXACT, permutations)
-    total = assignments.ways if exact else permutations
-    rows = max(1, min(AT_ONCE, BLOCK // max(1, len(order))))
-    rooms = threading.local()
+    # powers of two: the same digits, and squares that a number can hold
+    scaled = centred * np.exp2(-np.frexp(np.abs(centred).max(0, initial=0.0))[1])
+    c, share, labels, strata = scaled[used], share[used], in_a[used], stratum[used]
+    ways = Assignments(labels, strata).ways
+    exact = ways <= max(EXACT, permutations)
+    total = ways if exact else permutations + 1
+    tried = try_every(labels, strata) if exact else try_some(labels, strata, total, seed)
+    slope = (1 - 2 * share)[:, None]
+    balanced = not slope.any()
 
-    def counted(start: int) -> Int:
-        # one room for all blocks of a thread: a new one for each took as long as the draws
-        if not hasattr(rooms, "room"):
-            rooms.room = np.empty((rows, len(order)), np.float32)
-        block = rooms.room[: total - start]
-        if exact:
-            assignments.list(start, block)
-        else:
-            # a seed a block: which thread does it does not matter, nor which tests there are
-            assignments.draw(np.random.default_rng([seed, start // rows]), block)
-        return test.as_extreme(block)
+    def tested(first: int) -> tuple[Float, Float]:
+        some = c[:, first : first + width]
+        tests, square = some.shape[1], some**2
+        # V is linear in the assignment: Σ share² c² over all episodes, plus Σ slope c² over group a's
+        base = share**2 @ square
+        terms = some if balanced else np.concatenate([some, slope * square], axis=1)
 
-    count = sum(_in_threads(counted, range(0, total, rows)))
-    # the observed assignment is one of all assignments, and is added to a sample of them
-    p = count / total if exact else (count + 1) / (total + 1)
-    return Tested(test.observed, np.broadcast_to(p, values.shape[1:]).astype(np.float64))
+        def split(sums: Float) -> tuple[Float, Float]:
+            return sums[..., :tests], base if balanced else base + sums[..., tests:]
 
-
-def _in_threads(work: Callable[[int], T], starts: Iterable[int]) -> list[T]:
-    """Work on blocks in threads, BLAS in one each, and give the results in order.
-
-    Threads that each call a BLAS of several threads wait for each other by spinning: on a busy machine
-    the same products took twenty times as much processor time.
-    """
-    starts = list(starts)
-    threads = min(cores(), THREADS, len(starts))
-    if threads < 2:
-        return [work(start) for start in starts]
-    with (
-        ONE_BLAS,
-        threadpool_limits(1, user_api="blas"),
-        ThreadPoolExecutor(threads, "attnstore-resampling") as pool,
-    ):
-        return list(pool.map(work, starts))
-
-
-class _Studentised:
-    """The statistic of `permutation_test`, and how often it is as extreme as the observed one.
-
-    The products are taken in single precision, which is twice as fast. What is then nearer to the observed
-    value than their rounding could have moved it is decided in double precision: the counts are those of
-    double precision throughout.
-
-    Parameters
-    ----------
-    centred
-        (episode, test) values minus their stratum's mean.
-    share, labels
-        (episode,) group a's share of the stratum, and who is in it.
-    """
-
-    def __init__(self, centred: Float, share: Float, labels: Bool) -> None:
-        # powers of two: the same digits, and squares that single precision can hold
-        self.centred = centred * np.exp2(-np.frexp(np.abs(centred).max(0, initial=0.0))[1])
-        square = self.centred**2
-        # V is linear in the assignment: Σ share² c² over all episodes, plus this over group a's
-        self.slope = (1 - 2 * share)[:, None] * square
-        self.base = (share**2) @ square
-        self.balanced = bool((share == 0.5).all())
-        numerator, spread = self._exactly(labels[None].astype(np.float32))
+        numerator, spread = split(labels.astype(np.float64) @ terms)
         root = np.sqrt(spread)
-        self.observed = np.divide(numerator, root, out=np.zeros_like(root), where=root > 0)[0]
+        statistic = np.divide(numerator, root, out=np.zeros_like(root), where=root > 0)
         # compared as squares, without a root or a division for each permutation and test
-        extreme = np.maximum(np.abs(self.observed) * (1 - ROUNDING) - ROUNDING, 0.0) ** 2
-        self.extreme = extreme
-        # As extreme where N² - E S ≥ E base. Signs (±½) instead of zeros and ones: Σ c = 0, so that N is
-        # the same, E S is another half of Σ E slope, and the terms, hence their error, are half as large.
-        weighted = extreme * self.slope
-        self.sought = extreme * self.base + weighted.sum(0) / 2
-        unit = 2.0**-24
-        # each term is rounded once itself, and by every addition after it (Higham 2002, eq. 3.5)
-        additions = min(SUMMED, len(centred)) + -(-len(centred) // SUMMED) + 3
-        error_n = additions * unit * np.abs(self.centred).sum(0) / 2
-        error_s = additions * unit * np.abs(weighted).sum(0) / 2
-        most = extreme * (np.maximum(share, 1 - share) ** 2 @ square)  # E V never is larger
-        self.doubt = 1.01 * (
-            2 * np.sqrt(most) * error_n + error_n**2 + error_s + 8 * unit * (most + np.abs(self.sought))
-        )  # fmt: skip
-        both = [self.centred] if self.balanced else [self.centred, weighted]
-        self.single = [half.astype(np.float32) for half in both]
-        self.by_test, self.slope_by_test = self.centred.T.copy(), self.slope.T.copy()
+        extreme = np.maximum(np.abs(statistic) * (1 - ROUNDING) - ROUNDING, 0.0) ** 2
+        numerator, spread = split(tried.sums(terms))
+        # the observed assignment is one of all assignments, and the first of a sample
+        return statistic, (numerator * numerator >= extreme * spread).mean(0)
 
-    def _exactly(self, assigned: Single) -> tuple[Float, Float]:
-        """Return D and V of assignments, (assignment, test), in double precision."""
-        chosen = assigned.astype(np.float64)
-        numerator = chosen @ self.centred
-        if self.balanced:
-            return numerator, np.broadcast_to(self.base, numerator.shape)
-        return numerator, chosen @ self.slope + self.base
-
-    def as_extreme(self, assigned: Single) -> Int:
-        """Count the assignments that are at least as extreme as the observed one, (test,).
-
-        Parameters
-        ----------
-        assigned
-            (assignment, episode) ones and zeros; overwritten.
-        """
-        rows, tests = len(assigned), self.centred.shape[1]
-        count = np.zeros(tests, np.intp)
-        width = max(1, BLOCK // rows)
-        assigned -= np.float32(0.5)
-        for first in range(0, tests, width):
-            at = slice(first, first + width)
-            found = self._product(assigned, self.single[0][:, at])
-            found *= found
-            if not self.balanced:
-                found -= self._product(assigned, self.single[1][:, at])
-            sought, doubt = self.sought[at], self.doubt[at]
-            low = (sought - doubt).astype(np.float32)
-            high = np.nextafter((sought + doubt).astype(np.float32), np.float32(np.inf))
-            sure = found >= high
-            count[at] = sure.sum(0)
-            near = found >= np.nextafter(low, np.float32(-np.inf))
-            if near.sum() != count[at].sum():
-                count[at] += self._decided(assigned, near & ~sure, at)
-        return count
-
-    @staticmethod
-    def _product(assigned: Single, values: Single) -> Single:
-        found: Single = assigned[:, :SUMMED] @ values[:SUMMED]
-        for start in range(SUMMED, len(values), SUMMED):
-            found += assigned[:, start : start + SUMMED] @ values[start : start + SUMMED]
-        return found
-
-    def _decided(self, signs: Single, open: Bool, at: slice) -> Int:
-        """Count what single precision could not decide, (test,)."""
-        centred, slope, base = self.centred[:, at], self.slope[:, at], self.base[at]
-        extreme = self.extreme[at]
-        if 20 * int(open.sum()) > open.size:
-            chosen = signs + np.float64(0.5)
-            numerator, spread = chosen @ centred, base if self.balanced else chosen @ slope + base
-            extremes = numerator * numerator >= extreme * spread
-            return np.asarray((extremes & open).sum(0), np.intp)
-        count = np.zeros(len(base), np.intp)
-        for test in np.flatnonzero(open.any(0)):
-            chosen = signs[open[:, test]] + np.float64(0.5)
-            numerator, spread = chosen @ self.by_test[at][test], base[test]
-            if not self.balanced:
-                spread = spread + chosen @ self.slope_by_test[at][test]
-            count[test] = (numerator * numerator >= extreme[test] * spread).sum()
-        return count
+    width = max(1, BLOCK // (4 * total))
+    found = in_threads(tested, range(0, c.shape[1], width))
+    return Tested(*(np.concatenate(each) for each in zip(*found, strict=True)))
 
 
 def student_p(t: Float, degrees: Float) -> Float:
@@ -558,7 +426,7 @@ def bootstrap_weights(
             times = np.bincount(draws.reshape(-1), minlength=n * len(block))
             block[:, places] = times.reshape(len(block), n)[:, at]
 
-    _in_threads(draw, range(0, bootstraps, rows))
+    in_threads(draw, range(0, bootstraps, rows))
     return weights
 
 
@@ -609,7 +477,7 @@ def bootstrap_interval(
         def differences(first: int, some: Single = some) -> Float:
             return _differences(weights[first : first + rows], some, in_a, stratum)
 
-        replicates = np.concatenate(_in_threads(differences, range(0, bootstraps, rows)))
+        replicates = np.concatenate(in_threads(differences, range(0, bootstraps, rows)))
         # a draw may miss one group in every stratum
         replicates = replicates[~np.isnan(replicates).any(1)]
         if len(replicates):

@@ -40,7 +40,7 @@ def print_comparison(found: Comparison, limit: int) -> None:
     click.echo()
     stratified = len(set(found.stratum.tolist())) > 1
     rows = []
-    for row in found.table().slice(0, limit).to_pylist():
+    for row in found.rows()[:limit]:
         shown = {"": "*" if row["significant"] else ""}
         if row["step"] is not None:
             shown["step"] = str(row["step"])

@@ -24,6 +24,7 @@ from ..assignments import Assignments
 from ..resampling import (
     EXACT,
     FEWEST,
+    Bool,
     Float,
     Int,
     benjamini_hochberg,
@@ -90,33 +91,52 @@ class Comparison:
         return np.lexsort((*size, self.results["p"])).astype(np.intp)
 
     def table(self) -> pa.Table:
-        """Return the ranked list: a row per test.
+        """Return the ranked list as Arrow's table, a row per test; its columns are those of `rows`."""
+        return pa.table(
+            {
+                name: pa.array(values, mask=absent)
+                for name, (values, absent) in self._columns().items()
+            }
+        )
 
-        Columns: ``family``, ``group_a``, ``group_b``; ``rank``; ``step``, ``layer``, ``head``;
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the ranked list: a dictionary per test, None where it has no value.
+
+        Keys: ``family``, ``group_a``, ``group_b``; ``rank``; ``step``, ``layer``, ``head``;
         ``episodes_a``, ``episodes_b`` with a value; ``mean_a``, ``mean_b`` over episodes;
         ``difference`` of these means with its bootstrap interval ``_low``, ``_high``;
         ``cliffs_delta`` over episodes; ``within``, the difference of means within strata, with
         its interval; its ``statistic`` and ``p`` (see `group_test`); ``q``; ``significant``.
         """
-        order, keys = self.ranked, self.values
-        columns: dict[str, Any] = {
-            "family": [self.family] * len(order),
-            "group_a": [self.groups.a] * len(order),
-            "group_b": [self.groups.b] * len(order),
-            "rank": np.arange(1, len(order) + 1),
-            "step": pa.array(keys.step[order], mask=keys.step[order] < 0),
-            "layer": keys.layer[order],
-            "head": pa.array(keys.head[order], mask=keys.head[order] < 0),
+        columns = {
+            name: [None if no else value for value, no in zip(values.tolist(), absent, strict=True)]
+            for name, (values, absent) in self._columns().items()
         }
-        for name in _RESULTS:
-            values = self.results[name][order]
-            counted = name.startswith("episodes")
-            columns[name] = (
-                values.astype(np.int64) if counted else pa.array(values, from_pandas=True)
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def _columns(self) -> dict[str, tuple[np.ndarray[Any, Any], Bool]]:
+        """Values, and where there is none, by name."""
+        order, keys = self.ranked, self.values
+        columns: dict[str, np.ndarray[Any, Any]] = {
+            name: np.full(len(order), said, object)
+            for name, said in (
+                ("family", self.family), ("group_a", self.groups.a), ("group_b", self.groups.b),
             )
-        columns["q"] = pa.array(self.q[order], from_pandas=True)
-        columns["significant"] = self.significant[order]
-        return pa.table(columns)
+        }  # fmt: skip
+        columns["rank"] = np.arange(1, len(order) + 1)
+        for name, index in (("step", keys.step), ("layer", keys.layer), ("head", keys.head)):
+            columns[name] = index[order]
+        for name in _RESULTS:
+            columns[name] = self.results[name][order]
+            if name.startswith("episodes"):
+                columns[name] = columns[name].astype(np.int64)
+        columns["q"], columns["significant"] = self.q[order], self.significant[order]
+        nowhere = np.zeros(len(order), bool)
+        absent = {
+            name: np.isnan(values) if values.dtype.kind == "f" else nowhere
+            for name, values in columns.items()
+        } | {name: columns[name] < 0 for name in ("step", "head")}
+        return {name: (values, absent[name]) for name, values in columns.items()}
 
 
 def compare(
@@ -256,9 +276,12 @@ def _tested(
     smallest = np.full(tests, np.nan)
     ways = 1
     missing = np.isnan(values)
-    patterns, at = np.unique(missing, axis=1, return_inverse=True)
-    for i, pattern in enumerate(patterns.T):
-        chosen, kept = np.flatnonzero(at.reshape(-1) == i), ~pattern
+    # eight episodes a byte: of 10,000 rows sorting took longer than a test
+    _, firsts, at = np.unique(
+        np.packbits(missing, axis=0), axis=1, return_index=True, return_inverse=True
+    )
+    for i, first in enumerate(firsts):
+        chosen, kept = np.flatnonzero(at.reshape(-1) == i), ~missing[:, first]
         in_a, strata, unit = groups.in_a[kept], stratum[kept], groups.unit[kept]
         found, x = results, values[np.ix_(kept, chosen)]
         found["episodes_a"][chosen], found["episodes_b"][chosen] = in_a.sum(), (~in_a).sum()

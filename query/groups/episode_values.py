@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import duckdb
 import numpy as np
-import pyarrow as pa
+from numpy.typing import NDArray
 
 from attnstore.store.catalog.rows import quoted
 from attnstore.store.errors import SelectionError, UsageError
@@ -23,6 +23,10 @@ from ..resampling import Float, Int
 from ..sql.run import sql_errors
 from .membership import Groups, Member
 
+NAN = "'nan'::DOUBLE"
+"""In SQL: a number that is not there, which NumPy's arrays have no NULL for."""
+Rows = dict[str, NDArray[Any]]
+"""Columns of rows, by name."""
 Reduction = Literal["mean", "max"]
 Align = Literal["none", "time", "progress"]
 WRIST = "hand_camera"
@@ -161,7 +165,7 @@ def episode_values(
         rows = _rows(connection, groups.members, metric, chosen, reduce, window)
     tests, at = tests_of(rows)
     values = np.full((len(groups.members), tests.shape[1]), np.nan)
-    values[rows["member"].to_numpy(), at] = rows["value"].to_numpy(zero_copy_only=False)
+    values[rows["member"], at] = rows["value"]
     return EpisodeValues(
         values, tests[0], tests[1], tests[2], selection, metric, said["phase"], said["camera"],
         chosen, window is None and align == "none",
@@ -213,7 +217,8 @@ class _There:
 def _there(connection: duckdb.DuckDBPyConnection, chosen: str) -> list[_There]:
     rows = connection.execute(
         "SELECT run, phase, camera, query_group, max(step) FROM episode_stats "
-        f"WHERE {chosen} GROUP BY ALL ORDER BY ALL"
+        # a row for every layer and head: the first of them speaks for all
+        f"WHERE {chosen} AND layer = 0 AND head = 0 GROUP BY ALL ORDER BY ALL"
     ).fetchall()
     return [_There(*row) for row in rows]
 
@@ -260,7 +265,7 @@ def _rows(
     chosen: str,
     reduce: str,
     window: int | None,
-) -> pa.Table:
+) -> Rows:
     """Rows (member, step, layer, head, value) of the episodes; `member` is an index of `members`."""
     keys = "run, episode, coalesce(step, -1) AS step, layer, head"
     if window is None:
@@ -275,7 +280,8 @@ def _rows(
         )
     return member_rows(
         connection, members,
-        f"SELECT m.member, r.step, r.layer, r.head, r.value FROM ({query}) r "
+        f"SELECT m.member, r.step, r.layer, r.head, coalesce(r.value, {NAN}) AS value "
+        f"FROM ({query}) r "
         "JOIN members m USING (run, episode)",
     )  # fmt: skip
 
@@ -287,32 +293,33 @@ def of_members(members: Sequence[Member]) -> str:
 
 def member_rows(
     connection: duckdb.DuckDBPyConnection, members: Sequence[Member], query: str
-) -> pa.Table:
-    """Ask a query that may join ``members``: member (its index), run, episode, keyframes."""
-    table = pa.table(
+) -> Rows:
+    """Ask a query that may join ``members``: member (its index), run, episode, keyframes; without NULL."""
+    # NumPy's arrays, not Arrow's: making one of those imports pandas, a third of a second
+    connection.register(
+        "members",
         {
             "member": np.arange(len(members)),
-            "run": pa.array([m.run for m in members], pa.string()),
-            "episode": pa.array([m.episode for m in members], pa.string()),
+            "run": np.array([m.run for m in members], object),
+            "episode": np.array([m.episode for m in members], object),
             "keyframes": np.array([m.keyframes for m in members], np.int64),
-        }
+        },
     )
-    connection.register("members", table)
     try:
         with sql_errors():
-            return connection.sql(query).to_arrow_table()
+            return connection.sql(query).fetchnumpy()
     finally:
         connection.unregister("members")
 
 
-def tests_of(rows: pa.Table) -> tuple[Int, Int]:
+def tests_of(rows: Rows) -> tuple[Int, Int]:
     """Number the tests of rows that have a step, a layer and a head.
 
     Returns
     -------
     Step, layer and head of each test in their order, (3, test), and the test of each row, (row,).
     """
-    keys = [rows[name].to_numpy().astype(np.intp) for name in ("step", "layer", "head")]
+    keys = [rows[name].astype(np.int32) for name in ("step", "layer", "head")]
     # one number instead of three, looked up in a table: of a million rows sorting takes long
     span = tuple(int(key.max(initial=0)) + 2 for key in keys)
     code = ((keys[0] + 1) * span[1] + keys[1] + 1) * span[2] + keys[2] + 1
@@ -320,7 +327,7 @@ def tests_of(rows: pa.Table) -> tuple[Int, Int]:
     there[code] = True
     found = np.flatnonzero(there)
     number = np.cumsum(there) - 1
-    return np.stack(np.unravel_index(found, span)) - 1, number[code].astype(np.intp)
+    return np.stack(np.unravel_index(found, span)) - 1, number[code]
 
 
 def progress_weights(keyframes: int, points: int) -> Float:
@@ -345,7 +352,7 @@ def _rows_at_progress(
     metric: str,
     chosen: str,
     points: int,
-) -> pa.Table:
+) -> Rows:
     """Rows as of `_rows`, of means over points of progress; of the keyframes that have a value."""
     lengths = sorted({m.keyframes for m in members})
     weights = ", ".join(
@@ -358,7 +365,7 @@ def _rows_at_progress(
     return member_rows(
         connection, members,
         "SELECT m.member, coalesce(h.step, -1) AS step, h.layer, h.head, "
-        f'sum(h."{metric}" * w.weight) {has} / sum(w.weight) {has} AS value '
+        f'coalesce(sum(h."{metric}" * w.weight) {has} / sum(w.weight) {has}, {NAN}) AS value '
         f"FROM (SELECT * FROM head_stats WHERE {chosen} AND {of_members(members)}) h "
         "JOIN members m ON (h.run, h.episode) = (m.run, m.episode) "
         f"JOIN (VALUES {weights}) w(keyframes, keyframe, weight) "

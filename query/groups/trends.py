@@ -9,7 +9,7 @@ import duckdb
 import numpy as np
 
 from ..resampling import Bool, Float, Int, student_p
-from .episode_values import EpisodeValues, member_rows, of_members, tests_of
+from .episode_values import NAN, EpisodeValues, member_rows, of_members, tests_of
 from .membership import Member
 
 LEVEL = 0.05
@@ -67,7 +67,8 @@ def episode_trends(
     metric = values.metric
     rows = member_rows(
         connection, members,
-        "SELECT m.member, r.* EXCLUDE (run, episode) FROM (SELECT run, episode, "
+        f"SELECT m.member, r.step, r.layer, r.head, coalesce(r.slope, {NAN}) AS slope "
+        "FROM (SELECT run, episode, "
         "coalesce(step, -1) AS step, layer, head, "
         f'regr_slope("{metric}", keyframe) FILTER (NOT isnan("{metric}")) AS slope '
         f"FROM head_stats WHERE {values.chosen} AND {of_members(members)} GROUP BY ALL) r "
@@ -75,5 +76,5 @@ def episode_trends(
     )  # fmt: skip
     heads, at = tests_of(rows)
     slopes = np.full((len(members), heads.shape[1]), np.nan)
-    slopes[rows["member"].to_numpy(), at] = rows["slope"].to_numpy(zero_copy_only=False)
+    slopes[rows["member"], at] = rows["slope"]
     return find_trends(slopes, lengths)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from attnstore.store.commits import latest_commit
 from attnstore.store.errors import UnknownEpisodeError
-from attnstore.store.reader import Episode
 
 from .run import shown_value, text_table
 
 if TYPE_CHECKING:
+    from attnstore.store.reader import Episode
+
     from .store import Store
 
 _COLUMNS = ("outcome", "date", "keyframes", "instruction")
@@ -22,7 +23,7 @@ _MOST = 24
 """Rows of a table; of more episodes the first and the last are shown."""
 
 
-class Episodes(Mapping[str, Episode]):
+class Episodes(Mapping[str, "Episode"]):
     """The episodes of a store, read only; made by `Store.episodes`.
 
     Keys are the dataset's own names, in order of run and name; where several runs have a name they

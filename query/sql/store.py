@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakSet
@@ -15,6 +16,7 @@ from attnstore.store.commits import (
     all_commits,
     committed_names,
     latest_commit,
+    log_of,
     slug,
 )
 from attnstore.store.commits.part import Part
@@ -22,7 +24,6 @@ from attnstore.store.commits.run import RunConfig, load_run, run_ids
 from attnstore.store.errors import SelectionError, UnknownEpisodeError, UsageError
 from attnstore.store.format.weighting import WEIGHTINGS, Weighting
 from attnstore.store.opening import open_paths
-from attnstore.store.reader.episode import Episode
 
 from .episodes import Episodes
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     import duckdb
     import xarray as xr
 
-    from attnstore.store.reader.episode import Steps
+    from attnstore.store.reader.episode import Episode, Steps
     from attnstore.store.reader.hidden import Layers, Spans, Tokens
     from attnstore.store.reader.reads import Reduction
 
@@ -64,7 +65,8 @@ def open(path: str | os.PathLike[str], *, engine: str | None = None) -> Store:
     from attnstore.store.catalog import seed_log
 
     paths = open_paths(path)
-    seed_log(paths)
+    # Not now: a question in SQL asks the catalog alone.
+    log_of(paths).seeder = partial(seed_log, paths)
     return Store(paths, engine=engine)
 
 
@@ -221,6 +223,8 @@ class Store:
         -------
         The episode as it was then.
         """
+        from attnstore.store.reader.episode import Episode
+
         return Episode(Part(self.paths, commit, engine=self._engine))
 
     def dataset(

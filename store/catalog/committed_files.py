@@ -122,7 +122,7 @@ def empty_address(table: str) -> str:
 @cache
 def _empty(table: str) -> bytes:
     stream = io.BytesIO()
-    pq.write_table(ALL_TABLES[table].schema.empty_table(), stream)
+    pq.write_table(pa.Table.from_batches([], ALL_TABLES[table].schema), stream)
     return stream.getvalue()
 
 

@@ -199,6 +199,8 @@ class Log:
         self._history = History()
         self._commits: OrderedDict[int, Commit] = OrderedDict()
         self._lock = threading.RLock()
+        self.seeder: Callable[[], object] | None = None
+        """Is called before the log is read for the first time, and may `seed` it."""
 
     @property
     def head(self) -> int:
@@ -226,6 +228,9 @@ class Log:
         """
         self._paths.look()
         with self._lock:
+            if self.seeder is not None and not self._history.head:
+                seeder, self.seeder = self.seeder, None
+                seeder()
             known = self._history
             if known.head and not self._is_as_known(known):
                 _log.warning("%s is another log than before: read anew", self._paths.log)

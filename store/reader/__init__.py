@@ -6,7 +6,18 @@ on. Which step, head and object masks stand for the others says `attnstore.store
 
 from __future__ import annotations
 
-from . import accessor as _accessor  # noqa: F401  registers .attn
-from .episode import Episode
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .episode import Episode
 
 __all__ = ["Episode"]
+
+
+def __getattr__(name: str) -> object:
+    # xarray and pandas take half a second, which rooms such as `selection` do without
+    if name != "Episode":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .episode import Episode
+
+    return Episode

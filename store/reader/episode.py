@@ -36,6 +36,7 @@ from ..rules import (
     standing_step,
 )
 from ..tables.base import METRICS
+from . import accessor as _accessor  # noqa: F401  registers .attn
 from .blocks import (
     Block,
     Cost,

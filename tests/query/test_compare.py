@@ -3,6 +3,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -414,13 +416,25 @@ def test_command_prints_ndjson_and_csv(store: Store) -> None:
     assert [row["rank"] for row in rows] == [1, 2, 3, 4]
     assert rows[0]["significant"] is True
     assert rows[0]["step"] is None
-    found = compare(store, "entropy", by="outcome", strata=(), seed=1).table().to_pylist()
-    assert rows == found
+    found = compare(store, "entropy", by="outcome", strata=(), seed=1)
+    assert rows == found.rows() == found.table().to_pylist()
     table = list(csv.DictReader(io.StringIO(run(store, *options, "--csv").stdout)))
     assert list(table[0]) == list(rows[0])
     assert [float(row["p"]) for row in table] == [row["p"] for row in rows]
     assert "too narrow" in done.stderr
     assert isinstance(run(store, *options, "--csv", "--json").exception, UsageError)
+
+
+def test_command_does_without_labelled_arrays(store: Store) -> None:
+    """xarray and pandas take longer to import than a thousand episodes to compare."""
+    arguments = ("compare", "groups", str(store.paths.root), "--metric", "entropy")
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "attnstore", *arguments],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    names = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "duckdb" in names
+    assert not names & {"xarray", "pandas", "scipy", "cv2", "torch"}
 
 
 def test_command_takes_sql_groups_and_conditions(store: Store) -> None:

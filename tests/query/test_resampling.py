@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
-from attnstore.query import resampling
-from attnstore.query.assignments import Assignments
+from attnstore.query import assignments, resampling, threads
+from attnstore.query.assignments import Assignments, try_every, try_some
 from attnstore.query.groups.attainable import (
     Attainable,
     episodes_needed,
@@ -176,55 +176,83 @@ def test_a_sample_of_permutations_comes_near_the_exact_p(
     assert (np.abs(few.mean(0) - expected) <= 4.5 * error + 1e-9).all()
 
 
-@pytest.mark.parametrize("kind", ["every", "sample"])
+# eighty strata, most of them small; one that is not listed; some with one group only
+MANY = design(*np.random.default_rng(8).integers(0, 7, (80, 2)).tolist(), (30, 50))
+
+
+@pytest.fixture
+def reused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws are used several times even of few episodes."""
+    monkeypatch.setattr(assignments, "DIRECT", 1000)
+
+
+@pytest.mark.usefixtures("reused")
+@pytest.mark.parametrize("kind", ["every", "some", "one stratum"])
 def test_permutations_stay_within_strata(kind: str) -> None:
-    in_a, stratum = DESIGNS["strata"]
+    in_a, stratum = {"every": DESIGNS["strata"], "some": MANY, "one stratum": design((30, 50))}[
+        kind
+    ]
+    tried = try_every(in_a, stratum) if kind == "every" else try_some(in_a, stratum, 1000, 4)
+    assert tried.turns.shape[1] == (5 if kind == "some" else 1)
+    assigned = tried.sums(np.eye(len(in_a)))
+    assert set(np.unique(assigned)) == {0.0, 1.0}
+    rows = {row.tobytes() for row in assigned.astype(bool)}
     if kind == "every":
-        design = Assignments(in_a, stratum)
-        drawn = np.empty((design.ways, len(in_a)), np.float32)
-        for start in range(0, design.ways, 7):
-            design.list(start, drawn[start : start + 7])
-        assert len({tuple(row) for row in drawn.tolist()}) == len(drawn)
-        assert len(drawn) == Assignments(in_a, stratum).ways
+        assert rows == {np.array(one).tobytes() for one in slow_assignments(in_a, stratum)}
     else:
-        rng = np.random.default_rng(0)
-        design = Assignments(in_a, stratum)
-        drawn = np.empty((50, len(in_a)), np.float32)
-        for start in range(0, 50, 7):
-            design.draw(rng, drawn[start : start + 7])
-        assert len(drawn) == 50
-        assert len({tuple(row) for row in drawn.tolist()}) > 20
+        assert_array_equal(assigned[0], in_a)
+        assert len(rows) == 1000
     for s in np.unique(stratum):
-        inside = stratum[design.order] == s
-        assert (drawn[:, inside].sum(1) == in_a[stratum == s].sum()).all()
+        assert (assigned[:, stratum == s].sum(1) == in_a[stratum == s].sum()).all()
+        # each episode of a stratum as often as any other
+        share = in_a[stratum == s].mean()
+        error = np.sqrt(share * (1 - share) / len(tried.pools[0])) * (kind != "every")
+        assert (np.abs(assigned[:, stratum == s].mean(0) - share) <= 5 * error + 1e-9).all()
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_single_precision_and_threads_decide_nothing(
-    threads: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("reused")
+@pytest.mark.parametrize("cores", [1, 3])
+def test_p_is_that_of_the_assignments_one_by_one(
+    cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Many blocks, many strata, ties and near ties: the counts are those of double precision."""
-    monkeypatch.setattr(resampling, "cores", lambda: threads)
+    """Draws that are used again, blocks, threads and ties: the counts are those of the definition."""
+    monkeypatch.setattr(threads, "cores", lambda: cores)
     rng = np.random.default_rng(8)
-    in_a, stratum = design(*rng.integers(1, 7, (80, 2)).tolist(), (30, 50))
+    in_a, stratum = MANY
     # only five strata count, and most assignments of them are those of another one turned round
     values = (0.1 * rng.integers(0, 2, (len(in_a), 8)) * (stratum < 5)[:, None]).astype(np.float64)
     values[:, 3:6] = rng.normal(1e6, 1e-3, (len(in_a), 3))
     values[:, 6:] = np.float32(1e-30) * (in_a[:, None] + rng.normal(0, 20, (len(in_a), 2)))
-    found = permutation_test(values, in_a, stratum, permutations=5000, seed=4)
-    chances = Assignments(in_a, stratum)
-    rows = min(resampling.AT_ONCE, resampling.BLOCK // len(in_a))
-    # the same draws, in their order
-    drawn = np.empty((5000, len(in_a)), np.float32)
-    for start in range(0, 5000, rows):
-        chances.draw(np.random.default_rng([4, start // rows]), drawn[start : start + rows])
-    assigned = np.empty((5001, len(in_a)))
-    assigned[:-1, chances.order], assigned[-1] = drawn, in_a
-    weight = assigned - (np.bincount(stratum, in_a) / np.bincount(stratum))[stratum]
+    found = permutation_test(values, in_a, stratum, permutations=4999, seed=4)
+    assert_array_equal(
+        found.p, permutation_test(values, in_a, stratum, permutations=4999, seed=4).p
+    )
+    used = np.isin(stratum, np.intersect1d(stratum[in_a], stratum[~in_a]))
+    assigned = try_some(in_a[used], stratum[used], 5000, 4).sums(np.eye(used.sum()))
+    weight = (
+        assigned - (np.bincount(stratum, in_a) / np.maximum(np.bincount(stratum), 1))[stratum[used]]
+    )
     scaled = values / np.abs(values).max(0)
-    centred = scaled - np.array([scaled[stratum == s].mean(0) for s in stratum])
+    centred = scaled[used] - np.array([scaled[stratum == s].mean(0) for s in stratum[used]])
     t = np.abs(weight @ centred) / np.sqrt(weight**2 @ centred**2)
-    assert_array_equal(found.p, (t >= t[-1] * (1 - 1e-9) - 1e-9).mean(0))
+    assert_array_equal(found.p, (t >= t[0] * (1 - 1e-9) - 1e-9).mean(0))
+
+
+@pytest.mark.usefixtures("reused")
+def test_draws_that_are_used_again_keep_the_level() -> None:
+    """Without any difference p ≤ α in a share of α, for every α; a single observed assignment is one of all."""
+    in_a, stratum = design(*[(2, 3)] * 30, *[(1, 2)] * 30)
+    values = np.random.default_rng(1).exponential(size=(len(in_a), 40 * 60)).reshape(60, -1, 40)
+    p = np.concatenate(
+        [
+            permutation_test(v, in_a, stratum, permutations=999, seed=s).p
+            for s, v in enumerate(values)
+        ]
+    )
+    for alpha in (0.005, 0.02, 0.05, 0.2, 0.5, 0.8):
+        assert (p <= alpha).mean() == pytest.approx(
+            alpha, abs=4 * np.sqrt(alpha * (1 - alpha) / len(p))
+        )
 
 
 def test_a_difference_between_strata_is_not_one_between_groups() -> None:
