@@ -132,28 +132,19 @@ def capture(
         yield session
 
 
-class _Steps:
-    """Counts the steps of stepped phases as they begin."""
+def _step(steps: dict[str, int], phase: str, *, begins: bool) -> int | None:
+    """Return the step of what a phase shows now; None in one-pass phases.
 
-    def __init__(self) -> None:
-        self._step: dict[str, int] = {}
-
-    def at(self, phase: str, *, begins: bool) -> int | None:
-        """Return the step of what a phase shows now; None in one-pass phases.
-
-        `begins` says that it is a step's, or a one-pass phase's, first.
-        """
-        if phase not in STEPPED_PHASES:
-            if begins:
-                self._step.clear()
-            return None
+    `steps` are those of each phase so far; `begins` says that it is a step's, or a one-pass phase's,
+    first.
+    """
+    if phase not in STEPPED_PHASES:
         if begins:
-            self._step[phase] = self._step.get(phase, -1) + 1
-        return self._step.get(phase, 0)
-
-
-def _count(counts: dict[str, int], phase: str, images: int) -> None:
-    counts[phase] = counts.get(phase, 0) + (images if phase == VISION else 1)
+            steps.clear()
+        return None
+    if begins:
+        steps[phase] = steps.get(phase, -1) + 1
+    return steps.get(phase, 0)
 
 
 class _Recorder:
@@ -164,16 +155,16 @@ class _Recorder:
     ) -> None:
         self.watch = watch
         self._session, self._sink, self._hidden = session, sink, hidden
-        self._steps, self._hidden_steps = _Steps(), _Steps()
+        self._steps: dict[str, int] = {}
+        self._hidden_steps: dict[str, int] = {}
         self._samples: tuple[int, ...] | None = None
 
     def attention(
         self, phase: str, layer: int, weights: torch.Tensor, norms: torch.Tensor | None = None
     ) -> None:
         session = self._session
-        step = self._steps.at(phase, begins=layer == 0)
-        first = self._first("attention", phase, layer, len(weights))
-        _count(session.counts, phase, len(weights))
+        step = _step(self._steps, phase, begins=layer == 0)
+        first = self._counted(session.counts, "attention", phase, layer, len(weights))
         if self._sink is not None:
             self._sink(Record(phase, layer, step, weights, first, self._samples, norms))
         else:
@@ -181,14 +172,18 @@ class _Recorder:
             session.records.append(kept)
 
     def hidden(self, phase: str, layer: int, states: torch.Tensor | SpanStates) -> None:
-        step = self._hidden_steps.at(phase, begins=layer == EMBEDDING)
-        first = self._first("hidden", phase, layer, len(states))
-        if layer not in (EMBEDDING, LAST):
-            _count(self._session.hidden_counts, phase, len(states))
+        step = _step(self._hidden_steps, phase, begins=layer == EMBEDDING)
+        # Those that enter layer 0, and the last, are of no layer.
+        counts = {} if layer in (EMBEDDING, LAST) else self._session.hidden_counts
+        first = self._counted(counts, "hidden", phase, layer, len(states))
         if self._hidden is not None:
             self._hidden(HiddenRecord(phase, layer, step, states, first, self._samples))
 
-    def _first(self, what: str, phase: str, layer: int, images: int) -> int:
+    def _counted(
+        self, counts: dict[str, int], what: str, phase: str, layer: int, images: int
+    ) -> int:
+        """Count a record; return the place of its first image."""
+        counts[phase] = counts.get(phase, 0) + (images if phase == VISION else 1)
         if phase != VISION:
             return 0
         seen = self._session.seen_images

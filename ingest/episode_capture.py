@@ -15,6 +15,7 @@ from attnstore.store.format.episode import EpisodeSpec, PhaseSpec
 from attnstore.store.format.generated import DECODE, at_step, with_tokens
 from attnstore.store.format.statistics import SINK_FRACTION, SINK_THRESHOLD
 from attnstore.store.format.tokens import GENERATED, TokenLayout
+from attnstore.store.format.weighting import Weighting
 
 from .aggregates import episode_stats
 from .capture import HiddenRecord, Record, Session, capture
@@ -22,7 +23,7 @@ from .datasets.base import Frame, PolicyCall
 from .encoders import all_layouts, all_shapes, owners
 from .health import check_axes, check_complete, check_encoded, check_rows
 from .hidden import HiddenStates, expects_hidden
-from .policies.base import ATTENTION_ONLY, Batch, Generated, PhaseShape, Policy, Watch
+from .policies.base import ATTENTION_ONLY, Batch, Generated, Policy, Watch
 from .policies.values import LEAVE_OUT
 from .reduction import compact, compact_norms, encode_on_device, reduce, reduce_carried
 from .statistics import HeadStatistics, PhaseReductions, SinkStatistics
@@ -64,6 +65,9 @@ class EpisodeCapture:
         self._policy, self._writer, self._queue, self._watch = policy, writer, queue, watch
         self._spec: EpisodeSpec = writer.spec
         self._shapes = all_shapes(policy, self._spec.geometry, watch)
+        self._expected_hidden = expects_hidden(
+            self._shapes, token_stats=watch.token_stats, stored=watch.hidden
+        )
         self._heads = HeadStatistics(self._spec)
         self._sinks = SinkStatistics(SINK_THRESHOLD, SINK_FRACTION)
         self._buffers: dict[str, torch.Tensor] = {}
@@ -94,14 +98,11 @@ class EpisodeCapture:
             If the capture fails a check of the health gate.
         """
         layouts = [all_layouts(self._policy, s, self._watch) for s in batch.samples]
-        reductions = [
-            {p: PhaseReductions(self._spec.phases[p], own[p]) for p in self._shapes if p in own}
-            for own in layouts
-        ]
-        carried = [_value_reductions(self._spec, self._shapes, own, self._watch) for own in layouts]
+        reductions = [self._reductions(own, "raw") for own in layouts]
+        carried = [self._reductions(own, "value") if self._watch.values else {} for own in layouts]
         norms: list[dict[str, NDArray[np.float32]]] = [{} for _ in keyframes]
-        tokens = TokenStatistics(self._spec, batch, layouts)
-        hidden = HiddenStates(self._spec, batch, layouts)
+        tokens = TokenStatistics(self._spec, batch, layouts) if self._watch.token_stats else None
+        hidden = None if self._watch.hidden is None else HiddenStates(self._spec, batch, layouts)
         rows: list[list[tuple[float, float]]] = [[] for _ in keyframes]
 
         def sink(record: Record) -> None:
@@ -130,9 +131,9 @@ class EpisodeCapture:
                 self._queue.put(write, stored.nbytes)
 
         def hidden_sink(record: HiddenRecord) -> None:
-            if self._watch.token_stats:
+            if tokens is not None:
                 tokens.add(record)
-            if self._watch.hidden is not None:
+            if hidden is not None:
                 hidden.add(record)
 
         if self._watch.vision:
@@ -142,9 +143,7 @@ class EpisodeCapture:
         check_complete(
             session, self._shapes, batch,
             encoder=self._policy.watches_encoder,
-            hidden=expects_hidden(
-                self._shapes, token_stats=self._watch.token_stats, stored=self._watch.hidden
-            ),
+            hidden=self._expected_hidden,
         )  # fmt: skip
         differences = self._write_policy(keyframes, frames, batch, actions, session)
         for i, keyframe in enumerate(keyframes):
@@ -161,10 +160,20 @@ class EpisodeCapture:
                 for block in self._heads.rows(keyframe, weighted):
                     self._writer.add_rows("head_stats", block)
                 self._sinks.add(weighted)
-            for path, form, states in hidden.arrays(i):
+            for path, form, states in () if hidden is None else hidden.arrays(i):
                 self._writer.write_hidden(path, form, keyframe, states)
-            for block in tokens.rows(i, keyframe):
+            for block in () if tokens is None else tokens.rows(i, keyframe):
                 self._writer.add_rows("token_stats", block)
+
+    def _reductions(
+        self, layouts: Mapping[str, TokenLayout], weighting: Weighting
+    ) -> dict[str, PhaseReductions]:
+        """Make what takes in a keyframe's phases, by their paths."""
+        return {
+            path: PhaseReductions(self._spec.phases[path], layouts[path], weighting=weighting)
+            for path in self._shapes
+            if path in layouts
+        }
 
     def _widened(self, phase: str, weights: torch.Tensor) -> torch.Tensor:
         """Return weights as float32, in a buffer that the phase's next layer overwrites.
@@ -322,22 +331,6 @@ class EpisodeCapture:
                 "geometry": [sample.geometry[c.camera].to_json() for c in seen],
             },
         )
-
-
-def _value_reductions(
-    spec: EpisodeSpec,
-    shapes: Mapping[str, PhaseShape],
-    layouts: Mapping[str, TokenLayout],
-    watch: Watch,
-) -> dict[str, PhaseReductions]:
-    """Reductions of what is weighted by value norms; none if they are not watched."""
-    if not watch.values:
-        return {}
-    return {
-        path: PhaseReductions(spec.phases[path], layouts[path], weighting="value")
-        for path in shapes
-        if path in layouts
-    }
 
 
 def _norms_of(record: Record, row: int, layout: TokenLayout) -> torch.Tensor:

@@ -244,7 +244,7 @@ class HookedPolicy(ABC):
                     stack.callback(remove)
                 hook = partial(_attention, observer, watched, own)
                 stack.callback(watched.module.register_forward_hook(hook).remove)
-            for shown in self._shown(modules, watch):
+            for shown in self._shown(modules, watch) if watch.shows_hidden else ():
                 if shown.entering:
                     entering = partial(_entering, observer, shown)
                     stack.callback(
@@ -264,8 +264,6 @@ class HookedPolicy(ABC):
 
     def _shown(self, modules: Sequence[Watched], watch: Watch) -> Iterator[Shown]:
         """Where the hidden states that an observer wants are seen."""
-        if not watch.shows_hidden:
-            return
         self.check_hidden()
         # Those inside the encoder are not stored.
         wanted = [m for m in modules if watch.token_stats or m.phase != VISION]

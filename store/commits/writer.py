@@ -31,13 +31,13 @@ from ..format.episode import EpisodeSpec, PhaseSpec
 from ..format.hidden import HIDDEN_BITS, Form, hidden_path
 from ..format.precision import absent, check_weights, dtype, round_significant
 from ..format.tokens import Axis, TokenLayout
-from ..tables.columns import Table
 from ..tables.inventory import OPTIONAL_TABLES, TABLES
 from ..tables.parquet import ROW_GROUP, open_table, write_table
 from . import ARRAYS, Attempt, Commit
 from .hidden import hidden_rows
 
 Stored = NDArray[Any]
+_OWN_TABLES = {**TABLES, **OPTIONAL_TABLES}
 
 
 class EpisodeWriter:
@@ -57,6 +57,10 @@ class EpisodeWriter:
         self.attempt, self.spec = attempt, spec
         self.path = attempt.path / ARRAYS
         create_arrays(self.path, spec, policy)
+        keyframes = len(spec.frames)
+        self._plans = {path: plan_phase(phase, keyframes) for path, phase in spec.phases.items()}
+        self._codec = blosc(spec.precision)
+        self._fill = np.asarray(absent(spec.precision), dtype(spec.precision))
         self._blocks: dict[str, Block] = {}
         self._shards: dict[tuple[str, int], ShardWriter] = {}
         self._arrived: Counter[tuple[str, int]] = Counter()
@@ -115,13 +119,9 @@ class EpisodeWriter:
     def _shard(self, spec: PhaseSpec, keyframe: int) -> ShardWriter:
         key = (spec.path, keyframe)
         if key not in self._shards:
-            precision = self.spec.precision
-            self._shards[key] = ShardWriter(
-                shard_path(self.attempt.path, spec.path, keyframe),
-                plan_phase(spec, len(self.spec.frames)),
-                blosc(precision),
-                np.asarray(absent(precision), dtype(precision)),
-            )
+            file = shard_path(self.attempt.path, *key)
+            plan = self._plans[spec.path]
+            self._shards[key] = ShardWriter(file, plan, self._codec, self._fill)
         return self._shards[key]
 
     def _close_if_whole(self, spec: PhaseSpec, keyframe: int) -> None:
@@ -229,7 +229,7 @@ class EpisodeWriter:
 
         Rows of an optional table go to its file as they come: there may be millions of them.
         """
-        definition = _definition(table)
+        definition = _OWN_TABLES[table]
         schema = definition.schema
         optional = {c.name for c in definition.columns if c.optional}
         count = len(next(iter(columns.values())))
@@ -257,7 +257,7 @@ class EpisodeWriter:
         """Return the rows added so far; not of an optional table."""
         with self._lock:
             parts = self._rows.get(table, [])
-            return pa.concat_tables(parts) if parts else _definition(table).schema.empty_table()
+            return pa.concat_tables(parts) if parts else _OWN_TABLES[table].schema.empty_table()
 
     def commit(
         self, summary: Mapping[str, Any] | None = None, *, after: int | None = None
@@ -348,15 +348,11 @@ class EpisodeWriter:
         if _same(spec.query.spans, layout.query) and _same(spec.key.spans, layout.key):
             return weights
         shape = (spec.heads, len(spec.query), len(spec.key))
-        buffer = np.full(shape, absent(self.spec.precision), dtype(self.spec.precision))
+        buffer = np.full(shape, self._fill)
         for stored_q, compact_q in spec.query.place(layout.query):
             for stored_k, compact_k in spec.key.place(layout.key):
                 buffer[:, stored_q, stored_k] = weights[:, compact_q, compact_k]
         return buffer
-
-
-def _definition(table: str) -> Table:
-    return TABLES[table] if table in TABLES else OPTIONAL_TABLES[table]
 
 
 def _same(aligned: Sequence[Any], axis: Axis) -> bool:
