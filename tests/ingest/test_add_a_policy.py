@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from checkout import CHECKOUT
+from cli_fixtures import run
 from droid_sample import sample_path
 from policy_contract import Case, PolicyContract
 
@@ -91,14 +89,13 @@ class TestContract(PolicyContract):
                 assert moved.flatten().tolist() == [span.start + row * geometry.grid[1] + col]
 
 
-def test_its_commands(site: Path, checkpoint: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+def test_its_commands(
+    site: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(site)
 
     def attnstore(*arguments: object) -> str:
-        command = [sys.executable, "-m", "attnstore", *map(str, arguments)]
-        done = subprocess.run(
-            command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+        done = run(*map(str, arguments), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -65,17 +65,17 @@ def by_one(
     return store, ingest_all(job, loaded, five, five.episode_names(), Watcher())
 
 
-def by_two(
+def by_workers(
     job: EpisodeJob,
     policy: Pi0Policy,
     checkpoint: Path,
     dataset: DroidDataset,
     watcher: Watcher,
-    **options: Any,
+    workers: Workers,
 ) -> Report:
     return ingest_all(
         job, policy, dataset, dataset.episode_names(), watcher,
-        spec=PolicySpec("pi0", str(checkpoint), None, None, {}), workers=Workers(2), **options,
+        spec=PolicySpec("pi0", str(checkpoint), None, None, {}), workers=workers,
     )  # fmt: skip
 
 
@@ -111,7 +111,9 @@ def test_two_workers_give_the_store_of_one_although_one_dies(
     store = ram_path / "s"
     job = make_job(store, policy, five)
     name = next(n for n in five.episode_names() if n.endswith("_09-00-00"))
-    report = by_two(job, policy, checkpoint, five, killer := Killer(store, job, name))
+    report = by_workers(
+        job, policy, checkpoint, five, killer := Killer(store, job, name), Workers(2)
+    )
     assert killer.killed
     assert killer.notes == [f"{name}: its worker died, and it is begun again by another"]
     assert sorted(killer.begun) == sorted([*five.episode_names(), name])
@@ -125,21 +127,6 @@ def test_two_workers_give_the_store_of_one_although_one_dies(
     assert [o.status for o in report.failed] == ["broken"]
     assert_same_store(store, by_one[0])
     assert problems(store) == []
-    assert children() == []
-
-
-def test_a_policy_that_cannot_be_loaded_ends_the_ingest(
-    policy: Pi0Policy, checkpoint: Path, recordings: Path, ram_path: Path
-) -> None:
-    """Its weights are read by the first task, since nothing else needs them."""
-    broken = ram_path / "ck"
-    shutil.copytree(checkpoint, broken)
-    dataset = DroidDataset(recordings, limit=1)
-    job = make_job(ram_path / "s", policy, dataset)
-    weights = broken / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(AttnstoreError, match="worker .*: checkpoint .* has digest .* all workers"):
-        by_two(job, policy, broken, dataset, Watcher())
     assert children() == []
 
 
@@ -327,6 +314,21 @@ class TestOtherCluster:
             execute(small, names(2), Watcher(), workers=Workers(scheduler=scheduler))
         assert small.times("open") == 0
 
+    def test_a_policy_that_cannot_be_loaded_ends_the_ingest(
+        self, loaded: Pi0Policy, checkpoint: Path, recordings: Path, scheduler: str, ram_path: Path
+    ) -> None:
+        """Its weights are read by the first task, since nothing else needs them."""
+        broken = ram_path / "ck"
+        shutil.copytree(checkpoint, broken)
+        dataset = DroidDataset(recordings, limit=1)
+        job = make_job(ram_path / "s", loaded, dataset)
+        weights = broken / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+        with pytest.raises(
+            AttnstoreError, match="worker .*: checkpoint .* has digest .* all workers"
+        ):
+            by_workers(job, loaded, broken, dataset, Watcher(), Workers(scheduler=scheduler))
+
     @pytest.mark.parametrize("lacks", ["torch"])
     def test_a_worker_without_what_the_policy_or_the_dataset_needs(
         self, lacks: str, loaded: Pi0Policy, checkpoint: Path, recordings: Path, scheduler: str,
@@ -338,11 +340,8 @@ class TestOtherCluster:
             one_more(scheduler, f"sys.modules[{lacks!r}] = None"),
             pytest.raises(AttnstoreError) as said,
         ):
-            ingest_all(
-                job, loaded, dataset, dataset.episode_names(), watcher := Watcher(),
-                spec=PolicySpec("pi0", str(checkpoint), None, None, {}),
-                workers=Workers(scheduler=scheduler),
-            )  # fmt: skip
+            watcher = Watcher()
+            by_workers(job, loaded, checkpoint, dataset, watcher, Workers(scheduler=scheduler))
         assert re.fullmatch(rf"worker tcp://\S+: .*\b{lacks}\b.*", str(said.value))
         assert watcher.begun == []
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from blocking_contract import BlockingContract
-from checkout import FIXTURES
+from cli_fixtures import run
 from droid_sample import sample_path
 from hypothesis import given
 from hypothesis import strategies as st
@@ -538,43 +539,39 @@ class TestErrors:
         with pytest.raises(AttnstoreError, match=message):
             load_policy(name, str(checkpoint))
 
-    def test_a_tokenizer_that_cannot_be_fetched_is_one_line(self, checkpoint: Path) -> None:
+    def test_a_tokenizer_that_cannot_be_fetched_is_one_line(
+        self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """gcsfs logs a traceback before it raises, and openpi's imports have set up logging."""
-        ours, levels = (
-            "attnstore.ingest",
-            "[logging.getLogger(n).level for n in ('gcsfs', 'asyncio')]",
-        )
-        script = f"""
-import logging, openpi_fixture
-from attnstore.cli import main
+        fetching = [logging.getLogger(name) for name in ("gcsfs", "gcsfs.retry", "asyncio")]
 
-def tokenizer(length):
-    try:
-        raise OSError("Cannot connect to host storage.googleapis.com:443")
-    except OSError as error:
-        for name in ("gcsfs", "gcsfs.retry", "asyncio"):
-            logging.getLogger(name).exception("out of retries on exception: %s", error)
-        raise
+        def tokenizer(length: int) -> None:
+            try:
+                raise OSError("Cannot connect to host storage.googleapis.com:443")
+            except OSError as error:
+                for logger in fetching:
+                    logger.exception("out of retries on exception: %s", error)
+                raise
 
-logging.basicConfig()
-logging.getLogger("gcsfs").setLevel("INFO")
-openpi_fixture.PaligemmaTokenizer = tokenizer
-try:
-    with openpi_fixture.stand_ins():
-        main(["ingest", "droid", "s", {str(sample_path())!r}, "--policy", "openpi:pi05_droid",
-              "--checkpoint", {str(checkpoint)!r}, "--dry-run"])
-except SystemExit as end:
-    logging.getLogger({ours!r}).error("%s %s", end.code, {levels})
-"""
-        done = subprocess.run(
-            [sys.executable, "-c", script], cwd=FIXTURES, capture_output=True,
-            text=True, check=True,
-        )  # fmt: skip
-        said, last = done.stderr.splitlines()
-        assert done.stdout == ""
+        monkeypatch.setattr("openpi_fixture.PaligemmaTokenizer", tokenizer)
+        monkeypatch.setattr(fetching[0], "level", logging.INFO)
+        logged = logging.StreamHandler(io.StringIO())
+        logging.getLogger().addHandler(logged)
+        try:
+            done = run(
+                "ingest", "droid", tmp_path / "s", sample_path(), "--policy", "openpi:pi05_droid",
+                "--checkpoint", checkpoint, "--dry-run",
+            )  # fmt: skip
+            assert logged.stream.getvalue() == ""
+            logging.getLogger("gcsfs").error("as before")
+        finally:
+            logging.getLogger().removeHandler(logged)
+        assert logged.stream.getvalue() == "as before\n"
+        assert (done.returncode, done.stdout) == (1, "")
+        (said,) = done.stderr.splitlines()
         assert said.startswith("attnstore: openpi cannot make the transforms of pi05_droid (OSErr")
         assert said.endswith("put paligemma_tokenizer.model into $OPENPI_DATA_HOME/big_vision/")
-        assert last == f"ERROR:{ours}:1 [20, 0]"
+        assert [logger.level for logger in fetching] == [logging.INFO, 0, 0]
 
     def test_lora_adapters_that_the_conversion_dropped(self, openpi: None, tmp_path: Path) -> None:
         """What would be shown were the base model's maps. What train_pytorch.py wrote is whole."""

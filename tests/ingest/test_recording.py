@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli_fixtures import run
 from ingest_fixtures import (
     Watcher,
     Zygote,
@@ -22,7 +23,6 @@ from ingest_fixtures import (
     commits,
     observe,
     problems,
-    run_attnstore,
 )
 from recording_policy import kill_recorders
 
@@ -499,7 +499,7 @@ def test_from_the_command_line(
     monkeypatch: pytest.MonkeyPatch,
     zygote: Zygote,
 ) -> None:
-    def run(*arguments: object) -> tuple[int, str]:
+    def forked(*arguments: object) -> tuple[int, str]:
         output = ram_path / "output"
         output.unlink(missing_ok=True)
         code = zygote.run(*arguments, output=output)
@@ -515,16 +515,16 @@ def test_from_the_command_line(
     # The robot lost its power in the midst of the second call.
     Journal(journal, at=read_contents(journal).places[2].start + 150).close()
     options = ("--policy", "pi0", "--checkpoint", checkpoint)
-    code, said = run("ingest", "recording", other, store, *options)
+    code, said = forked("ingest", "recording", other, store, *options)
     assert code == 5, said
     assert "attnstore record recover" in said
     assert list(commits(other)) == ["two"]
-    code, said = run("record", "recover", store)
+    code, said = forked("record", "recover", store)
     assert code == 0
     assert said.startswith("recovered: one: 1 call; ")
     assert (journal.parent / f"{journal.name}.rest").stat().st_size > 150
-    assert run("record", "recover", store) == (0, "every episode was ended\n")
-    code, said = run("ingest", "recording", store, *options, "--name", "monday")
+    assert forked("record", "recover", store) == (0, "every episode was ended\n")
+    code, said = forked("ingest", "recording", store, *options, "--name", "monday")
     assert code == 0, said
     assert {n: c.summary["outcome"] for n, c in commits(store).items()} == {
         "one": "unknown", "two": "success",
@@ -543,7 +543,7 @@ def test_outcomes_joined_afterwards(policy: Pi0Policy, ram_path: Path) -> None:
     table.write_text(
         "success,duration,video_filename\n1.0,8,one.mp4\n0,9,videos/two.mp4\n1,3,ten.mp4\n"
     )
-    done = run_attnstore("outcomes", store, "--csv", table)
+    done = run("outcomes", store, "--csv", table)
     assert done.returncode == 5
     assert done.stdout == "outcomes in runs and recordings: 4 changed, 0 were said already\n"
     assert "names 1 episodes that are not in" in done.stderr
@@ -568,10 +568,10 @@ def test_outcomes_joined_afterwards(policy: Pi0Policy, ram_path: Path) -> None:
             {"per_episode": [{"episode_ix": 0, "sum_reward": 2.5, "success": True, "seed": 12}]}
         )
     )
-    done = run_attnstore("outcomes", store, "--json", found, "--by", "seed")
+    done = run("outcomes", store, "--json", found, "--by", "seed")
     assert (done.returncode, done.stderr) == (0, "")
     assert RecordingDataset(recorder.directory).info("day/three").attributes["reward"] == 2.5
-    done = run_attnstore("outcomes", store, "--json", found, "--by", "seed")
+    done = run("outcomes", store, "--json", found, "--by", "seed")
     assert done.stdout == "outcomes in runs and recordings: 0 changed, 2 were said already\n"
     with attnstore.open(store) as opened:
         episode = opened.episodes["day/three"]
