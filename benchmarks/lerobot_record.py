@@ -8,10 +8,12 @@ that of the policy's own method, with and without the time that the thread waite
 
 from __future__ import annotations
 
+import importlib
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,42 +26,55 @@ from attnstore.ingest.recording.lerobot import record_lerobot
 from .record import NOISE, starved
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
-CALLS, WARM = 60, 5
-CASES = {
-    "act, pusht": ("act", {"observation.image": (3, 96, 96)}, 2),
-    "act, aloha": ("act", {"observation.images.top": (3, 480, 640)}, 14),
-    "act, three cameras": ("act", {f"observation.images.{c}": (3, 480, 640) for c in "abc"}, 14),
-    "smolvla, aloha": ("smolvla", {"observation.images.top": (3, 480, 640)}, 14),
-    "pi05, three cameras": ("pi05", {f"observation.images.{c}": (3, 360, 640) for c in "abc"}, 8),
+CALLS, WARM, SEEN = 60, 5, 8
+PUSHT, ALOHA = "gym_pusht/PushT-v0", "gym_aloha/AlohaTransferCube-v0"
+THREE = ("front", "left", "right")
+CASES: dict[str, tuple[str, dict[str, tuple[int, ...]], int, str | None]] = {
+    "act, pusht": ("act", {"observation.image": (3, 96, 96)}, 2, PUSHT),
+    "act, aloha": ("act", {"observation.images.top": (3, 480, 640)}, 14, ALOHA),
+    "smolvla, aloha": ("smolvla", {"observation.images.top": (3, 480, 640)}, 14, ALOHA),
+    "act, noise": ("act", {"observation.images.top": (3, 480, 640)}, 14, None),
+    "smolvla, noise": ("smolvla", {"observation.images.top": (3, 480, 640)}, 14, None),
+    "act, three": ("act", {f"observation.images.{c}": (3, 480, 640) for c in THREE}, 14, None),
+    "pi05, three": ("pi05", {f"observation.images.{c}": (3, 360, 640) for c in THREE}, 8, None),
 }
-"""Family, image features, degrees of freedom."""
+"""Family, image features, degrees of freedom, and the environment that is seen; None: a smooth picture with a
+camera's noise on every pixel, which takes the most bytes."""
 
 
 def main() -> None:
     """Measure every case, or those that are named."""
     import lerobot_fixture_real as real
 
+    os.environ.setdefault("MUJOCO_GL", "egl")
     torch.set_num_threads(1)
     asked = sys.argv[1:] or list(CASES)
     for name in asked:
         with tempfile.TemporaryDirectory() as folder, real.small():
-            added, plain, size, dropped = measure(*CASES[name], Path(folder))
+            figures, size, dropped = measure(*CASES[name], Path(folder))
         what = ", ".join(
             f"{label} median {np.median(ms):.2f}, p99 {np.percentile(ms, 99):.1f} ms"
-            for label, ms in (("without waiting", added), ("by the clock", plain))
+            for label, ms in figures.items()
         )
         print(f"{name}: {what}; {size / CALLS / 1e6:.3f} MB a call; {dropped} dropped", flush=True)
 
 
 def measure(
-    kind: str, images: dict[str, tuple[int, ...]], freedom: int, folder: Path
-) -> tuple[list[float], list[float], int, int]:
-    """Drive; return what a call took more, in ms, without waiting for a processor and by the clock."""
+    kind: str, images: dict[str, tuple[int, ...]], freedom: int, room: str | None, folder: Path
+) -> tuple[dict[str, list[float]], int, int]:
+    """Drive; return what a call took more, in ms, without waiting for a processor and by the clock; how long calls
+    are that are recorded and that are not; bytes, and calls that were dropped."""
     policy, preprocessor = _made(kind, images, freedom, folder)
-    random = np.random.default_rng(0)
-    seen = [_observation(images, freedom, random) for _ in range(8)]
+    seen = list(_noisy(images, freedom) if room is None else _rendered(room))
     own: list[tuple[float, float]] = []
     ask = policy.predict_action_chunk
+    alone = []
+    for i in range(CALLS // 2 + WARM):
+        batch = preprocessor(dict(seen[i % len(seen)]))
+        with torch.inference_mode():
+            _, clock, _ = _timed(lambda b=batch: ask(b))
+        alone.append(1e3 * clock)
+        time.sleep(0.1)
 
     def timed(batch: Any, **keywords: Any) -> Any:
         found, *took = _timed(lambda: ask(batch, **keywords))
@@ -67,7 +82,7 @@ def measure(
         return found
 
     policy.predict_action_chunk = timed
-    added, plain = [], []
+    added, plain, recorded = [], [], []
     with (
         record_lerobot(policy, preprocessor, folder / "store", mode="replay") as made,
         made.episode("drive") as episode,
@@ -78,6 +93,7 @@ def measure(
             with torch.inference_mode():
                 _, clock, waited = _timed(lambda b=batch: policy.predict_action_chunk(b))
             if i >= WARM:
+                recorded.append(1e3 * clock)
                 plain.append(1e3 * (clock - own[0][0]))
                 added.append(1e3 * (clock - waited - own[0][0] + own[0][1]))
             time.sleep(0.1)  # the writing thread's turn, as between a robot's calls
@@ -85,7 +101,10 @@ def measure(
         dropped = episode.dropped.total()
         episode.finish(outcome="success")
     size = sum(p.stat().st_size for p in made.recorder.directory.glob("*.journal"))
-    return added, plain, size, dropped
+    figures = {
+        "without waiting": added, "by the clock": plain, "recorded": recorded, "alone": alone[WARM:],
+    }  # fmt: skip
+    return figures, size, dropped
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float, float]:
@@ -119,14 +138,33 @@ def _made(kind: str, images: dict[str, tuple[int, ...]], freedom: int, folder: P
     return policy, before
 
 
-def _observation(images: dict[str, tuple[int, ...]], freedom: int, random: Any) -> dict[str, Any]:
-    """What LeRobot's environments give: images 0..1, (1, channel, height, width)."""
-    pictures = {}
-    for name, (channels, height, width) in images.items():
-        smooth = cv2.resize(random.uniform(0, 255, (8, 8, channels)), (width, height))
-        noisy = np.clip(smooth + random.normal(0, NOISE, smooth.shape), 0, 255).astype(np.uint8)
-        pictures[name] = torch.from_numpy(noisy).permute(2, 0, 1)[None].contiguous().float() / 255
-    return {**pictures, "observation.state": torch.zeros(1, freedom), "task": ["push the block"]}
+def _noisy(images: dict[str, tuple[int, ...]], freedom: int) -> Iterator[dict[str, Any]]:
+    """Yield what LeRobot's environments give: images 0..1, (1, channel, height, width)."""
+    random = np.random.default_rng(0)
+    for _ in range(SEEN):
+        pictures = {}
+        for name, (channels, height, width) in images.items():
+            smooth = cv2.resize(random.uniform(0, 255, (8, 8, channels)), (width, height))
+            noisy = np.clip(smooth + random.normal(0, NOISE, smooth.shape), 0, 255).astype(np.uint8)
+            pictures[name] = (
+                torch.from_numpy(noisy).permute(2, 0, 1)[None].contiguous().float() / 255
+            )
+        yield {**pictures, "observation.state": torch.zeros(1, freedom), "task": ["push the block"]}
+
+
+def _rendered(room: str) -> Iterator[dict[str, Any]]:
+    """Yield what an environment shows while random actions are carried out, as LeRobot prepares it."""
+    import gymnasium
+    from lerobot.envs.utils import preprocess_observation
+
+    importlib.import_module(room.partition("/")[0])
+    environment = gymnasium.make(room, obs_type="pixels_agent_pos")
+    environment.reset(seed=0)
+    environment.action_space.seed(0)
+    for _ in range(SEEN):
+        seen, *_ = environment.step(environment.action_space.sample())
+        yield {**preprocess_observation(seen), "task": ["push the block"]}
+    environment.close()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,16 @@ import click
 
 from attnstore.store.errors import PartialError, UsageError
 
+from .ingest_choices import precision_option, token_stats_option, vision_option
 from .options import (
+    F,
     FiniteNumber,
     StoreCommand,
     StoreGroup,
     StoreName,
     adapter_options,
+    add_options,
+    grouped,
     json_option,
     layers_option,
     on_this_machine,
@@ -31,7 +35,6 @@ from .options import (
 from .output import print_json, say
 
 if TYPE_CHECKING:
-    from attnstore.ingest.datasets.base import VideoFrames
     from attnstore.ingest.recording.lerobot import EvalRecorder
     from attnstore.ingest.recording.recorder import Mode
 
@@ -41,12 +44,37 @@ def record() -> None:
     """Record policies that drive: those of `lerobot-eval` and of openpi's server, in Python any."""
 
 
-rerun_option = click.option(
-    "--rerun",
-    metavar="spawn|URL|DIR",
-    help="Show it in a Rerun viewer meanwhile: spawn starts one, rerun+http://HOST:9876/proxy is one, a "
-    "directory takes an .rrd file an episode.",
-)
+def kept_options(mode: Mode, name: str) -> Callable[[F], F]:
+    """Add what is kept of every call, and how; the command gets it as ``kept``, and its defaults are these."""
+    return grouped(
+        "kept",
+        dict,
+        click.option(
+            "--mode",
+            type=click.Choice(["live", "replay"]),
+            default=mode,
+            show_default=True,
+            help="live: capture in the forward, eager and uncompiled; replay: keep what the policy saw, for "
+            "`attnstore ingest recording`.",
+        ),
+        click.option("--name", default=name, show_default=True, help="Name of the recording."),
+        precision_option,
+        vision_option,
+        token_stats_option,
+        click.option(
+            "--pictures",
+            type=click.Choice(["jpeg", "png"]),
+            default="jpeg",
+            show_default=True,
+            help="How camera images are kept; png exactly, so that `attnstore probe` does the same again.",
+        ),
+        click.option(
+            "--rerun",
+            metavar="spawn|URL|DIR",
+            help="Show it in a Rerun viewer meanwhile: spawn starts one, rerun+http://HOST:9876/proxy is one, a "
+            "directory takes an .rrd file an episode.",
+        ),
+    )
 
 
 class _EvalCommand(StoreCommand):
@@ -60,42 +88,12 @@ class _EvalCommand(StoreCommand):
 @record.command("lerobot-eval", cls=_EvalCommand)
 @store_to_write
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="-- ARGUMENTS")
-@click.option(
-    "--mode",
-    type=click.Choice(["live", "replay"]),
-    default="live",
-    show_default=True,
-    help="live captures while it drives, replay keeps what `attnstore ingest recording` captures from.",
-)
-@click.option("--name", default="lerobot-eval", show_default=True, help="Name of the recording.")
-@click.option(
-    "--precision",
-    type=click.Choice(["float16", "log8"]),
-    default="float16",
-    show_default=True,
-    help="Stored precision of a live run.",
-)
-@click.option("--vision", is_flag=True, help="Also the attention inside the image encoder.")
-@click.option("--token-stats", is_flag=True, help="Also every token's norm and cosines.")
-@click.option(
-    "--pictures",
-    type=click.Choice(["jpeg", "png"]),
-    default="jpeg",
-    show_default=True,
-    help="How camera images are kept; png exactly, so that `attnstore probe` does the same again.",
-)
-@rerun_option
+@add_options(kept_options("live", "lerobot-eval"))
 @json_option
 def lerobot_eval(
     store: StoreName,
     arguments: tuple[str, ...],
-    mode: str,
-    name: str,
-    precision: str,
-    vision: bool,
-    token_stats: bool,
-    pictures: VideoFrames,
-    rerun: str | None,
+    kept: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Run LeRobot's own lerobot-eval, and record its policy.
@@ -112,18 +110,14 @@ def lerobot_eval(
     from attnstore.ingest.recording.lerobot import EvalRecorder
 
     local = on_this_machine(store)
-    settings = {
-        "mode": mode, "name": name, "precision": precision, "pictures": pictures,
-        "vision": vision, "token_stats": token_stats, "rerun": rerun,
-    }  # fmt: skip
-    recording = EvalRecorder(local, settings)
+    recording = EvalRecorder(local, kept)
     run_lerobot_eval(recording, arguments)
     recorder = recording.recorder
     if recorder is None:
         raise UsageError("lerobot-eval ran no rollout, so nothing was recorded")
     lost = [o for o in recorder.outcomes if o.status not in ("committed", "present")]
     said = {
-        "event": "recorded", "episodes": len(recording.ended), "mode": mode,
+        "event": "recorded", "episodes": len(recording.ended), "mode": kept["mode"],
         "successes": recording.ended.count("success"), "failures": recording.ended.count("failure"),
         "committed": len(recorder.outcomes) - len(lost), "faults": dict(recorder.faults),
     }  # fmt: skip
@@ -134,7 +128,7 @@ def lerobot_eval(
             f"{said['episodes']} episodes recorded in {recorder.directory}: {said['successes']} successes, "
             f"{said['failures']} failures"
         )
-        if mode == "replay":
+        if kept["mode"] == "replay":
             click.echo(
                 f"attnstore ingest recording {local} --policy lerobot --checkpoint "
                 f"{recording.checkpoint} captures from it"
@@ -154,14 +148,7 @@ def lerobot_eval(
     help="Converted checkpoint, with assets/ beside the weights.",
 )
 @revision_option
-@click.option(
-    "--mode",
-    type=click.Choice(["replay", "live"]),
-    default="replay",
-    show_default=True,
-    help="replay: keep what the policy saw, for `attnstore ingest recording`; live: capture in the "
-    "forward, eager and uncompiled.",
-)
+@add_options(kept_options("replay", "openpi"))
 @click.option("--host", default="0.0.0.0", show_default=True, help="Address to listen at.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port."
@@ -176,7 +163,6 @@ def lerobot_eval(
     help="Whether openpi compiles the model.  [default: in replay, as the configuration says]",
 )
 @click.option("--default-prompt", metavar="TEXT", help="Instruction for messages that have none.")
-@click.option("--name", default="openpi", show_default=True, help="Name of the recording.")
 @click.option("--rate", type=FiniteNumber(), help="Environment steps a second, if known.")
 @click.option(
     "--steps-per-call",
@@ -191,20 +177,12 @@ def lerobot_eval(
     help="A call so long after the one before begins an episode.",
 )
 @click.option("--by-prompt", is_flag=True, help="Another prompt begins an episode.")
-@click.option(
-    "--pictures",
-    type=click.Choice(["jpeg", "png"]),
-    default="jpeg",
-    show_default=True,
-    help="How camera images are kept, to look at.",
-)
-@rerun_option
 def openpi(
     store: StoreName,
     config: str,
     checkpoint: str,
     revision: str | None,
-    mode: Mode,
+    kept: dict[str, Any],
     host: str,
     port: int,
     device: str,
@@ -212,13 +190,10 @@ def openpi(
     pairs: tuple[str, ...],
     compiled: bool | None,
     default_prompt: str | None,
-    name: str,
     rate: float | None,
     steps_per_call: int | None,
     pause: float | None,
     by_prompt: bool,
-    pictures: VideoFrames,
-    rerun: str | None,
 ) -> None:
     """Serve an openpi policy by openpi's own server, and record every call.
 
@@ -232,6 +207,7 @@ def openpi(
     attnstore record openpi robot.attn --config pi05_droid --checkpoint CHECKPOINT --device cuda
     attnstore record openpi sim.attn --config pi05_libero --checkpoint CHECKPOINT --mode live
     """
+    from attnstore.ingest.policies.base import watch_where_shown
     from attnstore.ingest.policies.openpi.policy import OpenpiPolicy
     from attnstore.ingest.policies.registry import parse_options
     from attnstore.ingest.recording.openpi import RecordingPolicy, serve
@@ -245,12 +221,13 @@ def openpi(
         device="cuda:0" if device == "cuda" else device,
         revision=revision,
         options=parse_options(pairs),
-        compiled=mode == "replay" if compiled is None else compiled,
+        compiled=kept["mode"] == "replay" if compiled is None else compiled,
+    )
+    watch = watch_where_shown(
+        policy, vision=kept.pop("vision"), token_stats=kept.pop("token_stats")
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # recorded until then, and ended
-    with record_policy(
-        policy, local, mode=mode, name=name, rate=rate, pictures=pictures, rerun=rerun
-    ) as recorder:
+    with record_policy(policy, local, rate=rate, watch=watch, **kept) as recorder:
         served = RecordingPolicy(
             recorder,
             prompt=default_prompt,
@@ -258,7 +235,9 @@ def openpi(
             by_prompt=by_prompt,
             steps_per_call=steps_per_call,
         )
-        say(f"ws://{host}:{port} serves {config} and records ({mode}) into {recorder.directory}")
+        say(
+            f"ws://{host}:{port} serves {config} and records ({kept['mode']}) into {recorder.directory}"
+        )
         with contextlib.suppress(KeyboardInterrupt):
             serve(served, host, port)
 

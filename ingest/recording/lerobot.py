@@ -156,12 +156,7 @@ class LeRobotRecorder:
             raw = self._here.raw
             seen, more = _part(raw, FIRST), _part(raw, "complementary_data")
             tasks = _tasks(more.get("task"), seen)
-            # The one copy of the images: nothing writes to these, the policy included.
-            images = {f: given[f].clone() for f in adapter.config.image_features if f in given}
-            observations = adapter.observations(
-                seen, tasks, {f: (given[f], image) for f, image in images.items()}
-            )
-            given = {**given, **images}
+            observations, fill = adapter.observations(seen, tasks)
             rows: Sequence[Episode] = ()
             if not recorder.inside:
                 rows = self._opened(len(observations))
@@ -171,7 +166,7 @@ class LeRobotRecorder:
                 given, observations, keywords.get("noise"),
                 driven_keywords(adapter.policy, keywords),
             )  # fmt: skip
-            recorder.saw(made, observations, own=images)
+            recorder.saw(made, observations, fill)
         except Exception as error:
             recorder.missed(error)
             if not adapter.takes_noise:

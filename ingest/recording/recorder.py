@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
@@ -225,7 +225,7 @@ class Recorder:
         self._rows: ContextVar[Sequence[Episode | None] | None] = ContextVar("rows", default=None)
         self._inside = threading.local()
         self._prepared: dict[
-            int, tuple[weakref.ref[Batch], tuple[Observation, ...], Collection[str] | None]
+            int, tuple[weakref.ref[Batch], tuple[Observation, ...], Callable[[], None] | None]
         ] = {}
         self._lock = threading.Lock()
         self._open: list[Episode] = []
@@ -272,6 +272,7 @@ class Recorder:
                 f"on the object ({error})"
             ) from None
         self._outbox = Outbox(self._settings.queue_bytes)
+        self._copier = ThreadPoolExecutor(1, "attnstore-copier")
         if self.mode == "live":
             self._commits = ThreadPoolExecutor(1, "attnstore-committer")
         if self._settings.rerun is not None:
@@ -296,6 +297,7 @@ class Recorder:
         for episode in still:
             episode._end(None, None, {}, reason)
         assert self._outbox is not None
+        self._copier.shutdown()
         self._outbox.close()
         if self._commits is not None:
             self._commits.shutdown(wait=True)
@@ -381,21 +383,22 @@ class Recorder:
         self,
         batch: Batch,
         observations: Sequence[Observation],
-        own: Collection[str] | None = None,
+        fill: Callable[[], None] | None = None,
     ) -> None:
         """Say of which observations a batch is that something else than the policy's `prepare` made.
 
         Parameters
         ----------
-        own
-            Inputs that nobody writes to, nor to the observations: they are not copied once more.
+        fill
+            Makes the images of the observations, in memory that nobody else writes to. It is then called by a
+            thread that also copies the large inputs, while the policy acts: it must not write to them.
         """
         key = id(batch)
 
         def forget(_: weakref.ref[Batch], key: int = key) -> None:
             self._prepared.pop(key, None)
 
-        self._prepared[key] = weakref.ref(batch, forget), tuple(observations), own
+        self._prepared[key] = weakref.ref(batch, forget), tuple(observations), fill
 
     def missed(self, error: Exception) -> None:
         """Count a call of this thread's episodes that could not be made a batch of."""
@@ -449,20 +452,29 @@ class Recorder:
                 return self._act(batch)
         self._inside.acting = True
         try:
-            pending = self._begin(batch, tuple(rows))
+            pending, copied = self._begin(batch, tuple(rows))
             started = time.monotonic()
             if self.mode == "live" and pending:
                 actions, spooled = self._capture(batch, pending)
             else:
                 actions, spooled = self._act(batch), {}
-            self._record(batch, pending, actions, time.monotonic() - started, spooled)
+            self._record(batch, pending, actions, time.monotonic() - started, spooled, copied)
             return actions
         finally:
             self._inside.acting = False
 
-    def _begin(self, batch: Batch, rows: tuple[Episode | None, ...]) -> list[_Pending]:
-        """Copy what the policy is given, before it is."""
+    def _begin(
+        self, batch: Batch, rows: tuple[Episode | None, ...]
+    ) -> tuple[list[_Pending], Callable[[], None] | None]:
+        """Copy what the policy is given, before it is.
+
+        Returns
+        -------
+        The rows that are recorded; and what waits for the large copies that a thread makes while the policy acts.
+        """
         pending: list[_Pending] = []
+        later: list[Callable[[], None]] = []
+        fill = None
         for row, episode in enumerate(rows):
             if episode is None or episode.ended:
                 continue
@@ -476,27 +488,45 @@ class Recorder:
                 known = self._prepared.get(id(batch))
                 if known is None or known[0]() is not batch:
                     raise UsageError("a batch that this policy's prepare did not make")
-                seen, own = known[1][row], known[2]
+                seen, fill = known[1][row], known[2]
                 images = dict(seen.images)
-                if own is None:
+                if fill is None:
                     images = {camera: np.array(image) for camera, image in images.items()}
-                copied = replace(
+                seen = replace(
                     seen, images=images, state=np.array(seen.state, np.float32), recorded=None
                 )
-                inputs = self._row(batch, row, own or ())
+                inputs = self._row(batch, row, None if fill is None else later)
                 pending.append(
-                    _Pending(row, episode, number, episode.step, episode._seconds(), copied, inputs)
+                    _Pending(row, episode, number, episode.step, episode._seconds(), seen, inputs)
                 )
             except Exception as error:
                 self._lost(episode, told(error))
-        return pending
+        if fill is None or not pending:
+            return pending, None
 
-    def _row(self, batch: Batch, row: int, own: Collection[str]) -> Copied:
+        def copy() -> None:
+            for each in (*later, fill):
+                each()
+
+        try:
+            copying = self._copier.submit(copy)
+        except RuntimeError:  # there can be no more threads
+            return pending, copy
+
+        def copied() -> None:
+            if copying.cancel():  # its thread had no processor yet
+                copy()
+            else:
+                copying.result()
+
+        return pending, copied
+
+    def _row(self, batch: Batch, row: int, later: list[Callable[[], None]] | None) -> Copied:
         """Copy the inputs of a row of a batch; a policy that acts row by row says what each acts on."""
         alone = getattr(self.policy, "alone", None)
         if len(batch) > 1 and alone is not None:
-            return copy_inputs(alone(batch.inputs, row), own=own)
-        return copy_inputs(dict(batch.inputs), row if len(batch) > 1 else None, len(batch), own)
+            return copy_inputs(alone(batch.inputs, row), later=later)
+        return copy_inputs(dict(batch.inputs), row if len(batch) > 1 else None, len(batch), later)
 
     def _capture(self, batch: Batch, pending: Sequence[_Pending]) -> tuple[Any, dict[int, Row]]:
         """Act with the policy watched; without, if watching it fails."""
@@ -526,6 +556,7 @@ class Recorder:
         actions: Any,
         seconds: float,
         spooled: Mapping[int, Row],
+        copied: Callable[[], None] | None,
     ) -> None:
         if not pending:
             return
@@ -534,6 +565,13 @@ class Recorder:
         except Exception as error:
             for each in pending:
                 self._lost(each.episode, f"the actions: {told(error)}")
+            return
+        try:
+            if copied is not None:
+                copied()  # from here on the caller may write to what was copied
+        except Exception as error:
+            for each in pending:
+                self._lost(each.episode, told(error))
             return
         for each in pending:
             try:

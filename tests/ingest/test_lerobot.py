@@ -47,7 +47,7 @@ from attnstore.ingest.policies.base import (
     Watch,
 )
 from attnstore.ingest.policies.blocking import Blocked
-from attnstore.ingest.policies.lerobot.base import LeRobotPolicy, _to_pixels
+from attnstore.ingest.policies.lerobot.base import LeRobotPolicy
 from attnstore.ingest.policies.lerobot.fast import written
 from attnstore.ingest.policies.lerobot.loading import check_weights
 from attnstore.ingest.policies.lerobot.policy import (
@@ -688,13 +688,15 @@ class TestMore:
 
 def test_pixels_of_what_a_preprocessor_gets() -> None:
     """Rounded to the nearest byte, as torch does; bytes as they are; other whole numbers are refused."""
+    policy = shared("act")
     values = torch.linspace(-0.1, 1.1, 2 * 3 * 40 * 50).reshape(2, 3, 40, 50)
     wanted = (values * 255).round().clamp(0, 255).to(torch.uint8)
-    found = _to_pixels(values)
-    np.testing.assert_array_equal(found, wanted.permute(0, 2, 3, 1).numpy())
-    again = _to_pixels(wanted)
-    np.testing.assert_array_equal(again, found)
-    wanted.zero_()
-    np.testing.assert_array_equal(again, found)
+    raw = {CAMERAS[0]: values, CAMERAS[1]: wanted}
+    seen, fill = policy.observations(raw, ["a", "b"])
+    fill()
+    for row, each in enumerate(seen):
+        assert len(each.images) == 2
+        for image in each.images.values():
+            np.testing.assert_array_equal(image, wanted[row].permute(1, 2, 0).numpy())
     with pytest.raises(ObservationError, match="an image of int16"):
-        _to_pixels(torch.zeros(3, 4, 4, dtype=torch.int16))
+        policy.observations({CAMERAS[0]: torch.zeros(3, 4, 4, dtype=torch.int16)}, ["a"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,9 @@ from lerobot_fixture_models import CAMERAS, STATE_DOF, build
 import attnstore
 from attnstore.cli import cli
 from attnstore.commands.record import run_lerobot_eval
+from attnstore.ingest.datasets.lerobot.metadata import camera_name
 from attnstore.ingest.policies.base import PolicyError
+from attnstore.ingest.recording.dataset import RecordingDataset
 from attnstore.ingest.recording.lerobot import EvalRecorder, record_lerobot, results_of
 from attnstore.store.errors import MissingExtraError, UsageError
 
@@ -157,6 +160,43 @@ def test_noise_is_the_policys_own_and_a_reset_ends_an_episode_that_nobody_opened
         assert store.episode("episode").query_groups("prefix") == ("text",)
         assert np.isfinite(store.episode("episode").maps("prefix", "hand_camera").values).all()
     assert names == [("episode", "unknown", 1), ("episode~2", "unknown", 1)]
+
+
+def test_what_the_policy_saw_is_kept_though_its_memory_is_used_again(tmp_path: Path) -> None:
+    """Of two rows; an image that is NumPy's own memory, and one that is a part of another tensor."""
+    policy, preprocessor = built("act")
+    (tmp_path / "config.json").write_text("{}")
+    policy.config.pretrained_path = str(tmp_path)
+    array = np.random.default_rng(0).integers(0, 256, (2, 3, 128, 160)).astype(np.float32) / 255
+    whole = torch.from_numpy(array.copy()).flip(0)
+    raw: dict[str, Any] = {
+        CAMERAS[0]: torch.from_numpy(array), CAMERAS[1]: whole[..., 16:144],
+        "observation.state": torch.rand(2, STATE_DOF), "task": ["wipe", "lift"],
+    }  # fmt: skip
+    saw = {k: v.clone() for k, v in raw.items() if k != "task"}
+    chunk = policy.predict_action_chunk(preprocessor(dict(raw)))
+    made = record_lerobot(policy, preprocessor, tmp_path / "s", mode="replay", pictures="png")
+    gate = threading.Event()
+    with made, made.recorder.rows([made.episode("first"), made.episode("second")]):
+        batch = preprocessor(dict(raw))
+        # What copies while the policy acts is busy: then the call does, before it returns.
+        made.recorder._copier.submit(gate.wait, 20)
+        assert torch.equal(policy.predict_action_chunk(batch), chunk)
+        for values in (array, whole, raw["observation.state"], *batch.values()):
+            if not isinstance(values, list):
+                values[...] = 0.5
+        gate.set()
+    dataset = RecordingDataset(made.recorder.directory)
+    for row, name in enumerate(("first", "second")):
+        (frame,) = dataset.frames(name, [0])
+        assert frame.call is not None
+        inputs = frame.call.batch.inputs
+        pixels = {camera.camera: camera.rgb for camera in frame.cameras}
+        for feature in CAMERAS:
+            assert torch.equal(inputs[feature], saw[feature][row : row + 1])
+            wanted = (saw[feature][row] * 255).round().to(torch.uint8).permute(1, 2, 0)
+            np.testing.assert_array_equal(pixels[camera_name(feature)], wanted.numpy())
+        np.testing.assert_array_equal(frame.state, saw["observation.state"][row].numpy())
 
 
 def test_a_rollout_that_raises_leaves_its_episodes_unknown(tmp_path: Path) -> None:

@@ -286,13 +286,37 @@ def test_the_launcher(
         )
 
 
+def test_a_live_recording_keeps_what_is_asked_for(
+    checkpoint: Path,
+    ram_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module = sys.modules["openpi.serving.websocket_policy_server"]
+    monkeypatch.setattr(module, "WebsocketPolicyServer", Server, raising=False)
+    asked = [
+        "--config", "pi05_droid", "--checkpoint", str(checkpoint), "--policy-option", "steps=2",
+        "--default-prompt", "sweep", "--mode", "live", "--host", "127.0.0.1", "--port", "9000",
+    ]  # fmt: skip
+    for name, more in (("few", []), ("all", ["--precision", "log8", "--vision", "--token-stats"])):
+        store = str(ram_path / name)
+        code, output = run(["record", "openpi", store, *asked, *more], capsys)
+        assert code == 0, output
+        with attnstore.open(store) as opened:
+            ((precision,),) = opened.sql("select precision from runs").fetchall()
+            ((counted,),) = opened.sql("select count(*) > 0 from token_stats").fetchall()
+            (episode,) = opened.episodes.values()
+            kept = (precision, "vision" in episode.phases, counted)
+        assert kept == (("log8", True, True) if more else ("float16", False, False))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--config", "pi05_droit"], "did you mean pi05_droid"),
         (["--config", "pi05_droid", "--pause", "-1"], "pause is a positive number of seconds"),
         (["--config", "pi05_droid", "--policy-option", "camera=x"], "camera"),
-        (["--config", "pi05_droid", "--mode", "eager"], "'eager' is not one of 'replay', 'live'"),
+        (["--config", "pi05_droid", "--mode", "eager"], "'eager' is not one of 'live', 'replay'"),
     ],
 )
 def test_arguments_of_the_launcher(

@@ -9,6 +9,7 @@ import os
 import random
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -362,6 +363,50 @@ def test_faults_are_logged_once_and_never_raised(
     assert [o.status for o in replay(store, ram_path / "t", policy).outcomes] == ["committed"]
 
 
+def test_a_call_returns_when_what_it_saw_is_copied(policy: Pi0Policy, ram_path: Path) -> None:
+    seen = observe()
+    pictures = {camera: np.zeros_like(image) for camera, image in seen.images.items()}
+
+    def fill() -> None:
+        time.sleep(0.5)
+        for picture in pictures.values():
+            picture[...] = 7
+
+    with (
+        attnstore.record(policy, ram_path / "s", mode="replay", pictures="png") as recorder,
+        recorder.episode("one"),
+    ):
+        batch = policy.prepare([seen])
+        wanted = {k: v.clone() for k, v in batch.inputs.items() if isinstance(v, torch.Tensor)}
+        recorder.saw(batch, [replace(seen, images=pictures)], fill)
+        policy.act(batch)
+        assert all((picture == 7).all() for picture in pictures.values())
+        for tensor in batch.inputs.values():
+            if isinstance(tensor, torch.Tensor):
+                tensor.zero_()
+    (frame,) = RecordingDataset(recorder.directory).frames("one", [0])
+    assert all((camera.rgb == 7).all() for camera in frame.cameras)
+    assert frame.call is not None
+    assert all(torch.equal(frame.call.batch.inputs[k], v) for k, v in wanted.items())
+
+
+def test_a_copy_that_fails_is_a_dropped_call(policy: Pi0Policy, ram_path: Path) -> None:
+    def broken() -> None:
+        raise MemoryError("no room for pixels")
+
+    with (
+        attnstore.record(policy, ram_path / "s", mode="replay") as recorder,
+        recorder.episode("one") as episode,
+    ):
+        batch = policy.prepare([observe()])
+        recorder.saw(batch, [observe()], broken)
+        assert policy.act(batch).shape[0] == 1
+        policy.act(policy.prepare([observe(1)]))
+        assert dict(episode.dropped) == {"MemoryError: no room for pixels": 1}
+        recorder.flush()
+    assert list(RecordingDataset(recorder.directory).numbers("one")) == [1]
+
+
 def test_a_capture_that_fails_does_not_stop_the_policy(
     policy: Pi0Policy, ram_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -451,8 +496,8 @@ def test_inputs_come_back_bit_for_bit() -> None:
     np.testing.assert_array_equal(back["numpy"], noise[0, 0])
     assert back["scalar"] == np.float64(0.1)
     # A picture of 256 levels is a quarter of its bytes and less.
-    assert said["arrays"][0]["coding"] == "table"
-    assert said["arrays"][0]["size"] + said["arrays"][0]["table"] <= picture.nbytes / 4 + 2048
+    assert said["arrays"][0]["coding"] == "tables"
+    assert said["arrays"][0]["size"] + said["arrays"][0]["tables"] <= picture.nbytes / 4 + 2048
     with pytest.raises(UnknownInputError, match=r"inputs\.odd: a object"):
         copy_inputs({"odd": object()})
     row = copy_inputs({"x": torch.arange(6).reshape(3, 2), "task": ["a", "b", "c"]}, 1, 3)
@@ -462,6 +507,42 @@ def test_inputs_come_back_bit_for_bit() -> None:
     assert back["task"] == ["b"]
     with pytest.raises(UnknownInputError, match="once per environment"):
         copy_inputs({"x": torch.zeros(5, 2)}, 1, 3)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "int64", "int16"])
+@pytest.mark.parametrize("shape", [(2, 3, 120, 70), (1, 3, 60, 70), (9001,)])
+def test_pictures_of_any_kind_come_back_bit_for_bit(shape: tuple[int, ...], dtype: str) -> None:
+    """Normalised channel by channel, of 90 levels each, with zeros of both signs."""
+    levels = torch.from_numpy(np.random.default_rng(1).integers(0, 90, shape))
+    if "float" in dtype:
+        channel = torch.arange(3).reshape(3, 1, 1) if len(shape) > 2 else 1
+        levels = (levels / 255 - 0.137 * channel) / 0.2
+        levels.view(-1)[:3] = torch.tensor([0.0, -0.0, np.nan])
+    picture = levels.to(getattr(torch, dtype))
+    said, pieces = pack_inputs(copy_inputs({"picture": picture}))
+    (array,) = said["arrays"]
+    bits = picture.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[picture.element_size()])
+    if shape[-2:] != (60, 70) or len(bits.unique()) <= 256:
+        assert (array["coding"], array["codes"]) == ("tables", "uint8")
+    elif picture.element_size() > 2:  # planes so small have one table
+        assert (array["coding"], array["codes"]) == ("tables", "uint16")
+    else:
+        assert array["coding"] == "plain"
+    back = unpack_inputs(json.loads(json.dumps(said)), b"".join(pieces))["picture"]
+    assert (back.dtype, back.shape) == (picture.dtype, picture.shape)
+    assert bytes(back.view(torch.uint8).numpy()) == bytes(picture.view(torch.uint8).numpy())
+
+
+def test_a_cameras_noise_takes_few_more_bits_than_it_has() -> None:
+    """Of noise of so many levels no coder needs less than its entropy; differences have half a bit more."""
+    rng = np.random.default_rng(0)
+    smooth = np.add.outer(np.linspace(20, 90, 240), np.linspace(0, 120, 320))
+    levels = np.clip(smooth + rng.normal(0, 4, (1, 3, 240, 320)), 0, 255).astype(np.uint8)
+    mean, std = (np.float32(v).reshape(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.2, 0.3, 0.25]))
+    picture = (levels / np.float32(255) - mean) / std
+    _, pieces = pack_inputs(copy_inputs({"picture": picture}))
+    entropy = np.log2(4 * np.sqrt(2 * np.pi * np.e))
+    assert 8 * sum(map(len, pieces)) / levels.size < entropy + 0.8
 
 
 def test_every_cut_and_every_flipped_byte_of_a_journal_is_found(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from attnstore.store.errors import HealthError, UsageError
 from attnstore.store.format.tokens import Token
@@ -211,11 +211,8 @@ class LeRobotPolicy(HookedPolicy):
         return Batch(kept, samples, self.encoded(cameras, len(observations)))
 
     def observations(
-        self,
-        raw: Mapping[str, Any],
-        tasks: Sequence[str],
-        inputs: Mapping[str, tuple[Any, Any]] | None = None,
-    ) -> list[Observation]:
+        self, raw: Mapping[str, Any], tasks: Sequence[str]
+    ) -> tuple[list[Observation], Callable[[], None]]:
         """Return what the preprocessor was given as observations, one a task: for looking at.
 
         Parameters
@@ -225,28 +222,39 @@ class LeRobotPolicy(HookedPolicy):
             bytes, with or without the first dimension.
         tasks
             Instruction of every row.
-        inputs
-            By feature what the preprocessor made of an image, and a copy that nobody writes to. Where it let
-            the image through as it was, pixels are made of the copy when somebody looks, and not here.
+
+        Returns
+        -------
+        The observations, and what makes the pixels of their images, which may be called in another thread:
+        until then there are none in them.
+
+        Raises
+        ------
+        ObservationError
+            If images are whole numbers of more than 8 bits, which would be other pixels.
         """
-        found: dict[str, Any] = {}
+        found: dict[str, tuple[Any, NDArray[np.uint8]]] = {}
         for feature in self.config.image_features:
             name = self._before_rename(feature)
             if name in raw:
-                made, kept = (inputs or {}).get(feature, (None, None))
-                found[camera_name(name)] = (
-                    [Pixels(row) for row in kept]
-                    if kept is not None and _same_memory(made, raw[name])
-                    else _to_pixels(raw[name])
-                )
+                # On another device they are fetched now, behind what that device has still to do.
+                found[camera_name(name)] = _pixels(raw[name].detach().cpu())
         state = raw.get(self._before_rename(STATE))
         rows = np.zeros((len(tasks), 0), np.float32)
         if state is not None:
             rows = state.detach().float().cpu().numpy().reshape(len(tasks), -1)
+
+        def fill() -> None:
+            for values, planes in found.values():
+                _fill(planes, values)
+
         return [
-            Observation({c: images[row] for c, images in found.items()}, task, rows[row], 0)
+            Observation(
+                {c: planes[row].transpose(1, 2, 0) for c, (_, planes) in found.items()},
+                task, rows[row], 0,
+            )
             for row, task in enumerate(tasks)
-        ]
+        ], fill  # fmt: skip
 
     def draw_noise(self, rows: int) -> Any:
         """Draw initial noise as the policy does by itself, from the same generator; None if it has none."""
@@ -455,63 +463,35 @@ def _to_tensor(image: Any) -> Any:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Pixels:
-    """An image that becomes bytes when it is looked at; `np.asarray` does."""
-
-    values: Any
-    """Tensor, (channel, height, width), 0..1, that nobody writes to."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(height, width, channel)."""
-        channels, height, width = self.values.shape
-        return height, width, channels
-
-    @property
-    def nbytes(self) -> int:
-        """None of its own: they are the model's input's."""
-        return 0
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        return np.asarray(_to_pixels(self.values)[0], dtype)
-
-
-def _same_memory(made: Any, raw: Any) -> bool:
-    """Whether a preprocessor's image is the very one that it was given, but for a first dimension."""
-    return bool(
-        raw.is_floating_point()
-        and made.dtype == raw.dtype
-        and made.device == raw.device
-        and made.data_ptr() == raw.data_ptr()
-        and made.shape[-3:] == raw.shape[-3:]
-        and made.stride()[-3:] == raw.stride()[-3:]
-    )
-
-
-def _to_pixels(images: Any) -> Any:
-    """Make bytes, (batch, height, width, channel), of what a preprocessor gets; in memory of their own.
+def _pixels(values: Any) -> tuple[Any, NDArray[np.uint8]]:
+    """Return a preprocessor's images with their first dimension, and room for their bytes; see `_fill`.
 
     Raises
     ------
     ObservationError
         If they are whole numbers of more than 8 bits, which would be other pixels.
     """
-    import cv2
     import torch
 
-    values = images.detach()
+    if not values.is_floating_point() and values.dtype != torch.uint8:
+        raise ObservationError(
+            f"an image of {str(values.dtype).removeprefix('torch.')}: a picture has bytes, or numbers from 0 to 1"
+        )
     values = values[None] if values.ndim == 3 else values
+    return values, np.empty(tuple(values.shape), np.uint8)
+
+
+def _fill(planes: NDArray[np.uint8], values: Any) -> None:
+    """Make bytes of images, both (batch, channel, height, width): rounded to the nearest, and 0..255."""
+    import cv2
+
     if not values.is_floating_point():
-        if values.dtype != torch.uint8:
-            raise ObservationError(
-                f"an image of {str(values.dtype).removeprefix('torch.')}: a picture has bytes, or numbers from 0 to 1"
-            )
-        return np.array(values.permute(0, 2, 3, 1).cpu().numpy())
-    # In one pass, since a robot waits for it: rounded to the nearest, and 0..255.
-    rows = values.float().cpu().contiguous().numpy().reshape(-1, values.shape[-1])
-    pixels = cv2.multiply(rows, 255.0, dtype=cv2.CV_8U)  # type: ignore[call-overload]  # or a number
-    return pixels.reshape(tuple(values.shape)).transpose(0, 2, 3, 1)
+        planes[...] = values.numpy()
+        return
+    width = values.shape[-1]
+    rows = values.float().contiguous().numpy().reshape(-1, width)
+    # In one pass, while other threads run.
+    cv2.multiply(rows, 255.0, planes.reshape(-1, width), dtype=cv2.CV_8U)  # type: ignore[call-overload]  # or a number
 
 
 def driven_keywords(policy: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
