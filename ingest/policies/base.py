@@ -77,6 +77,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def images_of(self, row: int) -> list[int]:
+        """Places in `encoded` of one sample's images; those that fill gaps are every sample's in turn."""
+        filling = [i for i, place in enumerate(self.encoded) if place is None]
+        own = [i for i, place in enumerate(self.encoded) if place is not None and place[0] == row]
+        return sorted(own + filling[row :: len(self)])
+
 
 @dataclass(frozen=True, slots=True)
 class ActionValue:

@@ -113,44 +113,43 @@ def _copy(
         return {
             kind: [_copy(v, arrays, row, rows, f"{where}[{i}]", later) for i, v in enumerate(value)]
         }
-    kept = _kept(value, where)
+    bits, dtype, of_torch = _bits(value, where)
     if row is not None:
-        if not kept.bits.ndim or kept.bits.shape[0] != rows:
+        if not bits.ndim or bits.shape[0] != rows:
             raise UnknownInputError(
-                f"{where} has shape {kept.bits.shape}, not a row for each of {rows} observations: "
+                f"{where} has shape {bits.shape}, not a row for each of {rows} observations: "
                 "call the policy once per environment"
             )
-        kept = Kept(kept.bits[row : row + 1], kept.dtype, kept.torch)
-    copy = np.empty(kept.bits.shape, kept.bits.dtype)
+        bits = bits[row : row + 1]
+    copy = np.empty(bits.shape, bits.dtype)
     if later is None or copy.nbytes < LARGE:
-        np.copyto(copy, kept.bits)
+        np.copyto(copy, bits)
     else:
-        later.append(partial(np.copyto, copy, kept.bits))
-    arrays.append(Kept(copy, kept.dtype, kept.torch))
+        later.append(partial(np.copyto, copy, bits))
+    arrays.append(Kept(copy, dtype, of_torch))
     return {"array": len(arrays) - 1}
 
 
-def _kept(value: Any, where: str) -> Kept:
-    if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach"):
+def _bits(value: Any, where: str) -> tuple[NDArray[Any], str, bool]:
+    """Return a tensor's or an array's own memory, its type, and whether it is torch's."""
+    of_torch = type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach")
+    if of_torch:
+        dtype = str(value.dtype).removeprefix("torch.")
+        if dtype not in _DTYPES or str(value.layout) != "torch.strided":
+            raise UnknownInputError(f"{where}: a tensor of {dtype}")
         import torch
 
         tensor = value.detach().cpu()
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        if dtype not in _DTYPES or tensor.layout != torch.strided:
-            raise UnknownInputError(f"{where}: a tensor of {dtype}")
-        unsigned = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-        size = tensor.dtype.itemsize
-        flat = tensor.contiguous().view(unsigned[size])
-        return Kept(flat.numpy().view(_BITS[size]), dtype, True)
-    if not hasattr(value, "__array__"):
+        # NumPy has no bfloat16.
+        array = (tensor.view(torch.int16) if dtype == "bfloat16" else tensor).numpy()
+    elif hasattr(value, "__array__"):
+        array = np.asarray(value)
+        dtype = array.dtype.name
+        if dtype not in _DTYPES:
+            raise UnknownInputError(f"{where}: an array of {dtype}")
+    else:
         raise UnknownInputError(f"{where}: a {type(value).__name__}")
-    array = np.asarray(value)
-    dtype = array.dtype.name
-    if dtype not in _DTYPES:
-        raise UnknownInputError(f"{where}: an array of {dtype}")
-    # NumPy makes a dimension of a scalar's contiguous copy
-    array = np.ascontiguousarray(array).reshape(array.shape)
-    return Kept(array.view(_BITS[array.dtype.itemsize]), dtype, False)
+    return array.view(_BITS[array.dtype.itemsize]), dtype, of_torch
 
 
 def pack_inputs(copied: Copied) -> tuple[dict[str, Any], list[bytes]]:

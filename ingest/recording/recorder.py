@@ -60,6 +60,9 @@ QUEUE_BYTES = {"live": 512 << 20, "replay": 64 << 20}
 """What may wait to be written."""
 LONGEST_WAIT = 30.0
 """Seconds that a policy may wait for room in the queue, where it may wait."""
+HEAD_START = 0.002
+"""Seconds after which a thread copies what a policy sees: by then the policy computes, and needs Python's lock no more
+than the thread. Before that, each small step would wait for the other."""
 _CAPTURING = threading.RLock()
 """Hooks and attention implementations are the process's: live captures take turns."""
 
@@ -508,8 +511,12 @@ class Recorder:
             for each in (*later, fill):
                 each()
 
+        def meanwhile() -> None:
+            time.sleep(HEAD_START)
+            copy()
+
         try:
-            copying = self._copier.submit(copy)
+            copying = self._copier.submit(meanwhile)
         except RuntimeError:  # there can be no more threads
             return pending, copy
 
@@ -575,11 +582,9 @@ class Recorder:
             return
         for each in pending:
             try:
-                # A lone row keeps the order of its images; of several, each keeps its own.
                 encoded = tuple(
-                    None if place is None else (0, place[1])
-                    for place in batch.encoded
-                    if len(batch) == 1 or (place is not None and place[0] == each.row)
+                    None if (place := batch.encoded[i]) is None else (0, place[1])
+                    for i in batch.images_of(each.row)
                 )
                 call = Call(
                     each.number, each.step, each.at, seconds, len(batch), each.observation,

@@ -239,8 +239,8 @@ class Spooler:
         layout: TokenLayout | None = None
         full: tuple[int, ...] | None = None
         if phase == VISION:
-            owners = self._batch.encoded[first : first + len(values)]
-            own = [i for i, o in enumerate(owners) if o is not None and o[0] == row.index]
+            places = range(first, first + len(values))
+            own = [i - first for i in self._batch.images_of(row.index) if i in places]
             if not own:
                 return
             values = values[own]

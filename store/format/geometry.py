@@ -9,6 +9,7 @@ the *grid* in units of patches: patch ``(r, c)`` covers ``[r, r + 1) x [c, c + 1
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +20,11 @@ from ..errors import IntegrityError
 from .documents import check
 
 Float = NDArray[np.float64]
+
+
+def _finite(values: tuple[float, ...]) -> bool:
+    # Python's own comparison: a driving policy has a geometry made at every call, by NumPy in 0.1 ms.
+    return all(-math.inf < value < math.inf for value in values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,7 @@ class Geometry:
     def __post_init__(self) -> None:
         for name in ("source", "input", "resized", "offset", "grid", "patch", "patch_origin"):
             pair = getattr(self, name)
-            if len(pair) != 2 or not np.isfinite(pair).all():
+            if len(pair) != 2 or not _finite(pair):
                 raise ValueError(f"geometry: {name} must be two finite numbers; got {pair}")
             if name not in ("offset", "patch_origin") and min(pair) <= 0:
                 raise ValueError(f"geometry: {name} must be positive; got {pair}")
@@ -87,7 +93,7 @@ class Geometry:
                 raise ValueError(f"geometry: crop {self.crop} leaves the source {self.source}")
 
     def _check_receptive(self, receptive: tuple[float, float]) -> None:
-        if len(receptive) != 2 or not np.isfinite(receptive).all() or min(receptive) <= 0:
+        if len(receptive) != 2 or not _finite(receptive) or min(receptive) <= 0:
             raise ValueError(f"geometry: receptive must be two positive numbers; got {receptive}")
         for axis in (0, 1):
             first = self.patch_origin[axis] + self.patch[axis] / 2

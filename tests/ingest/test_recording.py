@@ -31,7 +31,13 @@ import attnstore
 from attnstore.ingest.episode import EpisodeJob
 from attnstore.ingest.pipeline import ingest_all, provenance
 from attnstore.ingest.plan import describe_run, make_plan
-from attnstore.ingest.policies.base import HiddenChoice, Watch, watch_where_shown
+from attnstore.ingest.policies.base import (
+    Batch,
+    HiddenChoice,
+    Sample,
+    Watch,
+    watch_where_shown,
+)
 from attnstore.ingest.policies.pi0.policy import Pi0Policy
 from attnstore.ingest.policies.registry import load_policy
 from attnstore.ingest.recording import Recorder
@@ -361,6 +367,15 @@ def test_faults_are_logged_once_and_never_raised(
     assert info.attributes["dropped"] == 4
     assert sum(info.attributes["dropped_because"].values()) == 4
     assert [o.status for o in replay(store, ram_path / "t", policy).outcomes] == ["committed"]
+
+
+def test_images_that_fill_gaps_belong_to_every_row() -> None:
+    """Of two observations with a camera each, and two inputs that the policy fills: input by input, row by row."""
+    sample = Sample({}, {})
+    batch = Batch({}, (sample, sample), (None, None, (0, "hand"), (1, "hand"), None, None))
+    assert [batch.images_of(row) for row in (0, 1)] == [[0, 2, 4], [1, 3, 5]]
+    lone = Batch({}, (sample,), ((0, "hand"), None, (0, "side")))
+    assert lone.images_of(0) == [0, 1, 2]
 
 
 def test_a_call_returns_when_what_it_saw_is_copied(policy: Pi0Policy, ram_path: Path) -> None:

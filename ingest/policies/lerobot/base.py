@@ -108,7 +108,12 @@ class LeRobotPolicy(HookedPolicy):
     @property
     def device(self) -> str:
         """Device of the weights."""
-        return str(next(self.policy.parameters()).device)
+        return str(self._parameter.device)
+
+    @cached_property
+    def _parameter(self) -> Any:
+        """One of the weights, which is the same one on whatever device they are."""
+        return next(self.policy.parameters())
 
     @property
     def dtype(self) -> str:
