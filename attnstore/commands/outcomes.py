@@ -16,7 +16,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command(cls=StoreCommand)
 @store_to_write
 @click.option("--csv", "table", type=_FILE, help="CSV: episode, outcome or success, reward.")
-@click.option("--json", "file", type=_FILE, help="JSON: an object, a list, or eval_info.json.")
+@click.option("--json", "file", type=_FILE, help="JSON: an object by name, a list, or a list as per_episode.")
 @click.option(
     "--by",
     type=click.Choice(["name", "seed"]),
@@ -37,7 +37,7 @@ def outcomes(
     Examples
     --------
     attnstore outcomes lab.attn --csv droid.csv
-    attnstore outcomes lab.attn --json eval_info.json --by seed
+    attnstore outcomes lab.attn --json results.json --by seed
     """
     from attnstore.ingest.recording.outcomes import join_outcomes, read_said
     from attnstore.store.opening import open_store

@@ -83,7 +83,7 @@ def _rows(file: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
         return
     loaded = parse_json(file.read_bytes())
     if isinstance(loaded, dict) and isinstance(loaded.get("per_episode"), list):
-        loaded = loaded["per_episode"]  # lerobot-eval's eval_info.json
+        loaded = loaded["per_episode"]  # as LeRobot's eval_policy returns
     if isinstance(loaded, dict):
         for name, value in loaded.items():
             row = value if isinstance(value, dict) else {"outcome": value}
