@@ -16,7 +16,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command(cls=StoreCommand)
 @store_to_write
 @click.option("--csv", "table", type=_FILE, help="CSV: episode, outcome or success, reward.")
-@click.option("--json", "file", type=_FILE, help="JSON: an object by name, a list, or a list as per_episode.")
+@click.option(
+    "--json", "file", type=_FILE, help="JSON: an object by name, a list, or a list as per_episode."
+)
 @click.option(
     "--by",
     type=click.Choice(["name", "seed"]),
