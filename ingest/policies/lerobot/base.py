@@ -422,8 +422,12 @@ class LeRobotPolicy(HookedPolicy):
         """Return a token's string, a word's leading space kept."""
         text = self._texts.get(token_id)
         if text is None:
-            text = self._texts[token_id] = str(self.tokenizer.decode([token_id]))
+            text = self._texts[token_id] = self.spell(token_id)
         return text
+
+    def spell(self, token_id: int) -> str:
+        """Ask the tokenizer for a token's string."""
+        return str(self.tokenizer.decode([token_id]))
 
     @cached_property
     def _texts(self) -> dict[int, str]:

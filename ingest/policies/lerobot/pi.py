@@ -83,8 +83,8 @@ class LeRobotPaliGemma(LeRobotPolicy):
         places = range(model_start, model_start + len(tokens))
         return text_spans(self.tokenizer, ids, places, start=start)
 
-    def token_text(self, token_id: int) -> str:
-        """Return a token's string, a word's leading space kept."""
+    def spell(self, token_id: int) -> str:
+        """See `LeRobotPolicy.spell`; a word's leading space is kept."""
         return token_text(self.tokenizer, token_id)
 
     def _geometry(self, source: tuple[int, ...]) -> Geometry:
