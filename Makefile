@@ -44,9 +44,9 @@ lint: links $(VENV)/viewer/.installed  ## style, types, and the direction of imp
 	$(BIN)/python scripts/vendor_viewer.py $(VENV)/viewer/node_modules --check
 	$(BIN)/python scripts/viewer_types.py $(VENV)/viewer/node_modules --check
 
-test: lint browser  ## lint, then every test and doctest: what CI runs
-	@# first what a lab's openpi environment runs: its zarr, NumPy and Arrow are older than ours
-	@$(MAKE) --no-print-directory test-pins PINS=openpi PINS_TESTS="$(PINS_FAST)"
+test: links browser  ## lint, then every test and doctest: what CI runs
+	@# beside it what a lab's openpi environment runs: its zarr, NumPy and Arrow are older than ours
+	@$(MAKE) --no-print-directory -j2 -Otarget lint test-pins PINS=openpi PINS_TESTS="$(PINS_FAST)"
 	@# one thread a process: two that wait for each other take ten times the time on a busy machine
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --maxprocesses 8 --timeout 900
 
@@ -154,7 +154,7 @@ test-cluster: links  ## a scheduler and workers in networks of their own, of whi
 	@$(become) cd tests && $$become env "PATH=$$PATH" $(abspath $(BIN))/python -m pytest -q -n 0 -p no:cacheprovider real/cluster_real.py
 
 test-recording: links  ## ten minutes of a robot on a slow disk, and a thousand recorders that are killed
-	@$(become) cd tests && $$become env "PATH=$$PATH" $(abspath $(BIN))/python -m pytest -q -s -n 0 -p no:cacheprovider --timeout 1800 real/recording_real.py
+	@$(become) cd tests && $$become env "PATH=$$PATH" PYTEST_DEBUG_TEMPROOT=$${TMPDIR:-/tmp} $(abspath $(BIN))/python -m pytest -q -s -n 0 -p no:cacheprovider --timeout 1800 real/recording_real.py
 
 test-s3: links  ## stores in buckets of Ceph's gateway, or of another server: make test-s3 S3=http://host:9000
 	$(if $(S3),,$(ceph))

@@ -65,7 +65,7 @@ def run(setting: Setting) -> list[Figure]:
 
         figures += _memory(address, pid, mixed, "", setting)
         with attack(address, TOKEN, f"/v1/stores/{name}") as made:
-            for what in UNDER_ATTACK:
+            for what in UNDER_ATTACK[-1:] if setting.toy else UNDER_ATTACK:
                 for clients in (2,) if setting.toy else CLIENTS:
                     seconds = 0.3 if setting.toy else ATTACKED_SECONDS
                     load = _load(address, questions[what], clients, 1000 * clients, seconds)
@@ -142,7 +142,7 @@ def _memory(
 ) -> list[Figure]:
     """Memory of the server after the first and after the last of many requests."""
     process = psutil.Process(pid)
-    warm, count = (20, 50) if setting.toy else (REQUESTS, REQUESTS)
+    warm, count = (4, 10) if setting.toy else (REQUESTS, REQUESTS)
     _load(address, question, 2, warm)
     before = process.memory_info().rss
     _load(address, question, 2, count)

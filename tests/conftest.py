@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,6 +22,12 @@ settings.load_profile("attnstore")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One process per core already; threads of torch and BLAS on top only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# An episode syncs hundreds of files and directories. No test here can tell that from not syncing, as
+# killing a process loses nothing that was written; on a disk, half of a run is waiting for it.
+MEMORY, ROOM = Path("/dev/shm"), 4 << 30
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= ROOM:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 # A laptop reads stores without these, so `make test-pins` runs without them. A test module that
 # imports one, itself or through a module of fixtures/, is left out there, and said to be.

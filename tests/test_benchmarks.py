@@ -65,7 +65,7 @@ def figures(name: str, directory: Path) -> dict[str, Any]:
             "service",
             [
                 "map of a head, all keyframes, npy, 2 clients, p50",
-                "growth in 50 more",
+                "growth in 10 more",
                 "under attack: SQL: count of episodes, 2 clients, p99",
             ],
         ),
