@@ -9,6 +9,9 @@ encoded from the very frames that ours are, so that bytes and PSNR compare encod
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 
 from attnstore.query import Episode
 from attnstore.render.files import episode_videos as videos
+from attnstore.render.files import video
 from attnstore.render.files.episode_images import render_images
 
 from .measure import Figure, Setting, Times, size_of
@@ -31,6 +35,16 @@ Image = NDArray[np.uint8]
 LAYERS = (1, 4, 5, 7, 10)
 """The lab's five."""
 PHASE = "prefix"
+ENCODERS: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
+    **{f"VP9, cpu-used {n}": ("vp9", "libvpx-vp9", {"cpu-used": n}) for n in "45678"},
+    "VP9, for screens": ("vp9", "libvpx-vp9", {"tune-content": "screen"}),
+    "VP9, one column of tiles": ("vp9", "libvpx-vp9", {"tile-columns": "0", "row-mt": "0"}),
+    "AV1, SVT preset 10": ("av1", "libsvtav1", {}),
+    "AV1, SVT preset 12": ("av1", "libsvtav1", {"preset": "12"}),
+    "H.264, veryfast": ("h264", "libx264", {}),
+    "H.264, ultrafast": ("h264", "libx264", {"preset": "ultrafast"}),
+}
+"""Codec, encoder, and what is set otherwise than `attnstore.render.files.video.CODECS` has it."""
 
 
 def run(setting: Setting) -> list[Figure]:
@@ -63,6 +77,7 @@ def run(setting: Setting) -> list[Figure]:
     note = f"from {len(figure.cpu)} figures and {len(samples)} videos"
     wall = figure.wall_median * len(pictures) + opencv.wall_median * len(clips)
     cpu = figure.cpu_median * len(pictures) + opencv.cpu_median * len(clips)
+    encoded = _encoders([frames for _, frames in samples], setting)
     return [
         Figure("images", len(pictures), "files"),
         Figure("videos", len(clips), f"files of {count} frames"),
@@ -82,7 +97,42 @@ def run(setting: Setting) -> list[Figure]:
                baseline="OpenCV VP90, same frames", aim=">= 0"),
         Figure("bytes of ours over OpenCV's", ours / theirs, "times",
                baseline="OpenCV VP90, same frames", aim="<= 1"),
+        *encoded,
     ]  # fmt: skip
+
+
+def _encoders(clips: list[list[Image]], setting: Setting) -> list[Figure]:
+    """Encode the same frames with other settings, and several at once in the two ways that there are."""
+    ours, files = video.CODECS, [setting.directory / f"encoded-{n}" for n in range(len(clips))]
+    times = {name: Times() for name in ENCODERS}
+    said: dict[str, str] = {}
+    for _ in range(setting.repeats(3)):  # in turn, so that a busy neighbour slows all alike
+        for name, (codec, encoder, other) in ENCODERS.items():
+            options = {encoder: {**ours[codec].options[encoder], **other}}
+            changed = replace(ours[codec], encoders=(encoder,), options=options)
+            targets = [file.with_suffix(f".{changed.extension}") for file in files]
+            with mock.patch.object(video, "CODECS", {**ours, codec: changed}):
+                for target, frames in zip(targets, clips, strict=True):
+                    times[name].add(partial(video.encode, target, frames, codec=codec, threads=1))
+            psnr = np.mean([_psnr(t, frames) for t, frames in zip(targets, clips, strict=True)])
+            said[name] = f"{size_of(targets) / len(targets) / 1e3:.0f} kB, {psnr:.2f} dB"
+    figures = [
+        Figure(f"one video: {name}", times[name].cpu_median, "CPU s", note=said[name])
+        for name in ENCODERS
+    ]
+    for workers, what in ((1, "one after the other, two threads"), (2, "at once, a thread each")):
+        taken = Times()
+        for _ in range(setting.repeats(3)):
+            for file, frames in zip(files, clips, strict=True):
+                taken.add(_encode_two, file, frames, workers)
+        figures.append(Figure(f"two videos {what}", taken.wall_median, "s"))
+    return figures
+
+
+def _encode_two(file: Path, frames: list[Image], workers: int) -> None:
+    encode = partial(video.encode, frames=frames, threads=3 - workers)
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(encode, [file.with_name(f"{file.name}-{n}.webm") for n in range(2)]))
 
 
 def _frames(episode: Episode, layer: int, setting: Setting) -> list[tuple[Path, list[Image]]]:

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from av.codec import Codec
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -165,6 +165,8 @@ class VideoWriter:
         self.rate = Fraction(fps).limit_denominator(1001)
         self.frames = 0
         self._threads = threads
+        # one for all frames: making its tables anew took a seventh of a conversion
+        self._reformatter = VideoReformatter()
         self._stack = ExitStack()
         self._stream: VideoStream | None = None
         self._size = (0, 0)
@@ -223,7 +225,8 @@ class VideoWriter:
             padded = cv2.copyMakeBorder(frame, 0, odd[0], 0, odd[1], cv2.BORDER_REPLICATE)
             frame = np.asarray(padded, np.uint8)
         full = self.codec in _FULL_RANGE
-        picture = VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(
+        picture = self._reformatter.reformat(
+            VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"),
             # the encoder's own: PyAV below 17 converts between the two once more, with other colours
             format="yuvj420p" if full else "yuv420p",
             src_color_range=ColorRange.JPEG,
