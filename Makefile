@@ -184,7 +184,7 @@ docs: links  ## write the generated pages of docs/ anew
 	$(BIN)/python -m docs.generate
 
 clean:  ## remove what was built and cached; .venv stays
-	rm -rf build dist *.egg-info demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist *.egg-info demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis
 	find $(PACKAGES) tests benchmarks docs -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/pip:

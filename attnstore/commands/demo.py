@@ -27,10 +27,10 @@ QUESTIONS = (
     ("What is in the store? Successes and failures of one policy; dim episodes are of 2027.",
      "select outcome, date, count(*) episodes, sum(keyframes) keyframes from episodes "
      "group by all order by all"),
-    ("Which camera does each layer prefer? Action tokens the wrist's, the words none.",
+    ("Which camera does each layer prefer? Action tokens the wrist's, but for L02; the words none.",
      "select phase, layer, round(avg(camera_mass_mean) filter (camera = 'hand_camera'), 2) wrist, "
      "round(avg(camera_mass_mean) filter (camera = 'varied_camera_1'), 2) side from episode_stats "
-     "where weighting = 'raw' group by all order by all"),
+     "where weighting = 'raw' and stands_for_phase(run, phase, step) group by all order by all"),
     ("Which layers look at the cube that is named, and not at the other? (all words, all heads)",
      "select layer, round(avg(lift) filter (contains(instruction, object)), 1) named, "
      "round(avg(lift) filter (not contains(instruction, object)), 1) other "

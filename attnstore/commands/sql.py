@@ -66,8 +66,9 @@ def sql(
     from attnstore.query.sql.run import write_result
 
     if list_named:
+        width = max(map(len, NAMED))
         for entry in NAMED.values():
-            click.echo(f"{entry.name:<20} {entry.question}")
+            click.echo(f"{entry.name:<{width}} {entry.question}")
         return
     if sum(given is not None for given in (query, file, named)) != 1:
         raise UsageError(
@@ -93,6 +94,12 @@ def sql(
         plain = out.is_file() or not out.exists()
         with complete(out) if plain else nullcontext(out) as file, file.open("wb") as stream:
             write_result(relation, form, stream)  # type: ignore[arg-type]  # one of FORMATS
+    if (
+        named is not None
+        and (needs := named_query(named).needs)
+        and not relation.limit(1).fetchall()
+    ):
+        say(f"{named}: no rows; it needs {needs}")
     for table in opened.both_weightings(text):
         say(
             f"{table} has rows of the attention as it is and weighted by value norms, and this query takes "

@@ -18,7 +18,7 @@ from ..sql.chosen import Chosen
 from ..sql.store import Store
 from ..statistics import Float
 from .choice import latest_object_parts
-from .timeline import scene_masks, timeline
+from .timeline import REGIONS, scene_masks, timeline
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +50,13 @@ class Timelines:
     episodes: tuple[EpisodeTimeline, ...]
     without: Mapping[str, str]
     """Names of episodes that have none, and why."""
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """Those of `REGIONS` that something of an episode is in: without masks a share of 0 says nothing."""
+        of_region = {"target": "target", "goal": "goal", "other": "others", "gripper": "gripper"}
+        kept = {r for e in self.episodes for r, key in of_region.items() if e.shares.attrs[key]}
+        return tuple(r for r in REGIONS if r in kept or r not in of_region)
 
     def aligned(self, outcome: str | None = None) -> Aligned | None:
         """Average over episodes at equal progress, curves in the order of `ALL`; None if there is none.

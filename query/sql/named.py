@@ -21,6 +21,11 @@ class NamedQuery:
     question: str
     sql: str
 
+    @property
+    def needs(self) -> str:
+        """What brings the rows that it is about; empty if every ingest does."""
+        return self.question.partition("Needs ")[2].rstrip(".")
+
 
 _RATED = """\
 with regions as (

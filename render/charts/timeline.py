@@ -105,7 +105,7 @@ def aligned_charts(found: Timelines) -> list[Chart]:
     charts = []
     groups = [(o, found.aligned(o)) for o in ("success", "failure", "unknown")]
     present = [(outcome, each) for outcome, each in groups if each is not None]
-    regions = [r for r in REGIONS if r != "background"]
+    regions = [r for r in found.regions if r != "background"]
     top = max(
         (
             float(np.nanmax(v[:, [ALL.index(r) for r in regions]], initial=0.0))
@@ -145,7 +145,7 @@ def step_chart(found: Timelines) -> Chart | None:
     ids = [f"{i:06d}" for i in range(len(values))]
     steps = [float(s) for s in range(values.shape[1])]
     lines = []
-    for region in (r for r in REGIONS if r != "background"):
+    for region in (r for r in found.regions if r != "background"):
         each = [estimate(values[:, s, ALL.index(region)], ids) for s in range(values.shape[1])]
         lines.append(Series.of(NAMES.get(region, region), steps, each, COLOURS[region]))
     title = f"{described(found.weighting)}{found.phase} → {found.camera}: over denoising steps"

@@ -6,6 +6,7 @@
     samples.json                                    a sample for each image of each keyframe
     data/<run>/<episode>/0003_<camera>.jpg          the image, as it was read
     fields/heat_<phase>_L05/<run>/<episode>/0003_<camera>.png    heat at the image's pixels, 8 bits
+    fields/objects.detections/<run>/<episode>/0003_<camera>_00.png    an object's mask, its box alone
 
 The dictionaries are those of ``fiftyone.Sample.from_dict``. There is no ``version`` in the metadata: by that
 ``fiftyone.types.FiftyOneDataset`` tells files like these from a copy of its own database, whose layout is
@@ -181,18 +182,23 @@ class _Samples:
                 continue
             path = Path("fields", field, self.place, f"{name}.png")
             limits = each.limits[keyframe]
-            self._put(path, _png(each.draw(each.maps[keyframe]), limits))
+            self._put(path, _png(colormap.levels(each.draw(each.maps[keyframe]), *limits)))
             found[field] = {
                 "_cls": "Heatmap", "tags": [], "map_path": path.as_posix(), "range": [0.0, 255.0],
                 "head": each.head, "top": float(limits.vmax),
                 **{metric: _known(values[keyframe]) for metric, values in each.metrics.items()},
             }  # fmt: skip
-        masks = self.masks.get((keyframe, camera), {})
-        boxes = [
-            {"_cls": "Detection", "tags": [], "label": name, "bounding_box": _box(mask)}
-            for name, mask in sorted(masks.items())
-            if mask.any()
-        ]
+        boxes = []
+        for label, mask in sorted(self.masks.get((keyframe, camera), {}).items()):
+            if mask.any():
+                # FiftyOne completes paths below fields/ of the field that the folder names
+                path = Path("fields/objects.detections", self.place, f"{name}_{len(boxes):02d}.png")
+                box, cut = _box(mask)
+                self._put(path, _png(cut * np.uint8(255)))
+                boxes.append(
+                    {"_cls": "Detection", "tags": [], "label": label, "bounding_box": box,
+                     "mask_path": path.as_posix()}
+                )  # fmt: skip
         if boxes:
             found["objects"] = {"_cls": "Detections", "detections": boxes}
         return found
@@ -242,21 +248,19 @@ def _heat(episode: Episode, phase: str, camera: str, layer: int, shown: Shown) -
     return _Heat(maps, head, limits, metrics, heatmap.sampler(geometries[camera]).draw)
 
 
-def _png(heat: NDArray[np.float32], limits: Limits) -> bytes:
-    """Encode heat, (height, width), as levels; where nothing is seen it is 0."""
-    ok, data = cv2.imencode(".png", colormap.levels(heat, *limits))
+def _png(levels: NDArray[np.uint8]) -> bytes:
+    ok, data = cv2.imencode(".png", levels)
     assert ok
     return data.tobytes()
 
 
-def _box(mask: NDArray[np.bool_]) -> list[float]:
-    """Left, top, width and height of a mask, as shares of the image."""
+def _box(mask: NDArray[np.bool_]) -> tuple[list[float], NDArray[np.bool_]]:
+    """Left, top, width and height of a mask, as shares of the image; and the mask in that box."""
     rows, cols = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     height, width = mask.shape
-    return [
-        float(cols[0] / width), float(rows[0] / height), float((cols[-1] + 1 - cols[0]) / width),
-        float((rows[-1] + 1 - rows[0]) / height),
-    ]  # fmt: skip
+    cut = mask[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
+    shares = [cols[0] / width, rows[0] / height, cut.shape[1] / width, cut.shape[0] / height]
+    return [float(share) for share in shares], cut
 
 
 def _known(value: Any) -> float | None:

@@ -17,7 +17,7 @@ from attnstore.query.objects.role_lift import (
     RoleLifts,
     role_lifts,
 )
-from attnstore.query.objects.timeline import ALL, REGIONS
+from attnstore.query.objects.timeline import ALL
 from attnstore.query.sql.chosen import Chosen
 from attnstore.query.sql.store import Store
 from attnstore.query.statistics import Estimate, estimate
@@ -206,7 +206,7 @@ def _changes(found: Timelines) -> dict[str, _Change]:
     """Shares in the first and last third of the episodes, by region."""
     names = [e.episode.id for e in found.episodes]
     changes = {}
-    for region in (*REGIONS, "letterbox"):
+    for region in (*found.regions, "letterbox"):
         at = ALL.index(region)
         thirds = []
         for each in found.episodes:
@@ -224,18 +224,21 @@ def _changes(found: Timelines) -> dict[str, _Change]:
 
 def _sum(found: Timelines, changes: Mapping[str, _Change]) -> Paragraph:
     moved = ", ".join(
-        f"{role} {points(changes[role][2])}" for role in ("target", "goal", "gripper")
+        f"{role} {points(changes[role][2])}"
+        for role in ("target", "goal", "gripper")
+        if role in changes
     )
     return finding(
         f"{found.phase}, {found.query} tokens → {found.camera}: from the first to the last third of an "
-        f"episode the share of attention changes, in points: {moved}."
+        f"episode the share of attention changes, in points: {moved or 'no object is named'}."
     )
 
 
 def _table(found: Timelines, changes: Mapping[str, _Change]) -> Table:
+    names = NAMES if "gripper" in changes else NAMES | {"background": "background and gripper"}
     rows = tuple(
         (
-            NAMES.get(region, region),
+            names.get(region, region),
             percent(early),
             percent(late),
             points(change),

@@ -41,11 +41,11 @@ export function Causes({ e, view, change, playing, play, theme }) {
         <h2>What matters</h2>
         <p>
           Nothing was taken away from this episode yet. Whether the action depends on what is looked at takes
-          the policy again: on the machine that has it,
+          the policy again: on the machine that has it,${" "}
           <span class="code">attnstore probe regions STORE --checkpoint …</span>
-          and
+          ${" and "}
           <span class="code">attnstore probe fidelity STORE --checkpoint …</span>
-          add it to the store.
+          ${" "}add it to the store.
         </p>
       </section>
     `;

@@ -80,7 +80,7 @@ function Alarm({ e, view, change }) {
               found.part === null &&
               html`
                 <span class="code">attnstore failure STORE</span>
-                fits a score on some episodes and tests it on the others.
+                ${" "}fits a score on some episodes and tests it on the others.
               `
             }
           </p>
@@ -209,9 +209,9 @@ function Probes({ e, view, change }) {
         !shown &&
         html`
           <p class="note">
-            No hidden states of this run were probed:
+            No hidden states of this run were probed:${" "}
             <span class="code">attnstore linear-probe STORE --target outcome</span>
-            says how well something is read off each layer.
+            ${" "}says how well something is read off each layer.
           </p>
         `
       }

@@ -161,6 +161,9 @@ class TestSql:
         assert "42" in run("sql", root, "--file", file).stdout
         assert "on_padding" in run("sql", root, "--named", "camera-by-layer").stdout
         assert "camera-by-layer" in run("sql", "--list").stdout
+        empty = run("sql", root, "--named", "effect-by-region")
+        assert "no rows; it needs `attnstore probe regions`" in empty.stderr
+        assert "needs" not in run("sql", root, "--named", "camera-by-layer").stderr
 
     def test_mistakes_are_one_line(self, root: Path) -> None:
         process = run("sql", root, "select outcom from episodes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -25,6 +26,7 @@ from attnstore.query.objects.roles import find_roles
 from attnstore.query.objects.timeline import ALL, REGIONS, SceneMasks, scene_masks, timeline
 from attnstore.query.sql.chosen import choose
 from attnstore.query.statistics import estimate
+from attnstore.render.charts.svg import Chart
 from attnstore.render.charts.timeline import aligned_charts, episode_chart, step_chart
 from attnstore.store.errors import NotFoundError, SelectionError, UsageError
 from attnstore.store.format.pixels import UNSEEN, patch_of_pixels
@@ -235,6 +237,12 @@ class TestAlignment:
         assert estimate([np.nan], ["a"]).episodes == 0
 
 
+def texts(chart: Chart) -> set[str]:
+    return {
+        e.text or "" for e in ElementTree.fromstring(chart.svg).iter() if e.tag.endswith("text")
+    }
+
+
 def test_pictures(store: Store) -> None:
     (chosen,) = choose(store)
     found = timelines(store, chosen, "suffix", CAMERA)
@@ -243,6 +251,17 @@ def test_pictures(store: Store) -> None:
         assert chart is not None
         text = ElementTree.tostring(ElementTree.fromstring(chart.svg), "unicode")
         assert "nan" not in text.lower().replace("nano", "")
+    assert found.regions == REGIONS
+    lines = {text for chart in aligned_charts(found) for text in texts(chart)}
+    assert {"target", "goal", "gripper"} <= lines
+    # nothing that has no mask gets a curve of zeros
+    (only,) = found.episodes
+    attributes = only.shares.attrs | {"gripper": False, "goal": ""}
+    bare = replace(found, episodes=(replace(only, shares=only.shares.assign_attrs(attributes)),))
+    assert bare.regions == ("target", "other", "background")
+    for chart in (*aligned_charts(bare), step_chart(bare)):
+        assert chart is not None
+        assert not {"goal", "gripper"} & texts(chart)
     one_pass = timelines(store, chosen, "prefix", CAMERA)
     assert one_pass.by_step() is None
     assert step_chart(one_pass) is None

@@ -26,7 +26,8 @@ for sample in dataset:
         "episode": sample.episode, "keyframe": sample.keyframe, "camera": sample.camera,
         "tags": sample.tags, "there": __import__("os").path.isfile(sample.filepath),
         "map": heat.get_map().tolist(), "top": heat["top"], "head": heat["head"], "range": heat.range,
-        "boxes": [(d.label, d.bounding_box) for d in sample.objects.detections] if sample.objects else [],
+        "boxes": [(d.label, d.bounding_box, d.get_mask().astype(bool).tolist())
+                  for d in sample.objects.detections] if sample.objects else [],
     })
 hot = dataset.sort_by("heat_prefix_L01.camera_mass", reverse=True).first()
 print("READ" + json.dumps({
@@ -75,4 +76,6 @@ def test_fiftyone_reads_what_was_written(tmp_path: Path) -> None:
         assert max(map(max, row["map"])) <= 255
     boxes = [b for row in said["rows"] for b in row["boxes"]]
     assert boxes
-    assert all(label == "cube" and box[:2] == [left, top] for label, box in boxes)
+    assert all(label == "cube" and box[:2] == [left, top] for label, box, _ in boxes)
+    full = [[True] * (CUBE[1].stop - CUBE[1].start)] * (CUBE[0].stop - CUBE[0].start)
+    assert all(mask == full for *_, mask in boxes)

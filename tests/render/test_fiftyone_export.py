@@ -15,6 +15,7 @@ from store_fixtures import SOURCE, write_episode
 
 import attnstore
 from attnstore.query import Store
+from attnstore.render.export.fiftyone import _box
 from attnstore.render.picture import heatmap
 from attnstore.store.opening import create_store
 
@@ -84,19 +85,36 @@ def test_heat_is_the_active_heads_at_the_images_pixels(store: Store, folder: Pat
             assert heat["entropy"] == pytest.approx(stats, nan_ok=True)
 
 
-def test_objects_are_boxes_in_shares_of_the_image(tmp_path: Path) -> None:
+def test_objects_are_masks_in_boxes_in_shares_of_the_image(tmp_path: Path) -> None:
     """The golden store's mask, by hand: columns 20 to 39, rows 4 to 16."""
     golden = Path(__file__).parents[1] / "golden" / "store.tar.gz"
     shutil.unpack_archive(golden, tmp_path / "store", filter="data")
     done = run("export", "fiftyone", tmp_path / "store", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    boxes = [
-        (box["label"], box["bounding_box"])
+    (box,) = [
+        box
         for sample in samples(tmp_path / "out")
         for box in sample.get("objects", {"detections": []})["detections"]
     ]
     height, width = SOURCE
-    assert boxes == [("cube", [20 / width, 4 / height, 20 / width, 13 / height])]
+    assert (box["label"], box["bounding_box"]) == (
+        "cube", [20 / width, 4 / height, 20 / width, 13 / height],
+    )  # fmt: skip
+    # FiftyOne completes the path by the field that the folder below fields/ names
+    assert box["mask_path"].startswith("fields/objects.detections/")
+    mask = cv2.imread(str(tmp_path / "out" / box["mask_path"]), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(mask, np.full((13, 20), 255))
+
+
+def test_a_mask_is_cut_to_its_box_and_keeps_its_place() -> None:
+    rows, cols = np.mgrid[:36, :64]
+    disc = (rows - 20) ** 2 + (cols - 9) ** 2 < 70
+    (left, top, width, height), cut = _box(disc)
+    y, x = round(top * 36), round(left * 64)
+    assert cut.shape == (round(height * 36), round(width * 64))
+    again = np.zeros_like(disc)
+    again[y : y + cut.shape[0], x : x + cut.shape[1]] = cut
+    np.testing.assert_array_equal(again, disc)
 
 
 def test_nothing_is_left_of_what_is_refused(store: Store, folder: Path) -> None:

@@ -572,6 +572,28 @@ def test_which_layer_knows_what(page: Page, planted: Planted) -> None:
     page.wait_for_url(re.compile("layer=1"))
 
 
+def test_what_a_store_lacks_is_said_with_the_command_that_brings_it(
+    page: Page, planted: Planted
+) -> None:
+    """Word by word: between a template's text and an element on its next line there is no space of itself."""
+    store = attnstore.open(planted.root.with_name("twice.attn"))
+    run = min(store.runs)
+    (episode,) = {c.episode for c in store.base_commits()}
+    here = {"store": "twice", "run": run, "episode": episode}
+    page.goto(planted.address(view="causes", **here))
+    expect(page.get_by_text("Nothing was taken away")).to_contain_text(
+        "on the machine that has it, attnstore probe regions STORE --checkpoint … and "
+        "attnstore probe fidelity STORE --checkpoint … add it to the store."
+    )
+    page.goto(planted.address(view="knowledge", **here))
+    expect(page.get_by_label("Failure seen coming")).to_contain_text(
+        "in this run: attnstore failure STORE fits a score"
+    )
+    expect(page.get_by_label("Linear probes")).to_contain_text(
+        "were probed: attnstore linear-probe STORE --target outcome says how well"
+    )
+
+
 def test_two_runs_of_an_episode_are_compared(page: Page, planted: Planted) -> None:
     store = attnstore.open(planted.root.with_name("twice.attn"))
     one, two = sorted(store.runs)
@@ -770,6 +792,16 @@ VIEWS: dict[str, dict[str, Any]] = {
 }
 
 
+CUT_OFF = """() => {
+  const scrolls = e => e && e.localName !== "main" &&
+    (/auto|scroll/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+  return [...document.querySelectorAll("main :is(button, select, input, textarea)")]
+    .filter(x => x.checkVisibility() && x.getBoundingClientRect().right > innerWidth + 1)
+    .filter(x => !scrolls(x.parentElement)).map(x => x.outerHTML.slice(0, 80));
+}"""
+"""Controls beyond the page's right edge, but for those in a box that scrolls."""
+
+
 @pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
 def test_axe_finds_no_violation(page: Page, planted: Planted, theme: Any, width: int) -> None:
     """Every view, in both themes; at a phone's width no view is wider than that."""
@@ -789,6 +821,7 @@ def test_axe_finds_no_violation(page: Page, planted: Planted, theme: Any, width:
         wide = page.evaluate("document.documentElement.scrollWidth")
         if wide > width:
             wrong.append((name, "too wide", str(wide)))
+        wrong += [(name, "cut off", label) for label in page.evaluate(CUT_OFF)]
         page.screenshot(path=SCREENSHOTS / f"{name}-{width}.png", full_page=width < 500)
     assert not wrong, wrong
 

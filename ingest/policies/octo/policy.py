@@ -84,7 +84,7 @@ class OctoPolicy:
     """
 
     name = "octo"
-    value_norms = "no, it runs in JAX"
+    value_norms = "no: its value vectors are not captured"
     hidden_states = "yes"
     about = (
         About(
@@ -329,7 +329,7 @@ class OctoPolicy:
         """Hidden states are shown."""
 
     def check_values(self) -> None:
-        """Refuse: what is shown of Octo's JAX modules has no value vectors.
+        """Refuse: what is captured of Octo's modules has no value vectors.
 
         Raises
         ------
@@ -337,8 +337,8 @@ class OctoPolicy:
             Always.
         """
         raise UsageError(
-            "--values: policy octo runs in JAX, and its value vectors are not shown; leave value "
-            "norms out: --no-values"
+            "--values: of policy octo no value vectors are captured; leave value norms out: "
+            "--no-values"
         )
 
     def _words(
