@@ -4,7 +4,7 @@ import { useAnswer } from "./answers.js";
 import { Choice } from "./controls.js";
 import { html, useMemo } from "./html.js";
 import { Thumbnail } from "./overview.js";
-import { weight } from "./numbers.js";
+import { keyframeName, weight } from "./numbers.js";
 import { denoising as askDenoising, phaseOf, policyArray } from "./questions.js";
 import { Timeline } from "./timeline.js";
 
@@ -57,7 +57,7 @@ export function Actions({ e, view, change, playing, play, theme }) {
             <figure class="card look-beside" aria-label="Camera">
               <${Thumbnail} e=${e} view=${view} />
               <figcaption class="quiet small">
-                ${`${view.camera}, keyframe ${view.keyframe + 1} of ${e.frames.length}`}
+                ${`${view.camera}, ${keyframeName(view.keyframe, e.frames.length)}`}
               </figcaption>
             </figure>
           `

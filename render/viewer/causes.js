@@ -7,7 +7,7 @@ import { pixels } from "./frames.js";
 import { blend, blending as blendingOf } from "./heat.js";
 import { html, useEffect, useMemo, useRef, useState } from "./html.js";
 import { pixelsOf } from "./masks.js";
-import { layerName, weight } from "./numbers.js";
+import { keyframeName, layerName, weight } from "./numbers.js";
 import { pictureSize } from "./picture.js";
 import { LinePlot } from "./plot.js";
 import { curves as askCurves, interventionMasks, interventions as askInterventions } from "./questions.js";
@@ -151,7 +151,9 @@ function Saliency({ e, view, keyframe, rows }) {
     <section class="card" aria-label="What was removed, and what that did">
       <h2>
         What the action depends on
-        <span class="quiet">${` si_mse of the action when the region is removed, keyframe ${keyframe}`}</span>
+        <span class="quiet">
+          ${` si_mse of the action when the region is removed, ${keyframeName(keyframe, e.frames.length)}`}
+        </span>
       </h2>
       ${
         kinds.length > 1 &&
@@ -361,7 +363,7 @@ function Curves({ e, keyframe, change }) {
       <h2>
         Deletion and insertion
         <span class="quiet">
-          ${` si_mse of the action, ${keyframe === null ? "mean over the probed keyframes" : `keyframe ${keyframe}`}`}
+          ${` si_mse of the action, ${keyframe === null ? "mean over the probed keyframes" : keyframeName(keyframe, e.frames.length)}`}
         </span>
       </h2>
       <${Menu} label="Map" inline value=${key} options=${keys.map((k) => [k, k])} change=${setWanted} />

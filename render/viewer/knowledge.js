@@ -4,7 +4,7 @@ import { useAnswer } from "./answers.js";
 import { Choice, Menu, Selection } from "./controls.js";
 import { secondsAt } from "./episode.js";
 import { html, useState } from "./html.js";
-import { layerName, percent, weight } from "./numbers.js";
+import { keyframeName, layerName, percent, weight } from "./numbers.js";
 import { Thumbnail } from "./overview.js";
 import { LinePlot } from "./plot.js";
 import { failure as askFailure, linearProbes as askProbes, phaseOf } from "./questions.js";
@@ -33,7 +33,7 @@ export function Knowledge({ e, view, change, playing, play, theme }) {
               <figure class="card look-beside" key=${camera}>
                 <${Thumbnail} e=${e} view=${{ ...view, camera }} />
                 <figcaption class="quiet small">
-                  ${`${camera}, keyframe ${view.keyframe + 1} of ${e.frames.length}`}
+                  ${`${camera}, ${keyframeName(view.keyframe, e.frames.length)}`}
                 </figcaption>
               </figure>
             `,
@@ -166,7 +166,7 @@ function Score({ e, view, change, found, wanted, want }) {
           ? "No alarm in this episode."
           : html`
               <button type="button" class="link" onClick=${() => change({ keyframe: alarm })}>
-                ${`The alarm rises at keyframe ${alarm + 1} of ${e.frames.length}`}
+                ${`The alarm rises at ${keyframeName(alarm, e.frames.length)}`}
               </button>
               ${seconds === null ? "" : `, after ${seconds.toFixed(1)} s`}${left === null ? "" : `, ${left.toFixed(1)} s before the end`}.
             `

@@ -27,6 +27,9 @@ export const layerName = (layer) => `L${String(layer).padStart(2, "0")}`;
 /** `3` as `H03`. @param {number} head */
 export const headName = (head) => `H${String(head).padStart(2, "0")}`;
 
+/** The first is 1, as people count; in SQL and addresses it is 0. @param {number} keyframe @param {number} count */
+export const keyframeName = (keyframe, count) => `keyframe ${keyframe + 1} of ${count}`;
+
 /** Which head, where the mean may be meant. @param {number | "mean" | null} head null: not known yet */
 export const headText = (head) => (head === null ? "…" : head === "mean" ? "mean of heads" : headName(head));
 

@@ -9,7 +9,7 @@ import { blending as blendingOf, limitsOf } from "./heat.js";
 import { html, useMemo } from "./html.js";
 import { useMaps } from "./look.js";
 import { mapAt } from "./maps.js";
-import { bytes, headName, layerName, percent, weight } from "./numbers.js";
+import { bytes, headName, keyframeName, layerName, percent, weight } from "./numbers.js";
 import { Picture } from "./picture.js";
 import { overview as asked } from "./questions.js";
 import { fitted, START } from "./state.js";
@@ -223,7 +223,7 @@ export function Thumbnail({ e, view }) {
       interpolation=${view.interpolation}
       pending=${one.pending}
       widest=${SMALL}
-      label=${`${view.camera}, keyframe ${view.keyframe}`}
+      label=${`${view.camera}, ${keyframeName(view.keyframe, e.frames.length)}`}
     />
   `;
 }

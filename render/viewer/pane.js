@@ -4,7 +4,7 @@ import { css } from "./colormaps.js";
 import { patchAt, patchBox } from "./heat.js";
 import { html, useRef, useState } from "./html.js";
 import { peakOf } from "./maps.js";
-import { percent, weight } from "./numbers.js";
+import { keyframeName, percent, weight } from "./numbers.js";
 import { Picture } from "./picture.js";
 
 /** @import {Brush, Episode, Limits, Pair, Blending, View} from "./types" */
@@ -146,7 +146,7 @@ export function Pane({ e, view, camera, shown, blending, outlines = [], brush = 
           blending=${blending}
           interpolation=${view.interpolation}
           pending=${pending}
-          label=${`${camera}, keyframe ${view.keyframe}${most}`}
+          label=${`${camera}, ${keyframeName(view.keyframe, e.frames.length)}${most}`}
         />
         <svg
           class="marks"

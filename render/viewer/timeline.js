@@ -5,6 +5,7 @@ import { Chart } from "./chart.js";
 import { Menu } from "./controls.js";
 import { secondsAt } from "./episode.js";
 import { html, useEffect, useList, useMemo, useRef, useState } from "./html.js";
+import { keyframeName } from "./numbers.js";
 import { nameOfMetric, OBJECT_METRICS, objectLine, objectMetricOf } from "./objects.js";
 import { isStored, metrics as listed, objectMetric, phaseOf, trace } from "./questions.js";
 
@@ -34,7 +35,7 @@ export function Timeline({ e, view, change, playing, play, theme, headOf, ready 
   const known = useAnswer(listed()).value ?? [];
   const seconds = secondsAt(e, view.keyframe);
   const clock = seconds === null ? "" : `, ${seconds.toFixed(1)} s`;
-  const about = `keyframe ${view.keyframe + 1} of ${count}, frame ${e.frames[view.keyframe]}${clock}`;
+  const about = `${keyframeName(view.keyframe, count)}, frame ${e.frames[view.keyframe]}${clock}`;
   const toggle = (/** @type {string} */ name) =>
     change({ traces: (shown.includes(name) ? shown.filter((m) => m !== name) : [...shown, name]).join(",") });
   return html`

@@ -9,7 +9,7 @@ import { pixels } from "./frames.js";
 import { blend, blending as blendingOf, heatOf, limitsOf, sampler } from "./heat.js";
 import { html, useList, useMemo, useState } from "./html.js";
 import { headAt, mapsOf } from "./maps.js";
-import { headText, layerName, weight } from "./numbers.js";
+import { headText, keyframeName, layerName, weight } from "./numbers.js";
 import { Picture, pictureSize } from "./picture.js";
 import {
   activeHead,
@@ -150,7 +150,7 @@ export function Wall({ e, view, change }) {
                       interpolation=${view.interpolation}
                       pending=${tile.pending}
                       widest=${TILE}
-                      label=${`${tile.e.name}, keyframe ${tile.view.keyframe}`}
+                      label=${`${tile.e.name}, ${keyframeName(tile.view.keyframe, tile.e.frames.length)}`}
                     />
                   `
                 : html`

@@ -504,6 +504,8 @@ def test_what_interventions_did_is_drawn(page: Page, planted: Planted) -> None:
     expect(canvas).to_have_attribute(
         "aria-label", "hand_camera: effect of removing each cell, at most 0.6"
     )
+    removed = page.get_by_label("What was removed, and what that did")
+    expect(removed).to_contain_text("keyframe 1 of 3")  # as under every other picture
     raw = canvas.evaluate(
         "c => Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
     )
