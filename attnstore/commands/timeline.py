@@ -112,7 +112,9 @@ def _rows(found: EpisodeTimeline) -> Iterator[dict[str, Any]]:
                 "frame": int(shares["frame"].values[keyframe]),
                 "step": step if "step" in shares.dims else None,
                 **{
-                    region: None if share != share else share
+                    region: share
+                    if share == share and (region != "gripper" or info[region])
+                    else None
                     for region, share in zip(shares["region"].values.tolist(), of_step, strict=True)
                 },
             }

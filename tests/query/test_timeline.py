@@ -15,6 +15,7 @@ from droid_sample import sample_path
 
 import attnstore
 from attnstore.cli import main
+from attnstore.commands.timeline import _rows
 from attnstore.query import Store
 from attnstore.query.groups.alignment import align
 from attnstore.query.objects.choice import latest_object_parts, of_parts
@@ -259,6 +260,8 @@ def test_pictures(store: Store) -> None:
     attributes = only.shares.attrs | {"gripper": False, "goal": ""}
     bare = replace(found, episodes=(replace(only, shares=only.shares.assign_attrs(attributes)),))
     assert bare.regions == ("target", "other", "background")
+    assert {row["gripper"] for row in _rows(bare.episodes[0])} == {None}
+    assert all(row["gripper"] is not None for row in _rows(only) if row["target"] is not None)
     for chart in (*aligned_charts(bare), step_chart(bare)):
         assert chart is not None
         assert not {"goal", "gripper"} & texts(chart)
