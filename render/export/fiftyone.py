@@ -188,7 +188,7 @@ class _Samples:
                 "head": each.head, "top": float(limits.vmax),
                 **{metric: _known(values[keyframe]) for metric, values in each.metrics.items()},
             }  # fmt: skip
-        boxes = []
+        boxes: list[dict[str, Any]] = []
         for label, mask in sorted(self.masks.get((keyframe, camera), {}).items()):
             if mask.any():
                 # FiftyOne completes paths below fields/ of the field that the folder names
