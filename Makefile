@@ -89,7 +89,7 @@ test-openpi: links  ## the same contract on openpi itself: make test-openpi OPEN
 	@$(OPENPI_PYTHON) -c 'import openpi.policies.policy_config, duckdb, h5py, hypothesis, psutil, pyarrow.lib, pytest, zarr' \
 	  || { echo "first: uv pip install --python $(OPENPI_PYTHON) '.[openpi]' pytest hypothesis (docs/how-to/openpi.md)" >&2; exit 1; }
 	cd tests && OPENPI="$(abspath $(OPENPI))" HF_HUB_OFFLINE=1 JAX_PLATFORMS=cpu PYTHONPATH="$$(ls -d ../build/__editable__.attnstore-*):fixtures:real" \
-	  $(OPENPI_PYTHON) -m pytest -q -p no:cacheprovider -W ignore real/openpi_real.py real/openpi_jax_real.py
+	  $(OPENPI_PYTHON) -m pytest -q -p no:cacheprovider -W ignore real/openpi_real.py real/openpi_jax_real.py real/openpi_jax_fast_real.py
 
 test-openvla: links  ## the same contract on OpenVLA's own code: make test-openvla OPENVLA=/path/to/checkout
 	@test -f "$(OPENVLA)/prismatic/extern/hf/modeling_prismatic.py" \

@@ -269,9 +269,11 @@ def _act(policy: Policy, first: _Keyframe) -> Iterator[str]:
     seconds = time.perf_counter() - start
     worst = 0.0
     for record in session.records:
-        sums = record.weights.float().sum(-1)
-        used = sums[sums > 0]  # a masked query's row is empty
-        worst = max(worst, float((used - 1).abs().max()) if used.numel() else 1.0)
+        layout = first.batch.samples[0].layouts[record.phase]
+        # Padding's rows are anything: empty, or over padding as well.
+        for part in layout.query.model_slices:
+            sums = record.weights[0, :, part].float().sum(-1)
+            worst = max(worst, float((sums - 1).abs().max()))
     if not session.records or worst > ROWS or worst != worst:
         raise AttnstoreError(
             f"the captured attention is not sound: {len(session.records)} records, rows are up to {worst:.3g} "

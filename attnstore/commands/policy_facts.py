@@ -59,7 +59,7 @@ def _sizes(released: Released, adapter: Any) -> dict[str, str]:
         hidden=str(adapter.hidden_states).startswith("yes"),
     )
     disk = size.compressed(expected_ratio(PRECISION, released.dtype)) + KEYFRAME_BYTES
-    parts, largest = [], 0
+    parts, largest, whole = [], 0, 0
     for name, shape in released.phases.items():
         query, key = (
             len(axis) for axis in (released.layouts[name].query, released.layouts[name].key)
@@ -70,12 +70,20 @@ def _sizes(released: Released, adapter: Any) -> dict[str, str]:
             f"tokens{steps}"
         )
         largest = max(largest, shape.heads * query * key)
+        whole += shape.layers * (shape.steps or 1) * shape.heads * query * key
     item = 4 if released.dtype == "float32" else 2
+    device = f"{size_text(largest * item)}, one layer's weights in {released.dtype}, at a time"
+    memory = {"on the device": device}
+    if getattr(adapter, "shows_at_the_end", False):
+        all_of_it = (
+            f"{size_text(whole * item)}, all its weights in {released.dtype}, padding not counted"
+        )
+        memory = {"until a call ends": f"{all_of_it}: JAX shows them when it has ended"}
     return {
         "released size": f"{released.name}: {'; '.join(parts)}",
         "a keyframe": f"{size_text(size.raw)} in memory, about {size_text(round(disk))} on disk ({PRECISION}, with "
         "maps, value norms and hidden states where there are any; without images)",
-        "on the device": f"{size_text(largest * item)}, one layer's weights in {released.dtype}, at a time",
+        **memory,
     }
 
 

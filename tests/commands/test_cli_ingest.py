@@ -192,6 +192,14 @@ class TestGood:
         assert "prefix 18 layers x 8 heads x 572 x 572 tokens" in said["released size"]
         assert said["a keyframe"].startswith("126.1 MB in memory")
         assert said["on the device"].startswith("5.2 MB")  # 8 x 572 x 572 in 2 bytes
+        rows = [
+            json.loads(line) for line in run("policies", "openpi-jax", "--json").out.splitlines()
+        ]
+        assert [row["model"].partition(" of")[0] for row in rows] == ["Pi0.5 and Pi0", "Pi0-FAST"]
+        assert not any("on the device" in row for row in rows)
+        # 18 x 8 x 572 x 572, and 10 x 15 x 587, in 2 bytes
+        assert rows[0]["until a call ends"].startswith("119.6 MB")
+        assert [row["knock-outs"] for row in rows] == ["yes", "yes"]
 
 
 class TestStore:

@@ -47,8 +47,8 @@ from attnstore.ingest.policies.base import (
     Watch,
 )
 from attnstore.ingest.policies.blocking import Blocked
+from attnstore.ingest.policies.fast import written
 from attnstore.ingest.policies.lerobot.base import LeRobotPolicy
-from attnstore.ingest.policies.lerobot.fast import written
 from attnstore.ingest.policies.lerobot.loading import check_weights
 from attnstore.ingest.policies.lerobot.policy import (
     FAMILIES,

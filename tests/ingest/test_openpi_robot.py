@@ -22,6 +22,7 @@ from openpi_fixture import (
 )
 
 from attnstore.ingest.policies.base import Observation, ObservationError, PolicyError
+from attnstore.ingest.policies.openpi.layout import WritingSequence
 from attnstore.ingest.policies.openpi.observation import Sight
 from attnstore.ingest.policies.openpi.robot import Asked, flatten
 from attnstore.store.errors import UsageError
@@ -328,3 +329,43 @@ def test_it_is_asked_once() -> None:
     for i in range(3):
         ours.inputs(replace(first, seed=i))
     assert len(calls) == asked + 3
+
+
+class TestPi0Fast:
+    """A black image that is not masked, and a sequence that ends where the padded one would."""
+
+    NAMES = ("base_0_rgb", "base_1_rgb", "wrist_0_rgb")
+
+    def robot(self, data: Data) -> Data:
+        made = output(data["q"], data["front_rgb"], None, data["palm_rgb"], prompt=data["prompt"])
+        images = dict(zip(reversed(self.NAMES), reversed(made["image"].values()), strict=True))
+        return {**made, "image": images, "image_mask": dict.fromkeys(self.NAMES, np.True_)}
+
+    def prepared(self) -> tuple[Data, Any, WritingSequence]:
+        """What the transforms make, the slots, and the sequence."""
+        words = TokenizePrompt(PaligemmaTokenizer(90), discrete_state_input=True)
+        transforms = (self.robot, ResizeImages(224, 224), words)
+        own = Sight(transforms, None, 14, asked=Asked.parse({}), columns={})
+        look = seen(TWO, STATE / 8)
+        return own.inputs(look), own.slots(look), WritingSequence(SimpleNamespace(), transforms, 5)
+
+    def test_the_layout(self) -> None:
+        made, slots, sequence = self.prepared()
+        layouts = sequence.sample(made, slots).layouts
+        spans, count = layouts["prefix"].key.spans, int(made["tokenized_prompt_mask"].sum())
+        moved = 90 - count
+        assert moved > 0
+        assert [(s.name, s.kind, s.model_start) for s in spans[:4]] == [
+            ("image:front", "image", moved), ("empty:base_1_rgb", "other", 256 + moved),
+            ("image:wrist", "image", 512 + moved), ("bos", "text", 768 + moved),
+        ]  # fmt: skip
+        assert spans[-1].model_start + len(spans[-1]) == 768 + 90
+        assert len(layouts["prefix"].key) == 768 + count
+        written = layouts["decode"].key.spans[-1]
+        assert (written.name, written.model_start, len(written)) == ("generated", 768 + 90, 4)
+
+    def test_a_masked_input_is_refused(self) -> None:
+        made, slots, sequence = self.prepared()
+        masked = {**made, "image_mask": {**made["image_mask"], "base_1_rgb": np.False_}}
+        with pytest.raises(PolicyError, match="base_1_rgb is masked, and openpi's Pi0-FAST writes"):
+            sequence.sample(masked, slots)

@@ -19,9 +19,9 @@ from attnstore.store.format.tokens import TASK, TEMPLATE, Axis, Span, Token, Tok
 from ..base import LAST, Batch, Generated, Observer, PhaseShape, PolicyError, Sample
 from ..blocking import Blocked
 from ..checkpoint import unwrap
+from ..fast import fast_places, written
 from ..hooks import Shown, Watched, instead
 from ..passes import PREFIX, Passes, block_passes
-from .fast import fast_places, written
 from .pi import LeRobotPaliGemma
 
 END = "|"

@@ -116,6 +116,7 @@ class OctoPolicy:
     dtype = "float32"
     denoiser_steps = False
     watches_encoder = False
+    shows_at_the_end = True
 
     @staticmethod
     def recognises(files: CheckpointFiles) -> Recognised | None:

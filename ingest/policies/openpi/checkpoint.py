@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -25,6 +25,8 @@ from ..fingerprint import digest_directory
 from .robot import Key, flatten
 
 WEIGHTS = "model.safetensors"
+FAST = "FASTTokenizer"
+"""openpi's class that makes text of actions, and actions of text."""
 INSTALL = (
     "policy openpi needs openpi, which is installed from its repository: git clone "
     "https://github.com/Physical-Intelligence/openpi && cd openpi && GIT_LFS_SKIP_SMUDGE=1 uv sync "
@@ -77,13 +79,18 @@ def check_patched() -> None:
         raise PolicyError(_PATCH)
 
 
-def train_config(name: str | None) -> Any:
+def train_config(name: str | None, *, in_jax: bool = False) -> Any:
     """Return openpi's configuration of a name, uncompiled.
+
+    Parameters
+    ----------
+    in_jax
+        Of a model that runs in JAX, which may be a Pi0-FAST.
 
     Raises
     ------
     UsageError
-        If there is none, or it is not of a Pi0 or Pi0.5.
+        If there is none, or it is not of a Pi0, Pi0.5 or Pi0-FAST, or this one writes other tokens than FAST's.
     """
     configs = openpi("training.config")
     names = sorted(configs._CONFIGS_DICT)
@@ -96,14 +103,26 @@ def train_config(name: str | None) -> Any:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
         raise UsageError(f"openpi has no configuration {name!r}; did you mean {', '.join(near)}?")
     config = configs.get_config(name)
-    if not hasattr(config.model, "pi05"):
+    kind = type(config.model).__name__
+    if in_jax and writes_actions(config.model):
+        if (own := getattr(config.model.fast_model_tokenizer, "__name__", FAST)) != FAST:
+            raise UsageError(
+                f"{name} writes its actions by {own}; policy openpi-jax knows {FAST}'s tokens alone"
+            )
+    elif not hasattr(config.model, "pi05"):
         raise UsageError(
-            f"openpi's PyTorch port runs Pi0 and Pi0.5; {name} is a {type(config.model).__name__}"
+            f"openpi's PyTorch port runs Pi0 and Pi0.5; {name} is a {kind}: run its JAX checkpoint with "
+            f"--policy openpi-jax:{name}"
         )
     if getattr(config.model, "pytorch_compile_mode", None) is not None:
         # Compiling takes minutes, and captured calls run uncompiled anyway.
         config = replace(config, model=replace(config.model, pytorch_compile_mode=None))
     return config
+
+
+def writes_actions(model: Any) -> bool:
+    """Whether a model's configuration is Pi0-FAST's, which writes its actions as text."""
+    return hasattr(model, "fast_model_tokenizer")
 
 
 class OpenpiCheckpoint:
@@ -183,20 +202,27 @@ class OpenpiCheckpoint:
                 return self.config.data.create(self.config.assets_dirs, self.config.model)
         except Exception as error:
             # The tokenizer is fetched here; fsspec, gcsfs and aiohttp all raise their own errors.
+            writes = writes_actions(self.config.model)
+            and_fast = ", and physical-intelligence/fast into the hub's cache" if writes else ""
             raise PolicyError(
                 f"openpi cannot make the transforms of {self.name} ({one_line(error)}); without a "
-                "network, put paligemma_tokenizer.model into $OPENPI_DATA_HOME/big_vision/"
+                f"network, put paligemma_tokenizer.model into $OPENPI_DATA_HOME/big_vision/{and_fast}"
             ) from error
 
     def policy(
-        self, device: str, transforms: Sequence[Any], steps: int, *, compiled: bool = False
+        self,
+        device: str,
+        transforms: Sequence[Any],
+        sampling: Mapping[str, Any],
+        *,
+        compiled: bool = False,
     ) -> Any:
         """Return openpi's ``create_trained_policy``, weights loaded.
 
         Parameters
         ----------
-        steps
-            Denoising steps that it takes.
+        sampling
+            Arguments of every ``sample_actions``.
         compiled
             Compile as the configuration says; else not at all.
 
@@ -208,7 +234,7 @@ class OpenpiCheckpoint:
         config = openpi("training.config").get_config(self.name) if compiled else self.config
         try:
             policy = openpi("policies.policy_config").create_trained_policy(
-                config, self.directory, pytorch_device=device, sample_kwargs={"num_steps": steps}
+                config, self.directory, pytorch_device=device, sample_kwargs=dict(sampling)
             )
         except Exception as error:
             raise PolicyError(
@@ -321,7 +347,7 @@ class OpenpiJaxCheckpoint(OpenpiCheckpoint):
     ) -> None:
         if revision is not None:
             raise UsageError("openpi-jax is loaded from a directory, which has no revisions")
-        config = train_config(variant)
+        config = train_config(variant, in_jax=True)
         self.config = replace(config, model=replace(config.model, dtype=dtype))
         self.name = str(variant)
         self.directory = _local(checkpoint)

@@ -20,7 +20,7 @@ from .observation import Sight, Slot, stacked
 from .robot import ROLES, Asked, Key
 
 DTYPES = ("bfloat16", "float32")
-SEEN = (*ROLES.values(), "cameras", "state")
+SEEN = (*dict.fromkeys(ROLES.values()), "cameras", "state")
 """Options that say which camera and which part of the state goes where."""
 OPTIONS = (*SEEN, "steps")
 STEPS = 10
@@ -33,6 +33,10 @@ class OpenpiFamily:
     device: str
     """Torch device of the batches."""
     name: str
+    _takes: tuple[str, ...] = (
+        "image", "image_mask", "state", "tokenized_prompt", "tokenized_prompt_mask",
+    )  # fmt: skip
+    """What the model gets of the transforms' outputs."""
 
     def _options(self, options: Mapping[str, str] | None) -> tuple[dict[str, str], int]:
         """Check the options, and return them with the number of denoising steps."""
@@ -51,10 +55,18 @@ class OpenpiFamily:
         self.config, self.steps = config, steps
         self._seen = {name: options[name] for name in SEEN if name in options}
         self.horizon, self.action_dof = int(config.action_horizon), int(config.action_dim)
-        keys = openpi("models_pytorch.preprocessing_pytorch").IMAGE_KEYS
+        keys = self._image_inputs()
         patch = int(self._vision_config().patch_size)
         self._sight = Sight(transforms, keys, patch, asked=Asked.parse(self._seen), columns=columns)
-        self._sequence = ModelSequence(config, self._sight.transforms, len(keys))
+        self._sequence = self._laid_out(keys)
+
+    def _image_inputs(self) -> Sequence[str] | None:
+        """The model's image inputs; None: all that the transforms make."""
+        keys: Sequence[str] = openpi("models_pytorch.preprocessing_pytorch").IMAGE_KEYS
+        return keys
+
+    def _laid_out(self, keys: Sequence[str] | None) -> ModelSequence:
+        return ModelSequence(self.config, self._sight.transforms, keys)
 
     @property
     def phases(self) -> Mapping[str, PhaseShape]:
@@ -86,12 +98,9 @@ class OpenpiFamily:
         PolicyError
             If openpi takes observations, or does with images, what is not understood.
         """
-        import torch
-
         made = [self._sight.inputs(o) for o in observations]
         slots = [self._sight.slots(o) for o in observations]
-        noise = torch.stack([self.noise(o.seed) for o in observations]).to(self.device)
-        return self._batch(made, slots, noise)
+        return self._batch(made, slots, self._drawn(observations))
 
     def sent(self, content: Mapping[str, Any], seed: int) -> tuple[Observation, tuple[Slot, ...]]:
         """Read what a client of openpi's server sent.
@@ -140,17 +149,24 @@ class OpenpiFamily:
         PolicyError
             If it is not what the configuration says.
         """
-        return self._batch([made], [slots], noise)
+        return self._batch([made], [slots], {"noise": noise})
 
     def _batch(
-        self, made: Sequence[Mapping[str, Any]], slots: Sequence[Sequence[Slot]], noise: Any
+        self,
+        made: Sequence[Mapping[str, Any]],
+        slots: Sequence[Sequence[Slot]],
+        drawn: Mapping[str, Any],
     ) -> Batch:
         samples = tuple(self._sequence.sample(*each) for each in zip(made, slots, strict=True))
-        tensors = {
-            key: stacked([m[key] for m in made], self.device)
-            for key in ("image", "image_mask", "state", "tokenized_prompt", "tokenized_prompt_mask")
-        }
-        return Batch({**tensors, "noise": noise}, samples, self._sequence.encoded(slots))
+        tensors = {key: stacked([m[key] for m in made], self.device) for key in self._takes}
+        return Batch({**tensors, **drawn}, samples, self._sequence.encoded(made[0], slots))
+
+    def _drawn(self, observations: Sequence[Observation]) -> dict[str, Any]:
+        """What a call begins with that is drawn at random, by the observations' seeds."""
+        import torch
+
+        noise = torch.stack([self.noise(o.seed) for o in observations])
+        return {"noise": noise.to(self.device)}
 
     def noise(self, seed: int) -> Any:
         """Return the noise of a seed, a float32 tensor (horizon, action_dof) on the CPU."""

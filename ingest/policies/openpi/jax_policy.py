@@ -11,23 +11,27 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from attnstore.store.errors import UsageError
-from attnstore.store.format.hidden import EMBEDDING
 
 from ...optional import require
 from ..about import About
-from ..base import ATTENTION_ONLY, LAST, Batch, EncoderShape, Observer
-from ..blocking import Blocked, Bools, Samples, by_layer, forbidden, nothing_left
+from ..base import ATTENTION_ONLY, Batch, EncoderShape, Observer
+from ..blocking import Blocked, Bools, Samples, by_layer, forbidden
 from ..checkpoint import CheckpointFiles, Recognised, check_dtype, directory_name
 from ..released import WORDS, flow, tokens
-from ..values import ProjectedValues, Projections, ValueNorms
+from ..values import Projections, ValueNorms
 from .checkpoint import WEIGHTS, OpenpiJaxCheckpoint, openpi
 from .family import DTYPES, OpenpiFamily
-from .traced import Noisy, Shown, TracedCalls, Wanted, Weights, output_matrices, tensor
+from .showing import Showing
+from .traced import Shown, TracedCalls, Wanted, output_matrices, tensor
 
 if TYPE_CHECKING:
     import torch
+
+
+NO_VISION = "no, the attention inside SigLIP is not shown in JAX"
 
 
 class OpenpiJaxPolicy(OpenpiFamily):
@@ -64,6 +68,7 @@ class OpenpiJaxPolicy(OpenpiFamily):
     name = "openpi-jax"
     denoiser_steps = True
     watches_encoder = False
+    shows_at_the_end = True
     value_norms = "yes"
     hidden_states = "yes"
     about = (
@@ -75,7 +80,7 @@ class OpenpiJaxPolicy(OpenpiFamily):
                 "denoising step",
             },
             "openpi 15a9616 with jax 0.5.3, reduced, random weights, on a CPU (make test-openpi)",
-            "no, the attention inside SigLIP is not shown in JAX",
+            NO_VISION,
             released=flow(
                 "pi05_droid, a state of 8 numbers",
                 tokens(front=(16, 16), wrist=(16, 16), bos=1, task=WORDS, state_text=47),
@@ -134,7 +139,12 @@ class OpenpiJaxPolicy(OpenpiFamily):
             If JAX runs on another device than was asked for, or on several.
         """
         _check_device(self._asked_device)
-        return self._source.policy("cpu", self._sight.transforms, self.steps)
+        return self._source.policy("cpu", self._sight.transforms, self._sampling)
+
+    @property
+    def _sampling(self) -> dict[str, Any]:
+        """Arguments of every ``sample_actions``."""
+        return {"num_steps": self.steps}
 
     @property
     def model(self) -> Any:
@@ -158,20 +168,27 @@ class OpenpiJaxPolicy(OpenpiFamily):
         """
         import jax
 
-        inputs = jax.tree.map(lambda each: jax.numpy.asarray(each.numpy()), dict(batch.inputs))
-        noise = inputs.pop("noise")
-        observation = openpi("models.model").Observation.from_dict(inputs)
+        noise = jax.numpy.asarray(batch.inputs["noise"].numpy())
+        actions, shown = self._sampled(batch, noise=noise, **self._sampling)
+        showing = self._showing(self._observer)
+        for each in shown:
+            showing.take(each)
+        return tensor(actions)
+
+    def _sampled(self, batch: Batch, **given: Any) -> tuple[NDArray[Any], Sequence[Shown]]:
+        """Call ``sample_actions``, and say what it gave and, if that is looked at or changed, showed."""
+        import jax
+
+        inputs = {key: own for key, own in batch.inputs.items() if key != "noise"}
+        observation = openpi("models.model").Observation.from_dict(
+            jax.tree.map(lambda each: jax.numpy.asarray(each.numpy()), inputs)
+        )
         if self._observer is None and not self._blocked:
             run = self.theirs._sample_actions
-            actions = run(jax.random.key(0), observation, noise=noise, num_steps=self.steps)
-            return tensor(np.asarray(actions))
+            return np.asarray(run(jax.random.key(0), observation, **given)), ()
         watch = ATTENTION_ONLY if self._observer is None else self._observer.watch
-        actions, shown = self._traced(
-            Wanted(watch.values, watch.shows_hidden), self._closed(batch), observation, noise=noise,
-            steps=self.steps,
-        )  # fmt: skip
-        self._show(shown)
-        return tensor(actions)
+        wanted = Wanted(watch.values, watch.shows_hidden)
+        return self._traced(wanted, self._closed(batch), observation, **given)
 
     @contextmanager
     def instrument(self, observer: Observer) -> Iterator[None]:
@@ -240,39 +257,11 @@ class OpenpiJaxPolicy(OpenpiFamily):
             for phase, shape in shapes.items()
         }  # fmt: skip
 
-    def _show(self, shown: Sequence[Shown]) -> None:
-        """Name the layers of what came out, and hand it to the observer."""
-        observer = self._observer
-        layers, entered = dict.fromkeys(self.phases, 0), dict.fromkeys(self.phases, 0)
-        values: dict[tuple[str, int], ProjectedValues] = {}
-        for each in shown:
-            if isinstance(each, Weights):
-                layer = layers[each.phase] % self.phases[each.phase].layers
-                layers[each.phase] += 1
-                where = f"{each.phase} layer {layer}"
-                if each.emptied:
-                    raise nothing_left(where)
-                norms = None
-                if each.values is not None and each.mixed is not None:
-                    at = each.phase, layer
-                    if at not in values:
-                        before = values["prefix", layer] if each.phase == "suffix" else None
-                        values[at] = ProjectedValues(self._norms, self._outputs[at], before)
-                    values[at].ran(each.values, each.mixed)
-                    norms = values[at].take(each.weights, where)
-                if observer is not None:
-                    observer.attention(each.phase, layer, each.weights, norms)
-            elif observer is None:
-                continue
-            elif isinstance(each, Noisy):
-                observer.noisy_actions(each.actions)
-            elif each.kind == LAST:
-                observer.hidden(each.phase, LAST, each.states)
-            else:
-                # What enters layer 0, then what leaves each layer.
-                layer = entered[each.phase] % (self.phases[each.phase].layers + 1)
-                entered[each.phase] += 1
-                observer.hidden(each.phase, layer - 1 if layer else EMBEDDING, each.states)
+    def _showing(self, observer: Observer | None) -> Showing:
+        layers = {phase: shape.layers for phase, shape in self.phases.items()}
+        watched = observer is not None and observer.watch.values
+        outputs = self._outputs if watched else {}
+        return Showing(observer, layers, self._blocked, self._norms, outputs)
 
     @cached_property
     def _outputs(self) -> dict[tuple[str, int], Projections]:

@@ -17,7 +17,18 @@ from attnstore.store.format.geometry import Geometry
 
 from ...datasets.openpi.message import Message, like, read_message
 from ..base import Observation, ObservationError, PolicyError
-from .robot import Asked, Key, Robot, assign, codes, learn, ramps, which
+from .robot import (
+    Asked,
+    Key,
+    Robot,
+    assign,
+    codes,
+    learn,
+    model_inputs,
+    ramps,
+    valid_inputs,
+    which,
+)
 
 Size = tuple[int, int]
 
@@ -42,7 +53,7 @@ class Sight:
     transforms
         openpi's input transforms, in order.
     keys
-        The model's image inputs, in order.
+        The model's image inputs, in order; None: all that the transforms make.
     patch
         Side of a patch in pixels.
     asked
@@ -54,13 +65,13 @@ class Sight:
     def __init__(
         self,
         transforms: Sequence[Any],
-        keys: Sequence[str],
+        keys: Sequence[str] | None,
         patch: int,
         *,
         asked: Asked,
         columns: Mapping[Key, str],
     ) -> None:
-        self.transforms, self._keys, self._patch = tuple(transforms), tuple(keys), patch
+        self.transforms, self._keys, self._patch = tuple(transforms), keys, patch
         self._asked, self._columns = asked, columns
         self._robots: dict[tuple[frozenset[str], int], tuple[Robot, dict[Key, str]]] = {}
         self._slots: dict[tuple[tuple[str, Size], ...], tuple[Slot, ...]] = {}
@@ -84,7 +95,7 @@ class Sight:
         return self._through(robot.observation(pictures, state, observation.instruction))
 
     def slots(self, observation: Observation) -> tuple[Slot, ...]:
-        """Say which image inputs show which camera, and how; masked inputs are left out.
+        """Say which image inputs show which camera, and how; masked and black ones are left out.
 
         Raises
         ------
@@ -203,12 +214,14 @@ class Sight:
         blue = codes(tuple(cameras))
         seen = self._through(observe({key: ramps(sizes[key], blue[key]) for key in cameras}))
         slots = []
-        for index, name in enumerate(self._keys):
-            if not np.all(seen["image_mask"][name]):
-                continue
+        inputs = model_inputs(seen, self._keys)
+        for name in valid_inputs(seen, self._keys):
             shown = np.asarray(seen["image"][name])
+            if not shown.any():
+                continue
             key = which(name, shown, blue)
-            slots.append(Slot(name, index, cameras[key], self._geometry(name, shown, sizes[key])))
+            geometry = self._geometry(name, shown, sizes[key])
+            slots.append(Slot(name, inputs.index(name), cameras[key], geometry))
         return tuple(slots)
 
     def _geometry(self, key: str, shown: NDArray[np.uint8], source: Size) -> Geometry:

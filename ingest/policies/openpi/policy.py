@@ -200,7 +200,10 @@ class OpenpiPolicy(OpenpiFamily, HookedPolicy):
         if self._source is None:
             raise PolicyError("this was made by from_model, so there is no openpi policy around it")
         theirs = self._source.policy(
-            self.device, self._sight.transforms, self.steps, compiled=self._compiled
+            self.device,
+            self._sight.transforms,
+            {"num_steps": self.steps},
+            compiled=self._compiled,
         )
         if self._dtype == "float32":
             theirs._model.paligemma_with_expert.to_bfloat16_for_selected_params("float32")

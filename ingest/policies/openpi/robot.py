@@ -30,8 +30,11 @@ State = NDArray[np.float32]
 Through = Callable[[dict[str, Any]], dict[str, Any]]
 """openpi's input transforms, in order."""
 
-ROLES = {"base_0_rgb": "base", "left_wrist_0_rgb": "wrist", "right_wrist_0_rgb": "right_wrist"}
-"""What options call the model's image inputs."""
+ROLES = {
+    "base_0_rgb": "base", "base_1_rgb": "base_1", "left_wrist_0_rgb": "wrist", "wrist_0_rgb": "wrist",
+    "right_wrist_0_rgb": "right_wrist",
+}  # fmt: skip
+"""What options call the model's image inputs; those of Pi0-FAST have other names for DROID."""
 _WRIST = re.compile("hand|wrist", re.IGNORECASE)
 _IMAGE = re.compile("image|img|rgb|cam|view|pixel|picture|photo", re.IGNORECASE)
 _TEXT = re.compile("prompt|task|instruction|language", re.IGNORECASE)
@@ -53,7 +56,7 @@ class Asked:
 
     @classmethod
     def parse(cls, options: Mapping[str, str | None]) -> Asked:
-        """Read ``base=``, ``wrist=``, ``right_wrist=``, ``cameras=`` and ``state=``.
+        """Read ``base=``, ``base_1=``, ``wrist=``, ``right_wrist=``, ``cameras=`` and ``state=``.
 
         Raises
         ------
@@ -114,7 +117,7 @@ class Robot:
 
 def learn(
     through: Through,
-    inputs: Sequence[str],
+    inputs: Sequence[str] | None,
     cameras: Sequence[str],
     components: int,
     *,
@@ -129,7 +132,7 @@ def learn(
     through
         openpi's input transforms.
     inputs
-        The model's image inputs.
+        The model's image inputs; None: all that the transforms make.
     cameras
         The dataset's cameras.
     components
@@ -292,7 +295,7 @@ class _Questions:
     def __init__(
         self,
         through: Through,
-        inputs: Sequence[str],
+        inputs: Sequence[str] | None,
         cameras: Sequence[str],
         components: int,
         asked: Asked,
@@ -420,14 +423,19 @@ class _Questions:
 
     def _fills(self, out: Mapping[str, Any]) -> dict[str, Key]:
         try:
-            valid = [name for name in self._inputs if np.all(out["image_mask"][name])]
-            shown = {name: np.asarray(out["image"][name]) for name in valid}
+            shown = {
+                name: np.asarray(out["image"][name]) for name in valid_inputs(out, self._inputs)
+            }
         except (KeyError, TypeError) as error:
             raise PolicyError(
-                f"openpi's transforms make no image inputs {', '.join(self._inputs)} "
-                f"({one_line(error)}): is this a configuration of a Pi0 or Pi0.5?"
+                f"openpi's transforms make no image inputs {', '.join(self._inputs or ())} "
+                f"({one_line(error)}): is this a configuration of a Pi0, Pi0.5 or Pi0-FAST?"
             ) from error
-        return {name: which(name, picture, self._codes()) for name, picture in shown.items()}
+        return {
+            name: which(name, picture, self._codes())
+            for name, picture in shown.items()
+            if picture.any()
+        }
 
     def _split(self, *, strict: bool) -> dict[Key, slice]:
         """Which components of the state go into which key."""
@@ -484,6 +492,16 @@ class _Questions:
 
 
 _SAY = "name the keys with --policy-option cameras=CAMERA:KEY,... and --policy-option state=KEY:LENGTH,..."
+
+
+def model_inputs(made: Mapping[str, Any], inputs: Sequence[str] | None) -> list[str]:
+    """Return the model's image inputs in their order; JAX sorts those that no model names (None)."""
+    return sorted(made["image"]) if inputs is None else list(inputs)
+
+
+def valid_inputs(made: Mapping[str, Any], inputs: Sequence[str] | None) -> list[str]:
+    """Return those that are not masked; one of them may be wholly black, and is attended to then."""
+    return [name for name in model_inputs(made, inputs) if np.all(made["image_mask"][name])]
 
 
 def ramps(size: tuple[int, int], code: int) -> NDArray[np.uint8]:

@@ -3,12 +3,12 @@
 `flax.linen.intercept_methods` acts while a function is traced: the adapter lets ``module_jit`` of openpi
 trace ``sample_actions`` once more. In Gemma's ``Attention`` its softmax, the values and what is mixed of
 them are seen, in its norms the hidden states. All leaves the compiled program by ordered callbacks, from
-inside the scan over layers and the loop over denoising steps. Nothing of openpi is changed.
+inside the scan over layers and the loop over denoising steps or written tokens. Nothing of openpi is changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from attnstore.store.format.generated import DECODE
 
 from ..base import LAST, PolicyError
 from ..blocking import Bools
@@ -40,8 +42,9 @@ class Weights(NamedTuple):
     """What one attention layer computed."""
 
     phase: str
+    """``prefix`` of all that PaliGemma computes, ``suffix`` of the expert."""
     weights: torch.Tensor
-    """(batch, head, query, key)."""
+    """(batch, head, query, key), of the keys that are there."""
     values: torch.Tensor | None
     """Of the pass' own tokens, (batch, token, key_head, feature)."""
     mixed: torch.Tensor | None
@@ -76,7 +79,7 @@ class TracedCalls:
     Parameters
     ----------
     model
-        ``Pi0`` of openpi.
+        ``Pi0`` or ``Pi0FAST`` of openpi.
     """
 
     def __init__(self, model: Any) -> None:
@@ -89,16 +92,17 @@ class TracedCalls:
         wanted: Wanted,
         closed: Mapping[str, Bools],
         observation: Any,
-        *,
-        noise: Any,
-        steps: int,
+        **given: Any,
     ) -> tuple[Any, list[Shown]]:
         """Sample actions.
 
         Parameters
         ----------
         closed
-            By phase, attention that must not be, (layer, batch, query, key); empty if all may be.
+            By phase, attention that must not be, (layer, batch, query, key); empty if all may be. Passes over
+            one written token are phase ``decode``.
+        given
+            Further arguments of ``sample_actions``.
 
         Returns
         -------
@@ -114,9 +118,7 @@ class TracedCalls:
         if wanted not in self._compiled:
             self._compiled[wanted] = self._traced(wanted)
         self._taken.clear()
-        actions = self._compiled[wanted](
-            dict(closed), jax.random.key(0), observation, noise=noise, num_steps=steps
-        )
+        actions = self._compiled[wanted](dict(closed), jax.random.key(0), observation, **given)
         actions = np.asarray(actions)
         # What the callbacks took; the actions may be there before the last of them ran.
         jax.effects_barrier()  # type: ignore[no-untyped-call]  # so in jax
@@ -129,16 +131,18 @@ class TracedCalls:
         sample, take = type(self._model).sample_actions, self._taken.append
 
         def watched(module: Any, closed: Any, *args: Any, **kwargs: Any) -> Any:
-            embed = module.embed_suffix
+            acting = ("prefix", 1)
+            if (embed := getattr(module, "embed_suffix", None)) is not None:
 
-            def embed_suffix(observation: Any, noisy: Any, time: Any) -> Any:
-                _send(lambda actions: take(Noisy(tensor(actions))), noisy)
-                return embed(observation, noisy, time)
+                def embed_suffix(observation: Any, noisy: Any, time: Any) -> Any:
+                    _send(lambda actions: take(Noisy(tensor(actions))), noisy)
+                    return embed(observation, noisy, time)
 
-            # On the copy that module_jit makes for the trace, and lets go of after it.
-            object.__setattr__(module, "embed_suffix", embed_suffix)
-            horizon = module.action_horizon
-            with linen.intercept_methods(_Interceptor(wanted, closed, horizon, take)):
+                # On the copy that module_jit makes for the trace, and lets go of after it.
+                object.__setattr__(module, "embed_suffix", embed_suffix)
+                acting = ("suffix", module.action_horizon)
+            gemma = gemma_of(module)
+            with linen.intercept_methods(_Interceptor(gemma, wanted, closed, acting, take)):
                 return sample(module, *args, **kwargs)
 
         compiled: Callable[..., Any] = openpi("shared.nnx_utils").module_jit(
@@ -148,19 +152,28 @@ class TracedCalls:
 
 
 class _Interceptor:
-    """Acts in the modules of Gemma while they are traced."""
+    """Acts in the modules of Gemma while they are traced.
+
+    Parameters
+    ----------
+    gemma
+        openpi's module that has them.
+    acting
+        Of which phase's last tokens actions are made, and of how many.
+    """
 
     def __init__(
         self,
+        gemma: Any,
         wanted: Wanted,
         closed: Mapping[str, Any],
-        horizon: int,
+        acting: tuple[str, int],
         take: Callable[[Shown], None],
     ) -> None:
-        gemma = openpi("models.gemma")
         self._gemma, self._attention, self._norm = gemma.Module, gemma.Attention, gemma.RMSNorm
         self._einsum = openpi("models.lora").Einsum
-        self._wanted, self._closed, self._horizon, self._take = wanted, closed, horizon, take
+        self._wanted, self._closed, self._acting, self._take = wanted, closed, acting, take
+        self._values: list[Any] = []
         self._mixed: list[Any] = []
 
     def __call__(self, call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -168,31 +181,53 @@ class _Interceptor:
         if context.method_name != "__call__":
             return call(*args, **kwargs)
         if isinstance(module, self._attention):
-            # Gemma's block passes (tokens, positions, mask, cache), in this order.
+            # Gemma's block passes (tokens, positions, mask, cache), in this order, and what may follow.
             return self._attended(call, *args, *kwargs.values())
         if isinstance(module, self._gemma) and self._closed:
             return self._with_closed(call, module, *args, **kwargs)
         if isinstance(module, self._norm) and self._wanted.hidden:
             return self._normed(call, module.name, *args, **kwargs)
-        if isinstance(module, self._einsum) and str(module.name).startswith("attn_vec_einsum"):
-            self._mixed.append(args[1])
+        if isinstance(module, self._einsum):
+            return self._multiplied(call, str(module.name), *args, **kwargs)
         return call(*args, **kwargs)
+
+    def _multiplied(self, call: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+        output = call(*args, **kwargs)
+        if name.startswith("attn_vec_einsum"):
+            self._mixed.append(args[1])
+        elif name.startswith(("kv_einsum", "qkv_einsum")):
+            self._values.append(output[-1])
+        return output
 
     def _with_closed(self, call: Any, module: Any, *args: Any, **kwargs: Any) -> Any:
         # Gemma scans its cache along the layers: what each layer must not do goes with it. The scan itself
-        # is no method that interceptors see; the module is the copy that one call is applied to.
-        layers = module.layers
-
-        def scanned(tokens: Any, cache: Any, *rest: Any) -> Any:
-            return layers(tokens, (cache, self._closed[_phase(tokens)]), *rest)
-
-        object.__setattr__(module, "layers", scanned)
+        # is no method that interceptors see.
+        layers = getattr(module, "layers", None)
+        if layers is None:
+            # Pi0-FAST's Gemma makes it in the call.
+            with _scans(self._beside):
+                return call(*args, **kwargs)
+        # The module is the copy that one call is applied to.
+        object.__setattr__(module, "layers", self._beside(layers))
         try:
             return call(*args, **kwargs)
         finally:
             object.__setattr__(module, "layers", layers)
 
-    def _attended(self, call: Any, tokens: Any, positions: Any, mask: Any, cache: Any) -> Any:
+    def _beside(self, layers: Any) -> Any:
+        """Give the layers what they must not do beside their cache."""
+
+        def scanned(tokens: Any, cache: Any, *rest: Any) -> Any:
+            writes = DECODE in self._closed and tokens.shape[1] == 1
+            return layers(
+                tokens, (cache, self._closed[DECODE if writes else _phase(tokens)]), *rest
+            )
+
+        return scanned
+
+    def _attended(
+        self, call: Any, tokens: Any, positions: Any, mask: Any, cache: Any, *rest: Any
+    ) -> Any:
         import jax.numpy as jnp
 
         emptied: Any = False
@@ -200,24 +235,31 @@ class _Interceptor:
             cache, closed = cache
             mask = mask & ~closed[:, None]
             emptied = jnp.any(closed.any(-1) & ~mask[:, 0].any(-1))
-        dtype = next(each.dtype for each in tokens if each is not None)
+        given = (each for each in _parts(tokens) if each is not None)
+        self._values.clear()
         self._mixed.clear()
         with _softmaxes() as seen:
-            output = call(tokens, positions, mask, cache)
-        if [each.ndim for each in seen] != [5] or len(self._mixed) != 1:
+            output = call(tokens, positions, mask, cache, *rest)
+        found = len(seen), len(self._values), len(self._mixed)
+        if found != (1, 1, 1) or seen[0].ndim != 5:
             raise PolicyError(
-                f"openpi's Attention takes {len(seen)} softmaxes and {len(self._mixed)} output "
-                "projections, attnstore knows one over (batch, group, head, query, key) and one of: this "
-                "openpi is not known, convert the checkpoint (policy openpi)"
+                "openpi's Attention takes {} softmaxes, {} projections of values and {} of what is mixed of "
+                "them, attnstore knows one of each, the first over (batch, group, head, query, key): this "
+                "openpi is not known, convert the checkpoint (policy openpi)".format(*found)
             )
-        phase, count = _phase(tokens), mask.shape[-2]
+        phase, after = _phase(tokens), output[1]
+        # Pi0-FAST's cache is as long as it may get, and says how long it is.
+        there = after[0][0] if len(after) == 3 else seen[0].shape[-1]
         # In the type in which they weigh the values.
-        shown = [seen[0].astype(dtype), emptied]
+        shown = [seen[0].astype(next(given).dtype), emptied, there]
         if self._wanted.values:
-            shown += [output[1][1][:, -count:], self._mixed[0][:, -1]]
+            shown += [self._values[0], self._mixed[0][:, -1]]
         take = self._take
 
-        def taken(weights: Any, emptied: Any, values: Any = None, mixed: Any = None) -> None:
+        def taken(
+            weights: Any, emptied: Any, there: Any, values: Any = None, mixed: Any = None
+        ) -> None:
+            weights = weights[..., : int(there)]
             batch, groups, heads, queries, keys = weights.shape
             take(
                 Weights(
@@ -238,10 +280,17 @@ class _Interceptor:
         if not name.startswith("pre_ffw"):
             _send(lambda each: take(States(phase, HIDDEN, tensor(each))), states)
         output = call(states, *args, **kwargs)
-        if name.startswith("final") and phase == "suffix":
-            actions = output[0][:, -self._horizon :]
-            _send(lambda each: take(States(phase, LAST, tensor(each))), actions)
+        acting, count = self._acting
+        if name.startswith("final") and phase == acting:
+            # Pi0's norms return a gate, too.
+            normed = output[0] if isinstance(output, tuple) else output
+            _send(lambda each: take(States(phase, LAST, tensor(each))), normed[:, -count:])
         return output
+
+
+def gemma_of(model: Any) -> Any:
+    """Return openpi's module with the Gemma that a model is made of: Pi0-FAST has another."""
+    return openpi("models.gemma" if hasattr(model, "embed_suffix") else "models.gemma_fast")
 
 
 def output_matrices(model: Any, config: Any) -> dict[str, list[NDArray[np.float32]]]:
@@ -250,7 +299,7 @@ def output_matrices(model: Any, config: Any) -> dict[str, list[NDArray[np.float3
     Parameters
     ----------
     model
-        ``Pi0`` of openpi.
+        ``Pi0`` or ``Pi0FAST`` of openpi.
     config
         Its configuration.
 
@@ -261,16 +310,17 @@ def output_matrices(model: Any, config: Any) -> dict[str, list[NDArray[np.float3
     import flax.nnx as nnx
     import jax
 
-    gemma, einsum = openpi("models.gemma"), openpi("models.lora").Einsum
+    gemma, einsum = gemma_of(model), openpi("models.lora").Einsum
     attention = nnx.state(model.PaliGemma.llm).to_pure_dict()["layers"]["attn"]
+    parts = [("prefix", "attn_vec_einsum", config.paligemma_variant)]
+    if hasattr(config, "action_expert_variant"):
+        parts.append(("suffix", "attn_vec_einsum_1", config.action_expert_variant))
     found: dict[str, list[NDArray[np.float32]]] = {}
-    for phase, name, variant in (
-        ("prefix", "attn_vec_einsum", config.paligemma_variant),
-        ("suffix", "attn_vec_einsum_1", config.action_expert_variant),
-    ):
+    for phase, name, variant in parts:
         size = gemma.get_config(variant)
         shape = size.num_heads, size.head_dim, size.width
-        module = einsum(shape=shape, lora_config=size.lora_configs.get("attn"))
+        adapters = getattr(size, "lora_configs", {})
+        module = einsum(shape=shape, lora_config=adapters.get("attn"))
         inputs = shape[0] * shape[1]
         ones = np.eye(inputs, dtype=np.float32).reshape(1, inputs, *shape[:2])
         with jax.default_matmul_precision("float32"):
@@ -301,9 +351,32 @@ def tensor(values: Any) -> torch.Tensor:
     return torch.from_numpy(values)
 
 
+def _parts(tokens: Any) -> Sequence[Any]:
+    """Tokens of PaliGemma and of the expert; Pi0-FAST's are not in a list."""
+    return tokens if isinstance(tokens, list | tuple) else (tokens,)
+
+
 def _phase(tokens: Any) -> str:
-    # Of PaliGemma and of the expert; a pass is one's.
-    return "suffix" if tokens[0] is None else "prefix"
+    # A pass is PaliGemma's or the expert's.
+    return "suffix" if _parts(tokens)[0] is None else "prefix"
+
+
+@contextmanager
+def _scans(beside: Callable[[Any], Any]) -> Iterator[None]:
+    """Have what `flax.linen.scan` makes in one module's call go through `beside`, in this thread."""
+    from flax import linen
+
+    scan = linen.scan
+
+    def scanning(*target: Any, **options: Any) -> Any:
+        lifted = scan(*target, **options)
+        return lambda *args, **kwargs: beside(lifted(*args, **kwargs))
+
+    linen.scan = scanning
+    try:
+        yield
+    finally:
+        linen.scan = scan
 
 
 @contextmanager

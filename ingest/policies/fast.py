@@ -13,8 +13,8 @@ from typing import Any
 
 from attnstore.store.format.tokens import Token
 
-from ..base import ActionCoefficients, Generated
-from ..prompt import token_bytes, token_text
+from .base import ActionCoefficients, Generated
+from .prompt import token_bytes, token_text
 
 
 def numbers_of(pieces: Sequence[bytes]) -> list[list[int]]:
@@ -35,7 +35,7 @@ def numbers_of(pieces: Sequence[bytes]) -> list[list[int]]:
 
 
 def fast_places(ids: Sequence[int], opening: Sequence[int], end: int) -> list[int]:
-    """Return which of generated ids LeRobot takes for FAST's: up to the end, without any opening.
+    """Return which of generated ids are FAST's: up to the end, without any opening.
 
     Parameters
     ----------
