@@ -1,7 +1,7 @@
 """The contract on openpi's Pi0-FAST in JAX: ``make test-openpi OPENPI=/path/to/checkout``.
 
 openpi's sources run unchanged, compiled as openpi compiles them; reduced are sizes only. With random weights
-such a policy writes no action: this one is taught three chunks by openpi's own loss, its own transforms and a
+such a policy writes no action: this one is taught three chunks, as openpi's own transforms write them with a
 tokenizer with FAST's seams (`openpi_fast_words`).
 """
 
@@ -40,7 +40,7 @@ LORA = "pi0_fast_droid_lora"
 HORIZON, DOF, LAYERS, HEADS, WIDTH, FEATURES = 4, 8, 2, 2, 64, 16
 STILL = "wipe"
 KNOWN = 0.003
-"""Loss at which the lessons are known, weights rounded and places moved by one as in openpi's decoding."""
+"""Loss at which the lessons are known, in bfloat16, too."""
 
 
 def chunks(count: int) -> NDArray[np.float32]:
@@ -119,7 +119,8 @@ def teach(random: Path, directory: Path, rounds: int = 400) -> Path:
     import optax  # type: ignore[import-untyped]
     import orbax.checkpoint as ocp
     from flax import nnx
-    from openpi.models.model import Observation, restore_params
+    from openpi.models.model import Observation, preprocess_observation, restore_params
+    from openpi.models.pi0_fast import make_attn_mask
     from openpi.shared.nnx_utils import PathRegex
 
     source = OpenpiJaxCheckpoint(str(random), NAME, dtype="float32")
@@ -134,7 +135,7 @@ def teach(random: Path, directory: Path, rounds: int = 400) -> Path:
             data = transform(data)
         made.append(data)
     inputs = jax.tree.map(lambda *each: jnp.asarray(np.stack(each)), *made)
-    actions = inputs.pop("actions")
+    del inputs["actions"]
     model = source.config.model.load(restore_params(random / "params", dtype=jnp.float32))
     taught = nnx.All(nnx.Param, PathRegex(".*llm.*"))
     parts: Any = nnx.split(model, taught, ...)
@@ -146,7 +147,18 @@ def teach(random: Path, directory: Path, rounds: int = 400) -> Path:
         def loss(params: Any) -> Any:
             own = nnx.merge(graph, params, rest)
             seen = Observation.from_dict(jax.tree.map(lambda each: each, inputs))
-            return own.compute_loss(jax.random.key(0), seen, actions).mean()
+            seen = preprocess_observation(None, seen, image_keys=sorted(seen.images))
+            tokens, valid, order = own.embed_inputs(seen)
+            # openpi writes one place further to the right than it is trained at.
+            places = jnp.cumsum(valid, 1) - 1 + (jnp.cumsum(order, 1) > 0)
+            before, _, _ = own.PaliGemma.llm(
+                embedded_prefix=tokens[:, :-1], mask=make_attn_mask(valid, order)[:, :-1, :-1],
+                positions=places[:, :-1], return_prelogits=True,
+            )  # fmt: skip
+            wanted = seen.tokenized_prompt[:, 1:]
+            logits, _ = own.PaliGemma.llm(pre_logits=before[:, -wanted.shape[1] :])
+            each = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
+            return each.mean(where=seen.token_loss_mask[:, 1:])
 
         value, slope = jax.value_and_grad(loss)(params)
         change, state = adam.update(slope, state)
