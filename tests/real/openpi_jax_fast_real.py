@@ -167,7 +167,6 @@ def teach(random: Path, directory: Path, rounds: int = 400) -> Path:
     state = adam.init(params)
     for _ in range(rounds):
         params, state, value = step(params, state, rest)
-        print("loss", _, float(value), flush=True)  # DEV
         if value < KNOWN:
             break
     assert value < KNOWN, value
@@ -419,7 +418,7 @@ def test_ingested_and_asked_from_the_command_line(
     attnstore_says("render", "images", store, "--out", str(tmp_path / "pictures"))
     assert list((tmp_path / "pictures").rglob("*.*"))
     with attnstore.open(store) as opened:
-        (name,) = opened.sql("select name from episodes").fetchone()
+        ((name,),) = opened.sql("select name from episodes").fetchall()
         written = opened.sql(
             "select text from tokens where axis = 'step' and keyframe = 0 order by index"
         ).fetchall()
