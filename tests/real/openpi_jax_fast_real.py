@@ -260,19 +260,23 @@ def test_tokens_stand_for_the_spectrum_of_the_chunk(policy: OpenpiJaxFastPolicy)
 
 
 def test_what_openpi_reads_otherwise_has_no_numbers(policy: OpenpiJaxFastPolicy) -> None:
-    """It reads the text up to a second ``Action: ``; and what is no action is a chunk of zeros."""
+    """It reads the text up to a second ``Action: ``; and what is no whole action is a chunk of zeros."""
     words = policy._sequence.pieces
     opening, end = words.encode("Action: "), words.encode("|")
-    first, more = words.encode("<loc0200><loc0201>"), words.encode("<loc0202>")
-    said = [*opening, *first, *end, 1]
-    numbered = [own is not None for own in policy._decoded(said)[1].coefficients]
-    assert numbered == [False, False, False, True, True, False, False]
-    for ids in ([*opening, *first, *opening, *more, *end, 1], [*first, *end, 1]):
+    tokenizer = policy._extract.tokenizer
+    own = tokenizer._fast_tokenizer(chunks(1))[0]
+    whole = tokenizer._act_tokens_to_paligemma_tokens(own).tolist()
+    chunk, wrote = policy._decoded([*opening, *whole, *end, 1])
+    np.testing.assert_allclose(chunk, chunks(1)[0], atol=0.08)
+    numbered = [own is not None for own in wrote.coefficients]
+    assert numbered == [False] * len(opening) + [True] * len(whole) + [False, False]
+    twice = [*opening, *whole[:3], *opening, *whole[3:], *end, 1]
+    for ids in (twice, [*opening, *whole[1:], *end, 1], [*whole, *end, 1]):
         chunk, wrote = policy._decoded(ids)
         assert chunk.shape == (HORIZON, DOF)
         assert [token.id for token in wrote.tokens] == ids
         assert wrote.coefficients == (None,) * len(ids)
-    assert not chunk.any()
+        assert not chunk.any()
 
 
 Params = Mapping[str, Any]

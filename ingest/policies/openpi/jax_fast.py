@@ -170,10 +170,12 @@ class OpenpiJaxFastPolicy(OpenpiJaxPolicy):
         pieces = self._sequence.pieces
         places = fast_places(ids, pieces.encode("Action: "), pieces.encode("|")[-1])
         own = [int(i) for i in tokenizer._act_tokens_to_paligemma_tokens([ids[i] for i in places])]
-        if taken != [own]:
-            # openpi reads the text again: what it reads is not what was written then.
-            places, own = [], []
-        return chunk, written(pieces, tokenizer._fast_tokenizer, ids, places, own)
+        said = written(pieces, tokenizer._fast_tokenizer, ids, places, own)
+        numbers = sum(len(each.values) for each in said.coefficients if each is not None)
+        if taken != [own] or numbers != self.horizon * self.action_dof:
+            # openpi reads the text again, maybe something else; and FAST gives zeros for any other count.
+            said = written(pieces, tokenizer._fast_tokenizer, ids, [], [])
+        return chunk, said
 
     @cached_property
     def _extract(self) -> Any:
