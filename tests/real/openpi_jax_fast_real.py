@@ -426,7 +426,7 @@ def test_ingested_and_asked_from_the_command_line(
         written = opened.sql(
             "select text from tokens where axis = 'step' and keyframe = 0 order by index"
         ).fetchall()
-        weights = opened.episode(name).attention("decode", layer=3, keyframe=0)
+        weights = opened.episode(name).attention("decode", layer=LAYERS - 1, keyframe=0)
     own = weights.sum("key").values[: len(written)]
     assert len(written) > 1
     assert own.shape == (len(written), HEADS, 1)
