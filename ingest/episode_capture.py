@@ -65,6 +65,7 @@ class EpisodeCapture:
         self._policy, self._writer, self._queue, self._watch = policy, writer, queue, watch
         self._spec: EpisodeSpec = writer.spec
         self._shapes = all_shapes(policy, self._spec.geometry, watch)
+        self._watches_encoder = policy.watches_encoder
         self._expected_hidden = expects_hidden(
             self._shapes, token_stats=watch.token_stats, stored=watch.hidden
         )
@@ -142,7 +143,7 @@ class EpisodeCapture:
             actions = self._policy.act(batch)
         check_complete(
             session, self._shapes, batch,
-            encoder=self._policy.watches_encoder,
+            encoder=self._watches_encoder,
             hidden=self._expected_hidden,
         )  # fmt: skip
         differences = self._write_policy(keyframes, frames, batch, actions, session)
