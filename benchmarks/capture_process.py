@@ -63,7 +63,7 @@ class _Dropped:
 class Bench:
     """A policy and the keyframes of a sample episode."""
 
-    def __init__(self, policy: Pi0Policy | VlmPolicy, directory: Path) -> None:
+    def __init__(self, policy: Any, directory: Path) -> None:
         self.policy, self.directory = policy, directory
         self.dataset = DroidDataset(sample_path(), name="sample")
         self.name = self.dataset.episode_names()[0]

@@ -26,22 +26,6 @@ TITLES = {
 }
 
 
-ELSEWHERE = """\
-## In other environments
-
-Capture of other adapters at the largest configuration that fits, random weights, one thread, a busy machine;
-the commands are to be run in the policy's own environment.
-
-| policy | command | capture over |
-|---|---|---|
-| openpi Pi0.5, full size, written | `python -m benchmarks.openpi_capture` | its own eager call: 1.13 |
-| the same with a third of the layers | `python -m benchmarks.openpi_capture --layers 6` | eager 1.08, sdpa 1.17 |
-| LeRobot ACT, 52 M, float16 copy | `python -m benchmarks.lerobot_capture act` | its own call: 1.01 |
-| LeRobot SmolVLA, 450 M, float16 copy | `python -m benchmarks.lerobot_capture smolvla` | its own call: 1.02 |
-| PaliGemma 3B, a ninth of its layers, written | `python -m benchmarks capture` | sdpa: 1.13 float16, 1.10 log8 |
-| Octo-small, captured, not written | `make test-octo` | its own jitted call: 1.19 |""".splitlines()
-
-
 def page(results: list[dict[str, Any]]) -> str:
     about = results[0]["machine"]
     versions = ", ".join(f"{name} {v}" for name, v in sorted(about["versions"].items()))
@@ -64,7 +48,7 @@ def page(results: list[dict[str, Any]]) -> str:
         lines += ["", f"## {title}", "", f"`python -m benchmarks {name}`; load {load[name]}", ""]
         lines += ["| figure | value | against | aim | remark |", "|---|---|---|---|---|"]
         lines += [_row(figure) for figure in figures[name]]
-    return "\n".join([*lines, "", *ELSEWHERE]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _row(figure: dict[str, Any]) -> str:
