@@ -18,8 +18,6 @@ from .commits import (
 from .commits.layout import ROOT_ENTRIES
 from .errors import UsageError
 from .format.version import written
-from .remote.mirror import open_mirror
-from .remote.pulled import PulledPaths
 from .remote.transport import is_url, local_path
 
 
@@ -84,7 +82,11 @@ def open_store(name: Path | str) -> StorePaths:
     check_marker(root)
     if os.fspath(root).startswith("~"):
         root = root.absolute()  # DuckDB takes a leading ~ for the home directory
-    return PulledPaths(root) if (root / PULLED).is_dir() else StorePaths(root)
+    if not (root / PULLED).is_dir():
+        return StorePaths(root)
+    from .remote.pulled import PulledPaths  # with the catalog, hence DuckDB and Arrow
+
+    return PulledPaths(root)
 
 
 def open_paths(name: str | os.PathLike[str]) -> StorePaths:
@@ -97,7 +99,11 @@ def open_paths(name: str | os.PathLike[str]) -> StorePaths:
     """
     text = os.fspath(name)
     path = local_path(text) if is_url(text) else Path(text)
-    return open_mirror(text) if path is None else open_store(path)
+    if path is not None:
+        return open_store(path)
+    from .remote.mirror import open_mirror
+
+    return open_mirror(text)
 
 
 def _url(name: Path | str) -> str | None:

@@ -60,6 +60,16 @@ def test_no_model_library_is_imported(
     assert not imported & never
 
 
+def test_a_store_is_opened_and_verified_without_its_catalog(tmp_path: Path) -> None:
+    """Most of the second that a short question took were DuckDB, zarr and xarray, which it did not ask."""
+    said = "import sys; from attnstore.store.opening import create_store as c; "
+    said += "from attnstore.store.commits.verify import verify; "
+    said += f"assert not list(verify(c({str(tmp_path / 'lab.attn')!r}), quick=True))"
+    imported = imported_by(tmp_path, "-c", said)
+    assert "attnstore" in imported
+    assert not imported & {"duckdb", "zarr", "xarray", "pandas", "fsspec"}
+
+
 def test_a_checkout_is_importable_from_its_top_folder() -> None:
     """There, ``attnstore/`` is found before the editable install and holds no ``store``."""
     assert "attnstore" in imported_by(ROOT, "-c", "import attnstore.store, attnstore.query")

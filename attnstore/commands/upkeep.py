@@ -25,7 +25,9 @@ from .options import (
 from .output import Advance, print_json, progress_of, size_text
 
 if TYPE_CHECKING:
+    from attnstore.store.commits import Commit, StorePaths
     from attnstore.store.commits.verify import Problem
+    from attnstore.store.remote.mirror import MirrorPaths
 
 
 @click.command(cls=StoreCommand)
@@ -52,19 +54,13 @@ def verify(
     attnstore verify s3://lab/pi0.attn --source
     attnstore verify lab.attn --episode 2025-12-11_10-04-31 --json
     """
-    from attnstore.store.commits import all_commits
     from attnstore.store.commits.verify import verify as check
     from attnstore.store.opening import open_paths
-    from attnstore.store.remote.mirror import MirrorPaths
-    from attnstore.store.remote.pull import absent
-    from attnstore.store.remote.source import verify_source
 
     if source and quick:
         raise UsageError("--source reads every file that is there; --quick reads none")
     opened = open_paths(store)
-    elsewhere = opened if source and isinstance(opened, MirrorPaths) else None
-    if source and elsewhere is None:
-        raise UsageError(f"--source is for a store at a URL; {opened.name} is here")
+    elsewhere = _at_its_url(opened) if source else None
     paths = opened.cached()
     chosen: list[tuple[str, str]] | None = None
     if episodes != EpisodeChoice():
@@ -72,15 +68,19 @@ def verify(
 
         chosen = [(each.run, e) for each in episodes.by_run(Store(opened)) for e in each.episodes]
 
+    commits: list[Commit] = []
+
     def problems(advance: Advance) -> Iterator[Problem]:
         if elsewhere is not None:
+            from attnstore.store.remote.source import verify_source
+
             yield from verify_source(elsewhere, chosen, advance)
         elif chosen is None:
-            yield from check(paths, quick=quick, progress=advance)
+            yield from check(paths, quick=quick, progress=advance, looked_at=commits.append)
         else:
             for number, (run, episode) in enumerate(chosen):
                 advance(number / len(chosen), episode)
-                yield from check(paths, run, episode, quick=quick)
+                yield from check(paths, run, episode, quick=quick, looked_at=commits.append)
 
     count = 0
     with progress_of("verify") as advance:
@@ -103,20 +103,34 @@ def verify(
     if as_json:
         return
     said = "of its size, its bytes not read" if quick else "as it was committed"
+    if elsewhere is not None:
+        from attnstore.store.commits import all_commits
+
+        commits += [
+            each
+            for each in all_commits(elsewhere)
+            if chosen is None or (each.run, each.episode) in chosen
+        ]
     if not paths.partial or elsewhere is not None:
-        count, size = 0, 0
-        for commit in all_commits(elsewhere or paths):
-            if chosen is None or (commit.run, commit.episode) in chosen:
-                count += len(commit.files)
-                size += sum(file.size for file in commit.files)
+        count = sum(len(each.files) for each in commits)
+        size = sum(file.size for each in commits for file in each.files)
         click.echo(f"every committed file is {said}: {count} files, {size_text(size)}")
         return
-    commits = (c for c in all_commits(paths) if chosen is None or (c.run, c.episode) in chosen)
+    from attnstore.store.remote.pull import absent
+
     files, size = absent(paths, commits)
     click.echo(
         f"every file that is here is {said}; {files} files, {size_text(size)}, "
         + ("are not cached" if opened.remote else "were not pulled")
     )
+
+
+def _at_its_url(opened: StorePaths) -> MirrorPaths:
+    from attnstore.store.remote.mirror import MirrorPaths
+
+    if not isinstance(opened, MirrorPaths):
+        raise UsageError(f"--source is for a store at a URL; {opened.name} is here")
+    return opened
 
 
 @click.command(cls=StoreCommand)

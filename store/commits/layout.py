@@ -127,4 +127,6 @@ class Layout:
     def attempt(self, run: str, episode: str, part: str, attempt: str) -> Path:
         """Directory of one attempt's data."""
         leaf = f"{check_id(part, 'part')}.{check_id(attempt, 'attempt id')}"
-        return self.data / check_id(run, "run id") / check_id(episode, "episode id") / leaf
+        return Path(
+            f"{self.data}/{check_id(run, 'run id')}/{check_id(episode, 'episode id')}/{leaf}"
+        )

@@ -43,6 +43,7 @@ def verify(
     *,
     quick: bool = False,
     progress: Callable[[float, str], None] = lambda share, name: None,
+    looked_at: Callable[[Commit], None] = lambda commit: None,
 ) -> Iterator[Problem]:
     """Check the log, the latest commit of every part, file by file, and the runs.
 
@@ -59,6 +60,8 @@ def verify(
         are not seen.
     progress
         Called before each part with the share of parts that were looked at, and its episode.
+    looked_at
+        Called with the commit of each part that could be read and is looked at.
 
     Raises
     ------
@@ -96,6 +99,7 @@ def verify(
             continue
         found = True
         runs.add(key[0])
+        looked_at(commit)
         yield from _part(paths, commit, quick)
     if not found and not every:
         wanted = " ".join(f"{k} {v!r}" for k, v in (("run", run), ("episode", episode)) if v)
@@ -116,8 +120,8 @@ def _unreadable(paths: StorePaths, key: Key, revision: Revision, reason: str) ->
 def _part(paths: StorePaths, commit: Commit, quick: bool) -> Iterator[Problem]:
     name = str(commit.summary.get("name", commit.episode))
     part = Part(paths, commit)
-    directory = part.path.relative_to(paths.root).as_posix()
     for file, reason in part.problems(quick=quick):
+        directory = part.path.relative_to(paths.root).as_posix()
         yield Problem(commit.run, name, commit.part, f"{directory}/{file}", reason)
 
 
