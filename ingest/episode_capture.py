@@ -27,6 +27,7 @@ from .policies.base import ATTENTION_ONLY, Batch, Generated, Policy, Watch
 from .policies.values import LEAVE_OUT
 from .reduction import compact, compact_norms, encode_on_device, reduce, reduce_carried
 from .statistics import HeadStatistics, PhaseReductions, SinkStatistics
+from .threads import with_torch_threads
 from .token_stats import TokenStatistics
 from .writing import WriteQueue
 
@@ -139,7 +140,10 @@ class EpisodeCapture:
 
         if self._watch.vision:
             check_encoded(batch)
-        with capture(self._policy, sink, watch=self._watch, hidden=hidden_sink) as session:
+        with (
+            with_torch_threads(_threads(frames)),
+            capture(self._policy, sink, watch=self._watch, hidden=hidden_sink) as session,
+        ):
             actions = self._policy.act(batch)
         check_complete(
             session, self._shapes, batch,
@@ -251,7 +255,8 @@ class EpisodeCapture:
         captured = action_difference(call.actions, chunk) if same_shape else 0.0
         plain = 0.0
         if captured or not same_shape:
-            again = self._policy.act(batch).detach().float().cpu().numpy()[0]
+            with with_torch_threads(call.threads):
+                again = self._policy.act(batch).detach().float().cpu().numpy()[0]
             plain = check_actions(call, again, keyframe, self._tolerance)
         if not np.isfinite(captured):
             check_actions(call, chunk, keyframe, self._tolerance)
@@ -345,6 +350,11 @@ def _norms_of(record: Record, row: int, layout: TokenLayout) -> torch.Tensor:
             f"{record.phase} layer {record.layer}: a value norm is not finite; {LEAVE_OUT}"
         )
     return norms
+
+
+def _threads(frames: Sequence[Frame]) -> int | None:
+    """Threads of PyTorch that the calls were made with; None for frames without one."""
+    return next((f.call.threads for f in frames if f.call is not None), None)
 
 
 def action_difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:

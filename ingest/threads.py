@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from attnstore.store.processes import cores
 
@@ -39,3 +41,27 @@ def limit_threads(workers: int = 1) -> None:
             torch.set_num_threads(int(count))
         if (cv2 := sys.modules.get("cv2")) is not None:
             cv2.setNumThreads(int(count))
+
+
+def torch_threads() -> int | None:
+    """Return with how many threads PyTorch computes in this process; None if it is not loaded."""
+    torch = sys.modules.get("torch")
+    return None if torch is None else int(torch.get_num_threads())
+
+
+@contextmanager
+def with_torch_threads(count: int | None) -> Iterator[None]:
+    """Have PyTorch compute with so many threads, as it did when a policy drove; None leaves it as it is.
+
+    Convolutions and products are divided among threads, and their sums rounded as they are divided.
+    """
+    before = torch_threads()
+    if count is None or before in (None, count):
+        yield
+        return
+    torch = sys.modules["torch"]
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

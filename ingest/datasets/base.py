@@ -52,6 +52,8 @@ class PolicyCall:
     """Observations in the batch that it was a row of."""
     seconds: float | None = None
     """How long the policy took."""
+    threads: int | None = None
+    """Threads that PyTorch computed with: on a CPU, another number of them rounds otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

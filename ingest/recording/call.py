@@ -43,6 +43,8 @@ class Call:
     inputs: Copied
     actions: NDArray[np.float32]
     """The chunk that the policy gave, (horizon, action_dof), normalised units."""
+    threads: int | None = None
+    """Threads that PyTorch computed with; None without it."""
 
     @property
     def nbytes(self) -> int:
@@ -77,6 +79,7 @@ def pack_call(
         "at": round(call.at, 6),
         "seconds": round(call.seconds, 6),
         "rows": call.rows,
+        "threads": call.threads,
         "dropped": dropped,
         "instruction": call.observation.instruction,
         "seed": call.observation.seed,
@@ -123,7 +126,7 @@ def unpack_call(entry: Entry, frame: int, executed: int | None, path: Any) -> Fr
         )
         call = PolicyCall(
             seen.instruction, int(head["seed"]), batch, seen.actions, executed,
-            int(head["rows"]), float(head["seconds"]),
+            int(head["rows"]), float(head["seconds"]), head["threads"] and int(head["threads"]),
         )  # fmt: skip
         # What the robot did is not known; the chunk that it was given is the call's.
         return Frame(frame, cameras, seen.state, np.zeros(0, np.float32), seen.at, call)

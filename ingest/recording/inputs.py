@@ -58,6 +58,9 @@ class Kept:
     """Unsigned integers of the item's size."""
     dtype: str
     torch: bool
+    order: tuple[int, ...] | None = None
+    """Dimensions from the outermost in memory, where that is not C order: a convolution takes another way, and
+    rounds otherwise, if channels come last."""
 
 
 def copy_inputs(
@@ -126,8 +129,23 @@ def _copy(
         np.copyto(copy, bits)
     else:
         later.append(partial(np.copyto, copy, bits))
-    arrays.append(Kept(copy, dtype, of_torch))
+    arrays.append(Kept(copy, dtype, of_torch, _order(bits)))
     return {"array": len(arrays) - 1}
+
+
+def _order(bits: NDArray[Any]) -> tuple[int, ...] | None:
+    """Return an array's dimensions from the outermost in memory; None if that is C order, or there are gaps."""
+    if bits.flags.c_contiguous:
+        return None
+    order = tuple(sorted(range(bits.ndim), key=lambda dimension: -bits.strides[dimension]))
+    return order if bits.transpose(order).flags.c_contiguous else None
+
+
+def _ordered(bits: NDArray[Any], order: tuple[int, ...]) -> NDArray[Any]:
+    """Return an array with the same items, in that order in memory; see `_order`."""
+    if sorted(order) != list(range(bits.ndim)):
+        raise ValueError(f"order {order}")
+    return np.ascontiguousarray(bits.transpose(order)).transpose(np.argsort(order))
 
 
 def _bits(value: Any, where: str) -> tuple[NDArray[Any], str, bool]:
@@ -166,6 +184,8 @@ def _pack(kept: Kept, pieces: list[bytes]) -> dict[str, Any]:
         "torch": kept.torch,
         "coding": "plain",
     }
+    if kept.order is not None:
+        said["order"] = list(kept.order)
     coded, level = kept.bits, 3
     shuffle = SHUFFLE if coded.itemsize > 1 else BITSHUFFLE
     if (found := _codes(kept)) is not None:
@@ -272,6 +292,8 @@ def _unpack(said: Mapping[str, Any], body: bytes, at: int) -> tuple[Any, int]:
     else:
         flat, at = _inflate(body, at, int(said["size"]), bits, count)
     flat = flat.reshape(shape)
+    if "order" in said:
+        flat = _ordered(flat, tuple(int(n) for n in said["order"]))
     if not said["torch"]:
         return flat.view(np.dtype(dtype)), at
     import torch

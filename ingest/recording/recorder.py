@@ -44,6 +44,7 @@ from ..policies.base import (
     check_stored_hidden,
     watch_where_shown,
 )
+from ..threads import torch_threads
 from ..work import Outcome
 from .call import Call, pack_call
 from .dataset import RecordingDataset
@@ -589,6 +590,7 @@ class Recorder:
                 call = Call(
                     each.number, each.step, each.at, seconds, len(batch), each.observation,
                     batch.samples[each.row], encoded, each.inputs, chunks[each.row].copy(),
+                    torch_threads(),
                 )  # fmt: skip
                 if each.row in spooled:
                     # An episode may have ended in another thread meanwhile.

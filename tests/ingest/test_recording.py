@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_fixtures import run
+from hypothesis import given as drawn
+from hypothesis import strategies as st
 from ingest_fixtures import (
     Watcher,
     Zygote,
@@ -55,7 +57,7 @@ from attnstore.ingest.work import Report
 from attnstore.store.commits import StorePaths
 from attnstore.store.commits.part import Part
 from attnstore.store.commits.run import save_run
-from attnstore.store.errors import UsageError
+from attnstore.store.errors import IntegrityError, UsageError
 from attnstore.store.opening import create_store
 from attnstore.store.recordings.journal import Journal, read_contents
 
@@ -147,6 +149,26 @@ def test_replay_is_held_to_the_policy_as_it_drove(policy: Pi0Policy, ram_path: P
         "difference": 0.0,
         "captured_difference": pytest.approx(apart),
     }
+
+
+def test_replay_computes_with_the_threads_that_drove(policy: Pi0Policy, ram_path: Path) -> None:
+    """On a CPU another number of them rounds otherwise: a convolution's sums are divided among them."""
+    recorded, seen = ram_path / "recorded", []
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        with attnstore.record(policy, recorded, mode="replay") as recorder:
+            drive(recorder, policy, "one", 2)
+    finally:
+        torch.set_num_threads(before)
+    hook = policy.model.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    try:
+        report = replay(recorded, ram_path / "store", policy)
+    finally:
+        hook.remove()
+    assert [o.status for o in report.outcomes] == ["committed"]
+    assert set(seen) == {before + 1}
+    assert torch.get_num_threads() == before
 
 
 def test_what_an_episode_says_of_itself(policy: Pi0Policy, ram_path: Path) -> None:
@@ -547,6 +569,44 @@ def test_pictures_of_any_kind_come_back_bit_for_bit(shape: tuple[int, ...], dtyp
     back = unpack_inputs(json.loads(json.dumps(said)), b"".join(pieces))["picture"]
     assert (back.dtype, back.shape) == (picture.dtype, picture.shape)
     assert bytes(back.view(torch.uint8).numpy()) == bytes(picture.view(torch.uint8).numpy())
+
+
+@drawn(st.permutations(range(4)), st.sampled_from([torch.float32, torch.bfloat16, torch.uint8]))
+def test_what_lies_otherwise_in_memory_comes_back_so(order: list[int], dtype: Any) -> None:
+    """Of images whose channels come last a convolution makes other last bits."""
+    sizes = (2, 3, 40, 50)
+    lain = torch.arange(12_000).reshape([sizes[i] for i in order]).to(dtype)
+    image = lain.permute([order.index(i) for i in range(4)])
+    assert image.shape == sizes
+    inputs = {
+        "image": image,
+        "array": image.float().numpy(),
+        "gaps": image[:, :, ::2],
+        "spread": image[:1].expand(3, -1, -1, -1),
+    }
+    said, pieces = pack_inputs(copy_inputs(inputs))
+    back = unpack_inputs(json.loads(json.dumps(said)), b"".join(pieces))
+    for name in ("image", "gaps", "spread"):
+        assert torch.equal(back[name], inputs[name])
+    assert back["image"].stride() == image.stride()
+    np.testing.assert_array_equal(back["array"], inputs["array"])
+    assert back["array"].strides == inputs["array"].strides
+    said, pieces = pack_inputs(copy_inputs({"image": image}, 1, 2))
+    row = unpack_inputs(said, b"".join(pieces))["image"]
+    assert torch.equal(row, image[1:2])
+    assert row.is_contiguous(memory_format=torch.channels_last) == image[1:2].is_contiguous(
+        memory_format=torch.channels_last
+    )
+
+
+def test_an_order_of_dimensions_that_are_not_there_is_refused() -> None:
+    image = torch.zeros(1, 3, 8, 8).to(memory_format=torch.channels_last)
+    said, pieces = pack_inputs(copy_inputs({"image": image}))
+    assert said["arrays"][0]["order"] == [0, 2, 3, 1]
+    for wrong in ([0, 2, 3], [0, 2, 3, 4], [0, 0, 1, 2]):
+        said["arrays"][0]["order"] = wrong
+        with pytest.raises(IntegrityError, match="order"):
+            unpack_inputs(said, b"".join(pieces))
 
 
 def test_a_cameras_noise_takes_few_more_bits_than_it_has() -> None:
