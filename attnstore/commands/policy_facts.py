@@ -53,12 +53,18 @@ def released_size(released: Released, *, values: bool = True, hidden: bool = Tru
 
 
 def _sizes(released: Released, adapter: Any) -> dict[str, str]:
-    size = released_size(
-        released,
-        values=str(adapter.value_norms).startswith("yes"),
-        hidden=str(adapter.hidden_states).startswith("yes"),
-    )
-    disk = size.compressed(expected_ratio(PRECISION, released.dtype)) + KEYFRAME_BYTES
+    shown = {
+        "values": str(adapter.value_norms).startswith("yes"),
+        "hidden": str(adapter.hidden_states).startswith("yes"),
+    }
+    size = released_size(released, **shown)
+    ratio = expected_ratio(PRECISION, released.dtype)
+    disk = size.compressed(ratio)
+    without = {
+        name: disk - released_size(released, **{**shown, part: False}).compressed(ratio)
+        for part, name in (("values", "value norms"), ("hidden", "hidden states"))
+        if shown[part]
+    }
     parts, largest, whole = [], 0, 0
     for name, shape in released.phases.items():
         query, key = (
@@ -81,8 +87,9 @@ def _sizes(released: Released, adapter: Any) -> dict[str, str]:
         memory = {"until a call ends": f"{all_of_it}: JAX shows them when it has ended"}
     return {
         "released size": f"{released.name}: {'; '.join(parts)}",
-        "a keyframe": f"{size_text(size.raw)} in memory, about {size_text(round(disk))} on disk ({PRECISION}, with "
-        "maps, value norms and hidden states where there are any; without images)",
+        "a keyframe": f"{size_text(size.raw)} in memory, about {size_text(round(disk + KEYFRAME_BYTES))} on disk "
+        f"({PRECISION}, with maps, without images)"
+        + "".join(f"; {name} {size_text(round(more))} of it" for name, more in without.items()),
         **memory,
     }
 
