@@ -193,10 +193,8 @@ def _pack(kept: Kept, pieces: list[bytes]) -> dict[str, Any]:
         # A pixel is like the one before it: their difference takes two thirds of the bytes, and less time.
         coded[:, 1:] -= coded[:, :-1].copy()
         if coded.itemsize == 1:
-            level, shuffle = (
-                1,
-                NOSHUFFLE,
-            )  # few differences are often; a higher level makes more bytes of them
+            # Few differences are frequent; a higher level makes more bytes of them.
+            level, shuffle = 1, NOSHUFFLE
         said["coding"], said["codes"] = "tables", coded.dtype.name
         said["values"] = [int(table.size) for table in tables]
         pieces.append(_compress(np.concatenate(tables)))
