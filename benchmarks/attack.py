@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 BOMBS = (
     # minutes of CPU in one scalar function, which does not listen to interrupts
@@ -30,18 +29,21 @@ class Made:
 
     statements: int = 0
     """Bombs and answers for slow readers that were asked for."""
+    over: threading.Event = field(default_factory=threading.Event)
+    """Nothing more is to be asked."""
+    clients: dict[threading.Thread, socket.socket] = field(default_factory=dict)
+    """The connection of each attacker."""
 
 
 @contextmanager
 def attack(address: tuple[str, int], token: str, store: str) -> Iterator[Made]:
     """Attack a service with threads of this process, for as long as the ``with`` lasts."""
-    made, over = Made(), threading.Event()
+    made = Made()
+    attackers = [(BOMBS[n % len(BOMBS) :] + BOMBS[: n % len(BOMBS)], False) for n in range(BOMBERS)]
+    attackers += [((SLOW,), True)] * READERS
     threads = [
-        threading.Thread(target=_bomb, args=(address, token, store, n, made, over), daemon=True)
-        for n in range(BOMBERS)
-    ] + [
-        threading.Thread(target=_read_slowly, args=(address, token, store, made, over), daemon=True)
-        for _ in range(READERS)
+        threading.Thread(target=_ask, args=(address, token, store, *one, made), daemon=True)
+        for one in attackers
     ]
     for thread in threads:
         thread.start()
@@ -49,40 +51,40 @@ def attack(address: tuple[str, int], token: str, store: str) -> Iterator[Made]:
     try:
         yield made
     finally:
-        over.set()
+        made.over.set()
         for thread in threads:
-            thread.join(60)
+            # who waits for an answer, which may never come, is woken
+            while thread.is_alive():
+                with suppress(OSError, KeyError):
+                    made.clients[thread].shutdown(socket.SHUT_RDWR)
+                thread.join(0.1)
 
 
-def _bomb(
-    address: tuple[str, int], token: str, store: str, number: int, made: Made, over: threading.Event
+def _ask(
+    address: tuple[str, int],
+    token: str,
+    store: str,
+    queries: Sequence[str],
+    slowly: bool,
+    made: Made,
 ) -> None:
-    while not over.is_set():
+    number = 0
+    while not made.over.is_set():
         made.statements += 1
-        connection = http.client.HTTPConnection(*address, timeout=120)
-        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        with suppress(OSError, http.client.HTTPException):
-            body = json.dumps({"query": BOMBS[number % len(BOMBS)]})
-            connection.request("POST", f"{store}/sql", body, headers)
-            connection.getresponse().read()
-        connection.close()
+        body = json.dumps({"query": queries[number % len(queries)]})
         number += 1
-
-
-def _read_slowly(
-    address: tuple[str, int], token: str, store: str, made: Made, over: threading.Event
-) -> None:
-    body = json.dumps({"query": SLOW})
-    request = (
-        f"POST {store}/sql HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
-    )
-    while not over.is_set():
-        made.statements += 1
+        request = (
+            f"POST {store}/sql HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
+            "Content-Type: application/json\r\nConnection: close\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n{body}"
+        )
         with socket.socket() as client, suppress(OSError):
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.settimeout(30)
+            if slowly:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.settimeout(30 if slowly else 120)
             client.connect(address)
+            made.clients[threading.current_thread()] = client
             client.sendall(request.encode())
-            while not over.is_set() and client.recv(64):
-                time.sleep(0.5)
+            while client.recv(64 if slowly else 1 << 16) and not made.over.is_set():
+                if slowly:
+                    made.over.wait(0.5)
