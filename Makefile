@@ -47,8 +47,9 @@ lint: links $(VENV)/viewer/.installed  ## style, types, and the direction of imp
 test: links browser  ## lint, then every test and doctest: what CI runs
 	@# beside it what a lab's openpi environment runs: its zarr, NumPy and Arrow are older than ours
 	@$(MAKE) --no-print-directory -j2 -Otarget lint test-pins PINS=openpi PINS_TESTS="$(PINS_FAST)"
-	@# one thread a process: two that wait for each other take ten times the time on a busy machine
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --maxprocesses 8 --timeout 900
+	@# one thread a process: two that wait for each other take ten times the time on a busy machine; each
+	@# process has whole modules until one is idle and takes of the other's, so that what a module makes is made once
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal --maxprocesses 8 --timeout 900
 
 # Who may install packages and start daemons: root, or whoever may become it.
 become = if [ "$$(id -u)" = 0 ]; then become=; elif sudo -n true 2>/dev/null; then become=sudo; \
@@ -122,7 +123,7 @@ test-pins: $(BIN)/uv  ## without torch, with other versions: make test-pins PINS
 	@$(BIN)/uv pip install --quiet --python .venv-pins/$(PINS)/bin/python --constraints constraints/$(PINS).txt \
 	  --reinstall-package attnstore --group pins "$$(ls build/pins/*.whl)[serve,http,s3,dask,learn,hf]"
 	@# other versions warn of other things: here warnings are not errors; some modules test the checkout itself
-	OMP_NUM_THREADS=1 .venv-pins/$(PINS)/bin/pytest -q -n $(JOBS) --maxprocesses 8 --timeout 900 \
+	OMP_NUM_THREADS=1 .venv-pins/$(PINS)/bin/pytest -q -n $(JOBS) --dist worksteal --maxprocesses 8 --timeout 900 \
 	  -p no:cacheprovider -o filterwarnings= $(addprefix --ignore tests/test_,packaging.py imports.py benchmarks.py doctests.py docs.py docstrings.py) $(PINS_TESTS)
 
 test-fiftyone: links  ## a data set of ours, opened by FiftyOne itself: make test-fiftyone FIFTYONE=/path/to/venv

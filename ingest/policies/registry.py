@@ -180,7 +180,7 @@ def quiet_libraries() -> None:
         from transformers.utils import logging
     except ImportError:
         return
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers is untyped here
+    logging.disable_progress_bar()
 
 
 def parse_options(pairs: Sequence[str], what: str = "a policy option") -> dict[str, str]:
