@@ -97,8 +97,9 @@ def reduce_carried(
     mean, maximum, confidence = _of_groups(
         lambda at: value_weighted(values[:, at], norms), query, groups
     )
-    shares = 1 / torch.matmul(values, norms.unsqueeze(-1)) / values.shape[1]
-    overall = torch.matmul(values.transpose(1, 2), shares).squeeze(-1) * norms
+    # Vectors as rows: a CPU takes ten times as long for a batch of columns.
+    sums = torch.matmul(norms.unsqueeze(1), values.transpose(1, 2))
+    overall = torch.matmul(1 / sums / values.shape[1], values).squeeze(1) * norms
     return Reduction(mean, maximum, confidence, _numpy(overall), (1.0, 1.0))
 
 

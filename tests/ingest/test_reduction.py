@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from attnstore.ingest.reduction import compact, encode_on_device, reduce
+from attnstore.ingest.reduction import compact, encode_on_device, reduce, reduce_carried
 from attnstore.store.format.precision import PRECISIONS, encode
 from attnstore.store.format.tokens import Axis, Span, Token, TokenLayout
 
@@ -91,6 +91,31 @@ def test_every_sum_against_loops(dtype: str) -> None:
             assert ours.overall[head, key] == pytest.approx(wanted, rel=1e-6)
     sums = [sum(values[h, q]) for h in range(2) for q in range(9)]
     assert ours.row_sum == pytest.approx((min(sums), max(sums)), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("keys", [9, 6])
+def test_every_sum_of_what_is_carried_against_loops(dtype: str, keys: int) -> None:
+    """Of whole rows and of a view of them, as padding leaves one."""
+    axis = Axis((text("task", 0, 3, 0), Span("state", "state", 3, 5, 3)))
+    weights = softmax((2, 5, 9), dtype=DTYPES[dtype])[..., :keys]
+    norms = torch.linspace(0, 3, 2 * keys).reshape(2, keys)
+    ours = reduce_carried(weights, norms, axis, ("text", "state", "absent"))
+    assert sorted(ours.mean) == sorted(ours.maximum) == ["state", "text"]
+    values, own = as_float64(weights), as_float64(norms)
+    shares = np.zeros(values.shape)
+    for head in range(2):
+        for q in range(5):
+            carried = [values[head, q, k] * own[head, k] for k in range(keys)]
+            shares[head, q] = [each / sum(carried) for each in carried]
+    for head in range(2):
+        for key in range(keys):
+            column = [shares[head, q, key] for q in range(5)]
+            assert ours.overall[head, key] == pytest.approx(sum(column) / 5, rel=1e-5)
+            assert ours.mean["text"][head, key] == pytest.approx(sum(column[:3]) / 3, rel=1e-5)
+            assert ours.maximum["state"][head, key] == pytest.approx(max(column[3:]), rel=1e-5)
+        largest = [max(shares[head, q]) for q in range(3)]
+        assert ours.confidence["text"][head] == pytest.approx(sum(largest) / 3, rel=1e-5)
 
 
 def test_nan_reaches_the_row_sums() -> None:
