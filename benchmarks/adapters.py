@@ -41,6 +41,7 @@ def octo(folder: Path) -> Policy:
 
 CASES: Mapping[str, Callable[[Path], Policy]] = {
     "pi0": lambda folder: full_policy(),
+    "pi0-6-layers": lambda folder: full_policy(part=3),
     "paligemma": lambda folder: paligemma(),
     "act": lerobot_cases.act,
     "smolvla": lerobot_cases.smolvla,
@@ -66,11 +67,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="+", choices=CASES)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--keyframes", type=int, default=3, help="of which a round takes the median"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     for case in options.cases:
         with tempfile.TemporaryDirectory() as folder:
-            bench = Bench(CASES[case](Path(folder)), Path(folder))
+            indices = range(0, 8 * options.keyframes, 8)
+            bench = Bench(CASES[case](Path(folder)), Path(folder), indices)
             load = os.getloadavg()[0]
             print(f"{case}, load {load:.1f}: {measure(bench, options.rounds)}", flush=True)
 
@@ -81,8 +86,7 @@ def measure(bench: Bench, rounds: int) -> str:
     shown["both"] = all(shown.values())
     parts = {name: watch for name, watch in WATCHED.items() if shown[name]}
     bench.plain()
-    for watch in parts.values():
-        bench.captured("float16", watch=watch)
+    bench.captured("float16", watch=[*parts.values()][-1])
     own, over_own, over_attention = [], [], {name: [] for name in parts}
     sizes: dict[str, float] = {}
     for _ in range(rounds):

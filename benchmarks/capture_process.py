@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -63,12 +63,12 @@ class _Dropped:
 class Bench:
     """A policy and the keyframes of a sample episode."""
 
-    def __init__(self, policy: Any, directory: Path) -> None:
-        self.policy, self.directory = policy, directory
+    def __init__(self, policy: Any, directory: Path, keyframes: Sequence[int] = KEYFRAMES) -> None:
+        self.policy, self.directory, self.keyframes = policy, directory, keyframes
         self.dataset = DroidDataset(sample_path(), name="sample")
         self.name = self.dataset.episode_names()[0]
         self.info = self.dataset.info(self.name)
-        self.frames: list[Frame] = list(self.dataset.frames(self.name, KEYFRAMES))
+        self.frames: list[Frame] = list(self.dataset.frames(self.name, keyframes))
         self.commit_seconds = 0.0
         self.stored: dict[str, int] = {}
 
@@ -86,12 +86,12 @@ class Bench:
     def captured(
         self, precision: str, *, write: bool = True, watch: Watch = ATTENTION_ONLY
     ) -> float:
-        """CPU seconds of a keyframe with capture, median of an episode of three."""
+        """CPU seconds of a keyframe with capture, median of an episode's."""
         spec, shapes = describe_episode(
             self.info,
             iter(self.frames),
             self.policy,
-            indices=KEYFRAMES,
+            indices=self.keyframes,
             seed=0,
             precision=precision,
             watch=watch,

@@ -20,8 +20,11 @@ def tiny_policy() -> Pi0Policy:
     return Pi0Policy.from_model(*build_tiny_pi0())
 
 
-def full_policy() -> Pi0Policy:
-    """PI0Config's defaults: 18 + 18 layers, 8 heads, 224 pixels, 10 steps, 50 actions."""
+def full_policy(part: int = 1) -> Pi0Policy:
+    """PI0Config's defaults: 18 + 18 layers, 8 heads, 224 pixels, 10 steps, 50 actions.
+
+    Of the layers, the image encoder's too, one in `part`.
+    """
     import torch
     from transformers import (
         PI0Config,
@@ -32,6 +35,9 @@ def full_policy() -> Pi0Policy:
 
     numbers = [0.0] * STATE_DOF, [1.0] * STATE_DOF
     config = PI0Config()
+    vlm = config.vlm_config
+    for each in (vlm.text_config, vlm.vision_config, config.dit_config):
+        each.num_hidden_layers //= part
     processor = PI0Processor(
         image_processor=PI0ImageProcessor(
             size={"max_height": PIXELS, "max_width": PIXELS},
@@ -46,7 +52,7 @@ def full_policy() -> Pi0Policy:
         chunk_size=config.chunk_size,
     )
     # the vocabulary keeps its size; the small tokenizer uses the first of it
-    config.vlm_config.image_token_id = processor.image_token_id
+    vlm.image_token_id = processor.image_token_id
     config.dtype = torch.bfloat16
     default = torch.get_default_dtype()
     try:
