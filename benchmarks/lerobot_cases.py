@@ -14,7 +14,7 @@ import torch
 
 from attnstore.ingest.policies.base import Policy
 
-PART = 3
+PART = 9
 """Where layers are left out, one in so many stays: of language model, expert and image encoder alike."""
 TOKENS = 16
 """That Pi0-FAST writes; its random weights never end."""
@@ -104,7 +104,7 @@ def xvla(folder: Path) -> Policy:
 
 
 def pi(folder: Path, kind: str) -> Policy:
-    """Pi0 or Pi0.5 at the width of ``lerobot/pi05_base``, a third of the layers, bfloat16."""
+    """Pi0 or Pi0.5 at the width of ``lerobot/pi05_base``, a ninth of the layers, bfloat16."""
     import lerobot_fixture_real as real
     from lerobot.policies.pi0.configuration_pi0 import PI0Config
     from lerobot.policies.pi05.configuration_pi05 import PI05Config
@@ -128,7 +128,7 @@ def pi(folder: Path, kind: str) -> Policy:
 
 
 def pi_fast(folder: Path) -> Policy:
-    """Pi0-FAST at the width of ``lerobot/pi0fast-base``, a third of the layers, bfloat16."""
+    """Pi0-FAST at the width of ``lerobot/pi0fast-base``, a ninth of the layers, bfloat16."""
     import lerobot_fixture_real as real
     from lerobot.policies.pi0_fast.configuration_pi0_fast import PI0FastConfig
 
@@ -217,7 +217,7 @@ def groot(folder: Path) -> Policy:
 
 
 def molmoact2(folder: Path) -> Policy:
-    """MolmoAct2 at its released width with a third of its layers, bfloat16."""
+    """MolmoAct2 at its released width with a ninth of its layers, bfloat16."""
     import lerobot_fixture_real as real
 
     from attnstore.ingest.policies.lerobot.policy import load_lerobot

@@ -29,6 +29,7 @@ def pi05(folder: Path, layers: int | None = None) -> Policy:
     """Pi0.5 as configuration ``pi05_droid`` has it, in PyTorch, or with fewer layers."""
     from openpi import transforms
     from openpi.models import gemma
+    from openpi.models_pytorch import gemma_pytorch
     from openpi.models_pytorch.pi0_pytorch import PI0Pytorch
     from openpi.shared.normalize import NormStats
     from openpi.training.config import get_config
@@ -39,8 +40,15 @@ def pi05(folder: Path, layers: int | None = None) -> Policy:
     config = get_config("pi05_droid")
     shape = replace(config.model, pytorch_compile_mode=None)
     if layers is not None:  # for good: the adapter asks for the same configurations
-        full = gemma.get_config
+        full, mapping = gemma.get_config, gemma_pytorch.CONFIG_MAPPING
         gemma.get_config = lambda variant: replace(full(variant), depth=layers)
+
+        def paligemma() -> Any:
+            found = mapping["paligemma"]()
+            found.vision_config.num_hidden_layers = 27 * layers // 18
+            return found
+
+        gemma_pytorch.CONFIG_MAPPING = {"paligemma": paligemma, "gemma": mapping["gemma"]}
     with torch.device("meta"):
         model = PI0Pytorch(shape)
     model = model.to_empty(device="cpu").eval()
@@ -64,7 +72,7 @@ def pi05(folder: Path, layers: int | None = None) -> Policy:
     )
 
 
-def pi05_jax(folder: Path, layers: int = 6) -> Policy:
+def pi05_jax(folder: Path, layers: int = 2) -> Policy:
     """Pi0.5 as configuration ``pi05_droid`` has it, in JAX with fewer layers, float32."""
     from openpi.models import gemma, siglip
 
@@ -78,7 +86,7 @@ def pi05_jax(folder: Path, layers: int = 6) -> Policy:
     return OpenpiJaxPolicy(str(checkpoint), variant="pi05_droid", dtype="float32")
 
 
-def pi_fast_jax(folder: Path, layers: int = 6) -> Policy:
+def pi_fast_jax(folder: Path, layers: int = 2) -> Policy:
     """Pi0-FAST as configuration ``pi0_fast_droid`` has it, in JAX with fewer layers, float32."""
     import ml_collections
     from openpi.models import gemma_fast, siglip
