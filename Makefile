@@ -74,7 +74,7 @@ test-lerobot: links  ## the same contract on the real LeRobot: make test-lerobot
 	@$(LEROBOT_PYTHON) -c 'import lerobot.datasets, diffusers, gym_aloha, gym_pusht, inspect_robots, vla_eval, duckdb, h5py, hypothesis, psutil, pytest, tensorstore, xarray, zarr' \
 	  || { echo "first: $(LEROBOT_PYTHON) -m pip install '.[lerobot]' 'lerobot[dataset,pusht,aloha,groot,xvla,molmoact2]' vla-eval inspect-robots pytest hypothesis (docs/how-to/lerobot.md)" >&2; exit 1; }
 	cd tests && HF_HUB_OFFLINE=1 PYTHONPATH="$$(ls -d ../build/__editable__.attnstore-*):fixtures" \
-	  $(LEROBOT_PYTHON) -m pytest -q -p no:cacheprovider real/lerobot_real.py real/lerobot_groot_real.py real/lerobot_xvla_real.py real/lerobot_molmoact2_real.py real/lerobot_record_real.py real/vla_eval_real.py real/inspect_robots_real.py
+	  $(LEROBOT_PYTHON) -m pytest -q -p no:cacheprovider real/lerobot_real.py real/lerobot_groot_real.py real/lerobot_xvla_real.py real/lerobot_molmoact2_real.py real/lerobot_record_real.py real/vla_eval_real.py real/inspect_robots_real.py real/record_page_real.py
 
 test-octo: links  ## the same contract on the real Octo: make test-octo OCTO=/path/to/checkout
 	@test -f "$(OCTO)/octo/model/octo_model.py" \

@@ -6,7 +6,9 @@ size; camera images of 360 x 640 with a camera's noise.
 
 from __future__ import annotations
 
+import os
 import statistics
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ RATES = (5.0, 15.0)
 that is asked at every step, 15 times."""
 NOISE = 4.0
 """Standard deviation of a pixel's noise, of 255 levels."""
+_here = threading.local()
 
 
 def run(setting: Setting) -> list[Figure]:
@@ -136,8 +139,17 @@ def _drive(
 
 def starved() -> float:
     """Seconds that this thread could run and had no processor: others' work, not the recorder's."""
-    stat = Path("/proc/thread-self/schedstat")
-    return int(stat.read_text().split()[1]) / 1e9 if stat.exists() else 0.0
+    # An open file: to open and read it by its name takes 0.02 ms, 0.1 where nothing of it is in a cache, of the
+    # time that is measured.
+    try:
+        file = _here.file
+    except AttributeError:
+        try:
+            file = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+        except FileNotFoundError:
+            file = -1
+        _here.file = file
+    return int(os.pread(file, 128, 0).split()[1]) / 1e9 if file >= 0 else 0.0
 
 
 def _observations(count: int) -> list[Observation]:

@@ -5,10 +5,10 @@ Adapters are found by `attnstore.ingest.policies.registry`. This module does not
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,13 +62,45 @@ class Sample:
     """Per camera."""
 
 
+class LateSamples(Sequence[Sample]):
+    """Samples that are made when they are first asked for, in whatever thread asks.
+
+    Parameters
+    ----------
+    count
+        How many there are.
+    make
+        Makes one; gives the same each time.
+    """
+
+    def __init__(self, count: int, make: Callable[[int], Sample]) -> None:
+        self._made: list[Sample | None] = [None] * count
+        self._make = make
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Sample, ...]: ...
+    def __getitem__(self, index: int | slice) -> Sample | tuple[Sample, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(len(self))[index])
+        row = range(len(self))[index]
+        sample = self._made[row]
+        if sample is None:
+            sample = self._made[row] = self._make(row)
+        return sample
+
+
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Batch:
     """Model inputs for some observations."""
 
     inputs: Mapping[str, Any]
     """Keyword arguments of the policy's own entry point, on its device."""
-    samples: tuple[Sample, ...]
+    samples: Sequence[Sample]
     encoded: tuple[tuple[int, str] | None, ...] = ()
     """(sample, camera) of every image in the order in which `Policy.act` puts them through the
     vision tower, over all its calls; None is an image that fills a gap. Needed for `Watch.vision`.

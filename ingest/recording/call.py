@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,10 @@ class Call:
     """Observations in the batch that it was a row of."""
     observation: Observation
     """Its images and its state are copies."""
-    sample: Sample
+    samples: Sequence[Sample]
+    """Of the batch."""
+    row: int
+    """Which of them is the call's."""
     encoded: tuple[tuple[int, str] | None, ...]
     inputs: Copied
     actions: NDArray[np.float32]
@@ -70,6 +74,7 @@ def pack_call(
         for camera, image in call.observation.images.items()
     ]
     inputs, pieces = pack_inputs(call.inputs)
+    sample = call.samples[call.row]
     state = np.asarray(call.observation.state, "<f4")
     actions = np.asarray(call.actions, "<f4")
     head = {
@@ -89,8 +94,8 @@ def pack_call(
         "state": list(state.shape),
         "actions": list(actions.shape),
         "sample": {
-            "layouts": layouts_to_json(call.sample.layouts),
-            "geometry": {camera: g.to_json() for camera, g in call.sample.geometry.items()},
+            "layouts": layouts_to_json(sample.layouts),
+            "geometry": {camera: g.to_json() for camera, g in sample.geometry.items()},
         },
         "encoded": [None if e is None else [e[0], e[1]] for e in call.encoded],
         "inputs": inputs,

@@ -33,6 +33,10 @@ _DTYPES = frozenset(
 MAX_VALUES = 1 << 28
 
 
+Empty = Callable[[tuple[int, ...], Any], NDArray[Any]]
+"""Makes an array of a shape and a type, with anything in it: ``numpy.empty``, or `Memory.empty`."""
+
+
 class UnknownInputError(AttnstoreError):
     """A policy's inputs hold something that a recording cannot keep."""
 
@@ -68,6 +72,7 @@ def copy_inputs(
     row: int | None = None,
     rows: int = 1,
     later: list[Callable[[], None]] | None = None,
+    empty: Empty = np.empty,
 ) -> Copied:
     """Copy model inputs to memory that nobody else writes to.
 
@@ -80,6 +85,8 @@ def copy_inputs(
     later
         Gets what copies the large arrays; until all of it was called nobody may write to them. None: they
         are copied at once.
+    empty
+        Makes the arrays that are copied to.
 
     Raises
     ------
@@ -87,7 +94,7 @@ def copy_inputs(
         If something is of another kind than this module's docstring says, or has no rows.
     """
     copied = Copied(None)
-    copied.tree = _copy(inputs, copied.arrays, row, rows, "inputs", later)
+    copied.tree = _copy(inputs, copied.arrays, row, rows, "inputs", later, empty)
     return copied
 
 
@@ -98,6 +105,7 @@ def _copy(
     rows: int,
     where: str,
     later: list[Callable[[], None]] | None,
+    empty: Empty,
 ) -> Any:
     if value is None or isinstance(value, bool | int | str):
         return {"value": value}
@@ -107,14 +115,20 @@ def _copy(
         if not all(isinstance(key, str) for key in value):
             raise UnknownInputError(f"{where}: a key that is no text")
         return {
-            "map": {k: _copy(v, arrays, row, rows, f"{where}.{k}", later) for k, v in value.items()}
+            "map": {
+                k: _copy(v, arrays, row, rows, f"{where}.{k}", later, empty)
+                for k, v in value.items()
+            }
         }
     if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
         if row is not None and len(value) == rows and all(isinstance(v, str) for v in value):
             return {kind: [{"value": value[row]}]}
         return {
-            kind: [_copy(v, arrays, row, rows, f"{where}[{i}]", later) for i, v in enumerate(value)]
+            kind: [
+                _copy(v, arrays, row, rows, f"{where}[{i}]", later, empty)
+                for i, v in enumerate(value)
+            ]
         }
     bits, dtype, of_torch = _bits(value, where)
     if row is not None:
@@ -124,7 +138,7 @@ def _copy(
                 "call the policy once per environment"
             )
         bits = bits[row : row + 1]
-    copy = np.empty(bits.shape, bits.dtype)
+    copy = empty(bits.shape, bits.dtype)
     if later is None or copy.nbytes < LARGE:
         np.copyto(copy, bits)
     else:

@@ -156,7 +156,7 @@ class LeRobotRecorder:
             raw = self._here.raw
             seen, more = _part(raw, FIRST), _part(raw, "complementary_data")
             tasks = _tasks(more.get("task"), seen)
-            observations, fill = adapter.observations(seen, tasks)
+            observations, fill = adapter.observations(seen, tasks, recorder.memory.empty)
             rows: Sequence[Episode] = ()
             if not recorder.inside:
                 rows = self._opened(len(observations))
@@ -165,6 +165,8 @@ class LeRobotRecorder:
             made = adapter.batch(
                 given, observations, keywords.get("noise"),
                 driven_keywords(adapter.policy, keywords),
+                # The writing thread asks for it, once the call is over.
+                late=recorder.mode == "replay" and not adapter.acts_by_layout,
             )  # fmt: skip
             recorder.saw(made, observations, fill)
         except Exception as error:

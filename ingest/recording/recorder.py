@@ -50,6 +50,7 @@ from .call import Call, pack_call
 from .dataset import RecordingDataset
 from .episode import UNFINISHED, Episode
 from .inputs import Copied, copy_inputs
+from .memory import Memory
 from .onlooker import Onlooker, check_rerun
 from .outbox import Outbox
 from .spool import Row, Shown, SpooledPolicy, Spooler
@@ -59,6 +60,8 @@ _log = logging.getLogger(__name__)
 Mode = Literal["live", "replay"]
 QUEUE_BYTES = {"live": 512 << 20, "replay": 64 << 20}
 """What may wait to be written."""
+KEPT_BYTES = 32 << 20
+"""Of memory that calls were copied to, what is kept for the next ones: two calls with three cameras of 480 x 640."""
 LONGEST_WAIT = 30.0
 """Seconds that a policy may wait for room in the queue, where it may wait."""
 HEAD_START = 0.002
@@ -216,6 +219,8 @@ class Recorder:
         """What became of the episodes of a live recording that were committed, or could not be."""
         self.faults: Counter[str] = Counter()
         """What went wrong in the recorder, each logged once."""
+        self.memory = Memory(KEPT_BYTES)
+        """Where what a policy sees is copied to."""
         self._settings = settings
         self._paths: StorePaths = create_store(store)
         self._paths.check_writable()
@@ -512,9 +517,12 @@ class Recorder:
             for each in (*later, fill):
                 each()
 
+        begun = threading.Lock()
+
         def meanwhile() -> None:
             time.sleep(HEAD_START)
-            copy()
+            if begun.acquire(blocking=False):
+                copy()
 
         try:
             copying = self._copier.submit(meanwhile)
@@ -522,7 +530,7 @@ class Recorder:
             return pending, copy
 
         def copied() -> None:
-            if copying.cancel():  # its thread had no processor yet
+            if begun.acquire(blocking=False):  # a short call, or its thread had no processor yet
                 copy()
             else:
                 copying.result()
@@ -532,9 +540,11 @@ class Recorder:
     def _row(self, batch: Batch, row: int, later: list[Callable[[], None]] | None) -> Copied:
         """Copy the inputs of a row of a batch; a policy that acts row by row says what each acts on."""
         alone = getattr(self.policy, "alone", None)
+        empty = self.memory.empty
         if len(batch) > 1 and alone is not None:
-            return copy_inputs(alone(batch.inputs, row), later=later)
-        return copy_inputs(dict(batch.inputs), row if len(batch) > 1 else None, len(batch), later)
+            return copy_inputs(alone(batch.inputs, row), later=later, empty=empty)
+        own = row if len(batch) > 1 else None
+        return copy_inputs(batch.inputs, own, len(batch), later, empty)
 
     def _capture(self, batch: Batch, pending: Sequence[_Pending]) -> tuple[Any, dict[int, Row]]:
         """Act with the policy watched; without, if watching it fails."""
@@ -589,7 +599,7 @@ class Recorder:
                 )
                 call = Call(
                     each.number, each.step, each.at, seconds, len(batch), each.observation,
-                    batch.samples[each.row], encoded, each.inputs, chunks[each.row].copy(),
+                    batch.samples, each.row, encoded, each.inputs, chunks[each.row].copy(),
                     torch_threads(),
                 )  # fmt: skip
                 if each.row in spooled:

@@ -7,7 +7,9 @@ Source: vla-eval 0.8.0, ``model_servers/base.py`` and ``runners/sync_runner.py``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from .episode import Episode
@@ -70,24 +72,42 @@ class RecordedServer(_Server):  # type: ignore[misc]
             episode.finish(outcome=success_of(metrics), metrics=dict(metrics), **ended)
         await super().on_episode_end(result, ctx)
 
+    def __init_subclass__(cls, **given: Any) -> None:
+        """Have the class's own ``predict`` and ``predict_batch`` act as the episodes of those who ask."""
+        super().__init_subclass__(**given)
+        for name, one in (("predict", True), ("predict_batch", False)):
+            if name in vars(cls):
+                setattr(cls, name, _as_episodes(vars(cls)[name], one))
+
     def predict(self, obs: Any, ctx: Any) -> Any:
         """Predict as the episode of this session."""
-        episode = self._episode(ctx)
-        if self.recorder is None or episode is None:
-            return super().predict(obs, ctx)
-        with self.recorder.rows([episode]):
+        with self._rows([ctx]):
             return super().predict(obs, ctx)
 
     def predict_batch(self, obs_batch: list[Any], ctx_batch: list[Any]) -> Any:
         """Predict as the episodes of these sessions, a row each."""
+        with self._rows(ctx_batch):
+            return super().predict_batch(obs_batch, ctx_batch)
+
+    def _rows(self, sessions: Sequence[Any]) -> AbstractContextManager[None]:
         if self.recorder is None:
-            return super().predict_batch(obs_batch, ctx_batch)
-        with self.recorder.rows([self._episode(ctx) for ctx in ctx_batch]):
-            return super().predict_batch(obs_batch, ctx_batch)
+            return nullcontext()
+        return self.recorder.rows([self._episode(ctx) for ctx in sessions])
 
     def _episode(self, ctx: Any) -> Episode | None:
         found: Episode | None = self.__dict__.get("_episodes", {}).get(ctx.episode_id)
         return found
+
+
+def _as_episodes(predict: Callable[..., Any], one: bool) -> Callable[..., Any]:
+    """Wrap a method that is given observations and sessions, one of each or lists."""
+
+    @wraps(predict)
+    def recorded(self: RecordedServer, obs: Any, ctx: Any) -> Any:
+        with self._rows([ctx] if one else ctx):
+            return predict(self, obs, ctx)
+
+    return recorded
 
 
 def _advance(episode: Episode | None, steps: int) -> None:

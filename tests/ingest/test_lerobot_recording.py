@@ -22,6 +22,7 @@ from attnstore.ingest.policies.base import PolicyError
 from attnstore.ingest.recording.dataset import RecordingDataset
 from attnstore.ingest.recording.lerobot import EvalRecorder, record_lerobot, results_of
 from attnstore.store.errors import MissingExtraError, UsageError
+from attnstore.store.recordings.call import layouts_to_json
 
 ENDS = {0: (3, True), 1: (7, False), 2: (9, False)}
 """Of each row: after how many steps it ends, and whether it succeeds."""
@@ -197,6 +198,42 @@ def test_what_the_policy_saw_is_kept_though_its_memory_is_used_again(tmp_path: P
             wanted = (saw[feature][row] * 255).round().to(torch.uint8).permute(1, 2, 0)
             np.testing.assert_array_equal(pixels[camera_name(feature)], wanted.numpy())
         np.testing.assert_array_equal(frame.state, saw["observation.state"][row].numpy())
+
+
+def test_a_layout_is_read_after_the_call_off_what_the_policy_saw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, preprocessor = built("smolvla")
+    (tmp_path / "config.json").write_text("{}")
+    policy.config.pretrained_path = str(tmp_path)
+    policy.model.sample_noise = lambda shape, device: torch.zeros(shape)
+    seen = {k: v[:1] for k, v in Rows().see().items()} | {"task": ["wipe the table"]}
+    size = (1, policy.config.chunk_size, policy.config.max_action_dim)
+    chunk = policy.predict_action_chunk(preprocessor(dict(seen)), noise=torch.zeros(size))
+    gate = threading.Event()
+    made = record_lerobot(policy, preprocessor, tmp_path / "s", mode="replay")
+    with made, made.episode("one") as episode:
+        batch = preprocessor(dict(seen))
+        observations, _ = made.adapter.observations(seen, ["wipe the table"])
+        (wanted,) = made.adapter.batch(batch, observations).samples
+        assert made.recorder._outbox is not None
+        made.recorder._outbox.put(lambda: gate.wait(20))
+        assert torch.equal(policy.predict_action_chunk(batch), chunk)
+        for key, values in batch.items():
+            if "language" in key:
+                values.zero_()
+        gate.set()
+        made.recorder.flush()
+        with monkeypatch.context() as patch:
+            patch.setattr(type(made.adapter), "sample", lambda *given: 1 / 0)
+            assert torch.equal(policy.predict_action_chunk(preprocessor(dict(seen))), chunk)
+            made.recorder.flush()
+        assert dict(episode.dropped) == {"ZeroDivisionError: division by zero": 1}
+    (frame,) = RecordingDataset(made.recorder.directory).frames("one", [0])
+    assert frame.call is not None
+    (kept,) = frame.call.batch.samples
+    assert layouts_to_json(kept.layouts) == layouts_to_json(wanted.layouts)
+    assert any(span.tokens for span in kept.layouts["prefix"].query.spans)
 
 
 def test_a_rollout_that_raises_leaves_its_episodes_unknown(tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ from attnstore.ingest.recording.inputs import (
     pack_inputs,
     unpack_inputs,
 )
+from attnstore.ingest.recording.memory import Memory
 from attnstore.ingest.recording.outbox import Outbox
 from attnstore.ingest.recording.outcomes import read_said
 from attnstore.ingest.work import Report
@@ -426,6 +427,53 @@ def test_a_call_returns_when_what_it_saw_is_copied(policy: Pi0Policy, ram_path: 
     assert all((camera.rgb == 7).all() for camera in frame.cameras)
     assert frame.call is not None
     assert all(torch.equal(frame.call.batch.inputs[k], v) for k, v in wanted.items())
+
+
+def test_a_call_that_is_over_before_it_is_copied(
+    policy: Pi0Policy, ram_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a policy that is faster than the copying thread's head start, the caller's thread copies, and once."""
+    monkeypatch.setattr("attnstore.ingest.recording.recorder.HEAD_START", 60.0)
+    copies: list[str] = []
+    with (
+        attnstore.record(policy, ram_path / "s", mode="replay") as recorder,
+        recorder.episode("one") as episode,
+    ):
+        monkeypatch.setattr(recorder._copier, "submit", lambda task: _Asleep())
+        batch, name = policy.prepare([observe()]), threading.current_thread().name
+        recorder.saw(batch, [observe()], lambda: copies.append(threading.current_thread().name))
+        policy.act(batch)
+        assert copies == [name]
+        assert not episode.dropped
+
+
+class _Asleep:
+    """A copy that is not made yet."""
+
+    def result(self) -> None:
+        raise AssertionError("the call waited for it")
+
+
+def test_memory_is_used_again_when_nobody_looks_at_it() -> None:
+    memory = Memory(3 << 16)
+    assert memory.empty((3, 5), np.float32).shape == (3, 5)
+    first = memory.empty((128, 128), np.float32)
+    first[...] = 1
+    at, row = first.ctypes.data, first[7, 1:].view(np.uint8).T
+    del first
+    other = memory.empty((1 << 16,), np.uint8)
+    assert other.ctypes.data != at
+    other[...] = 9
+    assert (row.view(np.float32) == 1).all()
+    assert not memory.free
+    del row
+    assert memory.free == 1 << 16
+    again = memory.empty((64, 256), np.int32)
+    assert again.ctypes.data == at
+    assert again.shape == (64, 256)
+    held = [memory.empty((1 << 16,), np.uint8) for _ in range(5)]
+    del held, again, other
+    assert memory.free == 3 << 16
 
 
 def test_a_copy_that_fails_is_a_dropped_call(policy: Pi0Policy, ram_path: Path) -> None:

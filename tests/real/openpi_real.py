@@ -12,7 +12,10 @@ import asyncio
 import json
 import logging
 import os
+import re
+import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -472,3 +475,80 @@ def test_libero(checkpoints: dict[str, Path], tmp_path: Path) -> None:
         spans = [s.name for s in episode.phase("prefix").key.spans]
         assert spans == ["image:image", "image:wrist_image", "bos", "task", "newline"]
         assert episode.attention("suffix", layer=0, step="last", keyframe=0).shape[-2] == 10
+
+
+LAUNCH = """
+import runpy
+import sys
+
+import pytest
+from openpi_real import shrink
+
+shrink(pytest.MonkeyPatch())
+sys.argv = sys.argv[1:]
+if sys.argv[0] == "attnstore":
+    runpy.run_module("attnstore", run_name="__main__", alter_sys=True)
+else:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""A process whose openpi is as small as this one's."""
+
+
+def drive_over(port: int, block: str) -> None:
+    """Ask as the page's block of a client does, twice, and go away in a second episode."""
+    from openpi_client.websocket_client_policy import WebsocketClientPolicy
+
+    client = WebsocketClientPolicy("127.0.0.1", port)
+    asked, told = block.strip().splitlines()
+    for step, sight in zip((0, 8), SIGHTS, strict=True):
+        exec(asked, {"client": client, "observation": droid_observation(sight), "step": step})
+    exec(told, {"client": client})
+    client.infer({**droid_observation(SIGHTS[0]), "attnstore/episode": "cube-0008"})
+    client._ws.close()
+
+
+@pytest.mark.parametrize("way", ["command", "python"])
+def test_the_page_as_it_stands(checkpoints: dict[str, Path], tmp_path: Path, way: str) -> None:
+    """docs/how-to/openpi.md, "Record it while it drives": on a CPU, not compiled, at a free port."""
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "openpi.md").read_text()
+    section = page.partition("\n## Record it while it drives\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```(?:python)?\n(.*?)^```", section, re.M | re.S)
+    command, afterwards, client, program, _ = blocks
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+
+    def told(text: str, changes: dict[str, str]) -> str:
+        for old, new in changes.items():
+            assert old in text, old
+            text = text.replace(old, new)
+        return text
+
+    where = str(checkpoints["pi05_droid"])
+    here = {"${CHECKPOINT}_pytorch": where, "--device cuda": "--device cpu"}
+    (tmp_path / "launch.py").write_text(f"import sys\nsys.path[:0] = {sys.path!r}\n{LAUNCH}")
+    launch = [sys.executable, "-W", "ignore", str(tmp_path / "launch.py")]
+    if way == "command":
+        at = f" --no-compile --host 127.0.0.1 --port {port}"
+        asked = shlex.split(told(command, here)) + shlex.split(at)
+    else:
+        changes = {
+            "CHECKPOINT": repr(where), '"cuda:0"': '"cpu"', "compiled=True": "compiled=False",
+            "port=8000": f"port={port}",
+        }  # fmt: skip
+        (tmp_path / "program.py").write_text(told(program, changes))
+        asked = ["program.py"]
+    with subprocess.Popen([*launch, *asked], cwd=tmp_path) as server:
+        try:
+            drive_over(port, client)
+        finally:
+            server.send_signal(signal.SIGTERM if way == "command" else signal.SIGINT)
+            code = server.wait(60)
+    assert code == (0 if way == "command" else -signal.SIGINT)
+    (tmp_path / "outcomes.json").write_text('[{"episode": "cube-0008", "outcome": "failure"}]')
+    for line in told(afterwards, here).replace("\\\n", " ").splitlines():
+        subprocess.run([*launch, *shlex.split(line)], cwd=tmp_path, check=True)
+    with attnstore.open(tmp_path / "robot.attn") as store:
+        found = store.sql("select name, outcome, keyframes from episodes order by name").fetchall()
+        assert found == [("cube-0007", "success", 2), ("cube-0008", "failure", 1)]
+        assert {d for (d,) in store.sql("select action_difference from calls").fetchall()} == {0}

@@ -22,7 +22,16 @@ from attnstore.store.errors import HealthError, UsageError
 from attnstore.store.format.tokens import Token
 
 from ...datasets.lerobot.metadata import camera_name
-from ..base import Batch, Observation, ObservationError, Observer, PhaseShape, PolicyError, Sample
+from ..base import (
+    Batch,
+    LateSamples,
+    Observation,
+    ObservationError,
+    Observer,
+    PhaseShape,
+    PolicyError,
+    Sample,
+)
 from ..checkpoint import one_line, unwrap
 from ..fingerprint import digest_directory, digest_parameters
 from ..hooks import HookedPolicy
@@ -30,6 +39,8 @@ from .loading import STATE, LeRobotCheckpoint, check_statistics
 
 RTC = "rtc"
 """Among a recorded call's keywords: settings of real-time chunking."""
+LARGE = 1 << 16
+"""Bytes of a tensor that has pixels, at least."""
 TOKENS, TOKENS_MASK = "observation.language.tokens", "observation.language.attention_mask"
 
 
@@ -61,6 +72,8 @@ class LeRobotPolicy(HookedPolicy):
     """Whether intermediate action chunks can be read."""
     noisy: ClassVar[bool] = True
     """Whether actions come from noise."""
+    acts_by_layout: ClassVar[bool] = False
+    """Whether `act` reads the layout off the batch."""
     takes_noise: ClassVar[bool] = True
     """Whether LeRobot's call takes it; the others draw it, and are given it there."""
 
@@ -182,6 +195,8 @@ class LeRobotPolicy(HookedPolicy):
         observations: Sequence[Observation],
         noise: Any = None,
         keywords: Mapping[str, Any] | None = None,
+        *,
+        late: bool = False,
     ) -> Batch:
         """Read the layout off what the preprocessor made of observations.
 
@@ -193,6 +208,8 @@ class LeRobotPolicy(HookedPolicy):
             Initial noise, (batch, horizon, padded), of a policy that has any.
         keywords
             What else ``predict_action_chunk`` is given: RTC's leftovers; see `driven_keywords`.
+        late
+            Read the layout when it is first asked for, in whatever thread, from copies of what it is read off.
 
         Raises
         ------
@@ -205,10 +222,15 @@ class LeRobotPolicy(HookedPolicy):
         kept: dict[str, Any] = {k: v for k, v in inputs.items() if isinstance(v, torch.Tensor)}
         seen = self.seen_features(kept, tuple(features.values()))
         cameras = [next((c for c, f in features.items() if f == s), s) for s in seen]
-        samples = tuple(
-            self.sample(kept, row, {c: o.images[c].shape[:2] for c in cameras}, o.instruction)
-            for row, o in enumerate(observations)
+        read = {k: _for_layout(v) for k, v in kept.items()} if late else dict(kept)
+        sights = [
+            ({c: o.images[c].shape[:2] for c in cameras}, o.instruction) for o in observations
+        ]
+        samples: Sequence[Sample] = LateSamples(
+            len(sights), lambda row: self.sample(read, row, *sights[row])
         )
+        if not late:
+            samples = tuple(samples)
         if noise is not None:
             kept["noise"] = noise
         if keywords:
@@ -216,7 +238,10 @@ class LeRobotPolicy(HookedPolicy):
         return Batch(kept, samples, self.encoded(cameras, len(observations)))
 
     def observations(
-        self, raw: Mapping[str, Any], tasks: Sequence[str]
+        self,
+        raw: Mapping[str, Any],
+        tasks: Sequence[str],
+        empty: Callable[[tuple[int, ...], Any], NDArray[Any]] = np.empty,
     ) -> tuple[list[Observation], Callable[[], None]]:
         """Return what the preprocessor was given as observations, one a task: for looking at.
 
@@ -227,6 +252,8 @@ class LeRobotPolicy(HookedPolicy):
             bytes, with or without the first dimension.
         tasks
             Instruction of every row.
+        empty
+            Makes the arrays of the pixels.
 
         Returns
         -------
@@ -243,7 +270,7 @@ class LeRobotPolicy(HookedPolicy):
             name = self._before_rename(feature)
             if name in raw:
                 # On another device they are fetched now, behind what that device has still to do.
-                found[camera_name(name)] = _pixels(raw[name].detach().cpu())
+                found[camera_name(name)] = _pixels(raw[name].detach().cpu(), empty)
         state = raw.get(self._before_rename(STATE))
         rows = np.zeros((len(tasks), 0), np.float32)
         if state is not None:
@@ -472,7 +499,16 @@ def _to_tensor(image: Any) -> Any:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
-def _pixels(values: Any) -> tuple[Any, NDArray[np.uint8]]:
+def _for_layout(values: Any) -> Any:
+    """Return a tensor's copy, or its shape alone if it is large: no layout is read off pixels."""
+    if values.numel() * values.element_size() <= LARGE:
+        return values.clone()
+    return values.new_empty(()).expand(values.shape)
+
+
+def _pixels(
+    values: Any, empty: Callable[[tuple[int, ...], Any], NDArray[Any]]
+) -> tuple[Any, NDArray[np.uint8]]:
     """Return a preprocessor's images with their first dimension, and room for their bytes; see `_fill`.
 
     Raises
@@ -487,7 +523,7 @@ def _pixels(values: Any) -> tuple[Any, NDArray[np.uint8]]:
             f"an image of {str(values.dtype).removeprefix('torch.')}: a picture has bytes, or numbers from 0 to 1"
         )
     values = values[None] if values.ndim == 3 else values
-    return values, np.empty(tuple(values.shape), np.uint8)
+    return values, empty(tuple(values.shape), np.uint8)
 
 
 def _fill(planes: NDArray[np.uint8], values: Any) -> None:

@@ -46,6 +46,7 @@ class LeRobotGroot(LeRobotPolicy):
     """
 
     family = "groot"
+    acts_by_layout = True
     denoiser_steps = True
     takes_noise = False
 

@@ -32,6 +32,7 @@ class LeRobotPi0Fast(LeRobotPaliGemma):
     """Adapter of ``pi0_fast``."""
 
     family = "pi0_fast"
+    acts_by_layout = True
     denoiser_steps = False
     noisy = False
     state_in_prompt = True
