@@ -14,6 +14,8 @@ import torch
 
 from attnstore.ingest.policies.base import Policy
 
+from .full_pi0 import fill
+
 PART = 9
 """Where layers are left out, one in so many stays: of language model, expert and image encoder alike."""
 TOKENS = 16
@@ -72,7 +74,7 @@ def smolvla(folder: Path) -> Policy:
 
 
 def xvla(folder: Path) -> Policy:
-    """X-VLA at its default size over Florence-2 large, 0.9 B parameters."""
+    """X-VLA at its default width over Florence-2 large, a quarter of the transformers' layers."""
     import lerobot_fixture_real as real
     from lerobot.policies.xvla.configuration_xvla import XVLAConfig
     from lerobot.policies.xvla.modeling_xvla import XVLAPolicy
@@ -83,8 +85,8 @@ def xvla(folder: Path) -> Policy:
             "num_heads": [8, 16, 32, 64], "num_groups": [8, 16, 32, 64], "window_size": 12,
         },
         "text_config": {"model_type": "bart", "d_model": 1024, "vocab_size": 51289,
-            "encoder_layers": 12, "encoder_attention_heads": 16, "encoder_ffn_dim": 4096,
-            "decoder_layers": 12, "decoder_attention_heads": 16, "decoder_ffn_dim": 4096,
+            "encoder_layers": 3, "encoder_attention_heads": 16, "encoder_ffn_dim": 4096,
+            "decoder_layers": 1, "decoder_attention_heads": 16, "decoder_ffn_dim": 4096,
             "max_position_embeddings": 4096,
         },
     }  # fmt: skip
@@ -92,6 +94,7 @@ def xvla(folder: Path) -> Policy:
         XVLAPolicy(
             XVLAConfig(
                 device="cpu",
+                depth=6,
                 florence_config=florence,
                 tokenizer_name=str(real.bart_tokenizer(folder / "bart")),
                 action_mode="auto",
@@ -109,6 +112,7 @@ def pi(folder: Path, kind: str) -> Policy:
     from lerobot.policies.pi0.configuration_pi0 import PI0Config
     from lerobot.policies.pi05.configuration_pi05 import PI05Config
     from transformers import AutoTokenizer
+    from transformers.initialization import no_init_weights
 
     from attnstore.ingest.policies.tiny import prompt_tokenizer
 
@@ -124,13 +128,16 @@ def pi(folder: Path, kind: str) -> Policy:
     )
     with ours, _fewer_layers(kind) as modeling:
         policy = {"pi0": "PI0Policy", "pi05": "PI05Policy"}[kind]
-        return _adapted(real.randomise(getattr(modeling, policy)(config)))
+        with no_init_weights():
+            made = getattr(modeling, policy)(config)
+        return _adapted(_filled(made))
 
 
 def pi_fast(folder: Path) -> Policy:
     """Pi0-FAST at the width of ``lerobot/pi0fast-base``, a ninth of the layers, bfloat16."""
     import lerobot_fixture_real as real
     from lerobot.policies.pi0_fast.configuration_pi0_fast import PI0FastConfig
+    from transformers.initialization import no_init_weights
 
     words = real.fast_words(folder / "words")
     real.save_fast_tokenizer(folder / "fast")
@@ -140,8 +147,8 @@ def pi_fast(folder: Path) -> Policy:
         text_tokenizer_name=str(folder / "words"), action_tokenizer_name=str(folder / "fast"),
         input_features=real.features(missing=False), output_features=real.outputs(),
     )  # fmt: skip
-    with _fewer_layers("pi0_fast") as modeling:
-        policy = modeling.PI0FastPolicy(config)
+    with _fewer_layers("pi0_fast") as modeling, no_init_weights():
+        policy = _filled(modeling.PI0FastPolicy(config))
     with torch.no_grad():  # none but words that there are
         for name, weight in policy.named_parameters():
             if "embed_tokens" in name or "lm_head" in name:
@@ -173,13 +180,14 @@ def _fewer_layers(kind: str) -> Iterator[Any]:
 
 
 def groot(folder: Path) -> Policy:
-    """GR00T N1.7 at its released size over Cosmos-Reason2-2B, bfloat16."""
+    """GR00T N1.7 at its released width over Cosmos-Reason2-2B, a quarter of the layers, bfloat16."""
     import lerobot_fixture_real as real
     import vlm_fixtures
     from lerobot.policies.factory import make_pre_post_processors
     from lerobot.policies.groot import groot_n1_7
     from lerobot.policies.groot.configuration_groot import GrootConfig
     from lerobot.policies.groot.modeling_groot import GrootPolicy
+    from transformers.initialization import no_init_weights
 
     from attnstore.ingest.policies.lerobot.policy import adapt_lerobot
 
@@ -192,12 +200,17 @@ def groot(folder: Path) -> Policy:
 
     def cosmos() -> Any:  # with the marks of the small tokenizer
         found = described()
+        found.text_config.num_hidden_layers, found.vision_config.depth = 4, 6
+        found.vision_config.deepstack_visual_indexes = [1, 2, 4]
         for name, token in vlm_fixtures._qwen_ids(processor.tokenizer).items():
             setattr(found, name, token)
         return found
 
     def model(*args: Any, **kwargs: Any) -> Any:
-        return groot_n1_7.GR00TN17(groot_n1_7.GR00TN17Config(), load_backbone_weights=False)
+        shape = groot_n1_7.GR00TN17Config(select_layer=4)
+        shape.diffusion_model_cfg["num_layers"] = 8
+        shape.vl_self_attention_cfg["num_layers"] = 1
+        return groot_n1_7.GR00TN17(shape, load_backbone_weights=False)
 
     config = GrootConfig(
         device="cpu", base_model_path=str(folder), model_params_fp32=False,
@@ -207,8 +220,9 @@ def groot(folder: Path) -> Policy:
         mock.patch.object(groot_n1_7, "_cosmos_reason2_qwen3_vl_config", cosmos),
         mock.patch.object(groot_n1_7.GR00TN17, "from_pretrained", model),
         _bfloat16(),
+        no_init_weights(),
     ):
-        policy = real.randomise(GrootPolicy(config))
+        policy = _filled(GrootPolicy(config))
     before, _ = make_pre_post_processors(config, dataset_stats=real.statistics(config))
     for step in before.steps:
         if hasattr(step, "model_name"):
@@ -258,6 +272,15 @@ def _bfloat16() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def _filled(policy: Any) -> Any:
+    """Give weights values that were made without any: norms leave sizes as they are."""
+    fill(policy)
+    for name, parameter in policy.named_parameters():
+        if parameter.ndim == 1 and name.endswith("weight"):
+            parameter.data.fill_(1)
+    return policy.eval()
 
 
 def _adapted(policy: Any) -> Policy:

@@ -1,4 +1,4 @@
-"""OpenVLA and OpenVLA-OFT at the released width with an eighth of the layers, random: cases of `adapters`.
+"""OpenVLA and OpenVLA-OFT at the released width with a sixteenth of the layers, random: cases of `adapters`.
 
 Variables OPENVLA and OFT name the checkouts, as for ``make test-openvla`` and ``make test-oft``.
 """
@@ -14,12 +14,12 @@ import torch
 from attnstore.ingest.policies.base import Policy
 
 SIDE, WRIST = "varied_camera_1", "hand_camera"
-TEXT: Mapping[str, int] = {
-    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 4,
-    "num_attention_heads": 32, "num_key_value_heads": 32,
+TEXT: Mapping[str, Any] = {
+    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 2,
+    "num_attention_heads": 32, "num_key_value_heads": 32, "initializer_range": 0.02,
 }  # fmt: skip
-"""Llama 2 7B with 4 of 32 layers."""
-TOWER: Mapping[str, int] = {"depth": 3}
+"""Llama 2 7B with 2 of 32 layers, its weights no larger than it starts with."""
+TOWER: Mapping[str, int] = {"depth": 2}
 """Of 24 layers of DINOv2 and 27 of SigLIP."""
 STEPS = 5
 """Denoising steps, of 50."""
@@ -27,7 +27,7 @@ SIZE: Mapping[str, Any] = {"text": TEXT, "tower": TOWER, "dtype": torch.bfloat16
 
 
 def openvla(folder: Path) -> Policy:
-    """OpenVLA with one camera, an eighth of its layers."""
+    """OpenVLA with one camera, a sixteenth of its layers."""
     from openvla_checkpoint import save_openvla, sources
 
     return _loaded(
@@ -39,14 +39,14 @@ def openvla(folder: Path) -> Policy:
 
 
 def oft(folder: Path) -> Policy:
-    """OpenVLA-OFT's regression of LIBERO, two cameras and a state, an eighth of its layers."""
+    """OpenVLA-OFT's regression of LIBERO, two cameras and a state, a sixteenth of its layers."""
     from openvla_oft_checkpoint import save_oft
 
     return _loaded("openvla-oft", save_oft(folder / "oft", **SIZE), cameras=f"{SIDE},{WRIST}")
 
 
 def oft_diffusion(folder: Path) -> Policy:
-    """OpenVLA-OFT's diffusion, `STEPS` of its steps, an eighth of its layers."""
+    """OpenVLA-OFT's diffusion, `STEPS` of its steps, a sixteenth of its layers."""
     from openvla_oft_checkpoint import save_oft
 
     return _loaded(
