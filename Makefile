@@ -25,6 +25,9 @@ PLACES := s/\\n/ /g; s/^[^=]*\.index-url=/export UV_DEFAULT_INDEX=/p; s/^[^=]*\.
 	s/^[^=]*\.find-links=/export UV_FIND_LINKS=/p; s/^[^=]*\.cert=/export SSL_CERT_FILE=/p
 UV      = eval "$$($(PIP) config list | sort -r | sed -nE '$(PLACES)')"; UV_INDEX_STRATEGY=unsafe-best-match \
 	$(BIN)/uv pip install --python $(BIN)/python --constraints constraints/ci.txt
+# What else pip's settings say (a proxy, trusted hosts) it may need: where uv cannot, pip does it.
+DEMO   := .[ingest,serve]
+take    = $(UV) $(1) || { echo "uv could not; now pip" >&2; $(PIP) install -c constraints/ci.txt $(1); }
 PACKAGES := attnstore ingest store query render
 
 .DELETE_ON_ERROR:
@@ -220,13 +223,14 @@ $(BIN)/uv: | $(BIN)/pip
 
 # What `make demo` runs: no tests, no tools. The rest goes into the same .venv when it is asked for.
 $(VENV)/.demo: $(VENV)/.wanted | $(BIN)/uv
-	@$(UV) --quiet 'setuptools>=77'
-	@$(UV) --no-build-isolation -e '.[ingest,serve]'
+	@$(call take,--quiet 'setuptools>=77')
+	@$(call take,--no-build-isolation -e '$(DEMO)')
 	@rm -f $(VENV)/.linked
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.demo
-	@$(UV) --no-build-isolation -e '.[dev]' --group docs
+	@$(call take,--no-build-isolation -e '.[dev]')
+	@$(UV) --quiet --group docs
 	@rm -f $(VENV)/.linked
 	@touch $@
 
