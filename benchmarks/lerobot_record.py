@@ -99,8 +99,10 @@ def measure(
             time.sleep(0.1)  # the writing thread's turn, as between a robot's calls
             # In turn with calls that are not recorded: what it slows the policy itself is in the difference.
             batch = preprocessor(dict(seen[i % len(seen)]))
+            made._here.inside = True  # as if the policy had been asked by the recorder
             with torch.inference_mode():
                 _, clock, _ = _timed(lambda b=batch: ask(b))
+            made._here.inside = False
             if i >= WARM:
                 alone.append(1e3 * clock)
             time.sleep(0.1)
@@ -176,7 +178,7 @@ def _rendered(room: str, images: dict[str, tuple[int, ...]]) -> Iterator[dict[st
         if len(images) > 1:
             physics = environment.unwrapped._env.physics
             seen["pixels"] = {
-                feature.rpartition(".")[2]: physics.render(height, width, camera_id=camera)
+                feature.rpartition(".")[2]: physics.render(height, width, camera_id=camera).copy()
                 for (feature, (_, height, width)), camera in zip(
                     images.items(), ROOM_CAMERAS, strict=True
                 )

@@ -145,7 +145,8 @@ class LeRobotRecorder:
         if getattr(self._here, "inside", False):
             return original(batch, *args, **keywords)
         given = dict(zip(("noise",), args, strict=False)) | keywords
-        return self._chunk(original, batch, self._here.given, given)
+        # Not there where its caller did not come through ours: what was kept of the method from before.
+        return self._chunk(original, batch, getattr(self._here, "given", batch), given)
 
     def _chunk(
         self, original: Callable[..., Any], batch: Any, given: Any, keywords: dict[str, Any]

@@ -236,6 +236,19 @@ def test_a_layout_is_read_after_the_call_off_what_the_policy_saw(
     assert any(span.tokens for span in kept.layouts["prefix"].query.spans)
 
 
+def test_a_method_that_somebody_kept_from_before_is_no_fault_of_the_caller(tmp_path: Path) -> None:
+    """smolvla's inner method asked by what does not come through the recorder's, as a compiled one may be."""
+    policy, preprocessor = built("smolvla")
+    seen = {k: v[:1] for k, v in Rows().see().items()} | {"task": ["wipe"]}
+    size = (1, policy.config.chunk_size, policy.config.max_action_dim)
+    noise = torch.rand(size)
+    policy._get_action_chunk = policy.select_action = policy.predict_action_chunk
+    chunk = policy._get_action_chunk(preprocessor(dict(seen)), noise)
+    with record_lerobot(policy, preprocessor, tmp_path / "s") as made:
+        assert torch.equal(policy._get_action_chunk(preprocessor(dict(seen)), noise), chunk)
+        assert not made.recorder.faults
+
+
 def test_a_rollout_that_raises_leaves_its_episodes_unknown(tmp_path: Path) -> None:
     policy, preprocessor = built("act")
 
