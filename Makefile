@@ -132,7 +132,7 @@ test-pins: $(BIN)/uv  ## without torch, with other versions: make test-pins PINS
 	  --reinstall-package attnstore --group pins "$$(ls build/pins/*.whl)[serve,http,s3,dask,learn,hf]"
 	@# other versions warn of other things: here warnings are not errors; some modules test the checkout itself
 	OMP_NUM_THREADS=1 .venv-pins/$(PINS)/bin/pytest -q -n $(JOBS) --dist worksteal --maxprocesses 8 --timeout 900 \
-	  -p no:cacheprovider -o filterwarnings= $(addprefix --ignore tests/test_,packaging.py imports.py benchmarks.py doctests.py docs.py docstrings.py) $(PINS_TESTS)
+	  -p no:cacheprovider -o filterwarnings= $(addprefix --ignore tests/test_,packaging.py imports.py benchmarks.py doctests.py docs.py docstrings.py pages.py) $(PINS_TESTS)
 
 test-fiftyone: links  ## a data set of ours, opened by FiftyOne itself: make test-fiftyone FIFTYONE=/path/to/venv
 	@$(FIFTYONE)/bin/python -c 'from importlib.metadata import version; version("fiftyone")' 2>/dev/null \

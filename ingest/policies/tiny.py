@@ -53,6 +53,8 @@ def build_tiny_pi0(
     steps: int = 4,
     chunk: int = 8,
     state_dof: int = 8,
+    vision_layers: int = 2,
+    heads: int = 8,
 ) -> tuple[Any, Any]:
     """Build a random Pi0 of the real architecture, and its processor.
 
@@ -61,13 +63,17 @@ def build_tiny_pi0(
     seed
         Of the random weights.
     layers
-        Of the language model and of the expert; both have 8 heads.
+        Of the language model and of the expert.
     image
         Side of the encoder's input in pixels, a multiple of 14.
     steps, chunk
         Denoising steps and actions in a chunk.
     state_dof
         Length of the robot state.
+    vision_layers
+        Of the image encoder, which has 4 heads.
+    heads
+        Of the language model and of the expert.
 
     Returns
     -------
@@ -91,7 +97,7 @@ def build_tiny_pi0(
         actions_std=[1.0] * state_dof,
         chunk_size=chunk,
     )
-    attention = {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 16}
+    attention = {"num_attention_heads": heads, "num_key_value_heads": 1, "head_dim": 16}
     config = transformers.PI0Config(
         vlm_config={
             "model_type": "paligemma",
@@ -107,7 +113,7 @@ def build_tiny_pi0(
                 "model_type": "siglip_vision_model",
                 "hidden_size": 48,
                 "intermediate_size": 96,
-                "num_hidden_layers": 2,
+                "num_hidden_layers": vision_layers,
                 "num_attention_heads": 4,
                 "patch_size": 14,
                 "image_size": image,

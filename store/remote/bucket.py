@@ -31,7 +31,7 @@ from ..errors import (
 )
 from .downloads import first_line
 from .fetching import at_once
-from .refusals import elsewhere, endpoint, no_credentials, of_code, region, unreachable
+from .refusals import elsewhere, endpoint, no_credentials, no_profile, of_code, region, unreachable
 from .transport import shown
 
 T = TypeVar("T")
@@ -392,8 +392,15 @@ def session_for(url: str) -> Any:
     ------
     MissingExtraError
         If botocore is not installed.
+    UsageError
+        If AWS_PROFILE names no profile.
     """
-    return _module("botocore.session", url).get_session()
+    session = _module("botocore.session", url).get_session()
+    try:
+        session.get_scoped_config()
+    except _module("botocore.exceptions", url).ProfileNotFound as error:
+        raise no_profile(url, error.kwargs["profile"]) from error
+    return session
 
 
 def _module(name: str, url: str) -> Any:

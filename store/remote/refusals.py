@@ -16,6 +16,13 @@ _UNACCEPTED = {
 _ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraint"}
 
 
+def no_profile(url: str, profile: object) -> UsageError:
+    """Say that the profile that the environment names is nowhere."""
+    return UsageError(
+        f"{url}: AWS_PROFILE is a profile of AWS's configuration file; got {profile!r}"
+    )
+
+
 def endpoint(session: Any) -> str | None:
     """Address of the server; None is AWS. As botocore, and s3fs's own variable."""
     for name in ("FSSPEC_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
@@ -100,10 +107,7 @@ def of_reading(
     if isinstance(error, FileNotFoundError) and path == MARKER and (where := endpoint(session)):
         return NotFoundError(f"{url}/{path}: not found at {where}")
     if "ProfileNotFound" in names:
-        profile = getattr(told, "kwargs", {}).get("profile", "")
-        return UsageError(
-            f"{url}: AWS_PROFILE is a profile of AWS's configuration file; got {profile!r}"
-        )
+        return no_profile(url, getattr(told, "kwargs", {}).get("profile", ""))
     if names & {"NoCredentialsError", "PartialCredentialsError"}:
         return no_credentials(url, "; or for a public bucket FSSPEC_S3_ANON=true")
     if str(told).startswith("Invalid endpoint"):
