@@ -238,7 +238,7 @@ class Reader:
 
     def expanded(self, text: str) -> str:
         for name, value in self.variables.items():
-            text = re.sub(rf"\$(?:{name}\b|{{{name}}})", lambda _, v=value: v, text)
+            text = re.sub(rf"\$(?:{name}\b|{{{name}}})", value.replace("\\", r"\\"), text)
         return text
 
     def bash(self, text: str) -> None:

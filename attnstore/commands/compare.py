@@ -26,7 +26,7 @@ from .options import (
     store_to_read,
     weighting_option,
 )
-from .output import console, say, say_written
+from .output import progress_of, say, say_written
 
 if TYPE_CHECKING:
     from attnstore.query import Store
@@ -326,9 +326,10 @@ def runs(
         return
     from attnstore.render.files.side_by_side import render_side_by_side
 
-    for name in names:
-        a, b = (opened.episode(name, run=run) for run in (run_a, run_b))
-        with console().status(f"drawing {a.name}"):
+    with progress_of("videos") as advance:
+        for number, name in enumerate(names):
+            a, b = (opened.episode(name, run=run) for run in (run_a, run_b))
+            advance(number / len(names), a.name)
             # of the mean, as the table is
             written = render_side_by_side(
                 a, b, videos, layers=None if layers is None else list(layers),
@@ -336,7 +337,7 @@ def runs(
                 step=None if step is None else int(step), active=active,
                 weighting=weighting,
             )  # fmt: skip
-        say_written(written, videos, a.name, False)
+            say_written(written, videos, a.name, False)
 
 
 def _shared(store: Store, run_a: str, run_b: str, episodes: EpisodeChoice) -> tuple[str, ...]:

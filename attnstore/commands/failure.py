@@ -18,7 +18,7 @@ from .options import (
     store_to_write,
     weighting_option,
 )
-from .output import console, print_json, say
+from .output import print_json, progress_of, say, say_made
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,8 +80,8 @@ def failure(
     )
     opened = open_for_reading(store)
     chosen = episodes.of_one_run(opened)
-    with console().status("reading") as status:
-        done = predict_failures(opened, chosen, options, redo=redo, progress=status.update)
+    with progress_of("failure") as advance:
+        done = predict_failures(opened, chosen, options, redo=redo, progress=advance)
     results = rows_of(opened, done.commit, RESULTS)
     alarms = rows_of(opened, done.commit, ALARMS)
     if out is not None:
@@ -102,6 +102,10 @@ def failure(
         _print(split, results, alarms)
     if not any(row["split"] == "tasks" for row in results):
         click.echo("unseen tasks: not tested; one task alone, or too few episodes beside a task")
+    say_made(
+        f"scores and alarms of {done.commit.summary['episodes']} episodes, {state}",
+        f"attnstore report {store} --out report",
+    )
 
 
 def _print(split: str, results: Sequence[Any], alarms: Sequence[Any]) -> None:

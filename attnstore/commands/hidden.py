@@ -20,7 +20,7 @@ from .options import (
     store_to_read,
     store_to_write,
 )
-from .output import console, print_json, progress_of, say, say_made
+from .output import print_json, progress_of, say, say_made
 
 if TYPE_CHECKING:
     from attnstore.query import Episode
@@ -122,8 +122,8 @@ def linear_probe(
     first = opened.episode(chosen.episodes[0], run=chosen.run)
     phase, span = _phase_and_span(first, phase, span)
     asked = LinearProbe(target, phase, span, tokens, step, kind, Options(folds, shuffles, seed))
-    with console().status("reading") as status:
-        done = compute(opened, chosen, asked, redo=redo, progress=status.update)
+    with progress_of("linear-probe") as advance:
+        done = compute(opened, chosen, asked, redo=redo, progress=advance)
     rows = probe_rows(opened, done.commit)
     if as_json:
         print_json(rows)
@@ -137,6 +137,11 @@ def linear_probe(
         _print([row for row in rows if row["split"] == split])
     if done.untested is not None:
         say(f"unseen tasks: not tested; {done.untested}")
+    say_made(
+        f"linear probes of {summary['episodes']} episodes, "
+        + ("computed" if done.computed else "there already"),
+        f'attnstore sql {store} "from linear_probes"',
+    )
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

@@ -31,7 +31,7 @@ from .options import (
     store_to_write,
     workers_options,
 )
-from .output import Advance, console, print_json, progress_of, say, say_made, say_written
+from .output import Advance, print_json, progress_of, say, say_made, say_written
 from .progress import end_if_interrupted, interrupts
 
 if TYPE_CHECKING:
@@ -135,10 +135,11 @@ def add(
         parts = [
             (e, o.part) for e in chosen for o in options if (f"{e.run} {e.id}", o.part) in done
         ]
-        with console().status("drawing"):
+        with progress_of("drawing") as advance:
             written = write_report(
-                opened, parts, out, pictures=pictures, missing={o.name: o.reason for o in failed}
-            )
+                opened, parts, out, pictures=pictures, missing={o.name: o.reason for o in failed},
+                progress=advance,
+            )  # fmt: skip
         say_written(written, out, "objects", as_json)
     if not as_json and len(failed) < len(report.outcomes):
         here = [o for o in report.outcomes if o.status == "present"]

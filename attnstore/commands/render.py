@@ -31,7 +31,7 @@ from .options import (
     store_to_read,
     weighting_option,
 )
-from .output import progress_of, say, say_written
+from .output import progress_of, say_made, say_written
 
 if TYPE_CHECKING:
     from attnstore.query import Episode
@@ -293,8 +293,9 @@ def _draw(
             files += len(written)
             row = {"episode": episode.name, "run": episode.run}
             say_written(written, out, episode.name, as_json, **row)
-    if not as_json and len(chosen) > 1:
-        say(f"{len(chosen)} episodes: {files} files below {out}")
+    if not as_json and chosen:
+        count = f"{len(chosen)} episode{'s' if len(chosen) > 1 else ''}"
+        say_made(f"{count}: {files} files below {out}", f"attnstore serve {store} --open")
     if lacking:
         names = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if lacking[3:] else "")
         raise PartialError(f"not drawn, for they have no {drawing.query!r}: {names}")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .options import StoreCommand, StoreName, json_option, out_directory, store_to_read
-from .output import console, print_json, say
+from .output import print_json, progress_of, say_made
 
 
 @click.command("cnn", cls=StoreCommand)
@@ -51,10 +51,10 @@ def render_cnn(
         opened, run=run, episode=episode, kinds=kinds, network=network, layers=layers
     )
     count = 0
-    with console().status("drawing"):
-        for path in write_results(found, out, **look):
+    with progress_of("render cnn") as advance:
+        for path in write_results(found, out, progress=advance, **look):
             count += 1
             if as_json:
                 print_json([{"event": "written", "path": str(path)}])
     if not as_json:
-        say(f"{count} files below {out}")
+        say_made(f"{count} files below {out}", "open the folder, or send it on")

@@ -23,7 +23,7 @@ from .options import (
     store_to_read,
     weighting_option,
 )
-from .output import console, print_json, say_written
+from .output import print_json, progress_of, say_made
 
 if TYPE_CHECKING:
     from attnstore.query.objects.episode_timelines import EpisodeTimeline, Timelines
@@ -80,16 +80,16 @@ def timeline(
     if phase is None:
         first = opened.episode(chosen.episodes[0], run=chosen.run)
         phase = "suffix" if "suffix" in first.phases else first.phases[0]
-    with console().status("reading"):
+    with progress_of("timeline") as advance:
         found = timelines(
             opened, chosen, phase, camera, query=query, layers=layers, target=target, goal=goal,
-            weighting=weighting,
+            weighting=weighting, progress=advance,
         )  # fmt: skip
     if as_json:
         print_json(row for each in found.episodes for row in _rows(each))
     if out is not None:
         written = _draw(found, out)
-        say_written(written, out, "timelines", False)
+        say_made(f"timelines: {len(written)} files below {out}", f"open {written[-1]} in a browser")
     if found.without:
         lines = "".join(f"\n  {reason}" for reason in found.without.values())
         raise PartialError(f"no timeline of {len(found.without)} episodes:{lines}")

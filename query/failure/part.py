@@ -60,7 +60,7 @@ def predict_failures(
     options: FailureOptions,
     *,
     redo: bool = False,
-    progress: Callable[[str], None] = lambda what: None,
+    progress: Callable[[float, str], None] = lambda share, now: None,
 ) -> Predicted:
     """Predict the failures of one run's episodes, and commit scores and results.
 
@@ -68,6 +68,8 @@ def predict_failures(
     ----------
     redo
         Compute although the episodes and options are the same.
+    progress
+        Called with the share that is done, 0 to 1, and what is at its turn.
 
     Raises
     ------
@@ -88,13 +90,13 @@ def predict_failures(
     before = latest_commit(store.paths, chosen.run, ACROSS, part)
     if before is not None and before.summary.get("inputs") == inputs and not redo:
         return Predicted(before, False)
-    progress("reading")
+    progress(0.0, "reading")
     evidence = read_evidence(
         store, chosen, features=options.features, strata=options.strata,
         weighting=cast("Weighting", options.weighting),
     )  # fmt: skip
     predictions = predict(evidence, options, progress)
-    progress("writing")
+    progress(1.0, "writing")
     frames = {
         (e, k): f
         for e, k, f in store.sql(

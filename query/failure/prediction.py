@@ -84,11 +84,18 @@ class Prediction:
 
 
 def predict(
-    evidence: Evidence, options: FailureOptions, progress: Callable[[str], None] = lambda what: None
+    evidence: Evidence,
+    options: FailureOptions,
+    progress: Callable[[float, str], None] = lambda share, now: None,
 ) -> list[Prediction]:
     """Score every episode in every way.
 
     Splits by task only where there are at least two, and enough episodes beside each.
+
+    Parameters
+    ----------
+    progress
+        Called with the share that is done, 0 to 1, and what is at its turn.
 
     Raises
     ------
@@ -96,7 +103,9 @@ def predict(
         If there are too few episodes, or one outcome alone.
     """
     found = []
-    for split in SPLITS:
+    ways = ("trivial", *TRIVIAL, *options.features)
+    whole = len(SPLITS) * len(MODELS) * len(ways)
+    for at, split in enumerate(SPLITS):
         if split == "tasks" and len(np.unique(evidence.task)) < 2:
             continue
         folds = make_folds(evidence, split, options.folds, options.seed)
@@ -108,10 +117,11 @@ def predict(
             continue  # too few beside a whole task: said by its absence from the results
         ranking = Ranking(evidence, folds)
         weights = ranking.resampled(options.bootstraps, options.seed)
-        for model in MODELS:
-            progress(f"{split}, {model}")
+        for number, model in enumerate(MODELS):
             trivial: Float | None = None
-            for features in ("trivial", *TRIVIAL, *options.features):
+            for place, features in enumerate(ways):
+                done = (at * len(MODELS) + number) * len(ways) + place
+                progress(done / whole, f"unseen {split}, {model}, {features}")
                 one, drawn = _one(
                     evidence, options, split, model, features, folds, ranking, weights, trivial
                 )

@@ -15,7 +15,7 @@ Nothing here knows a store.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -319,8 +319,9 @@ def holm(p: Float) -> Float:
 
 
 def run_probes(
-    features: Sequence[Float], baseline: Float, target: Target, place: Int, options: Options
-) -> list[Probed]:
+    features: Sequence[Float], baseline: Float, target: Target, place: Int, options: Options,
+    progress: Callable[[float, str], None] = lambda share, now: None,
+) -> list[Probed]:  # fmt: skip
     """Probe every layer's features, and the baseline, which comes first.
 
     Parameters
@@ -331,6 +332,8 @@ def run_probes(
         (row, feature) of what needs no network.
     place
         Folds of the episodes: `make_folds`.
+    progress
+        Called with the share that is done, 0 to 1, and what is at its turn.
     """
     rng = np.random.default_rng([options.seed, 3])
     count = len(target.names)
@@ -342,7 +345,9 @@ def run_probes(
     once = np.ones((1, count))
     found: list[Probed] = []
     base: _Sums | None = None
-    for each in (baseline, *features):
+    for number, each in enumerate((baseline, *features)):
+        now = f"layer {number} of {len(features)}" if number else "trivial"
+        progress(number / (1 + len(features)), now)
         predictions, penalty = predict(each, every, target, place, options.seed)
         sums = _Sums(target, predictions[:, 0], target.values, known[:, 0])
         controls = []

@@ -87,9 +87,14 @@ def linear_probe(
     asked: LinearProbe,
     *,
     redo: bool = False,
-    progress: Callable[[str], None] = lambda what: None,
+    progress: Callable[[float, str], None] = lambda share, now: None,
 ) -> Done:
     """Probe the hidden states of one run's episodes, layer by layer, and commit the results.
+
+    Parameters
+    ----------
+    progress
+        Called with the share that is done, 0 to 1, and what is at its turn.
 
     Raises
     ------
@@ -107,17 +112,17 @@ def linear_probe(
     before = latest_commit(store.paths, chosen.run, ACROSS, asked.part)
     if before is not None and before.summary.get("inputs") == inputs and not redo:
         return Done(before, False, None)
-    progress("reading the target")
+    progress(0.0, "reading the target")
     values = _values(store, chosen, asked.target)
     target, rows = _target(store, chosen, values, asked.kind)
     check_groups(target, "episodes", asked.options.folds)
-    progress("reading hidden states")
+    progress(0.0, "reading hidden states")
     layers, features = _features(store, chosen, asked, rows)
     baseline = _baseline(store, chosen, rows, [place for place, _ in rows])
     found: list[dict[str, Any]] = []
     folds: list[dict[str, Any]] = []
     untested = None
-    for split in SPLITS:
+    for at, split in enumerate(SPLITS):
         try:
             check_groups(target, split, asked.options.folds)
             place = make_folds(target, split, asked.options.folds, asked.options.seed)
@@ -127,14 +132,17 @@ def linear_probe(
                 raise
             untested = str(error)
             continue
-        progress(f"unseen {split}")
-        probes = run_probes(features, baseline, target, place, asked.options)
+
+        def advance(share: float, now: str, at: int = at, split: str = split) -> None:
+            progress((at + share) / len(SPLITS), f"unseen {split}, {now}")
+
+        probes = run_probes(features, baseline, target, place, asked.options, advance)
         found += _rows(asked, target, split, layers, probes)
         ids = [chosen.episodes[chosen.names.index(name)] for name in target.names]
         folds += [
             {"split": split, "tested": e, "fold": int(f)} for e, f in zip(ids, place, strict=True)
         ]
-    progress("writing")
+    progress(1.0, "writing")
     summary = {
         "name": ACROSS, "target": asked.target, "phase": asked.phase, "span": asked.span,
         "episodes": len(target.names), "keyframes": len(target.values), "inputs": inputs,

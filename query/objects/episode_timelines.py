@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,6 +91,7 @@ def timelines(
     target: str | None = None,
     goal: str | None = None,
     weighting: Weighting = "raw",
+    progress: Callable[[float, str], None] = lambda share, now: None,
 ) -> Timelines:
     """Measure where the attention of every chosen episode goes.
 
@@ -100,6 +101,8 @@ def timelines(
         See `attnstore.query.objects.timeline`.
     layers
         Averaged over; by default all.
+    progress
+        Called with the share that is done, 0 to 1, and the episode that is at its turn.
 
     Raises
     ------
@@ -113,8 +116,9 @@ def timelines(
     without: dict[str, str] = {}
     group = query
     used: tuple[int, ...] = ()
-    for episode_id in chosen.episodes:
+    for number, episode_id in enumerate(chosen.episodes):
         episode = store.episode(episode_id, run=chosen.run)
+        progress(number / len(chosen.episodes), episode.name)
         count = episode.phase(phase, camera).layers
         used = tuple(range(count)) if layers is None else tuple(layers)
         if any(not 0 <= layer < count for layer in used) or not used:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ def write_results(
     singles: bool = True,
     videos: bool = True,
     codec: str = "vp9",
+    progress: Callable[[float, str], None] = lambda share, now: None,
 ) -> Iterator[Path]:
     """Draw results below a directory, and yield every file as it is written.
 
@@ -59,7 +60,10 @@ def write_results(
         Of a small picture, in pixels.
     singles
         Draw every filter on its own, too.
+    progress
+        Called with the share that is done, 0 to 1, and what is at its turn.
     """
+    done = 0
     ending = video.extension_for(codec)
     for folder, group in groupby(results, lambda r: _folder(out, r)):
         same = list(group)
@@ -76,6 +80,8 @@ def write_results(
             )
             yield image_file.write(folder / "filters.png", picture)
         for result in same:
+            progress(done / len(results), f"{result.spec.network} {result.spec.layer}")
+            done += 1
             place = folder / _place(result)
             layer = _safe(result.spec.layer) + _again(result, same)
             if result.spec.kind == "filters":

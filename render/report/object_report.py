@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ def write_report(
     *,
     pictures: bool = True,
     missing: Mapping[str, str] | None = None,
+    progress: Callable[[float, str], None] = lambda share, now: None,
 ) -> list[Path]:
     """Write results, charts, pictures and reports of committed object parts.
 
@@ -66,6 +67,8 @@ def write_report(
         Draw every keyframe and a video of every layer.
     missing
         Names of episodes without numbers, and why.
+    progress
+        Called with the share that is done, 0 to 1, and the episode that is at its turn.
 
     Returns
     -------
@@ -73,7 +76,7 @@ def write_report(
     """
     results = load_object_results(store, parts, missing)
     camera = str(results.parts[0].commit.summary["camera"])
-    drawn = _pictures(results, camera, out) if pictures else []
+    drawn = _pictures(results, camera, out, progress) if pictures else []
     text = json.dumps(results.to_json(), ensure_ascii=False, allow_nan=False, indent=1)
     return [
         image_file.write_text(out / "results.json", text + "\n"),
@@ -111,12 +114,15 @@ def _page(results: ObjectResults, camera: str, drawn: Sequence[Path]) -> Page:
     return Page(f"Attention on objects, {camera}", lead, sections, known)
 
 
-def _pictures(results: ObjectResults, camera: str, out: Path) -> list[Path]:
+def _pictures(
+    results: ObjectResults, camera: str, out: Path, progress: Callable[[float, str], None]
+) -> list[Path]:
     episodes = {(p.episode.run, p.episode.id): p.episode for p in results.parts}
     runs = {run for run, _ in episodes}
     colours = object_colours([r["object"] for r in results.layers])
     drawn: list[Path] = []
-    for (run, _), episode in episodes.items():
+    for number, ((run, _), episode) in enumerate(episodes.items()):
+        progress(number / len(episodes), episode.name)
         masks = results.masks(episode)
         if not masks:
             continue

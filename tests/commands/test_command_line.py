@@ -11,6 +11,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,9 +21,10 @@ import click
 import pytest
 from checkout import CHECKOUT
 from cli_fixtures import NAME, assert_one_line, every_command, run, run_process
+from mask_fixtures import detection
 from store_fixtures import write_episode
 
-from attnstore.cli import cli
+from attnstore.cli import cli, main
 from attnstore.store.opening import create_store
 
 TOP = CHECKOUT
@@ -207,32 +209,110 @@ def test_help_needs_no_store(tmp_path: Path, path: str) -> None:
         assert shown.stdout.startswith(f"Usage: attnstore {path} [OPTIONS] [STORE]")
 
 
-@pytest.mark.parametrize(
-    "words",
-    [("verify",), ("render", "images", "--out", "drawn", "--layers", "0", "--heads", "active")],
-    ids=lambda words: words[0],
-)
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `lab.attn`, two recordings in two runs each, and MASKS of its objects."""
+    folder = tmp_path_factory.mktemp("work")
+    lab = create_store(folder / "lab.attn")
+    for number in range(2):
+        for run_seed in range(2):
+            write_episode(lab, f"success/2025-01-01/e{number}", seed=number, run_seed=run_seed)
+        masks = folder / "MASKS" / "success" / "2025-01-01" / f"e{number}"
+        masks.mkdir(parents=True)
+        found = {str(frame): [detection("cube", 4, 8, (36, 64), 9)] for frame in (0, 8, 16)}
+        (masks / "dinox_info.json").write_text(json.dumps(found))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def many(work: Path) -> None:
+    """`many.attn`: enough episodes to predict failures."""
+    many = create_store(work / "many.attn")
+    for number in range(36):
+        outcome = ("success", "failure")[number % 2]
+        name = f"{outcome}/2025-01-01/e{number}"
+        shape = {"keyframes": 2, "layers": 1, "heads": 1, "steps": 1, "features": 2}
+        write_episode(many, name, outcome, number, **shape)
+
+
+LONG = [
+    "verify lab.attn",
+    "render images lab.attn --out OUT --layers 0 --heads active --run RUN",
+    "render videos lab.attn --out OUT --layers 0 --heads active --run RUN",
+    "report lab.attn --out OUT --run RUN",
+    "objects add lab.attn --masks MASKS --run RUN",
+    "objects timeline lab.attn --out OUT --run RUN",
+    "compare runs lab.attn RUN OTHER --videos OUT --layers 0",
+    "export rerun lab.attn --out OUT.rrd --run RUN",
+    "export fiftyone lab.attn OUT --run RUN",
+    "export hidden many.attn OUT --tokens mean",
+    "failure many.attn --shuffles 1 --alpha 0.4",
+    "linear-probe many.attn --target outcome --shuffles 1",
+    "pull lab.attn OUT.attn",
+]
+"""Whatever loops over episodes, but for what needs a policy (test_cli_ingest, test_cli_probe) or a bucket."""
+
+
+@pytest.mark.parametrize("line", LONG)
 def test_long_work_shows_progress_on_a_terminal_alone(
-    words: tuple[str, ...], root: Path, tmp_path: Path
+    line: str, work: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """How much is done and the time that is left; in a log or a pipe there is nothing of it."""
-    split = 1 + (words[0] == "render")
-    command = [sys.executable, "-m", "attnstore", *words[:split], str(root), *words[split:]]
-    outer, inner = pty.openpty()
-    shown = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=inner, cwd=tmp_path,
-        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"},
-    )  # fmt: skip
-    os.close(inner)
-    said = b""
-    with contextlib.suppress(OSError):  # the terminal's end, as Linux says it
-        while data := os.read(outer, 1 << 16):
-            said += data
-    os.close(outer)
-    assert shown.wait() == 0
-    plain = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", said).decode()
-    assert re.search(rf"{words[0]}.* \d+% .* left ", plain), plain
-    quiet = run(*words[:split], root, *words[split:], cwd=tmp_path)
-    assert quiet.returncode == 0
-    assert "left" not in quiet.stderr
+    """How much is done and the time that is left; in a log or a pipe there is nothing of it.
+
+    The last line says what was made, and, where something was, what to do next.
+    """
+    needs = {"rerun": "rerun", "pack": "starlette", "failure": "sklearn", "linear-probe": "sklearn"}
+    if "many.attn" in line:
+        request.getfixturevalue("many")
+    for word in line.split()[:2]:
+        if word in needs:
+            pytest.importorskip(needs[word])
+    listed = run("ls", work / "lab.attn", "--json").stdout.splitlines()
+    runs = list(dict.fromkeys(json.loads(row)["run"] for row in listed))
+    number = LONG.index(line)
+    words, again = (
+        [
+            {"RUN": runs[0], "OTHER": runs[1]}.get(word, word).replace("OUT", f"{kind}-{number}")
+            for word in line.split()
+        ]
+        for kind in ("shown", "quiet")
+    )
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    code, said = on_a_terminal(words, work)
+    assert code == 0, said
+    assert re.search(r" (\d+% |B).* (left|eta|0:|-:)", said), said
+    last = said.rstrip().splitlines()[-1]
+    assert "next: " in last or words[0] in ("verify", "compare"), last
+    quiet = run(*again, cwd=work)
+    assert quiet.returncode == 0, quiet.stderr
+    assert not re.search(r" (left|eta) [-\d]", quiet.stderr)
     assert "\x1b" not in quiet.stderr
+
+
+def on_a_terminal(words: list[str], cwd: Path) -> tuple[int, str]:
+    """Run the command line here with a terminal as stdout and stderr; its exit code, and what it showed."""
+    outer, inner = pty.openpty()
+    shown = bytearray()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # the terminal's end, as Linux says it
+            while data := os.read(outer, 1 << 16):
+                shown.extend(data)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    code = 0
+    with (
+        os.fdopen(inner, "w") as terminal,
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(terminal),
+        contextlib.redirect_stderr(terminal),
+    ):
+        try:
+            main(words)
+        except SystemExit as end:
+            code = int(end.code or 0)
+    reader.join()
+    os.close(outer)
+    return code, re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", bytes(shown)).decode()
