@@ -250,6 +250,11 @@ def test_what_cannot_be_written_is_said_before_anything_is(
         patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         assert "http://127.0.0.1:9 cannot be reached (no connection)" in refused(AttnstoreError)
     with monkeypatch.context() as patch:
+        patch.setenv("AWS_PROFILE", "nobody")
+        assert "AWS_PROFILE is a profile of AWS's configuration file; got 'nobody'" in refused(
+            UsageError
+        )
+    with monkeypatch.context() as patch:
         for name in S3_CREDENTIALS:
             patch.delenv(name)
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
