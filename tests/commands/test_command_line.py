@@ -231,7 +231,7 @@ def many(work: Path) -> None:
     for number in range(36):
         outcome = ("success", "failure")[number % 2]
         name = f"{outcome}/2025-01-01/e{number}"
-        shape = {"keyframes": 2, "layers": 1, "heads": 1, "steps": 1, "features": 2}
+        shape: Any = {"keyframes": 2, "layers": 1, "heads": 1, "steps": 1, "features": 2}
         write_episode(many, name, outcome, number, **shape)
 
 
