@@ -103,19 +103,19 @@ ELSEWHERE: dict[str, tuple[tuple[str, str], ...]] = {
     "a target of the Makefile, which needs what stands before it on the page": (
         ("*", "make "), ("how-to/remote.md", "AWS_ACCESS_KEY_ID=… AWS_SECRET_ACCESS_KEY=… make test-s3"),
     ),
-    "a repository of others, from the internet": (
+    "the internet: repositories and checkpoints of others": (
         ("*", "git clone"), ("how-to/openpi.md", "GIT_LFS_SKIP_SMUDGE=1"), ("how-to/openpi.md", "cp -r"),
         ("how-to/openpi.md", "source .venv"), ("how-to/openpi.md", "cd openpi"),
         ("how-to/openpi.md", "CHECKPOINT="), ("how-to/openpi.md", "uv run"),
     ),
-    "openpi's environment: make test-openpi": (
+    "openpi's environment: make test-openpi runs the same functions, not these lines": (
         ("how-to/openpi.md", "attnstore ingest"), ("how-to/openpi.md", "attnstore record openpi"),
         ("how-to/openpi.md", "client.infer"), ("how-to/openpi.md", "import attnstore\n\nepisode"),
         ("how-to/openpi.md", "import attnstore\nfrom attnstore.ingest.policies"),
         ("how-to/openpi.md", "from openpi.policies"),
         ("how-to/record.md", "attnstore record openpi"),
     ),
-    "LeRobot's environment: make test-lerobot": (
+    "LeRobot's environment: make test-lerobot runs the same functions, not these lines": (
         ("how-to/lerobot.md", "attnstore ingest lerobot"), ("how-to/lerobot.md", "attnstore compare runs"),
         ("how-to/lerobot.md", "from attnstore.ingest.capture"),
         ("how-to/hdf5.md", "attnstore ingest"),
@@ -125,17 +125,17 @@ ELSEWHERE: dict[str, tuple[tuple[str, str], ...]] = {
         ("how-to/record.md", "from attnstore.ingest.recording.vla_eval"),
         ("how-to/record.md", "from attnstore.ingest.recording.inspect_robots"),
     ),
-    "Octo's environment: make test-octo": (
+    "Octo's environment: make test-octo runs the same functions, not these lines": (
         ("how-to/octo.md", "attnstore ingest"), ("how-to/cnn.md", "attnstore cnn layers --network octo"),
     ),
-    "OpenVLA's environments: make test-openvla, make test-oft": (
+    "OpenVLA's environments: make test-openvla and test-oft run the same functions, not these lines": (
         ("how-to/openvla.md", "attnstore "), ("how-to/openvla.md", "select"),
         ("how-to/openvla.md", "import attnstore"),
     ),
-    "a data set of LeRobot: tests/ingest/test_lerobot_dataset.py exports to one": (
+    "a data set of LeRobot: tests/commands/test_lerobot_command.py exports to one": (
         ("how-to/lerobot.md", "attnstore export lerobot"),
     ),
-    "MuJoCo's simulator, and hours: tests/test_toy_cube.py drives the same modules": (
+    "MuJoCo's simulator, or hours: tests/test_toy_cube.py drives the same modules, not these lines": (
         ("*", "for world in"), ("*", "python -m examples"), ("how-to/toy-cube.md", "for checkpoint in"),
         ("how-to/toy-cube.md", "attnstore ingest droid toy/"), ("how-to/toy-cube.md", "attnstore compare"),
         ("findings.md", "C="), ("findings.md", "for "), ("findings.md", "attnstore ingest"),
@@ -168,8 +168,10 @@ ELSEWHERE: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "publishes on the Hub": (("how-to/hub.md", "hf upload"),),
     "opens a window": (("how-to/look.md", "rerun one.rrd"), ("how-to/record.md", "attnstore record watch")),
-    "FiftyOne's environment: make test-fiftyone": (("how-to/fiftyone.md", "import fiftyone"),),
-    "DuckDB's own command line, which no package of PyPI brings": (("how-to/tools.md", "duckdb"),),
+    "FiftyOne's environment: make test-fiftyone opens such a folder, not by these lines": (
+        ("how-to/fiftyone.md", "import fiftyone"),
+    ),
+    "DuckDB's own command line, which is not installed here": (("how-to/tools.md", "duckdb"),),
 }  # fmt: skip
 """Why a piece is not run here: what it needs or which test runs it, the page and how the piece begins."""
 
