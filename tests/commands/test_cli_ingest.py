@@ -345,17 +345,15 @@ class TestPolicy:
         assert commits(ram_path / "s") == {}
         assert len(list((ram_path / "s" / "quarantine").glob("*/*/*.json"))) == 2
 
-    @pytest.mark.parametrize("module", ["torch", "h5py"])
-    def test_a_missing_extra(
-        self, checkpoint: Path, recordings: Path, ram_path: Path, module: str
-    ) -> None:
-        code = f"""
+    def test_a_missing_extra(self, checkpoint: Path, recordings: Path, ram_path: Path) -> None:
+        """In a process that has not imported it yet."""
+        code = """
 import sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == {module!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Blocker())
 from attnstore.cli import main
@@ -369,7 +367,16 @@ main(sys.argv[1:])
         )  # fmt: skip
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.count("\n") == 1
-        assert done.stderr.endswith(f" needs {module}: pip install 'attnstore[ingest]'\n")
+        assert done.stderr.endswith(" needs torch: pip install 'attnstore[ingest]'\n")
+
+    def test_a_missing_extra_of_the_dataset(
+        self, droid: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Found after the policy was loaded, so not in a process that would load it for this alone."""
+        monkeypatch.setitem(sys.modules, "h5py", None)
+        result = droid()
+        assert (result.code, result.out) == (2, "")
+        assert result.line.endswith(" needs h5py: pip install 'attnstore[ingest]'")
 
 
 class TestDataset:
