@@ -26,7 +26,7 @@ from ..hooks import Shown, Watched, first_output
 from ..resnet_field import resnet_geometry
 from ..sdpa import weights_per_head
 from ..values import LayerValues, MultiheadValues
-from .base import LeRobotPolicy
+from .base import LeRobotPolicy, Sizes
 
 
 class LeRobotAct(LeRobotPolicy):
@@ -124,13 +124,7 @@ class LeRobotAct(LeRobotPolicy):
             )
         return chosen
 
-    def sample(
-        self,
-        inputs: Mapping[str, Any],
-        row: int,
-        sizes: Mapping[str, tuple[int, ...]],
-        instruction: str,
-    ) -> Sample:
+    def sample(self, inputs: Mapping[str, Any], row: int, sizes: Sizes, instruction: str) -> Sample:
         """See `LeRobotPolicy.sample`."""
         geometry = {camera: self._geometry(size) for camera, size in sizes.items()}
         spans = [Span("latent", "other", 0, 1, 0)]

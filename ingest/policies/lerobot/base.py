@@ -37,6 +37,8 @@ from ..fingerprint import digest_directory, digest_parameters
 from ..hooks import HookedPolicy
 from .loading import STATE, LeRobotCheckpoint, check_statistics
 
+Sizes = Mapping[str, tuple[int, ...]]
+"""(height, width) of every camera's image, in the order in which the policy sees them."""
 RTC = "rtc"
 """Among a recorded call's keywords: settings of real-time chunking."""
 LARGE = 1 << 16
@@ -335,13 +337,7 @@ class LeRobotPolicy(HookedPolicy):
         """Shape of every phase that will be captured, from the modules."""
 
     @abstractmethod
-    def sample(
-        self,
-        inputs: Mapping[str, Any],
-        row: int,
-        sizes: Mapping[str, tuple[int, ...]],
-        instruction: str,
-    ) -> Sample:
+    def sample(self, inputs: Mapping[str, Any], row: int, sizes: Sizes, instruction: str) -> Sample:
         """Return one observation's layouts and geometry.
 
         Parameters
@@ -351,7 +347,7 @@ class LeRobotPolicy(HookedPolicy):
         row
             Which observation of the batch.
         sizes
-            (height, width) of every camera's image, in the order in which the policy sees them.
+            Of every camera's image.
         instruction
             As the dataset has it.
         """

@@ -29,7 +29,7 @@ from ..prompt import Prompt, prompt_axis
 from ..sdpa import SdpaTap, block_as_it_runs
 from ..turns import Turns
 from ..values import LayerValues
-from .base import LeRobotPolicy
+from .base import LeRobotPolicy, Sizes
 
 _TEXT = ("input_ids", "attention_mask", "mm_token_type_ids")
 _MARK = "\ue000"
@@ -218,13 +218,7 @@ class LeRobotGroot(LeRobotPolicy):
         """None: Qwen3-VL's encoder gets the patches of all images in one sequence."""
         return ()
 
-    def sample(
-        self,
-        inputs: Mapping[str, Any],
-        row: int,
-        sizes: Mapping[str, tuple[int, ...]],
-        instruction: str,
-    ) -> Sample:
+    def sample(self, inputs: Mapping[str, Any], row: int, sizes: Sizes, instruction: str) -> Sample:
         """See `LeRobotPolicy.sample`."""
         alone = self.alone(inputs, row)
         grids = alone["image_grid_thw"].tolist()

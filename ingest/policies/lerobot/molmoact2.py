@@ -37,7 +37,7 @@ from ..values import (
     no_projections,
     plain_linear,
 )
-from .base import LeRobotPolicy
+from .base import LeRobotPolicy, Sizes
 
 _MARK = "\ue000"
 """Stands for the instruction in the prompt; no tokenizer's marker."""
@@ -212,13 +212,7 @@ class LeRobotMolmoAct2(LeRobotPolicy):
         """None: its encoder's layers are called one by one, and give no weights."""
         return ()
 
-    def sample(
-        self,
-        inputs: Mapping[str, Any],
-        row: int,
-        sizes: Mapping[str, tuple[int, ...]],
-        instruction: str,
-    ) -> Sample:
+    def sample(self, inputs: Mapping[str, Any], row: int, sizes: Sizes, instruction: str) -> Sample:
         """See `LeRobotPolicy.sample`."""
         geometry = {c: self._geometry((int(s[0]), int(s[1]))) for c, s in sizes.items()}
         ids = inputs["input_ids"][row].tolist()

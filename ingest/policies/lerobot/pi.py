@@ -22,7 +22,7 @@ from ..checkpoint import unwrap
 from ..hooks import Shown, Watched, eager_attention
 from ..prompt import pi05_spans, text_spans, token_text
 from ..vision import pair, vision_shape
-from .base import TOKENS, LeRobotPolicy
+from .base import TOKENS, LeRobotPolicy, Sizes
 
 
 class LeRobotPaliGemma(LeRobotPolicy):
@@ -47,7 +47,7 @@ class LeRobotPaliGemma(LeRobotPolicy):
         return vision_shape(self._vision)
 
     def seen(
-        self, inputs: Mapping[str, Any], row: int, sizes: Mapping[str, tuple[int, ...]]
+        self, inputs: Mapping[str, Any], row: int, sizes: Sizes
     ) -> tuple[list[Span], dict[str, Geometry], int]:
         """Lay out images and prompt, which all of these policies begin with.
 
@@ -158,13 +158,7 @@ class LeRobotPi0(LeRobotPaliGemma):
         """The projection of the action tokens."""
         return Shown("suffix", LAST, self.model.action_out_proj, entering=True)
 
-    def sample(
-        self,
-        inputs: Mapping[str, Any],
-        row: int,
-        sizes: Mapping[str, tuple[int, ...]],
-        instruction: str,
-    ) -> Sample:
+    def sample(self, inputs: Mapping[str, Any], row: int, sizes: Sizes, instruction: str) -> Sample:
         """See `LeRobotPolicy.sample`."""
         spans, geometry, length = self.seen(inputs, row, sizes)
         prefix = Axis(tuple(spans))

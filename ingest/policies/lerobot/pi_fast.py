@@ -22,6 +22,7 @@ from ..checkpoint import unwrap
 from ..fast import fast_places, written
 from ..hooks import Shown, Watched, instead
 from ..passes import PREFIX, Passes, block_passes
+from .base import Sizes
 from .pi import LeRobotPaliGemma
 
 END = "|"
@@ -139,13 +140,7 @@ class LeRobotPi0Fast(LeRobotPaliGemma):
             )
         return actions
 
-    def sample(
-        self,
-        inputs: Mapping[str, Any],
-        row: int,
-        sizes: Mapping[str, tuple[int, ...]],
-        instruction: str,
-    ) -> Sample:
+    def sample(self, inputs: Mapping[str, Any], row: int, sizes: Sizes, instruction: str) -> Sample:
         """See `LeRobotPolicy.sample`."""
         spans, geometry, place = self.seen(inputs, row, sizes)
         begin = Token(int(self.tokenizer.bos_token_id), str(self.tokenizer.bos_token))

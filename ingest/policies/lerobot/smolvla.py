@@ -27,7 +27,7 @@ from ..checkpoint import unwrap
 from ..hooks import Shown, Watched, instead
 from ..values import ValueNorms, check_mixing, mixed_last, no_projections, plain_linear
 from ..vision import pair, vision_shape
-from .base import TOKENS, LeRobotPolicy
+from .base import TOKENS, LeRobotPolicy, Sizes
 
 
 class LeRobotSmolVla(LeRobotPolicy):
@@ -155,13 +155,7 @@ class LeRobotSmolVla(LeRobotPolicy):
         """As many as the configuration allows."""
         return min(super().empty_images(present), int(self.config.empty_cameras))
 
-    def sample(
-        self,
-        inputs: Mapping[str, Any],
-        row: int,
-        sizes: Mapping[str, tuple[int, ...]],
-        instruction: str,
-    ) -> Sample:
+    def sample(self, inputs: Mapping[str, Any], row: int, sizes: Sizes, instruction: str) -> Sample:
         """See `LeRobotPolicy.sample`."""
         geometry = {camera: self._geometry(size) for camera, size in sizes.items()}
         marked = bool(self.config.add_image_special_tokens)

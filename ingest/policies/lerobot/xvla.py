@@ -27,7 +27,7 @@ from ..hooks import Shown, Watched, instead
 from ..prompt import token_text
 from ..sdpa import SdpaTap, block_as_it_runs, block_sdpa, runs_sdpa
 from ..values import FusedValues, LayerValues, no_projections, plain_linear
-from .base import TOKENS, LeRobotPolicy
+from .base import TOKENS, LeRobotPolicy, Sizes
 
 
 class LeRobotXvla(LeRobotPolicy):
@@ -168,13 +168,7 @@ class LeRobotXvla(LeRobotPolicy):
         """Observation by observation; views that are not there are not encoded."""
         return tuple((row, camera) for row in range(count) for camera in cameras)
 
-    def sample(
-        self,
-        inputs: Mapping[str, Any],
-        row: int,
-        sizes: Mapping[str, tuple[int, ...]],
-        instruction: str,
-    ) -> Sample:
+    def sample(self, inputs: Mapping[str, Any], row: int, sizes: Sizes, instruction: str) -> Sample:
         """See `LeRobotPolicy.sample`.
 
         Raises
@@ -220,7 +214,7 @@ class LeRobotXvla(LeRobotPolicy):
             int(config.num_image_views or 0), len(config.image_features) + int(config.empty_cameras)
         )
 
-    def _check(self, inputs: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]]) -> None:
+    def _check(self, inputs: Mapping[str, Any], sizes: Sizes) -> None:
         given, known = inputs["observation.state"].shape[-1], int(self.config.max_state_dim)
         if self.config.use_proprio and given > known:
             raise ObservationError(
