@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -140,8 +141,9 @@ class EpisodeCapture:
 
         if self._watch.vision:
             check_encoded(batch)
+        drove = next((f.call.threads for f in frames if f.call is not None), None)
         with (
-            with_torch_threads(_threads(frames)),
+            nullcontext() if drove is None else with_torch_threads(drove),
             capture(self._policy, sink, watch=self._watch, hidden=hidden_sink) as session,
         ):
             actions = self._policy.act(batch)
@@ -350,11 +352,6 @@ def _norms_of(record: Record, row: int, layout: TokenLayout) -> torch.Tensor:
             f"{record.phase} layer {record.layer}: a value norm is not finite; {LEAVE_OUT}"
         )
     return norms
-
-
-def _threads(frames: Sequence[Frame]) -> int | None:
-    """Threads of PyTorch that the calls were made with; None for frames without one."""
-    return next((f.call.threads for f in frames if f.call is not None), None)
 
 
 def action_difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
