@@ -21,9 +21,11 @@ POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 def thread_environment(workers: int = 1) -> dict[str, str]:
     """Return the variables that give each of so many processes its share of the cores.
 
-    What the user has set stays as it is.
+    What the user has set stays as it is, and a number that is set for one pool is that of the others: PyTorch with MKL
+    starts as many threads as ``MKL_NUM_THREADS`` says, whatever ``OMP_NUM_THREADS`` does.
     """
-    wanted = {name: str(max(1, cores() // workers)) for name in POOLS}
+    told = next((count for name in POOLS if (count := os.environ.get(name))), None)
+    wanted = dict.fromkeys(POOLS, told or str(max(1, cores() // workers)))
     wanted |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
     return {name: os.environ.get(name, value) for name, value in wanted.items()}
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,5 +52,26 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     threads.limit_threads(4)
     assert (os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"]) == ("7", "ACTIVE")
-    assert os.environ["MKL_NUM_THREADS"] == "3"
+    assert os.environ["MKL_NUM_THREADS"] == "7"
     assert told == [7]
+
+
+@pytest.mark.parametrize("name", threads.POOLS)
+def test_a_number_for_one_pool_is_that_of_all(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "5")
+    environment = threads.thread_environment()
+    assert {environment[other] for other in threads.POOLS} == {"5"}
+
+
+def test_pytorch_starts_with_the_threads_that_the_user_has_set() -> None:
+    """In a process that loads it afterwards, as a worker does; two are more than a machine of one core gives."""
+    code = (
+        "from attnstore.ingest.threads import limit_threads; limit_threads()\n"
+        "import torch; print(torch.get_num_threads())"
+    )
+    for count in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": count},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout.strip() == count
