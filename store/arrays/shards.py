@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import google_crc32c
-import numcodecs
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,8 +40,8 @@ ITEM_BYTES: Mapping[str, int] = {
 """Core data types of Zarr v3 and their size; others, objects above all, are not opened."""
 ABSENT = (1 << 64) - 1
 """Offset and length of a chunk that holds nothing but the fill value."""
-_SHUFFLES = {"noshuffle": numcodecs.Blosc.NOSHUFFLE, "shuffle": numcodecs.Blosc.SHUFFLE,
-             "bitshuffle": numcodecs.Blosc.BITSHUFFLE}  # fmt: skip
+_SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
+"""As Blosc numbers them."""
 Bytes = NDArray[np.uint64]
 
 
@@ -155,10 +154,13 @@ class ShardWriter:
     """
 
     def __init__(self, file: Path, plan: ChunkPlan, codec: Mapping[str, Any], fill: Stored) -> None:
+        # Who reads does without: it asks every installed package for codecs, which takes a tenth of a second.
+        from numcodecs import Blosc
+
         self.file = file
         self._chunk, self._fill = plan.chunk, fill
         self._counts = tuple(n // m for n, m in zip(plan.shard, plan.chunk, strict=True))
-        self._codec = numcodecs.Blosc(
+        self._codec = Blosc(
             codec["cname"], codec["clevel"], _SHUFFLES[codec["shuffle"]], codec.get("blocksize", 0)
         )
         self._index = np.full((*self._counts, 2), ABSENT, "<u8")
