@@ -427,6 +427,7 @@ def test_command_prints_ndjson_and_csv(store: Store) -> None:
 
 def test_command_does_without_labelled_arrays(store: Store) -> None:
     """xarray and pandas take longer to import than a thousand episodes to compare."""
+    store.sql("select count(*) from episodes")  # makes the catalog, with pandas
     arguments = ("compare", "groups", str(store.paths.root), "--metric", "entropy")
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "attnstore", *arguments],
