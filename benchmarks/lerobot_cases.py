@@ -144,6 +144,7 @@ def pi_fast(folder: Path) -> Policy:
     config = PI0FastConfig(
         device="cpu", dtype="bfloat16", chunk_size=real.CHUNK, n_action_steps=real.CHUNK,
         max_decoding_steps=TOKENS, max_action_tokens=TOKENS, fast_skip_tokens=8,
+        validate_action_token_prefix=False,  # random weights write anything
         text_tokenizer_name=str(folder / "words"), action_tokenizer_name=str(folder / "fast"),
         input_features=real.features(missing=False), output_features=real.outputs(),
     )  # fmt: skip
@@ -243,6 +244,7 @@ def molmoact2(folder: Path) -> Policy:
             "text_config": {
                 "hidden_size": 2560, "num_attention_heads": 32, "num_key_value_heads": 8,
                 "head_dim": 128, "num_hidden_layers": layers, "intermediate_size": 9728,
+                "max_position_embeddings": 1024,
             },
             "vit_config": {
                 "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27 // PART,
