@@ -30,6 +30,9 @@ DEMO   := .[ingest,serve]
 take    = $(UV) $(1) || { echo "uv could not; now pip" >&2; $(PIP) install -c constraints/ci.txt $(1); }
 PACKAGES := attnstore ingest store query render
 
+# Containers like to forbid it; then every process compiles anew what it imports: of transformers 6 s of 11.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help install links modules browser lint test test-lerobot test-octo test-oft test-openpi test-openvla test-fiftyone test-links test-package test-pins test-slurm test-cluster test-recording test-s3 demo bench docs site notebooks types clean

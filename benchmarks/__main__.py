@@ -12,6 +12,8 @@ from pathlib import Path
 
 # The trained model and Pi0's configuration are on this machine; nothing is fetched.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Where it is set, every process that is measured compiles anew what it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 NAMES = (
     "writer", "size", "slices", "tables", "maps", "chunks", "rendering", "capture", "sql", "objects", "rollout",

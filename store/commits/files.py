@@ -80,9 +80,13 @@ def read_bounded(path: Path, limit: int = MAX_JSON) -> bytes:
         If it is larger, or no regular file.
     """
     with open_regular(path) as stream:
-        data = stream.read(limit + 1)
+        # No more room than it needs: a buffer of `limit` is mapped and given back for every file.
+        size = os.fstat(stream.fileno()).st_size
+        data = stream.read(min(size, limit) + 1)
+        if size < len(data) <= limit:  # it grew meanwhile
+            data += stream.read(limit + 1 - len(data))
     if len(data) > limit:
-        raise IntegrityError(f"{path}: larger than {limit} bytes, which no such file of a store is")
+        raise IntegrityError(f"{path}: larger than {limit} bytes, which no such file is")
     return data
 
 

@@ -128,5 +128,5 @@ class Layout:
         """Directory of one attempt's data."""
         leaf = f"{check_id(part, 'part')}.{check_id(attempt, 'attempt id')}"
         return Path(
-            f"{self.data}/{check_id(run, 'run id')}/{check_id(episode, 'episode id')}/{leaf}"
+            f"{self.root}/data/{check_id(run, 'run id')}/{check_id(episode, 'episode id')}/{leaf}"
         )

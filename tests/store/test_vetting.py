@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import struct
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +29,7 @@ from attnstore.store.catalog import connect
 from attnstore.store.catalog.rows import run_row
 from attnstore.store.commits import StorePaths, all_commits
 from attnstore.store.commits.entry import commit_of, facts
-from attnstore.store.commits.files import parse_json, to_json
+from attnstore.store.commits.files import parse_json, read_bounded, to_json
 from attnstore.store.commits.part import Part
 from attnstore.store.commits.run import load_run, run_ids
 from attnstore.store.commits.verify import verify
@@ -234,6 +235,21 @@ def test_json_of_anything(data: bytes) -> None:
         return
     json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # can be written again
     assert value == json.loads(data)
+
+
+def test_a_file_is_read_whole_up_to_its_limit(tmp_path: Path) -> None:
+    file = tmp_path / "x"
+    file.write_bytes(b"0123456789")
+    assert read_bounded(file, 10) == b"0123456789"
+    with pytest.raises(IntegrityError, match="larger than 9 bytes"):
+        read_bounded(file, 9)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_a_file_that_grew_after_its_size_was_asked_is_read_whole() -> None:
+    file = Path("/proc/self/cmdline")
+    assert file.stat().st_size == 0
+    assert read_bounded(file) == file.read_bytes() != b""
 
 
 def test_json_has_a_depth() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from attnstore.store.commits import open_regular
+from attnstore.store.commits import read_bounded
 from attnstore.store.episode_names import names_episode
 from attnstore.store.errors import EpisodeError, IntegrityError, NotFoundError, UsageError
 
@@ -237,11 +237,7 @@ def read_step(path: Path) -> dict[str, Any]:
     IntegrityError
         If it is none, is cut, or holds anything but texts, numbers, containers and arrays of numbers.
     """
-    with open_regular(path) as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise IntegrityError(f"more than {MAX_BYTES >> 20} MB, which no observation has")
-    stream = io.BytesIO(data)
+    stream = io.BytesIO(read_bounded(path, MAX_BYTES))
     try:
         version = np.lib.format.read_magic(stream)
         read_header = {
