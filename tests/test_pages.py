@@ -110,7 +110,7 @@ ELSEWHERE: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "openpi's environment: make test-openpi runs the same functions, not these lines": (
         ("how-to/openpi.md", "attnstore ingest"), ("how-to/openpi.md", "attnstore record openpi"),
-        ("how-to/openpi.md", "client.infer"), ("how-to/openpi.md", "import attnstore\n\nepisode"),
+        ("how-to/openpi.md", "attnstore outcomes"), ("how-to/openpi.md", "client.infer"), ("how-to/openpi.md", "import attnstore\n\nepisode"),
         ("how-to/openpi.md", "import attnstore\nfrom attnstore.ingest.policies"),
         ("how-to/openpi.md", "from openpi.policies"),
         ("how-to/record.md", "attnstore record openpi"),
@@ -155,9 +155,6 @@ ELSEWHERE: dict[str, tuple[tuple[str, str], ...]] = {
         ("how-to/cnn.md", "attnstore cnn guided"), ("how-to/cnn.md", "attnstore render cnn"),
         ("how-to/cnn.md", "import attnstore"),
     ),
-    "a file that an evaluation writes: tests/ingest/test_recording.py has such ones": (
-        ("*", "attnstore outcomes"),
-    ),
     "another machine": (("how-to/serve.md", "ssh "),),
     "curl against a server: tests/query/test_service.py runs the blocks as one script": (
         ("how-to/serve.md", "curl "), ("how-to/serve.md", "U="), ("how-to/serve.md", "A="),
@@ -171,7 +168,6 @@ ELSEWHERE: dict[str, tuple[tuple[str, str], ...]] = {
     "FiftyOne's environment: make test-fiftyone opens such a folder, not by these lines": (
         ("how-to/fiftyone.md", "import fiftyone"),
     ),
-    "DuckDB's own command line, which is not installed here": (("how-to/tools.md", "duckdb"),),
 }  # fmt: skip
 """Why a piece is not run here: what it needs or which test runs it, the page and how the piece begins."""
 
