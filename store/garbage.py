@@ -48,7 +48,13 @@ class Collected:
     """Objects of a bucket of which parts were sent, and no more came; what they take is not known."""
 
 
-def collect(paths: StorePaths, lease: timedelta = LEASE, *, dry_run: bool = False) -> Collected:
+def collect(
+    paths: StorePaths,
+    lease: timedelta = LEASE,
+    *,
+    dry_run: bool = False,
+    progress: Callable[[float, str], None] = lambda share, now: None,
+) -> Collected:
     """Remove abandoned attempts, files of replaced revisions, old catalogs and temporary files.
 
     The latest revision of a part is never touched, nor is anything of a part whose commits cannot
@@ -65,7 +71,10 @@ def collect(paths: StorePaths, lease: timedelta = LEASE, *, dry_run: bool = Fals
         of a replaced revision, since the latest was committed.
     dry_run
         Only say what would be removed.
+    progress
+        Called with the share that is done, 0 to 1, and what is at its turn.
     """
+    progress(0.0, "reading the log")
     paths.check_writable()
     if isinstance(paths, SpooledPaths):
         return _collect_objects(paths, lease, dry_run)
@@ -79,7 +88,7 @@ def collect(paths: StorePaths, lease: timedelta = LEASE, *, dry_run: bool = Fals
         except OSError:
             return False
 
-    for place, key, id in _attempts(paths):
+    for place, key, id in _attempts(paths, lambda share, now: progress(share / 2, now)):
         attempt = Path(place)
         fact = history.attempts.get(id)
         if fact is not None and fact.key == key:
@@ -95,7 +104,9 @@ def collect(paths: StorePaths, lease: timedelta = LEASE, *, dry_run: bool = Fals
     temporary = _temporary(paths, min(before, time.time() - TEMPORARY_LEASE.total_seconds()))
     size += sum(file.stat().st_size for file in (*catalogs, *temporary))
     if not dry_run:
-        for attempt in (*abandoned, *replaced):
+        gone = (*abandoned, *replaced)
+        for number, attempt in enumerate(gone):
+            progress(0.5 + number / len(gone) / 2, attempt.name)
             shutil.rmtree(attempt, ignore_errors=True)
         for file in (*catalogs, *temporary):
             file.unlink(missing_ok=True)
@@ -179,10 +190,15 @@ def _clear_spool(paths: SpooledPaths, history: History, before: float) -> None:
             shutil.rmtree(attempt, ignore_errors=True)
 
 
-def _attempts(paths: StorePaths) -> Iterator[tuple[str, Key, str]]:
+def _attempts(
+    paths: StorePaths, progress: Callable[[float, str], None] = lambda share, now: None
+) -> Iterator[tuple[str, Key, str]]:
     """Yield every attempt's directory, what it is of, and its id, in order: a listing a folder."""
-    for run in _folders(str(paths.data)):
-        for episode in _folders(run.path):
+    runs = _folders(str(paths.data))
+    for number, run in enumerate(runs):
+        episodes = _folders(run.path)
+        for at, episode in enumerate(episodes):
+            progress((number + at / len(episodes)) / len(runs), episode.name)
             for attempt in _folders(episode.path):
                 part, _, id = attempt.name.rpartition(".")
                 key = run.name, episode.name, part

@@ -25,7 +25,7 @@ from .options import (
     json_option,
     store_to_write,
 )
-from .output import print_json, progress_of, say
+from .output import print_json, progress_of, say, say_made
 
 if TYPE_CHECKING:
     from attnstore.ingest.cnn.base import ConvNetwork, Layer
@@ -279,6 +279,7 @@ def filters(
                 redo=layers.redo, progress=progress,
             )  # fmt: skip
         _say(added, as_json)
+    _conclude(len(chosen), store, as_json)
 
 
 _LOOK = (store_to_write, _NETWORK, _LAYERS, episode_options, _PICTURES)
@@ -341,12 +342,19 @@ def _look(
                     redo=layers.redo, **options,
                 )  # fmt: skip
             _say(added, as_json)
+    _conclude(len(every) * len(chosen), root, as_json)
 
 
 @contextmanager
 def _progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     with progress_of(what) as advance:
         yield lambda done, all_: advance(done / all_, f"{done} of {all_} {unit}")
+
+
+def _conclude(results: int, store: StoreName, as_json: bool) -> None:
+    if not as_json:
+        made = "1 result" if results == 1 else f"{results} results"
+        say_made(f"{made} in {store}", f"attnstore render cnn {store} --out pictures")
 
 
 def _say(added: Added, as_json: bool) -> None:

@@ -26,7 +26,7 @@ from .options import (
     store_to_read,
     weighting_option,
 )
-from .output import progress_of, say, say_written
+from .output import progress_of, say, say_made, say_written
 
 if TYPE_CHECKING:
     from attnstore.query import Store
@@ -200,14 +200,15 @@ def groups(
 
     form = _form(as_json, as_csv)
     opened = open_for_reading(store)
-    compared = compare_groups(
-        opened, metric, by=by, a=a, b=b,
-        where=_condition(opened, episodes), phase=phase, camera=camera, query=query,
-        step=_step(step), reduce=episode_value, window=window, align=align, family=family,
-        weighting=weighting,
-        strata=strata, permutations=permutations, bootstraps=bootstraps, alpha=alpha,
-        seed=seed,
-    )  # fmt: skip
+    with progress_of("compare") as advance:
+        compared = compare_groups(
+            opened, metric, by=by, a=a, b=b,
+            where=_condition(opened, episodes), phase=phase, camera=camera, query=query,
+            step=_step(step), reduce=episode_value, window=window, align=align, family=family,
+            weighting=weighting,
+            strata=strata, permutations=permutations, bootstraps=bootstraps, alpha=alpha,
+            seed=seed, progress=advance,
+        )  # fmt: skip
     if out is not None:
         from attnstore.render.charts.comparison import draw_comparison
         from attnstore.render.picture.image_file import write
@@ -219,6 +220,11 @@ def groups(
             say(note)
         return
     print_comparison(compared, rows)
+    tests = f"{compared.attainable.tests} tests of {len(compared.groups.members)} episodes"
+    if out is None:
+        say_made(tests, "the same with --out heads.png draws them")
+    else:
+        say_made(f"{out}: {tests}", f"attnstore report {store} --out report")
 
 
 def _condition(store: Store, episodes: EpisodeChoice) -> str | None:
@@ -305,13 +311,15 @@ def runs(
         opened.run(run)
     names = _shared(opened, run_a, run_b, episodes)
     cameras = None if camera is None else [camera]
-    divergences = [
-        diff_runs(
-            opened, run_a, run_b, name, phase=phase, cameras=cameras, query=query,
-            step=_step(step), weighting=weighting,
-        )
-        for name in names
-    ]  # fmt: skip
+    divergences = []
+    with progress_of("compare") as advance:
+        for number, name in enumerate(names):
+            advance(number / len(names), name)
+            found = diff_runs(
+                opened, run_a, run_b, name, phase=phase, cameras=cameras, query=query,
+                step=_step(step), weighting=weighting,
+            )  # fmt: skip
+            divergences.append(found)
     if out is not None:
         from attnstore.render.charts.comparison import draw_divergence
         from attnstore.render.picture.image_file import write
@@ -322,7 +330,12 @@ def runs(
             write_rows(diff_table(divergence), form, header=number == 0)
     else:
         print_divergence(divergences, rows)
+    said = f"{len(names)} episodes of two runs"
+    if out is not None:
+        said = f"{out}: {said}"
     if videos is None:
+        if form == "table":
+            say_made(said, "the same with --videos DIRECTORY draws both side by side")
         return
     from attnstore.render.files.side_by_side import render_side_by_side
 
@@ -338,6 +351,7 @@ def runs(
                 weighting=weighting,
             )  # fmt: skip
             say_written(written, videos, a.name, False)
+    say_made(said, f"open a video below {videos}")
 
 
 def _shared(store: Store, run_a: str, run_b: str, episodes: EpisodeChoice) -> tuple[str, ...]:

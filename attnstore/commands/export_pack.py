@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,6 +21,9 @@ from .options import (
 )
 from .output import print_json, progress_of, say_made, size_text
 from .pull import chosen_ids, forecast
+
+if TYPE_CHECKING:
+    from attnstore.store.commits import Commit
 
 MEGABYTES = 150
 """Largest page: browsers open it in seconds."""
@@ -91,7 +95,15 @@ def pack(
 
         raise UsageError(too_large(about, max_size << 20))
     name = store if isinstance(store, str) else str(store.resolve())
-    done = pull(plan, transport_for(opened.paths), name, lambda size, commit: None)
+    with progress_of("store") as advance:
+        copied = 0
+
+        def count(size: int, commit: Commit) -> None:
+            nonlocal copied
+            copied += size
+            advance(copied / max(1, plan.bytes), str(commit.summary.get("name", commit.episode)))
+
+        done = pull(plan, transport_for(opened.paths), name, count)
     if done.failed:
         raise PartialError(f"{done.failed[0]}; no page was written, the same command tries again")
     refresh(open_store(target))

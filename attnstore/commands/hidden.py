@@ -205,11 +205,12 @@ def similarity(
         opened.run(run_a)
         raise UsageError(f"run {run_a} has no episode")
     phase, span = _phase_and_span(opened.from_commit(bases[0]), phase, span)
-    found = compare_hidden(
-        opened, run_a, run_b, phase=phase, span=span, tokens=tokens,
-        step=_step(step) if bases and opened.from_commit(bases[0]).steps(phase) is not None else None,
-        episodes=episodes, where=where,
-    )  # fmt: skip
+    stepped = opened.from_commit(bases[0]).steps(phase) is not None
+    with progress_of("similarity") as advance:
+        found = compare_hidden(
+            opened, run_a, run_b, phase=phase, span=span, tokens=tokens,
+            step=_step(step) if stepped else None, episodes=episodes, where=where, progress=advance,
+        )  # fmt: skip
     rows = [
         {"layer_a": _number(a), "layer_b": _number(b), "cka": float(found.values[i, j])}
         for i, a in enumerate(found["layer_a"].values)
@@ -227,6 +228,10 @@ def similarity(
         name = layer_name(row["layer_a"])  # type: ignore[arg-type]
         other = f" {layer_name(row['layer_b']):<10}" if all_pairs else ""  # type: ignore[arg-type]
         click.echo(f"  {name:<10}{other} {row['cka']:.4f}")
+    say_made(
+        f"{len(rows)} similarities of {found.attrs['episodes']} episodes",
+        f"attnstore compare runs {store} {run_a} {run_b}",
+    )
 
 
 def _number(layer: float) -> int | None:

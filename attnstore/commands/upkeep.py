@@ -114,7 +114,11 @@ def verify(
     if not paths.partial or elsewhere is not None:
         count = sum(len(each.files) for each in commits)
         size = sum(file.size for each in commits for file in each.files)
-        click.echo(f"every committed file is {said}: {count} files, {size_text(size)}")
+        then = f"attnstore verify {store}" if quick else f"attnstore ls {store}"
+        click.echo(
+            f"every committed file is {said}: {count} files, {size_text(size)}; next: {then}"
+            + (" reads their bytes, too" if quick else "")
+        )
         return
     from attnstore.store.remote.pull import absent
 
@@ -122,6 +126,8 @@ def verify(
     click.echo(
         f"every file that is here is {said}; {files} files, {size_text(size)}, "
         + ("are not cached" if opened.remote else "were not pulled")
+        + f"; next: attnstore {'verify' if opened.remote else 'ls'} {store}"
+        + (" --source reads them there" if opened.remote else "")
     )
 
 
@@ -155,7 +161,10 @@ def gc(store: StoreName, lease: float, dry_run: bool, as_json: bool) -> None:
     from attnstore.store.garbage import collect
     from attnstore.store.opening import open_store
 
-    collected = collect(open_store(store), timedelta(hours=lease), dry_run=dry_run)
+    with progress_of("gc") as advance:
+        collected = collect(
+            open_store(store), timedelta(hours=lease), dry_run=dry_run, progress=advance
+        )
     if as_json:
         print_json([asdict(collected)])
         return
@@ -166,6 +175,7 @@ def gc(store: StoreName, lease: float, dry_run: bool, as_json: bool) -> None:
         f"{len(collected.temporary)} temporary files: "
         f"{size_text(collected.bytes)}"
         + (f"; {len(collected.uploads)} unfinished uploads" if collected.uploads else "")
+        + f"; next: attnstore {'gc' if dry_run else 'verify'} {store}"
     )
 
 
@@ -221,8 +231,9 @@ def rebuild(store: StoreName) -> None:
     from attnstore.store.catalog import rebuild as build
     from attnstore.store.opening import open_store
 
-    generation = build(open_store(store))
-    click.echo(f"catalog generation {generation.number}")
+    with progress_of("catalog") as advance:
+        generation = build(open_store(store), advance)
+    click.echo(f"catalog generation {generation.number}; next: attnstore ls {store}")
 
 
 @catalog.command()
@@ -238,4 +249,4 @@ def refresh(store: StoreName) -> None:
     from attnstore.store.opening import open_store
 
     generation = update(open_store(store))
-    click.echo(f"catalog generation {generation.number}")
+    click.echo(f"catalog generation {generation.number}; next: attnstore ls {store}")

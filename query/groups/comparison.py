@@ -9,6 +9,7 @@ within episodes does the same to the mean, which is said.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
     from ..sql.store import Store
 
 Family = Literal["heads", "layers"]
+READING = 0.2
+"""Share of a comparison's time, about, before anything is tested."""
+BEHIND = {"difference": 0.35, "within": 0.7}
+"""Share of the time of some tests, about, that is over with each interval; then come the p."""
 INTERVAL = 0.95
 """Level of the bootstrap intervals."""
 FEW = 10
@@ -161,6 +166,7 @@ def compare(
     bootstraps: int = 2000,
     alpha: float = 0.05,
     seed: int = 0,
+    progress: Callable[[float, str], None] = lambda share, now: None,
 ) -> Comparison:
     """Compare a metric of every head between two groups of episodes.
 
@@ -201,6 +207,8 @@ def compare(
         See `attnstore.query.resampling`.
     alpha
         False discovery rate.
+    progress
+        Called with the share that is done, 0 to 1, and what is at its turn.
 
     Returns
     -------
@@ -221,6 +229,7 @@ def compare(
             "permutations are at least 1, bootstraps 0, and alpha is between 0 and 1; got "
             f"{permutations}, {bootstraps} and {alpha}"
         )
+    progress(0.0, "reading")
     with connect(store.paths) as connection:
         if a is None and b is None:
             groups = groups_by(connection, by or "outcome", where)
@@ -236,6 +245,7 @@ def compare(
         means = lengths[groups.in_a].mean(), lengths[~groups.in_a].mean()
         trends = None
         if values.over_all and means[0] != means[1]:
+            progress(READING / 2, "trends within episodes")
             trends = episode_trends(connection, groups.members, values, lengths)
     if family == "layers":
         values = values.over_heads()
@@ -244,6 +254,7 @@ def compare(
     results, attainable = _tested(
         values.values, groups, stratum, permutations=permutations, bootstraps=bootstraps,
         alpha=alpha, seed=seed, paired=tuple(columns) == PAIRED,
+        progress=lambda share, now: progress(READING + (1 - READING) * share, now),
     )  # fmt: skip
     if np.isnan(results["p"]).all():
         raise SelectionError(
@@ -269,6 +280,7 @@ def _tested(
     alpha: float,
     seed: int,
     paired: bool,
+    progress: Callable[[float, str], None],
 ) -> tuple[dict[str, Float], Attainable]:
     """Test every column; those without a value for the same episodes are tested together."""
     tests = values.shape[1]
@@ -280,8 +292,11 @@ def _tested(
     _, firsts, at = np.unique(
         np.packbits(missing, axis=0), axis=1, return_index=True, return_inverse=True
     )
+    before = 0
     for i, first in enumerate(firsts):
         chosen, kept = np.flatnonzero(at.reshape(-1) == i), ~missing[:, first]
+        done, share = before / tests, len(chosen) / tests
+        before += len(chosen)
         in_a, strata, unit = groups.in_a[kept], stratum[kept], groups.unit[kept]
         found, x = results, values[np.ix_(kept, chosen)]
         found["episodes_a"][chosen], found["episodes_b"][chosen] = in_a.sum(), (~in_a).sum()
@@ -289,11 +304,13 @@ def _tested(
             continue
         found["mean_a"][chosen], found["mean_b"][chosen] = x[in_a].mean(0), x[~in_a].mean(0)
         found["cliffs_delta"][chosen] = cliffs_delta(x[in_a], x[~in_a])
+        progress(done, "intervals")
         weights = bootstrap_weights(in_a, unit, bootstraps=bootstraps, seed=seed)
         for name, by in (("difference", np.zeros_like(strata)), ("within", strata)):
             found[name][chosen] = difference(x, in_a, by)
             low, high = bootstrap_interval(x, in_a, by, unit, level=INTERVAL, weights=weights)
             found[f"{name}_low"][chosen], found[f"{name}_high"][chosen] = low, high
+            progress(done + share * BEHIND[name], "intervals" if name == "difference" else "tests")
         tested = group_test(x, in_a, strata, permutations=permutations, seed=seed)
         found["statistic"][chosen], found["p"][chosen] = tested
         smallest[chosen] = smallest_p(in_a, strata, permutations)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from attnstore.store.errors import SelectionError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from attnstore.store.reader.episode import Steps
     from attnstore.store.reader.hidden import Tokens
@@ -97,6 +97,7 @@ def compare_hidden(
     step: Steps = "last",
     episodes: Sequence[str] = (),
     where: str | None = None,
+    progress: Callable[[float, str], None] = lambda share, now: None,
 ) -> xr.DataArray:
     """Debiased linear CKA between two runs' hidden states at the same keyframes.
 
@@ -108,6 +109,8 @@ def compare_hidden(
         As for `Store.hidden`; of one span. With ``tokens="last"`` the mean over the tokens is compared.
     episodes, where
         Which episodes; by default all.
+    progress
+        Called with the share that is done, 0 to 1, and what is at its turn.
 
     Returns
     -------
@@ -124,8 +127,12 @@ def compare_hidden(
     if run_a == run_b:
         raise UsageError(f"two runs are compared; got {run_a} twice")
     both = []
-    for run in (run_a, run_b):
+    for number, run in enumerate((run_a, run_b)):
         store.run(run)
+
+        def read(share: float, name: str, number: int = number) -> None:
+            progress((number + share) / 4, name)
+
         found = store.hidden(
             phase=phase,
             span=span,
@@ -134,6 +141,7 @@ def compare_hidden(
             run=run,
             episodes=episodes,
             where=where,
+            progress=read,
         )
         both.append(found)
     places = [list(zip(e["episode"].values, e["frame"].values, strict=True)) for e in both]
@@ -143,7 +151,10 @@ def compare_hidden(
         (e["layer"].values if "layer" in e.dims else np.array([np.nan])) for e in both
     ]  # fmt: skip
     values = [[_rows(e, i) for i in range(len(own))] for e, own in zip(both, layers, strict=True)]
-    result = np.array([[debiased_cka(x, y) for y in values[1]] for x in values[0]])
+    result = np.empty((len(values[0]), len(values[1])))
+    for i, j in np.ndindex(result.shape):
+        progress(0.5 + 0.5 * (i * len(values[1]) + j) / result.size, "similarity of layers")
+        result[i, j] = debiased_cka(values[0][i], values[1][j])
     return xr.DataArray(
         result,
         {"layer_a": layers[0], "layer_b": layers[1]},

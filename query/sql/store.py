@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -317,6 +317,7 @@ class Store:
         run: str | None = None,
         limit: int | None = None,
         max_bytes: int = 2 << 30,
+        progress: Callable[[float, str], None] = lambda share, name: None,
     ) -> xr.DataArray:
         """Load hidden states of many episodes, which lie behind one another along ``keyframe``.
 
@@ -330,6 +331,8 @@ class Store:
             default all of the store.
         max_bytes
             A larger result is refused before anything is read.
+        progress
+            Called with the share of the episodes that are read, and the next one's name.
 
         Returns
         -------
@@ -358,7 +361,7 @@ class Store:
                 max_bytes=max_bytes,
             )
 
-        return hidden_over(self.chosen(episodes, where, run, limit), read, max_bytes)
+        return hidden_over(self.chosen(episodes, where, run, limit), read, max_bytes, progress)
 
     def chosen(
         self,

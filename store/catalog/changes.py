@@ -23,6 +23,8 @@ from .rows import (
 )
 from .tables import CATALOG, DATABASE
 
+Progress = Callable[[float, str], None]
+"""Is given the share that is done, 0 to 1, and what is at its turn."""
 BATCH = 500
 """Parts whose files one statement reads."""
 
@@ -168,6 +170,7 @@ def changes_since(
     known: Known | None,
     facts: Callable[[], list[Fact]] = list,
     again: Sequence[LeftOut] = (),
+    progress: Progress = lambda share, now: None,
 ) -> Changes:
     """Compare the log with what a generation includes; only new entries are read.
 
@@ -179,6 +182,8 @@ def changes_since(
         Returns what the generation has of the log, if this process has not read it itself.
     again
         What the generation left out, and has to be read now.
+    progress
+        Called with the share of the commits that are read, and the episode at its turn.
     """
     log = log_of(paths)
     if known is not None and not log.holds(known.head, known.tip):
@@ -202,9 +207,9 @@ def changes_since(
     touched |= {each.key for each in again if each.episode is not None}
     latest = {key: r for key in sorted(touched) if (r := history.latest(*key)) is not None}
     changes.gone = sorted(touched) if since else []
-    for (key, revision), commit in zip(
-        latest.items(), log.commits(list(latest.values())), strict=True
-    ):
+    read = zip(latest.items(), log.commits(list(latest.values())), strict=True)
+    for number, ((key, revision), commit) in enumerate(read):
+        progress(number / len(latest), key[1])
         ids = dict(zip(("run", "episode", "part"), key, strict=True))
         try:
             if not isinstance(commit, Commit):
@@ -235,10 +240,16 @@ def changes_since(
     return changes
 
 
-def apply(connection: duckdb.DuckDBPyConnection, root: Path, changes: Changes) -> None:
+def apply(
+    connection: duckdb.DuckDBPyConnection,
+    root: Path,
+    changes: Changes,
+    progress: Progress = lambda share, now: None,
+) -> None:
     """Bring the attached generation up to date."""
     delete_parts(connection, changes.gone)
     for start in range(0, len(changes.parts), BATCH):
+        progress(start / len(changes.parts), changes.parts[start].key[1])
         insert_parts(connection, root, changes.parts[start : start + BATCH])
     for row in changes.runs:
         connection.execute(

@@ -30,6 +30,7 @@ from .changes import (
     Changes,
     Known,
     LeftOut,
+    Progress,
     apply,
     changes_since,
     is_current,
@@ -96,8 +97,13 @@ def refresh(paths: StorePaths) -> Generation:
         raise UsageError(f"{paths.catalog} cannot be written: {found}")
 
 
-def rebuild(paths: StorePaths) -> Generation:
+def rebuild(paths: StorePaths, progress: Progress = lambda share, now: None) -> Generation:
     """Make a generation from the commits alone.
+
+    Parameters
+    ----------
+    progress
+        Called with the share that is done, 0 to 1, and what is at its turn.
 
     Raises
     ------
@@ -107,7 +113,13 @@ def rebuild(paths: StorePaths) -> Generation:
     paths.check_writable()
     while True:
         try:
-            made = _publish(paths, None, changes_since(paths, None))
+            progress(0.0, "reading the log")
+            changes = changes_since(
+                paths, None, progress=lambda *done: progress(done[0] / 2, done[1])
+            )
+            made = _publish(
+                paths, None, changes, lambda *done: progress(0.5 + done[0] / 2, done[1])
+            )
         except (OSError, duckdb.IOException) as error:
             raise UsageError(f"{paths.catalog} cannot be written: {error}") from None
         if made is not None:
@@ -353,7 +365,12 @@ def _attach_newest(
     return None, None
 
 
-def _publish(paths: StorePaths, base: Generation | None, changes: Changes) -> Generation | None:
+def _publish(
+    paths: StorePaths,
+    base: Generation | None,
+    changes: Changes,
+    progress: Progress = lambda share, now: None,
+) -> Generation | None:
     """Make the next generation from `base`, or from nothing; None if another process was first."""
     paths.catalog.mkdir(exist_ok=True)
     number = max((g.number for g in generations(paths)), default=0) + 1
@@ -361,7 +378,7 @@ def _publish(paths: StorePaths, base: Generation | None, changes: Changes) -> Ge
     temporary = paths.catalog / f".tmp-{uuid.uuid4().hex}.duckdb"
     try:
         try:
-            layers = _build(paths, temporary, base, changes)
+            layers = _build(paths, temporary, base, changes, progress)
         except (duckdb.Error, IntegrityError, FileNotFoundError) as error:
             if base is None or not base.path.exists():
                 raise
@@ -389,7 +406,11 @@ def _publish(paths: StorePaths, base: Generation | None, changes: Changes) -> Ge
 
 
 def _build(
-    paths: StorePaths, temporary: Path, base: Generation | None, changes: Changes
+    paths: StorePaths,
+    temporary: Path,
+    base: Generation | None,
+    changes: Changes,
+    progress: Progress = lambda share, now: None,
 ) -> list[str]:
     """Make a generation's file; return the names of its layers."""
     # In a bucket, a catalog is one object.
@@ -405,7 +426,7 @@ def _build(
         if base is not None and stands_on_base:
             _stand_on(connection, base)
         _attach_layers(connection, paths)
-        apply(connection, paths.root, changes)
+        apply(connection, paths.root, changes, progress)
         layers = layer_names(connection)
         connection.execute(f"CHECKPOINT {DATABASE}")
         connection.execute(f"DETACH {DATABASE}")

@@ -169,7 +169,10 @@ def _places(
 
 
 def hidden_over(
-    episodes: Sequence[Episode], read: Callable[..., xr.DataArray], max_bytes: int
+    episodes: Sequence[Episode],
+    read: Callable[..., xr.DataArray],
+    max_bytes: int,
+    progress: Callable[[float, str], None],
 ) -> xr.DataArray:
     """Put the hidden states of episodes behind one another; see `attnstore.query.Store.hidden`.
 
@@ -177,6 +180,8 @@ def hidden_over(
     ----------
     read
         Loads those of one, lazily or not: ``read(episode, lazy=True)``.
+    progress
+        Called with the share of the episodes that are read, and the next one's name.
     """
     if not episodes:
         raise SelectionError("no episode is chosen")
@@ -204,6 +209,7 @@ def hidden_over(
     whole = np.full((sum(counts), *(sizes[dim] for dim in inner)), np.nan, np.float32)
     start = 0
     for i, episode in enumerate(episodes):
+        progress(i / len(episodes), episode.name)
         values = read(episode, lazy=False)
         values = values if "keyframe" in values.dims else values.expand_dims("keyframe")
         into: list[Any] = [slice(start, start + counts[i])]

@@ -125,6 +125,11 @@ def test_the_same_settings_are_not_computed_again(root: Path) -> None:
     again = ("cnn", "filters", root, *NETWORK, "--layer", "2", "--json", *SMALL)
     (same,) = lines(run(*again, "--filters", "4,1", "--batch", "1"))
     assert (same["status"], same["revision"]) == ("present", 1)
+    told = run(*(word for word in again if word != "--json"), "--filters", "4,1").stderr
+    assert (
+        told.splitlines()[-1]
+        == f"1 result in {root}; next: attnstore render cnn {root} --out pictures"
+    )
     before = len(list(cnn_results(attnstore.open(root))))
     (other,) = lines(run(*again, "--filters", "1,4", "--seed", "1"))
     assert other["status"] == "committed"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkout import FIXTURES
+from cli_fixtures import on_a_terminal
 from click.testing import CliRunner
 from remote_servers import REAL_S3, S3_CREDENTIALS, FaultyProxy
 from store_fixtures import flip_byte, run_config, write_episode
@@ -430,7 +431,9 @@ def test_push_brings_a_store_to_a_bucket_and_resumes(
         plan_push(open_for_reading(bucket).paths, bucket)
 
 
-def test_push_on_the_command_line(bucket: str, tmp_path: Path) -> None:
+def test_push_on_the_command_line(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     local = create_store(tmp_path / "local.attn")
     for i in range(2):
         write_episode(local, f"e{i}", seed=i, **SMALL)
@@ -450,6 +453,13 @@ def test_push_on_the_command_line(bucket: str, tmp_path: Path) -> None:
     assert_same(bucket, local)
     code, (again,), _ = run()
     assert (code, again["files"], again["new_parts"]) == (0, 0, 0)
+    write_episode(local, "e2", seed=2, **SMALL)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    code, shown = on_a_terminal(["push", str(local.root), bucket], tmp_path)
+    # how much of it, how fast, and the time left: of so little neither is known yet
+    assert (code, re.search(r"0\.0/[\d.]+ kB \S+ [-\d]", shown) is not None) == (0, True), shown
+    assert f"next: attnstore verify {bucket} --source" in shown.splitlines()[-1]
 
 
 def test_what_was_damaged_in_the_bucket_is_named(bucket: str, tmp_path: Path) -> None:
