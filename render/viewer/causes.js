@@ -8,6 +8,7 @@ import { blend, blending as blendingOf } from "./heat.js";
 import { html, useEffect, useMemo, useRef, useState } from "./html.js";
 import { pixelsOf } from "./masks.js";
 import { keyframeName, layerName, weight } from "./numbers.js";
+import { Bar } from "./pane.js";
 import { pictureSize } from "./picture.js";
 import { LinePlot } from "./plot.js";
 import { curves as askCurves, interventionMasks, interventions as askInterventions } from "./questions.js";
@@ -73,14 +74,16 @@ export function Causes({ e, view, change, playing, play, theme }) {
         }
       </div>
       <div class="actions">
-        <${Saliency} e=${e} view=${view} keyframe=${keyframe} rows=${rows} />
+        <div class="stack stays">
+          <${Saliency} e=${e} view=${view} keyframe=${keyframe} rows=${rows} />
+          <${Timeline} e=${e} view=${view} change=${change} playing=${playing} play=${play} theme=${theme} />
+        </div>
         <div class="stack">
           <${Effects} rows=${shown} change=${change} />
           <${Fidelity} rows=${shown} change=${change} />
           <${Curves} e=${e} keyframe=${over === "keyframe" ? keyframe : null} change=${change} />
         </div>
       </div>
-      <${Timeline} e=${e} view=${view} change=${change} playing=${playing} play=${play} theme=${theme} />
     </div>
   `;
 }
@@ -169,13 +172,31 @@ function Saliency({ e, view, keyframe, rows }) {
         role="img"
         aria-label=${kind ? `${camera}: effect of removing each ${kind}, at most ${weight(found.most)}` : camera}
       ></canvas>
-      <p class="note">
-        ${
-          kind
-            ? `0 – ${weight(found.most)}: 0 is the same action, 1 one that has nothing of it. Dimmed: not removed.`
-            : `No region of ${camera} was removed at this keyframe: attnstore probe regions does that.`
-        }
-      </p>
+      ${
+        kind && found.most > 0
+          ? html`
+              <div class="scale">
+                <span>0</span>
+                <span class="bar"><${Bar} name=${view.cmap} /></span>
+                <span>${weight(found.most)}</span>
+                <span class="readout">0: the same action; 1: nothing of it</span>
+              </div>
+              <p class="note">
+                The colours end at the largest effect here, however small it is. Dimmed: not removed.
+              </p>
+            `
+          : html`
+              <p class="note">
+                ${
+                  !kind
+                    ? `No region of ${camera} was removed at this keyframe: attnstore probe regions does that.`
+                    : answer.pending
+                      ? "loading …"
+                      : "Removing a region changed nothing of the action."
+                }
+              </p>
+            `
+      }
     </section>
   `;
 }

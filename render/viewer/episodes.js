@@ -143,7 +143,7 @@ export function Episodes({ view, change, open }) {
         <input
           type="search"
           id="filter"
-          placeholder="name, task or words of the instruction"
+          placeholder="name, task, instruction"
           aria-label="Filter episodes"
           value=${draft.value}
           onInput=${draft.input}

@@ -12,6 +12,9 @@ const SHOWN = 500;
 const MARKS = 400,
   CELLS = 60;
 const FORMS = ["table", "bar", "line", "heat"];
+/** Colours of series, and ways to draw a colour that comes again: so many series can be told apart. */
+const COLOURS = 4,
+  TOLD_APART = 12;
 const WIDTH = 900,
   HEIGHT = 320,
   LEFT = 60,
@@ -231,8 +234,9 @@ function Plot({ bars, names, rows, x, y, by }) {
   const places = [...new Set(used.map((r) => r[x]))].sort(compare);
   const linear = !bars && places.every((p) => typeof p === "number");
   const values = used.map((r) => r[y]);
-  const low = Math.min(0, ...values),
-    top = Math.max(0, ...values);
+  // a bar is as long as its value; of lines it is the course that is looked at
+  const low = Math.min(...(bars ? [0] : []), ...values),
+    top = Math.max(...(bars ? [0] : []), ...values);
   const inner = HEIGHT - TOP - BOTTOM,
     wide = WIDTH - LEFT - 10;
   const down = (/** @type {number} */ v) => TOP + inner * (1 - (v - low) / (top - low || 1));
@@ -245,14 +249,26 @@ function Plot({ bars, names, rows, x, y, by }) {
     <span class="legend left">
       ${
         by >= 0 &&
-        series.slice(0, 12).map(
+        series.slice(0, TOLD_APART).map(
           (s, i) => html`
             <span>
-              <i class=${`swatch fill-${(i % 4) + 1}`}></i>
+              <i
+                class=${
+                  bars
+                    ? `swatch fill-${(i % COLOURS) + 1} again-${Math.floor(i / COLOURS)}`
+                    : `line line-${(i % COLOURS) + 1} again-${Math.floor(i / COLOURS)}`
+                }
+              ></i>
               ${s}
             </span>
           `,
         )
+      }
+      ${
+        series.length > TOLD_APART &&
+        html`
+          <span class="quiet">${`and ${series.length - TOLD_APART} more, which look like these`}</span>
+        `
       }
     </span>
     <svg
@@ -283,7 +299,7 @@ function Plot({ bars, names, rows, x, y, by }) {
       )}
       ${series.map((s, i) => {
         const own = used.filter((r) => by < 0 || text(r[by]) === s);
-        const line = `mark-${(i % 4) + 1}`;
+        const line = `mark-${(i % COLOURS) + 1} again-${Math.floor(i / COLOURS) % 3}`;
         if (!bars) {
           const sorted = [...own].sort((a, b) => compare(a[x], b[x]));
           const d = sorted
@@ -291,6 +307,13 @@ function Plot({ bars, names, rows, x, y, by }) {
             .join("");
           return html`
             <path class=${`series ${line}`} d=${d} />
+            ${own.map(
+              (r) => html`
+                <circle class=${line} cx=${across(r[x])} cy=${down(r[y])} r="2.6">
+                  <title>${`${text(r[x])}${s ? `, ${s}` : ""}: ${weight(r[y])}`}</title>
+                </circle>
+              `,
+            )}
           `;
         }
         const width = (0.8 * slot) / series.length;

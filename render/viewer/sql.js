@@ -263,7 +263,7 @@ function Tables({ tables, error, insert }) {
               <span class="quiet small">${` a row is ${t.row}`}</span>
             </summary>
             <button type="button" class="link code" onClick=${() => insert(t.name)}>
-              ${`from ${t.name}`}
+              ${`write ${t.name}`}
             </button>
             <ul>
               ${t.columns.map(

@@ -506,6 +506,8 @@ def test_what_interventions_did_is_drawn(page: Page, planted: Planted) -> None:
     )
     removed = page.get_by_label("What was removed, and what that did")
     expect(removed).to_contain_text("keyframe 1 of 3")  # as under every other picture
+    expect(removed.locator(".scale")).to_contain_text("0.6")  # where the colours end
+    expect(removed.locator(".ramp")).to_be_visible()
     raw = canvas.evaluate(
         "c => Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
     )
@@ -514,6 +516,10 @@ def test_what_interventions_did_is_drawn(page: Page, planted: Planted) -> None:
     for (row, col), effect in EFFECTS.items():
         wanted = colours[round(255 * effect / 0.6)]
         assert (abs(seen[cell_mask(row, col)] - wanted) <= 2).all()
+    time = page.get_by_role("region", name="Time")
+    expect(time).to_be_in_viewport(ratio=1)
+    page.locator("main").evaluate("m => m.scrollTo(0, m.scrollHeight)")
+    expect(time).to_be_in_viewport(ratio=1)
     table = page.get_by_label("Effects").locator("tbody tr")
     expect(table).to_have_count(3)
     expect(table.first).to_contain_text("cell 1,1 on hand_camera")
@@ -767,6 +773,9 @@ def test_sql_is_helped_with_and_its_rows_lead_somewhere(page: Page, planted: Pla
     for form in ("bar", "line"):
         page.get_by_role("radio", name=form).click()
         expect(page.get_by_role("img", name=re.compile("entropy_mean along"))).to_be_visible()
+    # the line's axis is that of the values, whose course would be flat beside 0
+    axis = page.locator(".plot text[text-anchor=end]").all_text_contents()[:3]
+    assert float(axis[0]) == pytest.approx(min(ascending), rel=5e-3)
     page.get_by_role("radio", name="table").click()
     page.get_by_role("button", name="Open row 12", exact=True).click()
     expect(page.locator("h1")).to_be_visible()
@@ -776,6 +785,14 @@ def test_sql_is_helped_with_and_its_rows_lead_somewhere(page: Page, planted: Pla
     page.get_by_role("tab", name="SQL").click()
     history = page.get_by_role("combobox", name="history")
     expect(history.locator("option")).to_have_count(2)
+    box.fill("select i // 8 as place, i % 8 as part, i as value from range(16) t(i)")
+    box.press("Control+Enter")
+    page.get_by_role("radio", name="line").click()
+    expect(page.locator(".plot path.series")).to_have_count(8)
+    looks = page.locator(".plot path.series").evaluate_all(
+        "all => all.map(p => getComputedStyle(p)).map(s => s.stroke + s.strokeDasharray)"
+    )
+    assert len(set(looks)) == 8
 
 
 AXE = Path(sys.prefix) / "viewer" / "node_modules" / "axe-core" / "axe.min.js"
