@@ -110,7 +110,8 @@ ELSEWHERE: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "openpi's environment: make test-openpi runs the same functions, not these lines": (
         ("how-to/openpi.md", "attnstore ingest"), ("how-to/openpi.md", "attnstore record openpi"),
-        ("how-to/openpi.md", "attnstore outcomes"), ("how-to/openpi.md", "client.infer"), ("how-to/openpi.md", "import attnstore\n\nepisode"),
+        ("how-to/openpi.md", "attnstore outcomes"), ("how-to/openpi.md", "client.infer"),
+        ("how-to/openpi.md", "import attnstore\n\nepisode"),
         ("how-to/openpi.md", "import attnstore\nfrom attnstore.ingest.policies"),
         ("how-to/openpi.md", "from openpi.policies"),
         ("how-to/record.md", "attnstore record openpi"),
