@@ -25,7 +25,7 @@ from ..values import Projections, ValueNorms
 from .checkpoint import WEIGHTS, OpenpiJaxCheckpoint, openpi
 from .family import DTYPES, OpenpiFamily
 from .showing import Showing
-from .traced import Shown, TracedCalls, Wanted, output_matrices, tensor
+from .traced import Shown, TracedCalls, Wanted, output_matrices, start_jax, tensor
 
 if TYPE_CHECKING:
     import torch
@@ -279,9 +279,7 @@ class OpenpiJaxPolicy(OpenpiFamily):
 
 
 def _check_device(device: str) -> None:
-    import jax
-
-    found, wanted = jax.devices(), "gpu" if device.startswith("cuda") else device
+    found, wanted = start_jax(), "gpu" if device.startswith("cuda") else device
     if found[0].platform != wanted or len(found) > 1 or device not in ("cpu", "cuda", "cuda:0"):
         raise UsageError(
             f"--device {device}: JAX runs on {len(found)} x {found[0].platform} here, and openpi puts a "

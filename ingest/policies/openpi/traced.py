@@ -8,6 +8,7 @@ inside the scan over layers and the loop over denoising steps or written tokens.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -397,6 +398,25 @@ def _softmaxes() -> Iterator[list[Any]]:
         yield seen
     finally:
         jax.nn.softmax = softmax
+
+
+def start_jax() -> list[Any]:
+    """Return JAX's devices, started if they are not.
+
+    On one core JAX on a CPU starts one thread. That runs the program, and in it the callback of `_send`, which waits
+    for a copy of a large array that the same thread is to make: for ever. XLA takes the number of its threads from
+    ``NPROC``, once.
+    """
+    import jax
+
+    is_alone = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == 1
+    if not is_alone or "NPROC" in os.environ:
+        return list(jax.devices())
+    os.environ["NPROC"] = "2"
+    try:
+        return list(jax.devices())
+    finally:
+        del os.environ["NPROC"]
 
 
 def _send(take: Callable[..., None], *values: Any) -> None:
