@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from .ingest import ingest
 from .ingest_choices import Examination, PolicyChoice, RunChoice
 from .ingest_run import run_ingest
 from .options import StoreCommand, out_directory
-from .output import say
+from .output import say, say_made
 
 if TYPE_CHECKING:
     from attnstore.ingest.datasets.base import Dataset, EpisodeInfo, Frame
@@ -95,6 +96,8 @@ def doctor(
         examination = Examination(lambda *given: _examine(store, *given, act=act, out=out))
         with command.make_context(reader, arguments, parent=context, obj=examination) as below:
             command.invoke(below)
+    same = shlex.join([reader, "STORE", dataset, "--checkpoint", checkpoint, *options])
+    say_made("nothing was stored", f"attnstore ingest {same}")
 
 
 @dataclass(frozen=True, slots=True)

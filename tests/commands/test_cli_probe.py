@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_fixtures import on_a_terminal
 from ingest_fixtures import Zygote, problems, run_attnstore
 
 import attnstore
@@ -65,6 +67,28 @@ def parts(store: Path) -> dict[tuple[str, str], dict[str, Any]]:
         for c in all_commits(StorePaths(store))
         if c.part.startswith("probe-")
     }
+
+
+@pytest.mark.parametrize("command", ["ingest", "probe"])
+def test_progress_on_a_terminal(
+    command: str, store: Path, checkpoint: Path, recordings: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """How many keyframes of all, and the time left; then what was made, and what is next."""
+    monkeypatch.delenv("ATTNSTORE", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    lines: dict[str, list[object]] = {
+        "ingest": ["ingest", "droid", store, recordings, "--policy", "pi0", "--seed", 1],
+        "probe": ["probe", "fidelity", store, "--layers", 0, "--repeats", 1, "--every", 9],
+    }
+    words = [*lines[command], "--checkpoint", checkpoint, "--limit", 1]
+    code, said = on_a_terminal([str(word) for word in words], tmp_path)
+    assert code == 0, said
+    assert re.search(r"\d+/\d+ keyframes [\d:]+ left [-\d]", said), said
+    then = {"ingest": "ls", "probe": "report"}[command]
+    last = said.rstrip().splitlines()[-1]
+    assert re.match(rf"committed 1 episodes, .*; next: attnstore {then} ", last), last
 
 
 def test_fidelity_and_resume(probe: Run, store: Path) -> None:

@@ -32,6 +32,9 @@ def test_what_an_ingest_would_do(checkpoint: Path, tmp_path: Path) -> None:
     assert said.endswith("nothing was found that would fail\n")
     assert "policy pi0, by the checkpoint's files" in done.stderr
     assert "1 episodes to do" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "next: attnstore ingest droid STORE " in last
+    assert last.endswith("--side ext2 --limit 1 --stride 16")
     for camera in ("hand_camera", "varied_camera_2"):
         sheet = decode((pictures / f"{camera}.png").read_bytes(), "e", camera)
         assert sheet.shape[0] == 520
