@@ -88,7 +88,11 @@ def run(setting: Setting) -> list[Figure]:
         whole=whole,
     )  # fmt: skip
     figures += _asked(
-        f"dataset(maps=...): mean map per layer: {whole} episodes", paths.root, ["-c", REDUCE], 1
+        f"dataset(maps=...): mean map per layer: {whole} episodes",
+        paths.root,
+        ["-c", REDUCE],
+        1,
+        aim="",
     )
     return figures
 
@@ -195,10 +199,10 @@ def _asked(what: str, root: Path, command: list[str], repeats: int, aim: str = A
         times.cpu.append(cpu)
         memory = max(memory, peak * 1024)
     quiet = Figure(
-        f"{what}, CPU", min(times.cpu), "CPU s", aim=aim, note="Python's start and imports included"
+        f"{what}, CPU", min(times.cpu), "CPU s", note="Python's start and imports included"
     )
     return [
-        Figure(what, min(times.wall), "s", note=f"least of {repeats}"),
+        Figure(what, min(times.wall), "s", aim=aim, note=f"least of {repeats}"),
         quiet,
         Figure(f"{what}, memory", memory / 1e6, "MB", aim=MEMORY_AIM),
     ]
