@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.format.episode import PhaseSpec
-from attnstore.store.reader.blocks import Dimension, Index
+from attnstore.store.reader.blocks import Cost, Dimension, Index
 from attnstore.store.reader.episode import Episode
 from attnstore.store.reader.selection import (
     Group,
@@ -152,7 +152,7 @@ def rollout_map(
     phase: str = "prefix",
     *,
     keyframe: int,
-    query: str | None = None,
+    query: Group | None = None,
     step: int = -1,
     head_fusion: HeadFusion = "mean",
     residual: float = 0.5,
@@ -164,7 +164,7 @@ def rollout_map(
     Parameters
     ----------
     query
-        Query group, averaged over its tokens; None is the phase's first stored one.
+        Query tokens, averaged; None is the phase's first stored group, all where it has none.
 
     Returns
     -------
@@ -178,12 +178,12 @@ def rollout_map(
     """
     geometry = episode.geometry(camera)
     spec = episode.phase(phase, camera)
-    group = query if query is not None else spec.query_groups[0]
+    group = query if query is not None else next(iter(spec.query_groups), None)
     flow = rollout(
         episode, spec.path, keyframe=keyframe, step=step, head_fusion=head_fusion, residual=residual,
         layers=layers, query=group, key=f"image:{camera}", through_prefix=through_prefix,
     )  # fmt: skip
-    mean = flow.mean("query").to_numpy()
+    mean = (flow.mean("query") if "query" in flow.dims else flow).to_numpy()
     coords = {
         name: flow.coords[name] for name in ("keyframe", "frame", "step") if name in flow.coords
     }
@@ -193,6 +193,28 @@ def rollout_map(
         coords=coords | {"coverage": (("row", "col"), geometry.coverage())},
         attrs=flow.attrs | {"geometry": geometry.to_json(), "camera": camera, "query": group},
         name=f"{spec.phase}_rollout_map",
+    )
+
+
+def rollout_cost(
+    episode: Episode, phase: str, *, keyframe: int, step: int = -1, layers: Index = None
+) -> tuple[Cost, ...]:
+    """Say what `rollout` would read, a layer at a time, without reading: the prefix's layers too.
+
+    Raises
+    ------
+    SelectionError
+        As `rollout`.
+    """
+    spec = episode.phase(phase)
+    inherited = _inherited_positions(episode, spec, _own_positions(spec))
+    chosen = Dimension.of(layers, spec.layers, f"{phase} layer").positions
+    at_step = check_index(step, spec.steps, f"{phase} step") if spec.steps else None
+    read = [(phase, at_step)] if inherited is None else [(phase, at_step), ("prefix", None)]
+    return tuple(
+        episode.explain(name, keyframe=keyframe, step=at, layer=int(layer), query=slice(None))
+        for name, at in read
+        for layer in chosen
     )
 
 

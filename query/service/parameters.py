@@ -115,6 +115,18 @@ class MapParameters(OfEpisode):
     format: Literal["npy", "json"] | None = Field(None, description="Instead of Accept.")
 
 
+class RolloutParameters(OfEpisode):
+    """Of which keyframe and layer the rollout is asked."""
+
+    phase: str = Field(max_length=80, examples=["prefix"])
+    camera: str = Field(max_length=200, examples=["hand_camera"])
+    keyframe: Number = Field(examples=[0])
+    layer: Number = Field(examples=[1], description="Up to this layer, from the first.")
+    step: Number = Field(-1, description="Denoising step, negative ones from the end.")
+    query: Tokens = Field(None, examples=["task"], description="Averaged over these tokens.")
+    format: Literal["npy", "json"] | None = Field(None, description="Instead of Accept.")
+
+
 class ActiveHeadParameters(OfEpisode):
     """Of which map of a layer the active head is asked."""
 

@@ -329,6 +329,26 @@ export interface paths {
     patch?: never;
     trace?: never;
   };
+  "/v1/stores/{store}/episodes/{run}/{episode}/rollout": {
+    parameters: {
+      query?: never;
+      header?: never;
+      path?: never;
+      cookie?: never;
+    };
+    /**
+     * Rollout
+     * @description Return attention rollout over a camera's patches, up to a layer, as `rollout_map` does.
+     */
+    get: operations["rollout"];
+    put?: never;
+    post?: never;
+    delete?: never;
+    options?: never;
+    head?: never;
+    patch?: never;
+    trace?: never;
+  };
   "/v1/stores/{store}/episodes/{run}/{episode}/active-head": {
     parameters: {
       query?: never;
@@ -2392,6 +2412,54 @@ export interface operations {
         active?: "image" | "lab";
         /** @description `value`: attention times the norm of what each key would add through the head, rows made to sum to 1 again; of episodes with value norms. */
         weighting?: "raw" | "value";
+        /** @description Instead of Accept. */
+        format?: ("npy" | "json") | null;
+      };
+      header?: never;
+      path: {
+        store: string;
+        run: string;
+        episode: string;
+      };
+      cookie?: never;
+    };
+    requestBody?: never;
+    responses: {
+      /** @description Successful Response */
+      200: {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["ArrayAnswer"];
+          "application/x-npy": string;
+        };
+      };
+      /** @description Client Error */
+      "4XX": {
+        headers: {
+          [name: string]: unknown;
+        };
+        content: {
+          "application/json": components["schemas"]["Failure"];
+        };
+      };
+    };
+  };
+  rollout: {
+    parameters: {
+      query: {
+        /** @description The episode's `version`. If it is the current one, the answer may be kept for ever. */
+        v?: string | null;
+        phase: string;
+        camera: string;
+        keyframe: number;
+        /** @description Up to this layer, from the first. */
+        layer: number;
+        /** @description Denoising step, negative ones from the end. */
+        step?: number;
+        /** @description Averaged over these tokens. */
+        query?: string | null;
         /** @description Instead of Accept. */
         format?: ("npy" | "json") | null;
       };

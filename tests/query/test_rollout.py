@@ -23,7 +23,7 @@ from store_fixtures import write_episode
 
 import attnstore
 from attnstore.query import Episode
-from attnstore.query.attention.rollout import layer_matrix, rollout, rollout_map
+from attnstore.query.attention.rollout import layer_matrix, rollout, rollout_cost, rollout_map
 from attnstore.store.errors import SelectionError, UsageError
 from attnstore.store.opening import create_store
 
@@ -157,6 +157,8 @@ def test_three_tokens_and_two_layers_by_hand() -> None:
     assert_array_equal(rollout(one, keyframe=0, query=2), expected[2])
     assert_array_equal(rollout(one, keyframe=0, query="text", key="image:cam"), [expected[2][:2]])
     assert_array_equal(rollout_map(one, "cam", keyframe=0), [expected[2][:2]])
+    assert_array_equal(rollout_map(one, "cam", keyframe=0, query=0), [expected[0][:2]])
+    assert_array_equal(rollout_map(one, "cam", keyframe=0, query=[0, 1]), [[0.53125, 0.46875]])
 
 
 def test_suffix_by_hand() -> None:
@@ -246,6 +248,14 @@ def test_one_layer_is_read_at_a_time() -> None:
         keyframe, *_, layer = index[: 2 if phase == "prefix" else 3]
         assert keyframe == slice(1, 2)
         assert layer in (slice(0, 1), slice(1, 2))
+
+
+def test_the_cost_is_of_what_is_read(episode: Episode) -> None:
+    costs = rollout_cost(episode, "suffix", keyframe=0, layers=range(2))
+    assert [c.array for c in costs] == ["suffix/attention"] * 2 + ["prefix/attention"] * 2
+    for name, where in (("suffix", {"step": 0}), ("prefix", {})):
+        read: Any = episode.attention(name, keyframe=0, layer=0, **where)
+        assert {c.shape for c in costs if c.array.startswith(name)} == {read.shape}
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from under_way import CAMERA, RECORDING, HandMade
 
 import attnstore
 from attnstore.query import Episode, Store
+from attnstore.query.attention import rollout_map
 from attnstore.query.groups.comparison import compare
 from attnstore.query.sql.named import named_query
 from attnstore.render import draw
@@ -199,6 +200,38 @@ class TestArrays:
         np.testing.assert_array_equal(
             words, episode.maps(phase, camera, query=0, layer=0, head=0).values
         )
+
+    @pytest.mark.parametrize("phase", ["prefix", "suffix"])
+    def test_rollout(self, server: Server, base: str, episode: Episode, phase: str) -> None:
+        url, camera = f"{base}/rollout", "varied_camera_1"
+        for query, group in (("", None), ("0", 0), ("1,2", [1, 2])):
+            asked: dict[str, Any] = {"phase": phase, "camera": camera, "keyframe": 1, "layer": -1}
+            found = npy(server, url, query=query, **asked)
+            expected = rollout_map(episode, camera, phase, keyframe=1, query=group)
+            np.testing.assert_array_equal(found, expected.values)
+        told = server.get(url, phase=phase, camera=camera, keyframe=1, layer=0, step=0).json()
+        first = rollout_map(episode, camera, phase, keyframe=1, step=0, layers=range(1))
+        np.testing.assert_array_equal(np.array(told["values"], np.float32), first.values)
+        assert told["dims"] == ["row", "col"]
+        assert told["attrs"]["geometry"] == episode.geometry(camera).to_json()
+        assert (told["attrs"]["layers"], told["attrs"]["query"]) == ([0], first.attrs["query"])
+
+    def test_rollout_is_the_product_of_the_layers(
+        self, server: Server, base: str, episode: Episode
+    ) -> None:
+        weights = np.nan_to_num(episode.attention("prefix", keyframe=0).values).mean(1)
+        mixed = weights / 2 + np.eye(weights.shape[-1]) / 2
+        one, two = mixed / mixed.sum(-1, keepdims=True)
+        spec = episode.phase("prefix")
+        task, patches = spec.query["task"], spec.key["image:hand_camera"]
+        rows = np.arange(task.start, task.stop)
+        here = ~np.isnan(episode.attention("prefix", keyframe=0, layer=0, head=0).values).all(1)
+        product = (two @ one)[rows[here[rows]], patches.start : patches.stop].mean(0)
+        where: dict[str, Any] = {"phase": "prefix", "camera": "hand_camera", "keyframe": 0}
+        found = npy(server, f"{base}/rollout", layer=1, query="task", **where)
+        np.testing.assert_allclose(found.ravel(), product, rtol=1e-5)
+        wrong = server.get(f"{base}/rollout", layer=9, **where)
+        assert (wrong.status, "layer 9 is out of range" in wrong.message) == (400, True)
 
     def test_sinks_are_taken_out(self, server: Server, base: str, episode: Episode) -> None:
         where: dict[str, Any] = {"phase": "prefix", "camera": "hand_camera"}

@@ -32,6 +32,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 from store_fixtures import sealed, write_episode
 
+import attnstore
 from attnstore.commands.serve import serve
 from attnstore.query import Episode
 from attnstore.query.groups.difference import at_moments
@@ -744,6 +745,41 @@ def test_a_killed_service_leaves_no_process(good: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == -9
     assert _soon(lambda: not psutil.pid_exists(int(done.stdout)), 5)
+
+
+def test_a_rollout_of_too_many_weights_is_refused(tmp_path: Path) -> None:
+    """A layer as large as no slice may be, or layers as many as no request may read."""
+    paths = create_store(tmp_path / "deep.attn")
+    write_episode(paths, "success/deep", keyframes=1, layers=40, heads=1, steps=1)
+    episode = attnstore.open(paths.root).episode("success/deep")
+    layer = episode.attention("prefix", keyframe=0, layer=0).nbytes
+
+    def ask(most: int, phase: str, layer: int) -> tuple[int, str]:
+        app = create_app(ServiceConfig((paths.root,), TOKEN, limits=Limits(slice_bytes=most)))
+        messages: list[Message] = []
+
+        async def send(message: Message) -> None:
+            messages.append(message)
+
+        path = f"/v1/stores/deep/episodes/{episode.run}/{episode.id}/rollout"
+        asked = f"phase={phase}&camera={episode.cameras[0]}&keyframe=0&layer={layer}"
+        scope = {
+            "type": "http", "method": "GET", "path": path, "raw_path": path.encode(),
+            "query_string": asked.encode(), "root_path": "", "scheme": "http",
+            "server": ("localhost", 80),
+            "headers": [(b"host", b"localhost"), (b"authorization", f"Bearer {TOKEN}".encode())],
+        }  # fmt: skip
+        anyio.run(app, scope, _silence, send)
+        body = b"".join(m.get("body", b"") for m in messages)
+        return messages[0]["status"], body.decode()
+
+    assert ask(layer, "prefix", 14)[0] == 200
+    assert ask(layer, "suffix", 2)[0] == 200
+    status, said = ask(layer - 1, "prefix", 0)
+    assert (status, "select fewer" in said) == (413, True)
+    for phase, last in (("prefix", 39), ("suffix", 14)):  # whose prefix is read, too
+        status, said = ask(layer, phase, last)
+        assert (status, "ask for a lower layer" in said) == (413, True)
 
 
 def test_the_page_of_a_viewer(good: Path, tmp_path: Path) -> None:

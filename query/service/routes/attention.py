@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from attnstore.store.rules import (
     standing_step,
 )
 
+from ...attention.rollout import rollout_cost, rollout_map
 from ..answers import ActiveHead, ArrayAnswer
 from ..endpoint import EPISODE, Asked, binary
 from ..endpoint import router as new_router
@@ -27,6 +29,7 @@ from ..guard.refusal import Refusal
 from ..parameters import (
     ActiveHeadParameters,
     MapParameters,
+    RolloutParameters,
     SliceParameters,
     parse_group,
     parse_index,
@@ -71,6 +74,23 @@ async def maps(
     """Return maps of attention over a camera's patches, as `Episode.maps` does."""
     most = asked.service.config.limits.slice_bytes
     return await asked.array(parameters.format, lambda: read_maps(asked.episode, parameters, most))
+
+
+@router.get("/rollout", responses=binary(NPY))
+async def rollout(
+    asked: Asked, parameters: Annotated[RolloutParameters, Query()]
+) -> Json[ArrayAnswer] | Response:
+    """Return attention rollout over a camera's patches, up to a layer, as `rollout_map` does."""
+    p, episode, most = parameters, asked.episode, asked.service.config.limits.slice_bytes
+
+    def read() -> xr.DataArray:
+        spec = episode.phase(p.phase, p.camera)
+        last = check_index(p.layer, spec.layers, f"{p.phase} layer")
+        at: dict[str, Any] = {"keyframe": p.keyframe, "step": p.step, "layers": range(last + 1)}
+        _check_layers(rollout_cost(episode, spec.path, **at), most)
+        return rollout_map(episode, p.camera, spec.path, query=map_group(p.query), **at)
+
+    return await asked.array(parameters.format, read)
 
 
 @router.get("/active-head")
@@ -193,6 +213,19 @@ def _check_heads(
         ),
         most,
     )
+
+
+def _check_layers(costs: Sequence[Cost], most: int) -> None:
+    """Refuse a rollout that reads a layer, or as many of them, as no other request may."""
+    for cost in costs:
+        _check_cost(cost, most)
+    size = sum(cost.decoded_bytes for cost in costs)
+    if size // 16 > most:
+        raise Refusal(
+            413,
+            f"this rollout reads {len(costs)} matrices of {size / 1e6:.0f} MB; at most "
+            f"{16 * most / 1e6:.0f} MB are read for a request: ask for a lower layer",
+        )
 
 
 def _check_cost(cost: Cost, most: int, averaged: int = 1) -> None:
