@@ -6,13 +6,21 @@ import { NAMES } from "./colormaps.js";
 import { html } from "./html.js";
 import { headName, layerName } from "./numbers.js";
 import { generated, phaseOf, tokens } from "./questions.js";
-import { namesOf } from "./state.js";
+import { namesOf, sourcesOf } from "./state.js";
 
 /** @import {Change, Episode, View} from "./types" */
 
+const SOURCES = {
+  raw: "raw: how much of a token is taken",
+  value: "value: times the norm of what the token adds through the head; each row is made to sum to 1 again",
+  rollout: "rollout: the layers up to the shown one multiplied, residual included, all heads fused by mean",
+};
+
 /** @param {{e: Episode, view: View, change: Change}} props */
 export function Selection({ e, view, change }) {
-  const { layers, heads, steps, query_groups, query, values } = phaseOf(e, view);
+  const { layers, heads, steps, query_groups, query } = phaseOf(e, view);
+  const sources = sourcesOf(view, phaseOf(e, view));
+  const rolled = view.weighting === "rollout";
   const kept = query_groups.map((group, i) => [i ? group : "", `${group} tokens`]);
   const names = new Set(query.flatMap(namesOf).filter((name) => !query_groups.includes(name)));
   const queries = [...kept, ...[...names].map((name) => [name, name])];
@@ -52,17 +60,17 @@ export function Selection({ e, view, change }) {
       <${Choice}
         label="Over them"
         value=${view.reduce}
-        options=${["max", "mean"]}
+        options=${rolled ? ["mean"] : ["max", "mean"]}
         change=${(/** @type {any} */ reduce) => change({ reduce })}
       />
       ${
-        values &&
+        sources.length > 1 &&
         html`
           <${Choice}
             label="Weighting"
             value=${view.weighting}
-            options=${["raw", "value"]}
-            title="raw: how much of a token is taken. value: times the norm of what the token adds through the head; each row is made to sum to 1 again"
+            options=${sources}
+            title=${sources.map((source) => SOURCES[source]).join(". ")}
             change=${(/** @type {any} */ weighting) => change({ weighting })}
           />
         `
@@ -75,7 +83,7 @@ export function Selection({ e, view, change }) {
       }
       <${Slider}
         label="Layer"
-        shown=${layerName(view.layer)}
+        shown=${rolled ? `up to ${layerName(view.layer)}` : layerName(view.layer)}
         value=${view.layer}
         most=${layers - 1}
         change=${(/** @type {number} */ layer) => change({ layer })}
@@ -83,11 +91,15 @@ export function Selection({ e, view, change }) {
       <${Menu}
         label="Head"
         value=${view.head}
-        options=${[
-          ...(query_groups.length ? [["active", "active"]] : []),
-          ["mean", "mean"],
-          ...Array.from({ length: heads }, (_, h) => [String(h), headName(h)]),
-        ]}
+        options=${
+          rolled
+            ? [["mean", "all, fused by mean"]]
+            : [
+                ...(query_groups.length ? [["active", "active"]] : []),
+                ["mean", "mean"],
+                ...Array.from({ length: heads }, (_, h) => [String(h), headName(h)]),
+              ]
+        }
         change=${(/** @type {string} */ head) => change({ head })}
       />
       ${
@@ -123,6 +135,7 @@ export function Selection({ e, view, change }) {
 
 /** @param {{view: View, change: Change}} props */
 export function Appearance({ view, change }) {
+  const rolled = view.weighting === "rollout";
   return html`
     <div class="controls column" role="group" aria-label="Appearance">
       <${Slider}
@@ -144,7 +157,7 @@ export function Appearance({ view, change }) {
         value=${view.scale}
         options=${[
           ["frame", "of each frame"],
-          ["episode", "of the episode"],
+          ...(rolled ? [] : [["episode", "of the episode"]]),
           ["cameras", "of all cameras"],
         ]}
         change=${(/** @type {any} */ scale) => change({ scale })}
@@ -173,6 +186,7 @@ export function Appearance({ view, change }) {
         <input
           type="checkbox"
           checked=${view.sinks}
+          disabled=${rolled}
           onChange=${(/** @type {any} */ x) => change({ sinks: x.target.checked })}
         />
         take sinks out

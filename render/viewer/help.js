@@ -12,7 +12,7 @@ const KEYS = [
   ["a  m", "the active head, the mean of heads"],
   ["n p", "next, previous episode"],
   ["s", "take sinks out, or not"],
-  ["w", "raw attention, or what it carries (value)"],
+  ["w", "raw attention, what it carries (value), what came through the layers (rollout)"],
   ["Esc", "forget the token, the patches and the object"],
   ["/", "filter episodes"],
   ["?", "this help"],
@@ -56,6 +56,12 @@ export function Help({ open, close }) {
         Dimmed pixels are never seen by the policy; attention to the letterbox is not drawn, its share is
         printed above the picture. With weighting “value”, attention times the size of what each token adds
         through the head, as a share of the row's sum: a sink that adds nothing goes dark.
+      </p>
+      <p>
+        With “rollout” (Abnar & Zuidema 2020), the layers up to the shown one are multiplied, heads fused by
+        mean, each layer mixed half and half with the identity that stands for the residual: from which
+        patches information may have come. It takes information to mix linearly and leaves out values and
+        MLPs: what could flow, not what did.
       </p>
       <p>
         A map shows where image tokens sit. After a vision encoder has mixed all patches, a token is no longer

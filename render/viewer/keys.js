@@ -3,6 +3,7 @@
 import { useEffect, useRef } from "./html.js";
 import { choosing } from "./objects.js";
 import { phaseOf } from "./questions.js";
+import { sourcesOf } from "./state.js";
 
 /** @import {Change, Episode, View} from "./types" */
 
@@ -42,7 +43,8 @@ function act(key, { e, view, change, togglePlay, help, neighbour }) {
   }
   if (key === "n" || key === "p") return (neighbour(key === "n" ? 1 : -1), true);
   if (!e || view.view === "sql" || view.view === "overview") return false;
-  const { layers, heads, values } = phaseOf(e, view);
+  const { layers, heads } = phaseOf(e, view);
+  const sources = sourcesOf(view, phaseOf(e, view));
   const last = e.frames.length - 1;
   const head = /^\d+$/.test(view.head) ? Number(view.head) : -1;
   const keyframe = (/** @type {number} */ to) =>
@@ -57,14 +59,18 @@ function act(key, { e, view, change, togglePlay, help, neighbour }) {
     End: view.view === "compare" ? { time: 1 } : { keyframe: last },
     ArrowUp: { layer: Math.max(0, view.layer - 1) },
     ArrowDown: { layer: Math.min(layers - 1, view.layer + 1) },
+    w: { weighting: sources[(sources.indexOf(view.weighting) + 1) % sources.length] },
+    Escape: { query: "", brush: "", ...choosing(view, "") },
+  };
+  /** @type {Record<string, Partial<View>>} */
+  const ofHead = {
     "[": { head: String(Math.max(0, head < 0 ? 0 : head - 1)) },
     "]": { head: String(Math.min(heads - 1, head + 1)) },
     a: { head: "active" },
     m: { head: "mean" },
     s: { sinks: !view.sinks },
-    ...(values ? { w: { weighting: view.weighting === "raw" ? "value" : "raw" } } : {}),
-    Escape: { query: "", brush: "", ...choosing(view, "") },
   };
+  if (view.weighting !== "rollout") Object.assign(changes, ofHead);
   if (key === " ") return (togglePlay(), true);
   if (!changes[key]) return false;
   change(changes[key]);

@@ -1,11 +1,13 @@
 // One episode: its cameras with heat, and everything that says what the heat is of.
 
 import { useAnswer, useAnswers } from "./answers.js";
+import { get, peek } from "./api.js";
 import { colours } from "./colormaps.js";
 import { Appearance, Selection } from "./controls.js";
 import { pixels, pixelsHere, preload } from "./frames.js";
 import { blending as blendingOf, limitsOf } from "./heat.js";
 import { html, useEffect, useList, useMemo } from "./html.js";
+import { Unanswered } from "./kept.js";
 import { mapAt, mapsOf, massOf, ofHead } from "./maps.js";
 import { HeadMatrix } from "./matrix.js";
 import { headText, layerName, percent, weightedText } from "./numbers.js";
@@ -19,6 +21,7 @@ import {
   isStored,
   maps as askMaps,
   phaseOf,
+  rollout as askRollout,
   sinks as askSinks,
   stepOf,
   trace,
@@ -67,12 +70,44 @@ export function useMaps(e, view, cameras) {
   }));
 }
 
+/**
+ * As `useMaps`, the rollout of the keyframe that is shown alone, which reads all layers; where it is not
+ * defined or too much, what the service says.
+ * @param {Episode} e @param {View} view @param {string[]} cameras
+ */
+function useRollouts(e, view, cameras) {
+  const answers = useAnswers(cameras.map((c) => askRollout(e, view, c, view.keyframe)));
+  const arrived = useList(answers.map((a) => a.value));
+  const maps = useMemo(
+    () => arrived.map((value) => (value ? mapsOf({ ...value, shape: [1, ...value.shape] }) : null)),
+    [arrived],
+  );
+  return cameras.map((camera, i) => {
+    const { pending, error } = answers[i];
+    const refused = error instanceof Unanswered && [400, 404, 413].includes(error.status);
+    return {
+      camera,
+      head: /** @type {const} */ ("mean"),
+      maps: maps[i],
+      chosenBy: undefined,
+      pending,
+      error: refused ? undefined : error,
+      refusal: refused ? error.message : "",
+    };
+  });
+}
+
 /** @param {{e: Episode, view: View, change: Change, playing: boolean, play: (on: boolean) => void, theme: string}} props */
 export function Look({ e, view, change, playing, play, theme }) {
   const phase = phaseOf(e, view);
   const { cameras } = phase;
-  const loaded = useMaps(e, view, cameras);
-  const ready = loaded.every((one) => one.maps || one.error);
+  const rolled = view.weighting === "rollout";
+  const attention = useMaps(e, view, rolled ? [] : cameras);
+  const rollouts = useRollouts(e, view, rolled ? cameras : []);
+  const loaded = rolled ? rollouts : attention;
+  const at = rolled ? 0 : view.keyframe; // of the maps that are here
+  const refusal = rollouts.find((one) => one.refusal)?.refusal;
+  const ready = loaded.every((one) => one.maps || one.error) || !!refusal;
   const blending = useMemo(
     () => blendingOf(colours(view.cmap), view.alpha, view.blend),
     [view.cmap, view.alpha, view.blend],
@@ -82,7 +117,7 @@ export function Look({ e, view, change, playing, play, theme }) {
     () => maps.map((found, i) => limitsOf(found ? [found.data] : [], e.cameras[cameras[i]].coverage)),
     [e, maps],
   );
-  const masses = useMasses(e, view, loaded);
+  const masses = useMasses(e, view, loaded, at);
   const notes = useSinks(e, view, loaded);
   const brush = brushOf(view);
   const outlines = useOutlines(e, view);
@@ -96,7 +131,7 @@ export function Look({ e, view, change, playing, play, theme }) {
   }, [e, ready, cameras.join()]);
 
   const shown = loaded.map(({ camera, head, maps, chosenBy, pending, error }, i) => {
-    const map = maps ? mapAt(maps, view.keyframe) : null;
+    const map = maps ? mapAt(maps, at) : null;
     const absent = map?.every(Number.isNaN) ?? false;
     const frame = map ? limitsOf([map], e.cameras[camera].coverage) : null;
     const shared = /** @type {import("./types").Limits} */ ([
@@ -107,7 +142,9 @@ export function Look({ e, view, change, playing, play, theme }) {
       camera,
       map: absent ? null : map,
       limits: (view.scale === "frame" ? frame : view.scale === "episode" ? whole[i] : shared) ?? [0, 1],
-      head: `${layerName(view.layer)} ${headText(head)}${chosenBy ? " (active)" : ""}${weightedText(view)}`,
+      head: rolled
+        ? `rollout up to ${layerName(view.layer)}`
+        : `${layerName(view.layer)} ${headText(head)}${chosenBy ? " (active)" : ""}${weightedText(view)}`,
       headTitle: chosenBy
         ? `The most active head of the episode, by ${chosenBy} of the map that is shown.`
         : "",
@@ -121,13 +158,27 @@ export function Look({ e, view, change, playing, play, theme }) {
   const imagesHere = (/** @type {number} */ keyframe) => {
     const missing = cameras.filter((c) => !pixelsHere(e, c, keyframe, ...pictureSize(e.cameras[c])));
     for (const c of missing) pixels(e, c, keyframe, ...pictureSize(e.cameras[c])).catch(() => {});
-    return missing.length === 0;
+    const unrolled = rolled && !refusal ? cameras.map((c) => askRollout(e, view, c, keyframe)) : [];
+    const coming = unrolled.filter((question) => peek(question) === undefined);
+    for (const question of coming) get(question).catch(() => {});
+    return missing.length === 0 && coming.length === 0;
   };
   const headOf = (/** @type {string} */ camera) => loaded[cameras.indexOf(camera)]?.head ?? null;
   return html`
     <div class="look">
       <div class="main">
         <${Selection} e=${e} view=${view} change=${change} />
+        ${
+          rolled &&
+          html`
+            <p class="note">
+              ${
+                refusal ??
+                `Rollout up to ${layerName(view.layer)}, all heads, fused by mean: from which patches information may have come. Matrix, traces, objects and the tokens' bars are of raw attention.`
+              }
+            </p>
+          `
+        }
         <div class="panes">
           ${shown.map(
             (one) => html`
@@ -199,8 +250,9 @@ export function Look({ e, view, change, playing, play, theme }) {
  * Attention on image and letterbox at the keyframe: from the stored statistics, or from the map where it
  * is a mean over queries.
  * @param {Episode} e @param {View} view @param {ReturnType<typeof useMaps>} loaded
+ * @param {number} at which of the maps is shown
  */
-function useMasses(e, view, loaded) {
+function useMasses(e, view, loaded, at) {
   const single = /^\d+$/.test(view.query);
   const summed = (single || view.reduce === "mean") && !view.sinks;
   const stored = !summed && isStored(e, view) && phaseOf(e, view).query_groups.length > 0;
@@ -211,7 +263,7 @@ function useMasses(e, view, loaded) {
   );
   return loaded.map(({ camera, head, maps }, i) => {
     if (head === null) return null;
-    if (summed) return maps && massOf(mapAt(maps, view.keyframe), e.cameras[camera]);
+    if (summed) return maps && massOf(mapAt(maps, at), e.cameras[camera]);
     const [image, letterbox] = [answers[2 * i], answers[2 * i + 1]].map(
       (a) => a.value && lineOf(a.value, head)[view.keyframe],
     );

@@ -73,7 +73,7 @@ export function HeadMatrix({ e, view, change, keyframe, active }) {
             active=${view.head === "active" ? active : null}
             unit=${answer.value.unit}
             name=${ofObject ? `${ofObject} of ${view.object}` : name}
-            choose=${(/** @type {number} */ layer, /** @type {number} */ head) => change({ layer, head: String(head) })}
+            choose=${(/** @type {number} */ layer, /** @type {number} */ head) => change({ layer, head: String(head), ...(view.weighting === "rollout" && { weighting: "raw" }) })}
           />
         `
       }

@@ -34,4 +34,5 @@ export const keyframeName = (keyframe, count) => `keyframe ${keyframe + 1} of ${
 export const headText = (head) => (head === null ? "…" : head === "mean" ? "mean of heads" : headName(head));
 
 /** What is said of a weighting that is not the usual one. @param {import("./types").View} view */
-export const weightedText = (view) => (view.weighting === "raw" ? "" : ", value-weighted");
+export const weightedText = (view) =>
+  ({ raw: "", value: ", value-weighted", rollout: ", rollout, all heads fused by mean" })[view.weighting];

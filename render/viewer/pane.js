@@ -114,7 +114,7 @@ export function Pane({ e, view, camera, shown, blending, outlines = [], brush = 
         <span class="quiet" title=${shown.headTitle ?? ""}>${head}</span>
         <span
           class="numbers"
-          title="Share of the attention that falls on this camera's image, and on its letterbox, which is never drawn"
+          title=${`Share of the ${view.weighting === "rollout" ? "rollout" : "attention"} that falls on this camera's image, and on its letterbox, which is never drawn`}
         >
           ${
             mass &&

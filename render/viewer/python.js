@@ -24,15 +24,25 @@ export function pythonCall(e, view, camera, head, address) {
       ? ""
       : `, query=${/^\d+$/.test(view.query) ? view.query : literal(view.query)}`;
   const corrected = view.sinks ? ", sink_corrected=True" : "";
-  const weighted = view.weighting === "raw" ? "" : `, weighting=${literal(view.weighting)}`;
+  const rolled = view.weighting === "rollout";
+  const weighted = view.weighting === "value" ? ', weighting="value"' : "";
+  const shown = rolled
+    ? [
+        `shown = rollout_map(episode, ${literal(camera)}, ${literal(view.phase)}, keyframe=${view.keyframe}, ` +
+          `layers=range(${view.layer + 1})${stepped ? `, step=${view.step}` : ""}${query})  # (row, col)`,
+      ]
+    : [
+        `maps = episode.maps(${literal(view.phase)}, ${literal(camera)}, keyframe=${view.keyframe}, ` +
+          `${selection}, reduce=${literal(view.reduce)}${query}${corrected}${weighted})`,
+        head === "mean" ? 'shown = maps.mean("head")  # (row, col)' : "shown = maps  # (row, col)",
+      ];
   const lines = [
     "import attnstore",
+    ...(rolled ? ["from attnstore.query.attention import rollout_map"] : []),
     "",
     `store = attnstore.open(${literal(address)})  # ATTNSTORE_TOKEN is set; or a path`,
     `episode = store.episode(${literal(e.episode)}, run=${literal(e.run)})  # ${comment(e.name)}`,
-    `maps = episode.maps(${literal(view.phase)}, ${literal(camera)}, keyframe=${view.keyframe}, ` +
-      `${selection}, reduce=${literal(view.reduce)}${query}${corrected}${weighted})`,
-    head === "mean" ? 'shown = maps.mean("head")  # (row, col)' : "shown = maps  # (row, col)",
+    ...shown,
   ];
   const brush = brushOf(view);
   if (brush) {

@@ -120,6 +120,21 @@ export const maps = (e, view, camera, head) =>
   });
 
 /**
+ * Attention rollout up to the layer, at a keyframe: (row, col).
+ * @param {Episode} e @param {View} view @param {string} camera @param {number} keyframe
+ */
+export const rollout = (e, view, camera, keyframe) =>
+  asks("rollout", {
+    ...of(e),
+    phase: view.phase,
+    camera,
+    keyframe,
+    layer: view.layer,
+    step: stepOf(e, view),
+    query: queryOf(e, view),
+  });
+
+/**
  * A metric of every layer and head, over the episode or at a keyframe.
  * @param {Episode} e @param {View} view @param {string} camera @param {string} metric
  * @param {number | null} keyframe

@@ -1,8 +1,9 @@
 // What the page shows, and its writing in the address: a link shows the same.
 
+import { ABSENT_WEIGHTING } from "./api.js";
 import { NAMES } from "./colormaps.js";
 
-/** @import {Brush, Episode, Span, View} from "./types" */
+/** @import {Brush, Episode, Phase, Span, View} from "./types" */
 
 /** @type {Readonly<View>} */
 export const START = Object.freeze({
@@ -50,7 +51,7 @@ export const START = Object.freeze({
 const CHOICES = {
   view: ["overview", "look", "heads", "actions", "causes", "knowledge", "compare", "sql"],
   reduce: ["max", "mean"],
-  weighting: ["raw", "value"],
+  weighting: ["raw", "value", "rollout"],
   active: ["image", "lab"],
   matrix: ["episode", "keyframe"],
   cmap: NAMES,
@@ -116,7 +117,7 @@ export const isStep = (a, b) => STEPS.some((name) => a[name] !== b[name]);
 export function fitted(view, e) {
   const paths = Object.keys(e.phases);
   const phase = paths.includes(view.phase) ? view.phase : paths.includes("prefix") ? "prefix" : paths[0];
-  const { layers, heads, steps, query, query_groups, cameras, values } = e.phases[phase];
+  const { layers, heads, steps, query, query_groups, cameras } = e.phases[phase];
   const within = (/** @type {number} */ at, /** @type {number} */ count) =>
     Math.min(Math.max(at, 0), count - 1);
   const head = /^\d+$/.test(view.head) ? String(within(+view.head, heads)) : view.head;
@@ -128,21 +129,47 @@ export function fitted(view, e) {
       // a span, a kind, a role, a range in one, a word: word:cube
       query.some((s) => namesOf(s).some((n) => n === view.query || view.query.startsWith(`${n}:`))) ||
       (/^word:./.test(view.query) && query.some((s) => s.kind === "text"));
+  const weighting = sourcesOf(view, e.phases[phase]).find((source) => source === view.weighting) ?? "raw";
   const brush = brushOf(view);
   const usual = query_groups[0] ?? query.find((s) => s.role === "task")?.name ?? query[0].name;
   return {
     ...view,
     phase,
     layer: within(view.layer, layers),
-    weighting: values ? view.weighting : "raw",
+    weighting,
     head: head === "mean" || /^\d+$/.test(head) ? head : query_groups.length ? "active" : "mean",
     step: steps === null ? -1 : view.step >= 0 ? within(view.step, steps) : phase === "decode" ? 0 : -1,
     keyframe: within(view.keyframe, e.frames.length),
     query: known ? view.query : query_groups.length ? "" : usual,
     camera: cameras.includes(view.camera) ? view.camera : (cameras[0] ?? ""),
     brush: brush && inGrid(brush, e) ? view.brush : "",
+    ...(weighting === "rollout" ? rolled(view) : {}),
   };
 }
+
+/**
+ * What maps may be of, in this view.
+ * @param {View} view @param {Phase} phase
+ * @returns {View["weighting"][]}
+ */
+export const sourcesOf = (view, { values }) => [
+  "raw",
+  ...(values ? [/** @type {const} */ ("value")] : []),
+  // other views show many maps at once, and a rollout reads all layers for one
+  ...(view.view === "look" && !ABSENT_WEIGHTING ? [/** @type {const} */ ("rollout")] : []),
+];
+
+/**
+ * What a rollout leaves no choice of: heads and query tokens are averaged, and a keyframe's map comes alone.
+ * @param {View} view
+ * @returns {Partial<View>}
+ */
+const rolled = ({ scale }) => ({
+  head: "mean",
+  reduce: "mean",
+  sinks: false,
+  scale: scale === "episode" ? "frame" : scale,
+});
 
 /** What its tokens are called, alone or with others. @param {Span} s @returns {string[]} */
 export const namesOf = (s) => [s.name, s.kind, ...(s.role ? [s.role] : [])];

@@ -81,7 +81,7 @@ export interface View {
   phase: string;
   query: string;
   reduce: "max" | "mean";
-  weighting: "raw" | "value";
+  weighting: "raw" | "value" | "rollout";
   layer: number;
   head: string;
   active: "image" | "lab";
@@ -157,7 +157,8 @@ export interface Question<N extends QuestionName> extends Asked {
 }
 
 /** What a question is answered with. */
-export type Answered<N extends QuestionName> = N extends "maps" | "attention" | "policy_array" | "denoising"
+export type Answered<N extends QuestionName> = N extends
+  "maps" | "rollout" | "attention" | "policy_array" | "denoising"
   ? NumberArray
   : N extends "frame"
     ? Blob

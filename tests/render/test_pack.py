@@ -146,7 +146,9 @@ def test_everything_that_a_pack_promises_is_in_it(page: Page, packed: Path) -> N
 
 
 def test_what_is_not_in_it_says_so(page: Page, packed: Path) -> None:
-    show(page, packed, brush="hand_camera:1-1:1-1")
+    show(page, packed, brush="hand_camera:1-1:1-1", weighting="rollout")  # a link of the service
+    expect(page.get_by_label("Weighting")).to_have_count(0)
+    expect(page.locator(".pane figcaption").first).not_to_contain_text("rollout")
     weights = "weights between tokens are not in this pack: attnstore pull --tier full"
     expect(page.locator(".error")).to_have_text(weights)
     page.locator("button.token").first.click()

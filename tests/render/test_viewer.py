@@ -40,6 +40,7 @@ from viewer_fixtures import (
 
 import attnstore
 from attnstore.query import Episode
+from attnstore.query.attention import rollout_map
 from attnstore.query.groups.run_diff import diff_episodes
 from attnstore.render.picture import colormap
 from attnstore.render.serving import PAGE
@@ -964,7 +965,83 @@ def test_the_weighting_is_switched(page: Page, planted: Planted) -> None:
     page.get_by_role("button", name="Python").click()
     expect(page.get_by_label("Python call")).to_contain_text('weighting="value"')
     page.keyboard.press("w")
+    expect(caption).to_contain_text("rollout")
+    page.keyboard.press("w")
+    expect(caption).to_contain_text(f"L{LAYER:02d} H{HEAD:02d}")
     expect(caption).not_to_contain_text("value-weighted")
+
+
+@pytest.mark.parametrize("phase", ["prefix", "suffix"])
+def test_rollout_is_one_of_the_sources(
+    page: Page, planted: Planted, phase: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Picture, printed number, CSV and Python are the rollout's, at each keyframe; a head's come back."""
+    show(page, planted, phase=phase, layer=LAYER, head=HEAD, keyframe=1, scale="episode", sinks=1)
+    raw = pixels(page, CAMERAS[0])
+    page.get_by_role("radio", name="rollout").click()
+    caption = page.locator(f'[data-camera="{CAMERAS[0]}"] figcaption')
+    expect(caption).to_contain_text(f"rollout up to L{LAYER:02d}")
+    note = page.locator(".look .note").first
+    expect(note).to_contain_text("all heads, fused by mean")
+    expect(note).to_contain_text("tokens' bars are of raw attention")
+    settle(page)
+    assert (pixels(page, CAMERAS[0]) != raw).any()
+    expect(page).to_have_url(re.compile("weighting=rollout"))
+    expect(page.get_by_label("take sinks out")).to_be_disabled()
+    for keyframe in (1, 2):
+        page.get_by_role("slider", name="Keyframe").fill(str(keyframe))
+        settle(page)
+        with page.expect_download() as saved:
+            page.get_by_role("button", name="CSV").click()
+        rows = list(csv.DictReader(io.StringIO(saved.value.path().read_text())))
+        said = {(r["weighting"], r["head"], r["reduce"], r["sink_corrected"]) for r in rows}
+        assert said == {("rollout", "mean", "mean", "false")}
+        for number, camera in enumerate(CAMERAS):
+            wanted = rollout_map(
+                episode_of(planted), camera, phase, keyframe=keyframe, layers=range(LAYER + 1)
+            ).values
+            own = [float(r["weight"]) for r in rows if r["camera"] == camera]
+            np.testing.assert_allclose(own, wanted.ravel(), rtol=1e-6)
+            seen = np.where(cover_of(number), wanted, -1)
+            row, col = np.unravel_index(seen.argmax(), seen.shape)
+            readout = page.locator(f'[data-camera="{camera}"] .readout')
+            expect(readout).to_contain_text(f"at patch {row}, {col}")
+            printed = float(readout.inner_text().split()[1])
+            assert printed == pytest.approx(seen.max(), rel=5e-3)
+    monkeypatch.setenv("ATTNSTORE_TOKEN", TOKEN)
+    monkeypatch.setenv("ATTNSTORE_CACHE", str(tmp_path))
+    page.get_by_role("button", name="Python").click()
+    names: dict[str, Any] = {}
+    exec(page.locator("pre.code").inner_text(), names)
+    wanted = rollout_map(episode_of(planted), CAMERAS[0], phase, keyframe=2, layers=range(2)).values
+    np.testing.assert_array_equal(names["shown"], wanted)
+    page.get_by_role("tab", name="Heads").click()  # many maps: none of them is a rollout
+    expect(page.get_by_role("radio", name="raw")).to_have_attribute("aria-checked", "true")
+    expect(page.get_by_role("radio", name="rollout")).to_have_count(0)
+    page.get_by_role("tab", name="Look").click()
+    expect(caption).to_contain_text("rollout up to")
+    page.locator('[data-cell="0-1"]').click()  # a head of raw attention
+    expect(caption).to_contain_text("L00 H01")
+    expect(page.get_by_label("take sinks out")).to_be_checked()
+
+
+def test_where_rollout_is_not_defined_a_line_says_so(browser: Browser, tmp_path: Path) -> None:
+    paths = create_store(tmp_path / "writes.attn")
+    commit_episode(paths, random_episode("success/writes", texts=(2, 3, 2)), 0)
+    server = start(paths.root, log=tmp_path / "serve.log")
+    try:
+        page = browser.new_page()
+        page.goto(f"{server.url}/?token={TOKEN}#view=look&phase=decode&weighting=rollout")
+        note = page.locator(".look .note").first
+        expect(note).to_contain_text("rollout")
+        assert "of raw attention" not in note.inner_text()
+        expect(page.locator(".error")).to_have_count(0)
+        page.get_by_role("radio", name="prefix").click()
+        settle(page)
+        expect(page.locator(".readout").first).to_contain_text("at patch")
+        page.close()
+    finally:
+        stop(server)
 
 
 def test_the_keyboard_is_enough(page: Page, planted: Planted) -> None:

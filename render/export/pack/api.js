@@ -9,7 +9,7 @@ export const storeAddress = () => decodeURIComponent(new URL(`./${index.store}`,
 
 /** What the page says where it leaves a choice out. */
 export const ABSENT_WEIGHTING =
-  "raw attention: value-weighted maps are made of all weights, which are not in this pack";
+  "raw attention: value-weighted maps and rollout are made of all weights, which are not in this pack";
 
 const kept = keeping(ask);
 export const get = kept.get;
