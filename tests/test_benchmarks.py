@@ -79,7 +79,9 @@ def figures(name: str, directory: Path) -> dict[str, Any]:
 def test_runs(name: str, expected: list[str], tmp_path: Path) -> None:
     found = figures(name, tmp_path)
     assert set(expected) <= set(found)
-    assert all(f.value > 0 for f in found.values() if f.unit not in ("dB",))
+    # A server may need no more memory, or give some back.
+    counted = [f for f in found.values() if f.unit != "dB" and "growth in" not in f.name]
+    assert all(f.value > 0 for f in counted)
 
 
 @pytest.mark.usefixtures("untrained")
