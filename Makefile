@@ -1,11 +1,10 @@
 # `make demo` and `make test` need Python 3.11 or newer and make; everything else goes into .venv.
 #
 #   make PYTHON=/path/to/python3.12 test    another interpreter
-#   make JOBS=4 test                        so many test processes
+#   make JOBS=4 test                        fewer test processes than cores
 
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
-# On two cores a third process has the time in which the others wait for servers, browsers and disks.
-JOBS   ?= $(shell test "$$(getconf _NPROCESSORS_ONLN)" -gt 2 && echo auto || echo 3)
+JOBS   ?= auto
 VENV   := .venv
 MINOR  := import sys; print(*sys.version_info[:2], sep=".")
 OCTO_VENV ?= .venv-octo

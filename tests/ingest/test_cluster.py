@@ -167,10 +167,12 @@ class TestOwnCluster:
         assert sorted(o.name for o in report.outcomes) == names(6)
         (failed,) = report.failed
         assert failed.name == "e03"
-        assert failed.reason.startswith("3 workers died at it, the last one on ")
+        # Where a worker dies before it could tell that it began, Dask's third death is not our third.
+        assert re.match("[345] workers died at it, the last one on ", failed.reason)
         assert sorted(commits(small.paths.root)) == [n for n in names(6) if n != "e03"]
         tries = {n: small.times(f"do.{n}") for n in names(6)}
-        assert tries == dict.fromkeys(names(6), 1) | {"e01": 2, "e03": 3}
+        assert 3 <= tries.pop("e03") <= 5
+        assert tries == {n: 2 if n == "e01" else 1 for n in names(6) if n != "e03"}
         # A result that is lost with its worker before it was fetched is a further note.
         assert {note.partition(":")[0] for note in watcher.notes} == {"e01", "e03"}
         assert len(watcher.notes) >= 3
