@@ -262,6 +262,7 @@ RUN = {piece.page for piece in ALL if elsewhere(piece) is None}
 def test_a_page_can_be_followed(
     page: str, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("ATTNSTORE_CACHE", str(workshop.folder / "cache"))  # and not the user's own
     names = workshop.names_of(page, monkeypatch)
     monkeypatch.chdir(names.folder)
     monkeypatch.syspath_prepend(names.folder)
